@@ -1,0 +1,1 @@
+"""What can be computed from runs: patching, attention patterns, metrics."""

@@ -1,0 +1,234 @@
+"""PatchGrid: the effects of patching, with everything needed to read them, draw them and repeat them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labkit.tokens import Token
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+FORMAT = 1
+AXES = ("layer", "head", "position")
+
+
+@dataclass
+class PatchGrid:
+    """Patching effects over layers x positions, layers x heads, or layers x heads x positions.
+
+    Attributes:
+        values: the metric of each patched run, float32, one axis for each of `over`; NaN where not computed (yet).
+        over: the names of the axes, such as `("layer", "position")`.
+        index: what each axis runs over: layer numbers, head numbers, positions.
+        clean, corrupt: the metric on the two unpatched runs.
+        clean_tokens, corrupt_tokens: the two prompts, up to the position that the metric reads.
+        recipe: what repeats it: model, revision, bits, dtype, prompts, ids, site, metric, direction, versions.
+    """
+
+    values: np.ndarray
+    over: tuple[str, ...]
+    index: tuple[list[int], ...]
+    clean: float
+    corrupt: float
+    clean_tokens: list[Token]
+    corrupt_tokens: list[Token]
+    recipe: dict[str, Any] = field(repr=False)
+
+    @property
+    def site(self) -> str:
+        return str(self.recipe["site"])
+
+    @property
+    def direction(self) -> str:
+        return str(self.recipe["direction"])
+
+    @property
+    def answer(self) -> str | None:
+        return self.recipe["answer"]
+
+    @property
+    def foil(self) -> str | None:
+        return self.recipe["foil"]
+
+    @property
+    def tokens(self) -> list[Token]:
+        """The tokens of the run that is patched into: corrupt when denoising, clean when noising."""
+        return self.corrupt_tokens if self.direction == "denoise" else self.clean_tokens
+
+    @property
+    def complete(self) -> bool:
+        return not bool(np.isnan(self.values).any())
+
+    @property
+    def normalized(self) -> np.ndarray:
+        """The same on a scale on which 0 is the corrupt run and 1 the clean run; NaN if the two are equal."""
+        gap = self.clean - self.corrupt
+        if gap == 0:
+            return np.full_like(self.values, np.nan)
+        return ((self.values - self.corrupt) / gap).astype(np.float32)
+
+    def labels(self, axis: str) -> list[str]:
+        """What to write along an axis: numbers for layers and heads, `position token` for positions."""
+        numbers = self.index[self.over.index(axis)]
+        if axis == "position":
+            return [f"{n} {self.tokens[n].display}" for n in numbers]
+        return [str(n) for n in numbers]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a cell: its place on the axes, the token at its position, the value and the normalised value."""
+        import pandas as pd
+
+        places = np.meshgrid(*[np.array(numbers) for numbers in self.index], indexing="ij")
+        columns: dict[str, Any] = {name: place.ravel() for name, place in zip(self.over, places, strict=True)}
+        if "position" in self.over:
+            columns["token"] = [self.tokens[n].text for n in columns["position"]]
+        columns["value"] = self.values.ravel()
+        columns["normalized"] = self.normalized.ravel()
+        return pd.DataFrame(columns)
+
+    def title(self) -> str:
+        """What the grid shows, in one line."""
+        source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
+        what = f"{self.recipe['metric']} of {self.answer!r}" if self.answer else str(self.recipe["metric"])
+        what += f" minus {self.foil!r}" if self.foil and self.recipe["metric"] == "logit_diff" else ""
+        estimate = ", gradient estimate" if self.recipe.get("method") == "attribution" else ""
+        return f"{self.site}: {source} activation put into the {base} run ({what}{estimate})"
+
+    def figure(self, *, normalized: bool = True) -> go.Figure:
+        """A plotly heatmap with token labels: 0 as the corrupt run, 1 as the clean run, or in the metric's own unit.
+
+        Raises:
+            ValueError: the grid has three axes; select one of them first.
+        """
+        import plotly.graph_objects as go
+
+        if len(self.over) != 2:
+            raise ValueError(f"a figure has two axes; this grid has {self.over}: use to_frame() and select one")
+        values = self.normalized if normalized else self.values
+        unit = "0 = corrupt, 1 = clean" if normalized else (self.recipe.get("unit") or self.recipe["metric"])
+        middle = 0.0 if normalized else self.corrupt
+        # Equal colour steps on both sides of the middle, and no wider than the data need.
+        reach = max(1e-9, float(np.nanmax(np.abs(values - middle), initial=0.0)))
+        figure = go.Figure(
+            go.Heatmap(
+                z=values,
+                x=self.labels(self.over[1]),
+                y=self.labels(self.over[0]),
+                zmin=middle - reach,
+                zmax=middle + reach,
+                colorscale="RdBu",
+                colorbar={"title": {"text": unit, "side": "right"}},
+                hovertemplate=f"{self.over[0]} %{{y}}<br>{self.over[1]} %{{x}}<br>%{{z:.3f}}<extra></extra>",
+                hoverongaps=False,
+            )
+        )
+        figure.update_layout(
+            title={"text": self.title(), "font": {"size": 14}},
+            xaxis={"title": self.over[1], "type": "category", "tickangle": -45 if self.over[1] == "position" else 0},
+            yaxis={"title": self.over[0], "type": "category"},
+            width=max(480, 120 + 34 * values.shape[1]),
+            height=max(320, 180 + 14 * values.shape[0]),
+            margin={"t": 60},
+        )
+        return figure
+
+    def code(self) -> str:
+        """The Python that computes this grid again."""
+        recipe = self.recipe
+        load = "" if recipe["model"] == recipe.get("default_model") else f"{recipe['model']!r}, "
+        revision = f", revision={recipe['revision']!r}" if load and recipe["revision"] else ""
+        arguments = [f"clean={recipe['clean']!r}", f"corrupt={recipe['corrupt']!r}"]
+        arguments += [f"{name}={recipe[name]!r}" for name in ("answer", "foil") if recipe[name] is not None]
+        arguments.append(f"site={recipe['site']!r}")
+        default = "logit_diff" if recipe["foil"] is not None else "logprob"
+        if recipe["metric"] != default:
+            arguments.append(f"metric={recipe['metric'] if recipe['own_metric'] else repr(recipe['metric'])}")
+        arguments += [
+            f"{name}={recipe[name]!r}" for name in ("direction", "method", "at") if recipe[name] != _USUAL[name]
+        ]
+        if self.over != recipe["usual_over"]:
+            arguments.append(f"over={self.over!r}")
+        for axis, numbers in zip(self.over, self.index, strict=True):
+            if numbers != list(range(recipe["sizes"][axis])):
+                arguments.append(f"{axis}s={numbers!r}")
+        lines = ",\n    ".join(arguments)
+        return (
+            "import labkit as lk\n\n"
+            f"lm = lk.load({load}bits={recipe['bits']}{revision})\n"
+            f"grid = lk.patch(\n    lm,\n    {lines},\n)\n"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write values and recipe to one file (`.npz`), in one step: the file is whole or not there."""
+        path = Path(path)
+        about = {
+            "format": FORMAT,
+            "over": self.over,
+            "index": self.index,
+            "clean": self.clean,
+            "corrupt": self.corrupt,
+            "clean_tokens": [vars(t) for t in self.clean_tokens],
+            "corrupt_tokens": [vars(t) for t in self.corrupt_tokens],
+            "recipe": self.recipe,
+        }
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, values=self.values, about=np.array(json.dumps(about)))
+            os.replace(part, path)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise
+        return path
+
+    def __repr__(self) -> str:
+        shape = " x ".join(f"{len(n)} {name}s" for name, n in zip(self.over, self.index, strict=True))
+        done = int((~np.isnan(self.values)).sum())
+        partly = "" if self.complete else f", {done} of {self.values.size} cells computed"
+        return (
+            f"PatchGrid({self.site}, {self.direction}, {shape}, {self.recipe['metric']}: "
+            f"clean {self.clean:.3f}, corrupt {self.corrupt:.3f}{partly})"
+        )
+
+
+_USUAL = {"direction": "denoise", "method": "exact", "at": -1}
+
+
+def open_grid(path: str | os.PathLike[str]) -> PatchGrid:
+    """Open a grid that `PatchGrid.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a saved grid, or comes from a newer labkit.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values, about = file["values"], json.loads(str(file["about"]))
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{str(path)!r} is not a grid saved by labkit ({error})") from None
+    if about["format"] > FORMAT:
+        raise ValueError(
+            f"{str(path)!r} was saved by a newer labkit (format {about['format']}); update labkit to open it"
+        )
+    about["recipe"]["usual_over"] = tuple(about["recipe"]["usual_over"])
+    return PatchGrid(
+        values,
+        tuple(about["over"]),
+        tuple(about["index"]),
+        about["clean"],
+        about["corrupt"],
+        [Token(**t) for t in about["clean_tokens"]],
+        [Token(**t) for t in about["corrupt_tokens"]],
+        about["recipe"],
+    )

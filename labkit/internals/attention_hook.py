@@ -1,0 +1,138 @@
+"""One attention function that shows q, k, v, pattern and z on every architecture that transformers routes through its
+attention interface.
+
+`labkit` is registered beside `sdpa` and `eager`, with its mask (without the mask's own registration the causal mask is
+silently lost). It is switched on only while a pass needs it, only for the thread that asked (`attention_tasks`), and
+only acts in the layers that were given a task; every other layer goes straight to SDPA.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "labkit"
+
+
+@dataclass
+class AttentionCall:
+    """What one layer's attention was called with: q (batch, head, query, d_head), k and v (batch, kv_head, key, d_head).
+
+    `mask` broadcasts to (batch, head, query, key): bool (True may be looked at), additive float, or None for causal.
+    """
+
+    module: nn.Module
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    mask: torch.Tensor | None
+    scaling: float
+    options: dict[str, Any] = field(default_factory=dict)  # softcap, sinks (s_aux), sliding_window, ...
+
+    def fast(self) -> torch.Tensor:
+        """z (batch, query, head, d_head) by SDPA where SDPA can do it."""
+        if not needs_pattern(self.options):
+            options = {k: v for k, v in self.options.items() if k != "softcap"}
+            return sdpa_attention_forward(
+                self.module, self.q, self.k, self.v, self.mask, scaling=self.scaling, **options
+            )[0]
+        return apply_pattern(pattern_of(self), self.v)
+
+
+Task = Callable[[AttentionCall], torch.Tensor]
+"""What to do in one layer: from the call to z (batch, query, head, d_head)."""
+
+_here = threading.local()
+
+
+def needs_pattern(options: Mapping[str, Any]) -> bool:
+    """Can z be had only by way of an explicit pattern (soft-capped scores, attention sinks)?"""
+    return options.get("softcap") is not None or options.get("s_aux") is not None
+
+
+def shared_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """Key or value heads (batch, kv_head, key, d_head) repeated to one a query head."""
+    return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], 1)
+
+
+def pattern_of(call: AttentionCall) -> torch.Tensor:
+    """The attention pattern (batch, head, query, key), float32: rows sum to 1, less a sink's share; zero where masked."""
+    n_heads, queries, keys = call.q.shape[1], call.q.shape[2], call.k.shape[2]
+    # float32 whatever the model computes in: SDPA accumulates its scores so, too
+    scores = call.q.float() @ shared_heads(call.k, n_heads).float().transpose(2, 3) * call.scaling
+    if (cap := call.options.get("softcap")) is not None:
+        scores = torch.tanh(scores / cap) * cap
+    mask = call.mask
+    if mask is None:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask
+    if (sinks := call.options.get("s_aux")) is not None:
+        column = sinks.float().view(1, -1, 1, 1).expand(scores.shape[0], -1, queries, 1)
+        pattern = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    else:
+        pattern = scores.softmax(-1)
+    if mask.dtype == torch.bool:
+        pattern = pattern.masked_fill(~mask, 0.0)  # rows of padding, where everything is masked
+    return pattern
+
+
+def apply_pattern(pattern: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """z (batch, query, head, d_head) from a pattern (batch, head, query, key) and v (batch, kv_head, key, d_head)."""
+    return (pattern @ shared_heads(v, pattern.shape[1]).to(pattern.dtype)).transpose(1, 2).to(v.dtype)
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    call = AttentionCall(module, query, key, value, attention_mask, scale, options)
+    task = getattr(_here, "tasks", {}).get(module)
+    return (call.fast() if task is None else task(call)).contiguous(), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def attention_tasks(hf: nn.Module, tasks: Mapping[nn.Module, Task]) -> Iterator[None]:
+    """Give some attention modules a task for as long as the block runs; with no tasks nothing is switched at all.
+
+    The model's configuration names another attention implementation meanwhile and has its own back afterwards,
+    whatever happens. Other threads that run the same model meanwhile get SDPA.
+    """
+    if not tasks:
+        yield
+        return
+    configs = {
+        id(m.config): m.config for m in hf.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")
+    }
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    _here.tasks = dict(tasks)
+    try:
+        for config, _ in before:
+            config._attn_implementation = NAME
+        yield
+    finally:
+        _here.tasks = {}
+        for config, name in before:
+            config._attn_implementation = name

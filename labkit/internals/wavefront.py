@@ -1,0 +1,371 @@
+"""The wavefront: many patched runs of one prompt in a single pass up the blocks.
+
+A patch at layer L and position p changes nothing below L and nothing before p. So each patched run, a *row*, joins the
+batch at block L with the stored residual stream from position p on, and looks back at the stored keys and values of
+the positions before p. Linear layers see one packed list of tokens without padding (each row only its own p..end);
+attention, which is ours, works on the rows of the same p together, against the shared prefix. At the top only the
+position that the metric reads is unembedded.
+
+What a block is called with (position ids, rotary tables, whatever an architecture hands down) is recorded from one
+plain run and re-indexed for the packed tokens, so no architecture needs a table here; `readout_of` holds the stored
+run against the model's own logits before anything is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from labkit.internals.attention_hook import (
+    AttentionCall,
+    apply_pattern,
+    attention_tasks,
+    needs_pattern,
+    pattern_of,
+)
+from labkit.internals.run import hooked
+from labkit.models.anatomy import first_tensor, hidden_input
+from labkit.models.weights import is_plain
+
+if TYPE_CHECKING:
+    from labkit.models.language_model import LanguageModel
+
+
+class Unsupported(Exception):
+    """This architecture cannot be restarted in the middle; the caller runs it whole instead."""
+
+
+class Cancelled(Exception):
+    """The caller asked to stop in the middle of a pass."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One patch: a layer, a head (None: the whole vector) and a position (None: all positions)."""
+
+    layer: int
+    head: int | None = None
+    position: int | None = None
+
+
+@dataclass
+class Base:
+    """One plain run and all it takes to start again from any layer and position in it."""
+
+    lm: LanguageModel
+    ids: torch.Tensor  # (1, seq)
+    resid: list[torch.Tensor]  # what enters each block, and what leaves the last: n_layers + 1 of (seq, d_model)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # the arguments of each block, without the hidden states
+    attention: dict[nn.Module, AttentionCall]  # k, v, mask and options of each layer
+    logits: torch.Tensor  # (vocab,) at the last position, float32
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
+
+
+def record(lm: LanguageModel, ids: torch.Tensor, *, site: str | None = None) -> tuple[Base, list[torch.Tensor]]:
+    """Run a prompt (1, seq) once and keep what the wavefront needs, and one kind of site if asked.
+
+    Returns:
+        The base, and the site's activation of each layer without the batch axis: (seq, ...), patterns (head, seq, seq).
+    """
+    resid: list[torch.Tensor] = []
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    attention: dict[nn.Module, AttentionCall] = {}
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = hidden_input(args, kwargs)
+        assert x is not None
+        resid.append(x[0].detach().clone())
+        rest = args[1:] if args and args[0] is x else args
+        calls.append((rest, {name: value for name, value in kwargs.items() if value is not x}))
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        x = first_tensor(output)
+        assert x is not None
+        resid.append(x[0].detach().clone())
+
+    blocks = [block.module for block in lm.anatomy.blocks]
+    places = {(site, layer) for layer in range(lm.n_layers)} if site else set()
+    handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
+    handles.append(blocks[-1].register_forward_hook(after))
+    try:
+        with lm.busy(), hooked(lm, places, {}, watch=attention.__setitem__) as found:
+            logits = lm.hf(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if any(block.attention not in attention for block in lm.anatomy.blocks):
+        raise Unsupported(f"not every layer of {lm.name} has attention that goes through transformers' interface")
+    base = Base(lm, ids, resid, calls, attention, logits)
+    return base, [found[site, layer][0] for layer in range(lm.n_layers)] if site else []
+
+
+# -- from the last residual stream to logits ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Final norm and unembedding, with the scale or soft cap that the model puts on its logits."""
+
+    norm: nn.Module | None
+    unembed: nn.Module
+    scale: float
+    softcap: float | None
+
+    def __call__(self, x: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
+        """Logits (rows, vocab) or (rows, len(columns)), float32, from the last residual stream (rows, d_model)."""
+        x = x if self.norm is None else self.norm(x[None])[0]
+        if columns is not None and is_plain(self.unembed):
+            wanted = torch.tensor(columns, device=self.unembed.weight.device)
+            bias = None if self.unembed.bias is None else self.unembed.bias[wanted]
+            logits = F.linear(x, self.unembed.weight[wanted], bias).float()
+        else:
+            logits = self.unembed(x).float()
+            logits = logits if columns is None else logits[:, list(columns)]
+        logits = logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+def readout_of(base: Base) -> Readout:
+    """The readout, held against the logits that the model itself gave.
+
+    Raises:
+        Unsupported: norm and unembedding do not give the model's logits, with any declared scale or soft cap.
+    """
+    lm, anatomy = base.lm, base.lm.anatomy
+    config = lm.config
+    scales = [1.0, getattr(config, "logit_scale", None), 1 / (getattr(config, "logits_scaling", None) or 1)]
+    softcap = getattr(config, "final_logit_softcapping", None)
+    tolerance = (1e-4 if base.logits.dtype == lm.dtype else 0.05) * max(1.0, float(base.logits.abs().max()))
+    for scale in dict.fromkeys(float(s) for s in scales if s):
+        readout = Readout(anatomy.norm, anatomy.unembed, scale, softcap)
+        with lm.busy():
+            logits = readout(base.resid[-1][-1:])[0]
+        if logits.shape == base.logits.shape and float((logits - base.logits).abs().max()) <= tolerance:
+            return readout
+    raise Unsupported(f"the final norm and unembedding of {lm.name} do not give its logits")
+
+
+# -- the pass -------------------------------------------------------------------------------------------------------
+
+_MODULE_SITES = ("resid_mid", "attn_out", "mlp_out", "mlp_act")
+
+
+@dataclass
+class _Group:
+    """Rows that start at the same position."""
+
+    start: int
+    x: torch.Tensor  # (rows, length, d_model)
+    cells: list[int]  # the cell of each row
+
+    @property
+    def tokens(self) -> int:
+        return self.x.shape[0] * self.x.shape[1]
+
+
+class Wavefront:
+    """Patches of one kind of site, put into one base run from the same site of a source run.
+
+    Args:
+        base: the run that is patched into.
+        source: the site's activation of each layer, as `record` gives it.
+        site: its kind.
+        first: the first position at which the two prompts differ; nothing before it can have an effect.
+    """
+
+    def __init__(self, base: Base, source: Sequence[torch.Tensor], *, site: str, first: int) -> None:
+        self.lm, self.base, self.source, self.site, self.first = base.lm, base, source, site, first
+        self._masks: dict[tuple[int, int], torch.Tensor | None] = {}
+
+    def start_of(self, cell: Cell) -> int:
+        return self.first if cell.position is None else cell.position
+
+    def __call__(self, cells: Sequence[Cell], *, cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
+        """The last residual stream (len(cells), d_model) at the last position of each patched run.
+
+        Raises:
+            Cancelled: `cancelled()` came true; it is asked before every block.
+        """
+        n_layers = len(self.lm.anatomy.blocks)
+        joins: dict[int, list[int]] = {}
+        for index, cell in enumerate(cells):
+            joins.setdefault(cell.layer + (self.site == "resid_post"), []).append(index)
+        groups: dict[int, _Group] = {}
+        with self.lm.busy():
+            for layer in range(min(joins), n_layers + 1):
+                if cancelled():
+                    raise Cancelled
+                new = joins.get(layer, [])
+                self._join(groups, layer, new, cells)
+                if layer < n_layers:
+                    self._block(layer, list(groups.values()), set(new), cells)
+            final = self.base.resid[-1].new_empty(len(cells), self.base.resid[-1].shape[-1])
+            for group in groups.values():
+                final[group.cells] = group.x[:, -1]
+        return final
+
+    def _join(self, groups: dict[int, _Group], layer: int, new: list[int], cells: Sequence[Cell]) -> None:
+        """Rows whose patch is at this layer enter with the base run's residual stream."""
+        by_start: dict[int, list[int]] = {}
+        for index in new:
+            by_start.setdefault(self.start_of(cells[index]), []).append(index)
+        for start, indices in by_start.items():
+            x = self.base.resid[layer][start:].repeat(len(indices), 1, 1)
+            if self.site in ("resid_pre", "resid_post"):
+                for row, index in enumerate(indices):
+                    span = _span(cells[index], start)
+                    x[row, span] = self.source[cells[index].layer][start:][span]
+            old = groups.get(start)
+            if old is None:
+                groups[start] = _Group(start, x, indices)
+            else:
+                groups[start] = _Group(start, torch.cat([old.x, x]), old.cells + indices)
+
+    def _block(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
+        """One block over all rows, packed end to end; rows that are new here get their patch on the way."""
+        block, length = self.lm.anatomy.blocks[layer], self.base.length
+        device = self.base.resid[layer].device
+        at = torch.cat([torch.arange(g.start, length, device=device).repeat(len(g.cells)) for g in groups])  # (tokens,)
+        packed = torch.cat([g.x.flatten(0, 1) for g in groups])[None]  # (1, tokens, d_model)
+        args, kwargs = self.base.calls[layer]
+        args = tuple(_reindexed("", value, at, length) for value in args)
+        kwargs = {name: _reindexed(name, value, at, length) for name, value in kwargs.items()}
+        edits = (
+            {(self.site, layer): self._edit(layer, groups, new, cells)} if self.site in _MODULE_SITES and new else {}
+        )
+        assert block.attention is not None
+        task = self._attend(layer, groups, new, cells)
+        with hooked(self.lm, set(), edits), attention_tasks(self.lm.hf, {block.attention: task}):
+            out = first_tensor(block.module(packed, *args, **kwargs))
+        assert out is not None
+        for group, x in zip(groups, out[0].split([g.tokens for g in groups]), strict=True):
+            group.x = x.view(group.x.shape)
+
+    def _edit(
+        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Put the source's vectors at the new rows' positions of a packed activation (1, tokens, ...)."""
+
+        def edit(x: torch.Tensor) -> torch.Tensor:
+            x = x.clone()
+            for group, part in zip(groups, x[0].split([g.tokens for g in groups]), strict=True):
+                rows = part.view(*group.x.shape[:2], -1)
+                for row, index in enumerate(group.cells):
+                    if index in new:
+                        span = _span(cells[index], group.start)
+                        rows[row, span] = self.source[layer][group.start :][span]
+            return x
+
+        return edit
+
+    def _attend(
+        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
+    ) -> Callable[[AttentionCall], torch.Tensor]:
+        """Attention of packed rows: each group against the base run's keys and values before its start."""
+        by_head = self.site if self.site in ("q", "k", "v", "z", "pattern") else None
+
+        def task(call: AttentionCall) -> torch.Tensor:
+            stored = self.base.attention[call.module]
+            sizes = [g.tokens for g in groups]
+            parts = zip(
+                groups, call.q[0].split(sizes, 1), call.k[0].split(sizes, 1), call.v[0].split(sizes, 1), strict=True
+            )
+            z = []
+            for group, *flat in parts:
+                shape, start = group.x.shape[:2], group.start
+                q, k, v = (x.unflatten(1, shape).transpose(0, 1) for x in flat)  # (rows, head, length, d_head)
+                edited = [(row, cells[i]) for row, i in enumerate(group.cells) if by_head and i in new]
+                for name, x in (("q", q), ("k", k), ("v", v)):
+                    if by_head == name:
+                        self._put(x.transpose(1, 2), layer, start, edited)
+                k = torch.cat([stored.k[:, :, :start].expand(len(group.cells), -1, -1, -1), k], 2)
+                v = torch.cat([stored.v[:, :, :start].expand(len(group.cells), -1, -1, -1), v], 2)
+                here = AttentionCall(call.module, q, k, v, self._mask(stored, layer, start), call.scaling, call.options)
+                out = _fast(here)  # (rows, length, head, d_head)
+                if by_head == "z":
+                    self._put(out, layer, start, edited)
+                elif by_head == "pattern" and edited:
+                    self._put_pattern(out, here, layer, edited)
+                z.append(out.flatten(0, 1))
+            return torch.cat(z)[None]
+
+        return task
+
+    def _put(self, x: torch.Tensor, layer: int, start: int, edited: list[tuple[int, Cell]]) -> None:
+        """Write the source's vectors of a head (or of all) into x (rows, length, head, d_head), in place."""
+        for row, cell in edited:
+            span = _span(cell, start)
+            heads = slice(None) if cell.head is None else cell.head
+            x[row, span, heads] = self.source[layer][start:][span, heads]
+
+    def _put_pattern(self, z: torch.Tensor, call: AttentionCall, layer: int, edited: list[tuple[int, Cell]]) -> None:
+        """Recompute z (rows, length, head, d_head) of the edited rows with the source's pattern, in place."""
+        start = call.k.shape[2] - call.q.shape[2]
+        for row, cell in edited:
+            span = _span(cell, start)
+            heads = slice(None) if cell.head is None else cell.head
+            one = AttentionCall(
+                call.module,
+                call.q[row, None],
+                call.k[row, None],
+                call.v[row, None],
+                call.mask,
+                call.scaling,
+                call.options,
+            )
+            pattern = pattern_of(one)  # (1, head, length, seq)
+            pattern[0, heads, span] = self.source[layer][:, start:][heads, span].to(pattern.dtype)
+            z[row] = apply_pattern(pattern, one.v)[0]
+
+    def _mask(self, stored: AttentionCall, layer: int, start: int) -> torch.Tensor | None:
+        """The base run's mask for the queries from `start` on, (..., length, seq)."""
+        if start == 0:
+            return stored.mask
+        key = (-1 if stored.mask is None else layer, start)
+        if key not in self._masks:
+            if stored.mask is not None:
+                self._masks[key] = stored.mask[..., start:, :]
+            else:
+                length = self.base.length
+                causal = torch.ones(length - start, length, dtype=torch.bool, device=stored.k.device)
+                self._masks[key] = causal.tril(start)
+        return self._masks[key]
+
+
+def _fast(call: AttentionCall) -> torch.Tensor:
+    """z (rows, length, head, d_head) by SDPA with shared key and value heads, where SDPA can do it."""
+    if needs_pattern(call.options):
+        return call.fast()
+    grouped = call.q.shape[1] != call.k.shape[1]
+    out = F.scaled_dot_product_attention(
+        call.q, call.k, call.v, attn_mask=call.mask, is_causal=call.mask is None, scale=call.scaling, enable_gqa=grouped
+    )
+    return out.transpose(1, 2)
+
+
+def _span(cell: Cell, start: int) -> slice:
+    """The positions that a cell patches, counted from its row's start."""
+    return slice(None) if cell.position is None else slice(cell.position - start, cell.position - start + 1)
+
+
+def _reindexed(name: str, value: Any, at: torch.Tensor, length: int) -> Any:
+    """One argument of a block, for packed tokens: what has a position axis is taken at each token's position."""
+    if isinstance(value, tuple | list):
+        return type(value)(_reindexed(name, item, at, length) for item in value)
+    if isinstance(value, dict):
+        return {key: _reindexed(f"{name}.{key}", item, at, length) for key, item in value.items()}
+    if not isinstance(value, torch.Tensor):
+        return value
+    if "mask" in name or value.ndim == 4:
+        return None  # masks are taken from the recorded attention calls, group by group
+    if value.ndim >= 2 and value.shape[:2] == (1, length):
+        return value[:, at]
+    return value[at] if value.shape == (length,) else value

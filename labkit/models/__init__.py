@@ -1,0 +1,1 @@
+"""Getting an open model into memory."""

@@ -1,0 +1,177 @@
+"""LanguageModel: the weights, the tokenizer and where everything is in them.
+
+A thin face on a transformers model. The model itself is never changed: reading and writing go through hooks that are
+there only while one forward pass runs, and one job at a time has the model (`lm.lock`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from labkit.generation import Generation
+    from labkit.internals.run import Run
+    from labkit.models.anatomy import Anatomy
+    from labkit.models.memory import MemoryReport
+    from labkit.tokens import Token
+
+Prompt = str | Sequence[Mapping[str, str]] | torch.Tensor
+"""A prompt: text, a list of chat messages ({"role": ..., "content": ...}), or token ids (1, seq)."""
+
+
+class LanguageModel:
+    """An open model in memory, ready to be looked into. Made by `labkit.load` or `labkit.wrap`.
+
+    Attributes:
+        hf: the transformers model, in eval mode.
+        tokenizer: its tokenizer.
+        name: what it was loaded from (hub id, folder, file, or the default model's name).
+        revision: the commit or pinned version it came from, or None.
+        bits: 4, 8, 16 or 32.
+        lock: held by whoever runs the model; one job per model at a time.
+    """
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        revision: str | None = None,
+        bits: int = 32,
+    ) -> None:
+        self.hf = hf.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self.bits = bits
+        self.lock = threading.RLock()
+        self.checked: set[str] = set()  # sites whose fast patching has been held against the naive path
+
+    # -- sizes ---------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Any:
+        """The text part of the model's configuration."""
+        return self.hf.config.get_text_config(decoder=True)
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def n_heads(self) -> int:
+        return int(self.config.num_attention_heads)
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key and value heads; smaller than `n_heads` where queries are grouped."""
+        return int(getattr(self.config, "num_key_value_heads", None) or self.n_heads)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def d_head(self) -> int:
+        return int(getattr(self.config, "head_dim", None) or self.d_model // self.n_heads)
+
+    @property
+    def n_vocab(self) -> int:
+        return int(self.config.vocab_size)
+
+    @property
+    def context(self) -> int | None:
+        """The longest prompt the model was made for, in tokens; None where it declares no limit."""
+        value = getattr(self.config, "max_position_embeddings", None)
+        return int(value) if value else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype activations have (for 4-bit weights, the compute dtype)."""
+        return self.hf.get_input_embeddings().weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Where blocks, attention, MLP, norms, embedding and unembedding are."""
+        from labkit.models.anatomy import find_anatomy
+
+        return find_anatomy(self.hf)
+
+    # -- text and tokens -----------------------------------------------------------------------------------------
+
+    def encode(self, prompt: Prompt) -> torch.Tensor:
+        """Token ids (1, seq), int64, on the model's device; one BOS where the tokenizer wants one, never two.
+
+        Raises:
+            ValueError: the prompt is empty, or longer than the model's context.
+            TypeError: it is none of text, chat messages, ids.
+        """
+        from labkit.tokens import encode
+
+        return encode(self, prompt)
+
+    def tokens(self, prompt: Prompt) -> list[Token]:
+        """The prompt as the model sees it, one `Token` a position, with text that people can read."""
+        from labkit.tokens import describe
+
+        return describe(self.tokenizer, self.encode(prompt)[0].tolist())
+
+    # -- looking inside ------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        prompt: Prompt | Sequence[str],
+        *,
+        read: Sequence[str] = (),
+        write: Mapping[str, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    ) -> Run:
+        """One forward pass with sites read and written; see `labkit.internals.run.run`."""
+        from labkit.internals.run import run
+
+        return run(self, prompt, read=read, write=write)
+
+    def sites(self) -> pd.DataFrame:
+        """Every kind of site with its shape in this model, and why a kind is absent where it is."""
+        from labkit.internals.sites import describe_sites
+
+        return describe_sites(self)
+
+    def generate(self, prompt: Prompt, **settings: Any) -> Generation:
+        """Continue a prompt; see `labkit.generation.generate`."""
+        from labkit.generation import generate
+
+        return generate(self, prompt, **settings)
+
+    def memory(self) -> MemoryReport:
+        """Where the bytes are; see `labkit.models.memory.MemoryReport`."""
+        from labkit.models.memory import measure
+
+        return measure(self)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Have the model to oneself, without gradients, for as long as the block runs."""
+        with self.lock, torch.no_grad():
+            yield
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"LanguageModel({self.name!r}, bits={self.bits}, dtype={dtype}, layers={self.n_layers}, "
+            f"heads={self.n_heads}, kv_heads={self.n_kv_heads}, d_model={self.d_model})"
+        )

@@ -1,0 +1,1 @@
+"""Notebook widgets: small public building blocks and the tools made of them."""
