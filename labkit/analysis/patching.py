@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labkit.analysis.attribution import estimate
 from labkit.analysis.grid import PatchGrid
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.internals.run import run
-from labkit.internals.sites import HEAD_KINDS, Site, absent, checked, n_heads_of
-from labkit.internals.wavefront import Base, Cancelled, Cell, Readout, Unsupported, Wavefront, readout_of, record
+from labkit.internals.sites import HEAD_KINDS, Site, checked, n_heads_of
+from labkit.internals.wavefront import Cancelled, Cell, Readout, Unsupported, Wavefront, readout_of, record
 from labkit.tokens import Pair, align, describe, single_token
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 POSITION_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_act")
 DIRECTIONS = ("denoise", "noise")
+METHODS = ("exact", "attribution")
 
 
 def patch(
@@ -63,8 +65,10 @@ def patch(
         foil: the token that corrupt calls for.
         site: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `mlp_act` over layers x positions;
             `q`, `k`, `v`, `pattern`, `z`, `head_out` over layers x heads, all positions together.
-        metric: `logit_diff`, `logprob`, `kl`, `rank`, or a function (rows, vocab) -> (rows,); without one, `logit_diff`.
-        method: `exact` reruns the model from each patch on.
+        metric: `logit_diff`, `logprob`, `kl` (from the clean run), `rank`, or a function of the logits,
+            (rows, vocab) -> (rows,); without one `logit_diff`, or `logprob` where there is no foil.
+        method: `exact` reruns the model from each patch on; `attribution` is the gradient estimate of the same, from
+            one forward and one backward pass.
         direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
         over: other axes, such as `("layer", "head", "position")` or `("layer", "position")` for a site by head.
         layers, heads, positions: only these.
@@ -92,6 +96,15 @@ def patch(
                 f"interrupted: {job.done} of {job.total} cells are in the grid, the others are NaN", stacklevel=2
             )
     return job.grid
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What the two unpatched runs left: the source's activations, the metric, and how to read logits out."""
+
+    source: list[torch.Tensor]
+    metric: Metric
+    readout: Readout | None  # None where runs cannot be restarted in the middle
 
 
 class PatchJob:
@@ -126,8 +139,9 @@ class PatchJob:
     ) -> None:
         if direction not in DIRECTIONS:
             raise ValueError(f"direction is one of {', '.join(DIRECTIONS)}; got {direction!r}")
-        if method != "exact":
-            raise ValueError(f"method is 'exact'; got {method!r}")
+        if method not in METHODS:
+            raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
+        self.method = method
         self.lm = lm
         self.site = checked(lm, site).kind
         if self.site not in (*POSITION_SITES, *HEAD_KINDS):
@@ -152,7 +166,7 @@ class PatchJob:
         ]
         self.engine = "wavefront"
         self._stop = threading.Event()
-        self._ready: tuple[Base, list[torch.Tensor], Metric, Readout | None] | None = None
+        self._ready: _Ready | None = None
         self.grid = PatchGrid(
             np.full([len(numbers) for numbers in index], np.nan, np.float32),
             over,
@@ -260,8 +274,12 @@ class PatchJob:
         if self._ready is None:
             self._prepare()
         yield self.done
-        budget = tokens_at_once(self.lm)
-        waiting = self._chunks(budget)
+        if self.method == "attribution":
+            open_cells = self._open()
+            self.grid.values.reshape(-1)[open_cells] = self._unpatched + self._estimates(open_cells)
+            yield self.done
+            return
+        waiting = self._chunks(tokens_at_once(self.lm))
         while waiting and not self._stop.is_set():
             chunk = waiting.pop(0)
             try:
@@ -302,38 +320,72 @@ class PatchJob:
         differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
         self.first = int(differ[0]) if len(differ) else self.at + 1
         flat = self.grid.values.reshape(-1)
-        unpatched = self.grid.corrupt if base == "corrupt" else self.grid.clean
+        self._unpatched = self.grid.corrupt if base == "corrupt" else self.grid.clean
         for i, cell in enumerate(self.cells):
             if self.first > self.at or (cell.position is not None and cell.position < self.first):
-                flat[i] = unpatched  # nothing before the first difference can have an effect
+                flat[i] = self._unpatched  # nothing before the first difference can have an effect
             elif own and torch.equal(_of_cell(own, kind, cell), _of_cell(activations, kind, cell)):
-                flat[i] = unpatched
-        self._ready = (base_run, activations, metric, readout)  # type: ignore[assignment]
-        if self.engine == "wavefront":
+                flat[i] = self._unpatched
+        self._ready = _Ready(activations, metric, readout)
+        if base_run is not None:
             self._wavefront = Wavefront(base_run, activations, site=kind, first=self.first)
-            self._check_engine()
+            if self.method == "exact":
+                self._check_engine()
+
+    def _open(self) -> list[int]:
+        cells: list[int] = np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()
+        return cells
 
     def _chunks(self, budget: int) -> list[list[int]]:
-        """The open cells in chunks of about `budget` tokens: by position, so that rows of one start are together."""
-        open_cells = [i for i in np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()]
-        open_cells.sort(key=lambda i: (-(self.cells[i].position or 0), self.cells[i].layer))
+        """The open cells in chunks of about `budget` tokens, those with the largest estimated effects first."""
+        waiting = self._open()
+        length = {i: self.at + 1 - self._wavefront.start_of(self.cells[i]) if self._fast else 1 for i in waiting}
+        importance = dict.fromkeys(waiting, 0.0)
+        if self._fast and sum(length.values()) > 2 * budget:  # a grid of one chunk or two is there at once anyway
+            # Rows of one start share their prefix, so a position's cells stay together and go by its largest.
+            by_start: dict[int | None, float] = {}
+            for i, value in zip(waiting, np.abs(self._estimates(waiting)), strict=True):
+                importance[i] = float(value)
+                start = self.cells[i].position
+                by_start[start] = max(by_start.get(start, 0.0), float(value))
+            for i in waiting:
+                if self.cells[i].position is not None:
+                    importance[i] = by_start[self.cells[i].position]
+        waiting.sort(key=lambda i: (-importance[i], self.cells[i].position or 0, self.cells[i].layer))
         chunks: list[list[int]] = []
         tokens = 0
-        for i in open_cells:
-            position = self.cells[i].position
-            length = self.at + 1 - (self.first if position is None else position)
-            if not chunks or tokens + length > budget:
+        for i in waiting:
+            if not chunks or tokens + length[i] > budget:
                 chunks.append([])
                 tokens = 0
             chunks[-1].append(i)
-            tokens += length
+            tokens += length[i]
         return chunks
+
+    @property
+    def _fast(self) -> bool:
+        return self.engine == "wavefront"
+
+    def _estimates(self, cells: list[int]) -> np.ndarray:
+        """The gradient estimate of each cell's effect, float32."""
+        assert self._ready is not None
+        metric = self._ready.metric
+        ids = self.ids["corrupt" if self.direction == "denoise" else "clean"]
+        pick = (lambda x: x) if metric.columns is None else (lambda x: x[:, list(metric.columns or ())])
+        return estimate(
+            self.lm,
+            ids,
+            self._ready.source,
+            site="z" if self.site == "head_out" else self.site,
+            metric=lambda logits: metric(pick(logits)),
+            cells=[self.cells[i] for i in cells],
+        ).numpy()
 
     def _values(self, cells: list[Cell]) -> np.ndarray:
         """The metric of each patched run, float32 (len(cells),)."""
         assert self._ready is not None
-        _, _, metric, readout = self._ready
-        if readout is None or self.engine != "wavefront":
+        metric, readout = self._ready.metric, self._ready.readout
+        if readout is None or not self._fast:
             return np.array([self._whole(cell) for cell in cells], np.float32)
         x = self._wavefront(cells, cancelled=self._stop.is_set)
         rows = max(1, (64 << 20) // (4 * self.lm.n_vocab))  # logits of at most 64 MB at once
@@ -345,7 +397,7 @@ class PatchJob:
         if self._stop.is_set():
             raise Cancelled
         assert self._ready is not None
-        metric = self._ready[2]
+        metric = self._ready.metric
         source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
         site = Site(self.site, cell.layer, cell.head, cell.position)
         value = run(self.lm, self.ids[source], read=[site])[site]
@@ -444,6 +496,3 @@ def inspect(lm: LanguageModel, grid: PatchGrid, layer: int, column: int, *, k: i
     place = grid.index[0].index(layer), grid.index[1].index(column)
     unpatched = grid.corrupt if grid.direction == "denoise" else grid.clean
     return CellReport(before, after, float(grid.values[place]) - unpatched, float(grid.normalized[place]))
-
-
-__all__ = ["CellReport", "PatchJob", "absent", "inspect", "patch"]

@@ -25,9 +25,10 @@ NAME = "labkit"
 
 @dataclass
 class AttentionCall:
-    """What one layer's attention was called with: q (batch, head, query, d_head), k and v (batch, kv_head, key, d_head).
+    """What one layer's attention was called with.
 
-    `mask` broadcasts to (batch, head, query, key): bool (True may be looked at), additive float, or None for causal.
+    q is (batch, head, query, d_head), k and v (batch, kv_head, key, d_head). `mask` broadcasts to
+    (batch, head, query, key): bool (True may be looked at), additive float, or None for causal.
     """
 
     module: nn.Module
@@ -65,7 +66,10 @@ def shared_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
 
 
 def pattern_of(call: AttentionCall) -> torch.Tensor:
-    """The attention pattern (batch, head, query, key), float32: rows sum to 1, less a sink's share; zero where masked."""
+    """The attention pattern (batch, head, query, key), float32.
+
+    Rows sum to 1, less a sink's share, and are zero where masked.
+    """
     n_heads, queries, keys = call.q.shape[1], call.q.shape[2], call.k.shape[2]
     # float32 whatever the model computes in: SDPA accumulates its scores so, too
     scores = call.q.float() @ shared_heads(call.k, n_heads).float().transpose(2, 3) * call.scaling
@@ -114,7 +118,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 @contextmanager
-def attention_tasks(hf: nn.Module, tasks: Mapping[nn.Module, Task]) -> Iterator[None]:
+def attention_tasks(hf: Any, tasks: Mapping[nn.Module, Task]) -> Iterator[None]:
     """Give some attention modules a task for as long as the block runs; with no tasks nothing is switched at all.
 
     The model's configuration names another attention implementation meanwhile and has its own back afterwards,

@@ -68,7 +68,7 @@ def run(
     prompt: Prompt | Sequence[str],
     *,
     read: Sequence[str | Site] = (),
-    write: Mapping[str | Site, torch.Tensor | Edit] | None = None,
+    write: Mapping[Any, torch.Tensor | Edit] | None = None,
 ) -> Run:
     """One forward pass over a prompt, or over a list of texts as one left-padded batch.
 

@@ -114,8 +114,8 @@ def record(lm: LanguageModel, ids: torch.Tensor, *, site: str | None = None) -> 
 class Readout:
     """Final norm and unembedding, with the scale or soft cap that the model puts on its logits."""
 
-    norm: nn.Module | None
-    unembed: nn.Module
+    norm: Any  # a module, or None
+    unembed: Any
     scale: float
     softcap: float | None
 

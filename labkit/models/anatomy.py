@@ -58,7 +58,7 @@ def hidden_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor 
     return value if isinstance(value, torch.Tensor) else None
 
 
-def find_anatomy(hf: nn.Module) -> Anatomy:
+def find_anatomy(hf: Any) -> Anatomy:
     """The anatomy of a transformers decoder.
 
     Raises:
@@ -70,7 +70,7 @@ def find_anatomy(hf: nn.Module) -> Anatomy:
             f"{type(hf).__name__} has no input embedding or no unembedding; labkit reads decoders with both"
         )
     blocks = _blocks(hf)
-    flow = _watch(hf, embed, blocks)
+    flow = _watch(hf, embed)
     parts = tuple(_parts(block, _declared(hf, "attentions"), flow) for block in blocks)
     after = [call for call in flow.calls if call.order > flow.last_of[blocks[-1]]]
     last_out = flow.outputs[blocks[-1]]
@@ -131,7 +131,7 @@ class _Flow:
         return (call for call in self.calls if call.module in members)
 
 
-def _watch(hf: nn.Module, embed: nn.Module, blocks: list[nn.Module]) -> _Flow:
+def _watch(hf: Any, embed: Any) -> _Flow:
     flow = _Flow()
     handles = [m.register_forward_hook(flow.note, with_kwargs=True) for m in hf.modules() if m is not hf]
     try:

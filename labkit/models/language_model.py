@@ -138,7 +138,7 @@ class LanguageModel:
         prompt: Prompt | Sequence[str],
         *,
         read: Sequence[str] = (),
-        write: Mapping[str, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        write: Mapping[Any, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]] | None = None,
     ) -> Run:
         """One forward pass with sites read and written; see `labkit.internals.run.run`."""
         from labkit.internals.run import run

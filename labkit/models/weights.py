@@ -7,6 +7,8 @@ with, so that is how a packed one is read: one layer at a time, nothing kept.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,10 +21,16 @@ def bias_of(layer: nn.Module) -> torch.Tensor | None:
 
 def is_plain(layer: nn.Module) -> bool:
     """Is this an ordinary `torch.nn.Linear`, whose weight can be read and indexed as it is?"""
-    return type(layer) is nn.Linear and layer.weight.dtype.is_floating_point
+    return type(layer) is nn.Linear and bool(layer.weight.dtype.is_floating_point)
 
 
-def weight_of(layer: nn.Module, *, dtype: torch.dtype) -> torch.Tensor:
+def is_quantised(layer: nn.Module) -> bool:
+    """Does this linear layer hold its weight as packed integers (bitsandbytes 4-bit or 8-bit)?"""
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, torch.Tensor) and not weight.dtype.is_floating_point and not list(layer.children())
+
+
+def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
     """The weight (out, in) of a linear layer in the given dtype; a quantised one is dequantised for the call."""
     weight = layer.weight
     if is_plain(layer):

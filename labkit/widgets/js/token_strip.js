@@ -34,9 +34,17 @@ function render({ model, el }) {
   let table = null;
   let current = 0; // the chip that Tab reaches
 
+  let marks = new Map(); // token index -> names of its marks
+
   const numberOf = (name) => model.get(name);
-  const marksOf = (index) =>
-    Object.entries(model.get("marks")).filter(([, places]) => places.includes(index)).map(([name]) => name);
+  const marksOf = (index) => marks.get(index) || [];
+
+  function readMarks() {
+    marks = new Map();
+    for (const [name, places] of Object.entries(model.get("marks"))) {
+      for (const index of places) marks.set(index, [...marksOf(index), name]);
+    }
+  }
 
   function chip(text, index) {
     const node = element("span", "labkit-token");
@@ -237,6 +245,7 @@ function render({ model, el }) {
     event.stopPropagation();
   });
 
+  readMarks();
   const stopTheme = followTheme(el, drawTheme);
   drawTokens();
   const listeners = {
@@ -244,6 +253,7 @@ function render({ model, el }) {
     "change:widths": drawWidths,
     "change:values change:low change:high change:centre": () => drawShades(),
     "change:marks": () => {
+      readMarks();
       drawMarks();
       drawShades();
     },

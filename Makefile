@@ -1,0 +1,45 @@
+# Everything lives in .venv. Python 3.11 or newer and make are all that a machine needs beforehand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: lab test test-quick lint bench clean help
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("labkit needs Python 3.11 or newer; try: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and exactly, so that nothing else can pull in another build of it.
+$(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable ".[lab]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.lab
+	$(PIP) --editable ".[test]"
+	touch $@
+
+lab: $(VENV)/.lab  ## JupyterLab on the notebooks, with the default model ready (more flags: ARGS="--port 8890 --no-browser")
+	$(BIN)/labkit lab $(ARGS)
+
+test: $(VENV)/.test  ## every test: lint, types, promises, notebooks, a real browser
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/labkit pull
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(ARGS)
+
+test-quick: $(VENV)/.test  ## the promises on the default model, without notebooks and browser
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+lint: $(VENV)/.test  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environments; the model cache stays
+	rm -rf $(VENV) .venv-peers

@@ -1,0 +1,135 @@
+"""Heatmap: cells of numbers with readable labels, zero in the middle where zero means nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import traitlets as t
+
+from labkit.widgets.block import Array, Block, literal, module, style, texts
+from labkit.widgets.snapshot import card, heatmap_svg
+
+
+class Heatmap(Block):
+    """A grid of numbers as colours, on a canvas. Arrow keys move, Enter or a click selects a cell.
+
+    Args:
+        values: (rows, columns), float32, or uint8 with 0 for `low` and 255 for `high`. NaN: not computed yet.
+        row_labels, column_labels: texts or tokens.
+        row_axis, column_axis, title, unit: what the axes and the numbers are.
+        low, high: the values at the ends of the colour scale; from the values where not given.
+        centre: the value in the middle of a scale with two sides, such as 0.0; None for one that only grows.
+        scale: `effect` with a centre, `amount` without, unless given.
+        origin: `top` or `bottom`: where row 0 is.
+        square: cells as high as they are wide.
+        column_marks: columns whose label stands out.
+
+    Traits:
+        selection, hovered: (row, column) or None.
+    """
+
+    _esm = module("heatmap")
+    _css = style("heatmap")
+
+    values = Array(2)
+    row_labels = t.List(t.Unicode()).tag(sync=True)
+    column_labels = t.List(t.Unicode()).tag(sync=True)
+    column_marks = t.List(t.Int()).tag(sync=True)
+    row_axis = t.Unicode().tag(sync=True)
+    column_axis = t.Unicode().tag(sync=True)
+    title = t.Unicode().tag(sync=True)
+    unit = t.Unicode().tag(sync=True)
+    description = t.Unicode(help="what a screen reader says of the whole").tag(sync=True)
+    low = t.Float(0.0).tag(sync=True)
+    high = t.Float(1.0).tag(sync=True)
+    centre = t.Float(None, allow_none=True).tag(sync=True)
+    origin = t.Enum(["top", "bottom"], "top").tag(sync=True)
+    square = t.Bool(False).tag(sync=True)
+    max_height = t.Int(520).tag(sync=True)
+    selection = t.Tuple(t.Int(), t.Int(), default_value=None, allow_none=True).tag(sync=True)
+    hovered = t.Tuple(t.Int(), t.Int(), default_value=None, allow_none=True).tag(sync=True)
+
+    def __init__(
+        self,
+        values: Any = None,
+        *,
+        row_labels: Sequence[Any] = (),
+        column_labels: Sequence[Any] = (),
+        low: float | None = None,
+        high: float | None = None,
+        centre: float | None = None,
+        scale: str | None = None,
+        **traits: Any,
+    ) -> None:
+        least, most = _range(values, centre)
+        super().__init__(
+            values=values,
+            row_labels=texts(row_labels),
+            column_labels=texts(column_labels),
+            low=least if low is None else low,
+            high=most if high is None else high,
+            centre=centre,
+            scale=scale or ("amount" if centre is None else "effect"),
+            **traits,
+        )
+
+    @t.observe("values", "title", "unit", "row_axis", "column_axis")
+    def _describe(self, _change: Any) -> None:
+        if self.values is None:
+            self.description = f"{self.title or 'heatmap'}, empty"
+            return
+        rows, columns = self.values.shape
+        numbers = self.numbers()
+        known = numbers[np.isfinite(numbers)]
+        said = f"from {known.min():.3g} to {known.max():.3g} {self.unit}".rstrip() if known.size else "not computed yet"
+        self.description = (
+            f"{self.title or 'heatmap'}: {rows} rows ({self.row_axis or 'rows'}) by {columns} columns "
+            f"({self.column_axis or 'columns'}), values {said}. Arrow keys move, Enter selects."
+        )
+
+    def numbers(self) -> np.ndarray:
+        """The values as float32 (rows, columns), also where they are held as uint8."""
+        if self.values is None:
+            return np.zeros((0, 0), np.float32)
+        if self.values.dtype == np.uint8:
+            return np.float32(self.low + self.values / np.float32(255) * (self.high - self.low))
+        return np.asarray(self.values, np.float32)
+
+    def snapshot(self) -> str:
+        return card(self.picture(), title=self.title)
+
+    def picture(self) -> str:
+        """The heatmap as SVG without a frame, for the snapshot of a tool."""
+        if self.values is None or not self.values.size:
+            return ""
+        return heatmap_svg(
+            self.numbers(), self.row_labels, self.column_labels, scale=self.scale, low=self.low, high=self.high,
+            centre=self.centre, row_axis=self.row_axis, column_axis=self.column_axis, unit=self.unit,
+            origin=self.origin, square=self.square, title=self.title,
+        )  # fmt: skip
+
+    def code(self) -> str:
+        """The Python that makes the same heatmap."""
+        names = ["row_labels", "column_labels", "row_axis", "column_axis", "title", "unit", "low", "high", "centre"]
+        names += ["scale", "origin", "square"]
+        given = "".join(f"    {name}={getattr(self, name)!r},\n" for name in names)
+        values = literal(self.values).split("  #")
+        about = f"  #{values[1]}" if len(values) > 1 else ""
+        return f"import labkit as lk\n\nlk.Heatmap(\n    {values[0]},{about}\n{given})\n"
+
+    def __repr__(self) -> str:
+        shape = "empty" if self.values is None else f"{self.values.shape[0]} x {self.values.shape[1]}"
+        return f"Heatmap({self.title + ': ' if self.title else ''}{shape})"
+
+
+def _range(values: Any, centre: float | None) -> tuple[float, float]:
+    array = np.zeros(0) if values is None else np.asarray(values)
+    if array.dtype == np.uint8:
+        return 0.0, 1.0
+    known = array[np.isfinite(array)]
+    if not known.size:
+        return (0.0, 1.0) if centre is None else (centre - 1.0, centre + 1.0)
+    low, high = float(known.min()), float(known.max())
+    return (min(0.0, low) if centre is None else low, high)

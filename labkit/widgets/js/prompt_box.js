@@ -1,0 +1,48 @@
+// PromptBox: a text box for a prompt that grows with its text; Ctrl+Enter (or Cmd+Enter) asks for a run.
+
+function render({ model, el }) {
+  blockRoot(el, "labkit-prompt");
+  const label = element("label", "labkit-muted");
+  const box = element("textarea");
+  box.spellcheck = false;
+  box.id = `labkit-${Math.random().toString(36).slice(2)}`;
+  label.htmlFor = box.id;
+  el.append(label, box);
+
+  function grow() {
+    box.style.height = "auto";
+    box.style.height = `${Math.min(box.scrollHeight + 2, 320)}px`;
+  }
+  function draw() {
+    label.textContent = model.get("label");
+    box.placeholder = model.get("placeholder");
+    box.rows = model.get("rows");
+    if (box.value !== model.get("value")) box.value = model.get("value");
+    grow();
+  }
+
+  box.addEventListener("input", () => {
+    model.set("value", box.value);
+    model.save_changes();
+    grow();
+  });
+  box.addEventListener("keydown", (event) => {
+    event.stopPropagation(); // the notebook has its own meaning for Enter
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    model.send({ kind: "submit" });
+  });
+
+  const stopTheme = followTheme(el, () => {});
+  draw();
+  const observer = new ResizeObserver(grow);
+  observer.observe(el);
+  model.on("change:value change:label change:placeholder change:rows", draw);
+  return () => {
+    stopTheme();
+    observer.disconnect();
+    model.off("change:value change:label change:placeholder change:rows", draw);
+  };
+}
+
+export default { render };

@@ -1,0 +1,35 @@
+"""The real default model, once a test session: in NF4, as people use it, and in fp32, where promises are exact."""
+
+import pytest
+
+import labkit as lk
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+
+
+@pytest.fixture(scope="session")
+def lm4() -> lk.LanguageModel:
+    return lk.load(progress=False)
+
+
+@pytest.fixture(scope="session")
+def lm32() -> lk.LanguageModel:
+    return lk.load(bits=32, progress=False)
+
+
+@pytest.fixture(scope="session", params=[32, 4])
+def lm(request: pytest.FixtureRequest) -> lk.LanguageModel:
+    """Each promise on both."""
+    return request.getfixturevalue(f"lm{request.param}")
+
+
+@pytest.fixture(autouse=True)
+def no_hook_is_left(request: pytest.FixtureRequest):
+    """Whatever a test does, the models it used hold no hook of ours afterwards and have their own attention back."""
+    yield
+    for name in ("lm4", "lm32"):
+        if name in request.fixturenames:
+            model = request.getfixturevalue(name).hf
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+            assert model.config._attn_implementation == "sdpa"

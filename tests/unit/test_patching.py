@@ -1,0 +1,361 @@
+"""Exact patching: the fast engine against the naive path, and what happens around it."""
+
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLEAN, CORRUPT
+
+import labkit as lk
+from labkit.analysis import patching
+from labkit.analysis.patching import PatchJob, inspect
+
+LONG = (
+    "When Mary and John went to the store, {} looked at the shelves for a while and thought about what they would need "
+    "for the evening, because their friends were coming over for dinner and nothing was ready yet. In the end, {} gave "
+    "a drink to"
+)
+PAIR = (CLEAN, CORRUPT, " Mary", " John")
+BY_HEAD = ("q", "k", "v", "pattern", "z", "head_out")
+
+
+def naive(lm, grid: lk.PatchGrid, cells: np.ndarray) -> np.ndarray:
+    """One whole forward a cell: run the source, write the site, read the logit difference."""
+    source, base = (CLEAN, CORRUPT) if grid.direction == "denoise" else (CORRUPT, CLEAN)
+    answer, foil = lm.encode(" Mary")[0, 0], lm.encode(" John")[0, 0]
+    values = []
+    for cell in cells:
+        place = dict(zip(grid.over, cell, strict=True))
+        site = f"{grid.site}.{place['layer']}"
+        site += f".{place['head']}" if "head" in place else ""
+        site += f"@{place['position']}" if "position" in place else ""
+        value = lm.run(source, read=[site])[site]
+        logits = lm.run(base, write={site: value}).logits[0, -1].float()
+        values.append(float(logits[answer] - logits[foil]))
+    return np.array(values, np.float32)
+
+
+def some(grid: lk.PatchGrid, n: int = 12) -> np.ndarray:
+    """A fixed spread of the cells that have an effect."""
+    cells = np.argwhere(grid.values != (grid.corrupt if grid.direction == "denoise" else grid.clean))
+    return cells[np.linspace(0, len(cells) - 1, n).astype(int)]
+
+
+def close(lm, fast: np.ndarray, slow: np.ndarray) -> bool:
+    """1e-4 in fp32. In NF4 on bf16, another batch rounds otherwise: steps of 1/8 at this size of logits, twice."""
+    return bool(np.abs(fast - slow).max() <= (1e-4 if lm.bits == 32 else 0.5))
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("site", [*patching.POSITION_SITES, *BY_HEAD])
+def test_the_fast_grid_is_the_naive_grid(lm, site, direction):
+    job = PatchJob(lm, *PAIR, site=site, direction=direction)
+    for _ in job.steps():
+        pass
+    assert job.engine == "wavefront"
+    assert job.grid.complete
+    cells = some(job.grid)
+    assert close(lm, job.grid.values[tuple(cells.T)], naive(lm, job.grid, cells))
+
+
+@pytest.mark.parametrize("site", BY_HEAD)
+def test_heads_by_position_are_the_naive_cells(lm32, site):
+    grid = lk.patch(lm32, *PAIR, site=site, over=("layer", "head", "position"), layers=[3, 22], progress=False)
+    cells = np.argwhere(grid.values != grid.corrupt)
+    cells = cells[np.linspace(0, len(cells) - 1, 8).astype(int)]
+    places = np.column_stack([np.array(grid.index[axis])[cells[:, axis]] for axis in range(3)])
+    assert close(lm32, grid.values[tuple(cells.T)], naive(lm32, grid, places))
+
+
+def test_a_whole_layer_of_heads_by_position_is_the_naive_cell(lm32):
+    grid = lk.patch(lm32, *PAIR, site="z", over=("layer", "position"), progress=False)
+    cells = some(grid, 6)
+    assert close(lm32, grid.values[tuple(cells.T)], naive(lm32, grid, cells))
+
+
+def test_identical_prompts_have_no_effect_anywhere(lm):
+    for site in ("resid_pre", "z"):
+        grid = lk.patch(lm, CLEAN, CLEAN, " Mary", " John", site=site, progress=False)
+        assert (grid.values == grid.corrupt).all()
+        assert np.isnan(grid.normalized).all()
+
+
+def test_the_first_difference_at_layer_0_and_the_end_at_the_last_layer_carry_everything(lm):
+    grid = lk.patch(lm, *PAIR, progress=False)
+    tolerance = 1e-4 if lm.bits == 32 else 0.06
+    assert abs(grid.normalized[0, 9] - 1) < tolerance
+    post = lk.patch(lm, *PAIR, site="resid_post", layers=[lm.n_layers - 1], progress=False)
+    assert abs(post.normalized[0, 13] - 1) < tolerance
+    assert (grid.values[:, :9] == grid.corrupt).all()
+
+
+def test_small_chunks_give_the_same_grid(lm32, monkeypatch):
+    whole = lk.patch(lm32, *PAIR, progress=False)
+    monkeypatch.setattr(patching, "tokens_at_once", lambda lm: 40)
+    job = PatchJob(lm32, *PAIR)
+    steps = list(job.steps())
+    assert len(steps) > 5
+    assert steps == sorted(steps)
+    assert np.abs(job.grid.values - whole.values).max() < 1e-4
+
+
+def test_results_stream_in_order_of_estimated_importance(lm32, monkeypatch):
+    monkeypatch.setattr(patching, "tokens_at_once", lambda lm: 60)
+    job = PatchJob(lm32, *PAIR)
+    effects, seen = [], np.zeros((lm32.n_layers, 14), bool)
+    for _ in job.steps():
+        new = ~np.isnan(job.grid.values) & ~seen
+        seen |= new
+        effects.append(np.abs(job.grid.values[new] - job.grid.corrupt).max(initial=0))
+    first, last = np.mean(effects[1:4]), np.mean(effects[-3:])
+    assert first > last
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(lm32, monkeypatch):
+    whole = lk.patch(lm32, *PAIR, progress=False)
+    job = PatchJob(lm32, *PAIR)
+    real, sizes = job._values, []
+
+    def tight(cells):
+        sizes.append(len(cells))
+        if len(cells) > 40:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(cells)
+
+    monkeypatch.setattr(job, "_values", tight)
+    list(job.steps())
+    assert max(sizes) > 40
+    assert np.abs(job.grid.values - whole.values).max() < 1e-4
+
+
+def test_an_interrupt_keeps_what_was_computed_and_the_next_call_works(lm, monkeypatch):
+    before = lm.run(CLEAN).logits
+    monkeypatch.setattr(patching, "tokens_at_once", lambda lm: 60)
+    block = lm.anatomy.blocks[20].module
+    calls = []
+
+    def interrupt(module, args):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+
+    lm.checked.add("resid_pre")
+    handle = block.register_forward_pre_hook(interrupt)
+    try:
+        with pytest.warns(UserWarning, match=r"interrupted: \d+ of 420 cells are in the grid"):
+            partial = lk.patch(lm, *PAIR, progress=False)
+    finally:
+        handle.remove()
+    done = ~np.isnan(partial.values)
+    assert not partial.complete
+    assert 9 * 30 < done.sum() < 420
+    assert torch.equal(lm.run(CLEAN).logits, before)
+    monkeypatch.undo()
+    whole = lk.patch(lm, *PAIR, progress=False)
+    assert whole.complete
+    assert close(lm, partial.values[done], whole.values[done])
+
+
+def test_a_cancelled_job_keeps_what_is_done_and_can_go_on(lm32, monkeypatch):
+    monkeypatch.setattr(patching, "tokens_at_once", lambda lm: 60)
+    job = PatchJob(lm32, *PAIR)
+    for n, _ in enumerate(job.steps()):
+        if n == 3:
+            job.cancel()
+    kept = job.grid.values.copy()
+    assert 0 < job.done < job.total
+    list(job.steps())
+    assert job.grid.complete
+    assert np.array_equal(job.grid.values[~np.isnan(kept)], kept[~np.isnan(kept)])
+
+
+def test_cancelling_from_another_thread_ends_soon(lm32):
+    clean, corrupt = LONG.format("John", "John"), LONG.format("Mary", "Mary")
+    job = PatchJob(lm32, clean, corrupt, " Mary", " John")
+    threading.Timer(1.5, job.cancel).start()
+    list(job.steps())
+    assert job.done < job.total
+
+
+def test_fifty_runs_and_cancels_leave_the_same_logits_and_no_hook(lm4):
+    before = lm4.run(CLEAN).logits
+    for _ in range(50):
+        job = PatchJob(lm4, *PAIR, site="z")
+        steps = job.steps()
+        next(steps)
+        job.cancel()
+        list(steps)
+    assert torch.equal(lm4.run(CLEAN).logits, before)
+
+
+def test_a_model_that_cannot_be_restarted_falls_back_to_whole_runs_with_a_warning(lm32, monkeypatch):
+    fast = lk.patch(lm32, *PAIR, layers=[5], progress=False)
+
+    def refuse(base):
+        raise patching.Unsupported("no readout")
+
+    monkeypatch.setattr(patching, "readout_of", refuse)
+    with pytest.warns(UserWarning, match="one whole run a cell"):
+        whole = lk.patch(lm32, *PAIR, layers=[5], progress=False)
+    assert np.abs(fast.values - whole.values).max() < 1e-4
+
+
+def test_a_wrong_fast_path_is_found_out_and_not_used(lm32, monkeypatch):
+    right = lk.patch(lm32, *PAIR, layers=[5], site="attn_out", progress=False)
+    monkeypatch.setattr(lm32, "checked", set())
+    real = patching.Wavefront.__call__
+    monkeypatch.setattr(patching.Wavefront, "__call__", lambda self, cells, **kw: real(self, cells, **kw) * 1.5 + 1)
+    with pytest.warns(UserWarning, match="where whole runs gave"):
+        grid = lk.patch(lm32, *PAIR, layers=[5], site="attn_out", progress=False)
+    assert np.abs(grid.values - right.values).max() < 1e-4
+
+
+@pytest.mark.parametrize("metric", ["logit_diff", "logprob", "kl", "rank"])
+def test_metrics_are_what_their_names_say(lm32, metric):
+    grid = lk.patch(lm32, *PAIR, metric=metric, layers=[0, 29], progress=False)
+    answer, foil = lm32.encode(" Mary")[0, 0], lm32.encode(" John")[0, 0]
+    for text, got in ((CLEAN, grid.clean), (CORRUPT, grid.corrupt)):
+        logits = lm32.run(text).logits[0, -1]
+        clean = lm32.run(CLEAN).logits[0, -1]
+        expected = {
+            "logit_diff": logits[answer] - logits[foil],
+            "logprob": logits.log_softmax(-1)[answer],
+            "kl": torch.nn.functional.kl_div(logits.log_softmax(-1), clean.softmax(-1), reduction="sum"),
+            "rank": (logits.argsort(descending=True) == answer).nonzero()[0, 0],
+        }[metric]
+        assert got == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_a_metric_of_ones_own_sees_rows_of_logits(lm32):
+    def top(logits):
+        assert logits.ndim == 2
+        assert logits.shape[1] == lm32.n_vocab
+        return logits.max(-1).values
+
+    grid = lk.patch(lm32, CLEAN, CORRUPT, metric=top, layers=[10], progress=False)
+    assert grid.recipe["metric"] == "top"
+    with pytest.raises(ValueError, match=r"one number a row, shape \(1,\); it gave \(1, 49152\)"):
+        lk.patch(lm32, CLEAN, CORRUPT, metric=lambda logits: logits, progress=False)
+
+
+def test_the_metric_reads_the_position_asked_for(lm32):
+    grid = lk.patch(lm32, *PAIR, at=10, progress=False)
+    assert grid.values.shape == (30, 11)
+    logits = lm32.run(CLEAN).logits[0, 10]
+    expected = float(logits[lm32.encode(" Mary")[0, 0]] - logits[lm32.encode(" John")[0, 0]])
+    assert grid.clean == pytest.approx(expected, abs=1e-4)
+
+
+def test_attribution_ranks_cells_much_as_exact_patching_does(lm32):
+    exact = lk.patch(lm32, *PAIR, site="z", progress=False)
+    quick = lk.patch(lm32, *PAIR, site="z", method="attribution", progress=False)
+    assert quick.complete
+    ranks = [grid.values.ravel().argsort().argsort() for grid in (exact, quick)]
+    assert np.corrcoef(*ranks)[0, 1] > 0.8
+    assert "gradient estimate" in quick.title()
+
+
+def test_attribution_is_exact_at_the_last_residual_stream_of_a_linear_readout(lm32):
+    """Where the metric is linear in the site the estimate is the effect: a metric on the last layer's own sum."""
+    exact = lk.patch(lm32, *PAIR, site="mlp_out", layers=[29], positions=[13], progress=False)
+    quick = lk.patch(lm32, *PAIR, site="mlp_out", layers=[29], positions=[13], method="attribution", progress=False)
+    # the final norm is all that is not linear there
+    assert quick.values[0, 0] - quick.corrupt == pytest.approx(exact.values[0, 0] - exact.corrupt, rel=0.5)
+
+
+def test_attribution_goes_through_four_bit_layers(lm4):
+    quick = lk.patch(lm4, *PAIR, method="attribution", progress=False)
+    exact = lk.patch(lm4, *PAIR, progress=False)
+    assert quick.complete
+    assert np.unravel_index(quick.values[:, 9].argmax(), (30,))[0] < 20
+    assert quick.values[29, 13] - quick.corrupt > 0.5 * (exact.values[29, 13] - exact.corrupt)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"clean": "", "corrupt": ""}, "the prompt is empty"),
+        ({"clean": CLEAN + " Bob"}, r"clean has 15 tokens, corrupt 14; they differ from token 9"),
+        ({"answer": " Maryanne"}, r"' Maryanne' is 2 tokens .*The first is ' Mary'"),
+        ({"answer": ""}, "the answer is empty"),
+        ({"answer": None}, "needs an answer"),
+        ({"metric": "logit_diff", "foil": None}, "needs a foil"),
+        ({"metric": "loss"}, "there is no metric 'loss'"),
+        ({"site": "resid"}, "there is no site 'resid'"),
+        ({"site": "embed"}, "cannot be patched as a grid"),
+        ({"layers": [30]}, "layer 30 is out of range; layers go from 0 to 29"),
+        ({"site": "z", "heads": [9]}, "head 9 is out of range"),
+        ({"site": "v", "heads": [3]}, "head 3 is out of range; heads go from 0 to 2"),
+        ({"positions": [14]}, "position 14 is out of range"),
+        ({"heads": [1]}, "the grid is over"),
+        ({"over": ("layer", "head")}, "is not possible for resid_pre"),
+        ({"layers": []}, "empty or names one twice"),
+        ({"direction": "up"}, "direction is one of"),
+        ({"method": "guess"}, "method is one of"),
+        ({"at": 14}, "at=14 is out of range"),
+        ({"clean": CLEAN * 700, "corrupt": CLEAN * 700}, "more than the 8192 of .* context"),
+    ],
+)
+def test_wrong_input_is_told_before_the_model_runs(lm4, change, says):
+    lm4.hf.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    try:
+        arguments = {"clean": CLEAN, "corrupt": CORRUPT, "answer": " Mary", "foil": " John", **change}
+        with pytest.raises(ValueError, match=says):
+            lk.patch(lm4, **arguments, progress=False)
+    finally:
+        lm4.hf._forward_pre_hooks.clear()
+
+
+def test_a_grid_is_saved_whole_and_opened_the_same(lm4, tmp_path):
+    grid = lk.patch(lm4, *PAIR, progress=False)
+    grid.values[3, 10] = np.nan
+    path = grid.save(tmp_path / "grid.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["grid.npz"]
+    opened = lk.open_grid(path)
+    assert np.array_equal(opened.values, grid.values, equal_nan=True)
+    assert repr(opened) == repr(grid)
+    assert opened.code() == grid.code()
+    assert opened.tokens == grid.tokens
+    assert {"model", "revision", "bits", "dtype", "clean_ids", "corrupt_ids", "versions"} <= set(opened.recipe)
+    assert opened.to_frame().equals(grid.to_frame())
+
+
+def test_a_file_that_is_no_grid_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        lk.open_grid(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(ValueError, match="is not a grid saved by labkit"):
+        lk.open_grid(tmp_path / "text.npz")
+
+
+def test_code_repeats_the_grid(lm4):
+    grid = lk.patch(lm4, *PAIR, site="z", direction="noise", layers=[4, 5], progress=False)
+    names: dict = {}
+    exec(grid.code(), names)
+    assert np.array_equal(names["grid"].values, grid.values)
+
+
+def test_a_figure_has_a_title_axes_and_token_labels(lm4):
+    figure = lk.patch(lm4, *PAIR, progress=False).figure()
+    assert figure.layout.title.text.startswith("resid_pre: clean activation put into the corrupt run")
+    assert figure.layout.xaxis.title.text == "position"
+    assert figure.data[0].x[9] == "9 ·Mary"
+    assert figure.data[0].zmin == -figure.data[0].zmax
+
+
+def test_a_cell_can_be_inspected(lm32):
+    grid = lk.patch(lm32, *PAIR, progress=False)
+    cell = inspect(lm32, grid, 0, 9)
+    assert cell.before[0][0] == "·John"
+    assert cell.after[0][0] == "·Mary"
+    assert cell.normalized == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match="the grid has no cell layer 31"):
+        inspect(lm32, grid, 31, 9)
+
+
+def test_no_warning_in_ordinary_use(lm4):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lk.patch(lm4, *PAIR, progress=False)

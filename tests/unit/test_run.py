@@ -1,0 +1,192 @@
+"""The promises of reading and writing activations, on the real default model in fp32 and NF4."""
+
+import pytest
+import torch
+from conftest import CLEAN, CORRUPT
+
+from labkit.internals.sites import ATTENTION_KINDS, KINDS, Site
+
+READABLE = [kind for kind in KINDS if kind != "router"]
+
+
+def near(lm, exact: float) -> float:
+    """How close logits have to be: to fp32 rounding, or in NF4 to the rounding of bf16 through 30 layers (0.125 a step)."""
+    return exact if lm.bits == 32 else 1.0
+
+
+def test_a_run_gives_the_plain_forward_logits(lm):
+    with torch.no_grad():
+        plain = lm.hf(lm.encode(CLEAN)).logits
+    assert torch.equal(lm.run(CLEAN).logits, plain)
+
+
+def test_reading_everything_changes_no_logit(lm):
+    plain = lm.run(CLEAN).logits
+    assert (lm.run(CLEAN, read=READABLE).logits - plain).abs().max() <= near(lm, 1e-4)
+    without_attention = [kind for kind in READABLE if kind not in ATTENTION_KINDS]
+    assert torch.equal(lm.run(CLEAN, read=without_attention).logits, plain)
+
+
+@pytest.mark.parametrize("kind", READABLE)
+def test_writing_back_what_was_read_changes_nothing(lm, kind):
+    read = lm.run(CLEAN, read=[kind])
+    assert (lm.run(CLEAN, write={kind: read[kind]}).logits - read.logits).abs().max() <= near(lm, 1e-4)
+
+
+@pytest.mark.parametrize("kind", READABLE)
+def test_a_write_is_seen_by_everything_after_it(lm32, kind):
+    layer = "" if kind == "embed" else ".3"
+    run = lm32.run(CLEAN, read=[kind, "resid_post"], write={kind + layer: lambda x: x * 0.5})
+    assert not torch.equal(run.logits, lm32.run(CLEAN).logits)
+    plain = lm32.run(CLEAN, read=[kind, "resid_post"])
+    place = kind + layer
+    assert torch.allclose(run[place], plain[place] * 0.5, atol=1e-6)
+    if kind != "embed":
+        # reading q, k or z alone leaves SDPA in place; only rounding may differ below the write
+        assert torch.allclose(run["resid_post.2"], plain["resid_post.2"], atol=1e-3)
+    assert not torch.allclose(run["resid_post.29"], plain["resid_post.29"], atol=1e-2)
+
+
+def test_clean_resid_pre_0_everywhere_gives_the_clean_logits(lm):
+    clean = lm.run(CLEAN, read=["resid_pre.0"])
+    patched = lm.run(CORRUPT, write={"resid_pre.0": clean["resid_pre.0"]})
+    assert torch.equal(patched.logits, clean.logits)
+
+
+def test_shapes_are_those_documented(lm):
+    run = lm.run(CLEAN, read=READABLE)
+    t, heads, kv, d, d_head = 14, lm.n_heads, lm.n_kv_heads, lm.d_model, lm.d_head
+    shapes = {
+        "embed": (1, t, d),
+        "resid_pre": (lm.n_layers, 1, t, d),
+        "resid_pre.5": (1, t, d),
+        "resid_pre.5@9": (1, d),
+        "mlp_act.0": (1, t, lm.config.intermediate_size),
+        "q.5": (1, t, heads, d_head),
+        "k.5": (1, t, kv, d_head),
+        "v.5": (1, t, kv, d_head),
+        "pattern.5": (1, heads, t, t),
+        "pattern.5.3": (1, t, t),
+        "pattern.5.3@-1": (1, t),
+        "z.5": (1, t, heads, d_head),
+        "z.5.3": (1, t, d_head),
+        "z.5.3@2": (1, d_head),
+        "head_out.5": (1, t, heads, d),
+        "head_out.-1.-1": (1, t, d),
+    }
+    assert {site: tuple(run[site].shape) for site in shapes} == shapes
+
+
+def test_pattern_rows_sum_to_one_and_are_causal(lm):
+    pattern = lm.run(CLEAN, read=["pattern"])["pattern"]
+    assert torch.allclose(pattern.sum(-1), torch.ones(()), atol=1e-5)
+    assert (pattern.triu(1) == 0).all()
+
+
+def test_pattern_times_v_is_z(lm):
+    run = lm.run(CLEAN, read=["pattern.7", "v.7", "z.7"])
+    v = run["v.7"].repeat_interleave(lm.n_heads // lm.n_kv_heads, 2).float()
+    z = torch.einsum("bhqk,bkhd->bqhd", run["pattern.7"], v)
+    assert torch.allclose(z, run["z.7"].float(), atol=near(lm, 1e-5) * 1e-2 if lm.bits == 4 else 1e-5)
+
+
+def test_patterns_are_those_of_transformers_eager_attention(lm32):
+    ours = lm32.run(CLEAN, read=["pattern"])["pattern"]
+    lm32.hf.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            theirs = lm32.hf(lm32.encode(CLEAN), output_attentions=True).attentions
+    finally:
+        lm32.hf.set_attn_implementation("sdpa")
+    assert (ours - torch.stack(theirs)).abs().max() < 1e-5
+
+
+def test_heads_sum_to_attn_out(lm):
+    run = lm.run(CLEAN, read=["head_out", "attn_out"])
+    total, whole = run["head_out"].float().sum(-2), run["attn_out"].float()
+    assert ((total - whole).norm() / whole.norm()) < (1e-5 if lm.bits == 32 else 1e-2)
+
+
+def test_the_residual_stream_adds_up(lm):
+    run = lm.run(CLEAN, read=["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"])
+    assert torch.equal(run["resid_pre"] + run["attn_out"], run["resid_mid"])
+    assert torch.equal(run["resid_mid"] + run["mlp_out"], run["resid_post"])
+    assert torch.equal(run["resid_post"][:-1], run["resid_pre"][1:])
+
+
+def test_a_left_padded_batch_gives_the_numbers_of_single_rows(lm):
+    short = "Hello there"
+    batch = lm.run([CLEAN, short], read=["resid_post.29", "pattern.4"])
+    for row, text in enumerate((CLEAN, short)):
+        single = lm.run(text, read=["resid_post.29", "pattern.4"])
+        n = single.ids.shape[1]
+        assert (batch.logits[row, -n:] - single.logits[0]).abs().max() <= near(lm, 1e-3)
+        assert torch.allclose(batch["pattern.4"][row, :, -n:, -n:], single["pattern.4"][0], atol=1e-5 if n == 14 else 2e-2)
+    assert batch.mask.sum().item() == 14 + len(lm.tokens(short))
+
+
+def test_one_position_of_one_head_can_be_written(lm32):
+    plain = lm32.run(CLEAN, read=["z.5"])
+    run = lm32.run(CLEAN, read=["z.5"], write={"z.5.3@9": torch.zeros(64)})
+    changed = (run["z.5"] != plain["z.5"]).any(-1)[0]  # (position, head)
+    assert changed.nonzero().tolist() == [[9, 3]]
+
+
+def test_two_heads_of_a_layer_can_be_written_together(lm32):
+    both = lm32.run(CLEAN, write={"z.5.3": torch.zeros(64), "z.5.4": torch.zeros(64)}, read=["z.5"])
+    assert (both["z.5"][0, :, 3:5] == 0).all()
+    assert (both["z.5"][0, :, :3] != 0).any()
+
+
+def test_an_exception_in_a_write_leaves_no_hook_and_the_same_logits(lm):
+    before = lm.run(CLEAN).logits
+
+    def fail(x):
+        raise RuntimeError("no")
+
+    for site in ("resid_pre.5", "resid_mid.5", "attn_out.5", "mlp_act.5", "z.5.3", "pattern.5"):
+        with pytest.raises(RuntimeError, match="no"):
+            lm.run(CLEAN, write={site: fail})
+    assert torch.equal(lm.run(CLEAN).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("site", "says"),
+    [
+        ("resid_prex.3", "did you mean 'resid_pre'"),
+        ("resid_pre.30", r"layer 30 is out of range; .* has layers 0 to 29"),
+        ("z.3.9", "head 9 is out of range; .* has heads 0 to 8"),
+        ("v.3.3", "head 3 is out of range; .* has heads 0 to 2"),
+        ("mlp_out.3.1", "mlp_out has no heads"),
+        ("resid_pre.3@14", "position 14 is out of range; .* has positions 0 to 13"),
+        ("router.3", "no router"),
+        ("!", "is not a site"),
+    ],
+)
+def test_a_wrong_site_is_told_before_the_model_runs(lm4, site, says):
+    with pytest.raises(ValueError, match=says):
+        lm4.run(CLEAN, read=[site])
+
+
+def test_a_value_of_the_wrong_shape_is_told_with_both_shapes(lm4):
+    with pytest.raises(ValueError, match=r"resid_pre.5 has shape \(1, 14, 576\); the value written has \(3, 5\)"):
+        lm4.run(CLEAN, write={"resid_pre.5": torch.zeros(3, 5)})
+
+
+def test_a_site_that_was_not_read_is_told(lm4):
+    run = lm4.run(CLEAN, read=["resid_pre.3"])
+    with pytest.raises(KeyError, match=r"resid_pre.4 was not read in this run"):
+        run["resid_pre.4"]
+
+
+def test_sites_are_written_as_they_are_read():
+    for text in ("embed", "resid_pre.5", "z.5.3", "pattern.0.1@-1", "attn_out@3"):
+        assert str(Site.parse(text)) == text
+
+
+def test_sites_lists_what_the_model_has(lm4):
+    sites = lm4.sites()
+    assert set(sites.index) == set(KINDS)
+    assert sites.loc["resid_mid", "available"]
+    assert not sites.loc["router", "available"]
+    assert sites.loc["router", "why not"]
