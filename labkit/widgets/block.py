@@ -63,6 +63,11 @@ def _to_wire(value: np.ndarray | None, _widget: Any) -> dict[str, Any] | None:
     return {"shape": list(value.shape), "dtype": str(value.dtype), "data": memoryview(value.tobytes())}
 
 
+def cell() -> Any:
+    """A trait for a place in a grid: (row, column), or None."""
+    return t.Tuple(t.Int(), t.Int(), default_value=None, allow_none=True)
+
+
 class Block(Shown, anywidget.AnyWidget):
     """A building block: its colour scale, and how it shows where no browser is listening."""
 
@@ -95,4 +100,6 @@ def literal(values: np.ndarray | None, *, at_most: int = 600) -> str:
         return "None"
     if values.size > at_most:
         return f"values  # {values.dtype} {values.shape}"
+    if values.dtype == np.uint8:
+        return f"np.array({values.tolist()}, np.uint8)"
     return repr(np.round(values.astype(float), 4).tolist()).replace("nan", "float('nan')")

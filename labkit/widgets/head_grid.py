@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import traitlets as t
 
-from labkit.widgets.block import Array, Block, module, style
+from labkit.widgets.block import Array, Block, cell, module, style
 from labkit.widgets.snapshot import card, painted, png
 
 
@@ -27,10 +27,10 @@ class HeadGrid(Block):
 
     thumbnails = Array(4)
     title = t.Unicode().tag(sync=True)
-    cell = t.Int(0, help="side of a thumbnail in CSS pixels; 0 finds one that fits").tag(sync=True)
+    side = t.Int(0, help="side of a thumbnail in CSS pixels; 0 finds one that fits").tag(sync=True)
     max_height = t.Int(560).tag(sync=True)
-    selection = t.Tuple(t.Int(), t.Int(), default_value=None, allow_none=True).tag(sync=True)
-    hovered = t.Tuple(t.Int(), t.Int(), default_value=None, allow_none=True).tag(sync=True)
+    selection = cell().tag(sync=True)
+    hovered = cell().tag(sync=True)
 
     def __init__(self, thumbnails: Any = None, **traits: Any) -> None:
         if thumbnails is not None and np.asarray(thumbnails).dtype != np.uint8:

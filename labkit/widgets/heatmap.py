@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import traitlets as t
 
-from labkit.widgets.block import Array, Block, literal, module, style, texts
+from labkit.widgets.block import Array, Block, cell, literal, module, style, texts
 from labkit.widgets.snapshot import card, heatmap_svg
 
 
@@ -48,8 +48,8 @@ class Heatmap(Block):
     origin = t.Enum(["top", "bottom"], "top").tag(sync=True)
     square = t.Bool(False).tag(sync=True)
     max_height = t.Int(520).tag(sync=True)
-    selection = t.Tuple(t.Int(), t.Int(), default_value=None, allow_none=True).tag(sync=True)
-    hovered = t.Tuple(t.Int(), t.Int(), default_value=None, allow_none=True).tag(sync=True)
+    selection = cell().tag(sync=True)
+    hovered = cell().tag(sync=True)
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Heatmap(Block):
         if self.values is None:
             return np.zeros((0, 0), np.float32)
         if self.values.dtype == np.uint8:
-            return np.float32(self.low + self.values / np.float32(255) * (self.high - self.low))
+            return (self.low + self.values / 255 * (self.high - self.low)).astype(np.float32)
         return np.asarray(self.values, np.float32)
 
     def snapshot(self) -> str:
@@ -117,7 +117,8 @@ class Heatmap(Block):
         given = "".join(f"    {name}={getattr(self, name)!r},\n" for name in names)
         values = literal(self.values).split("  #")
         about = f"  #{values[1]}" if len(values) > 1 else ""
-        return f"import labkit as lk\n\nlk.Heatmap(\n    {values[0]},{about}\n{given})\n"
+        numpy = "import numpy as np\n\n" if "np." in values[0] else ""
+        return f"{numpy}import labkit as lk\n\nlk.Heatmap(\n    {values[0]},{about}\n{given})\n"
 
     def __repr__(self) -> str:
         shape = "empty" if self.values is None else f"{self.values.shape[0]} x {self.values.shape[1]}"

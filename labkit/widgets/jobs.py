@@ -30,8 +30,7 @@ class Job:
 
     def run(self) -> None:
         try:
-            if not self.stop.is_set():
-                self.work(self.stop)
+            self.work(self.stop)
         except BaseException as error:
             self.error = error
             if not isinstance(error, Exception):  # an interrupt is for the caller; the work has been told to keep

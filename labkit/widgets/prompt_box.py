@@ -31,7 +31,10 @@ class PromptBox(Block):
 
     def code(self) -> str:
         """The Python that makes the same box."""
-        return f"from labkit.widgets.prompt_box import PromptBox\n\nPromptBox(value={self.value!r}, label={self.label!r})\n"
+        return (
+            "from labkit.widgets.prompt_box import PromptBox\n\n"
+            f"PromptBox(value={self.value!r}, label={self.label!r})\n"
+        )
 
     def __repr__(self) -> str:
         return f"PromptBox({self.value!r})"

@@ -1,7 +1,7 @@
 """What a widget looks like where it is not alive: in a saved notebook, on GitHub and nbviewer, in a terminal.
 
-A widget that is displayed leaves two outputs: the live view, and a picture of it as plain HTML. The picture is hidden by
-the block's own css as long as a block is alive on the page, and it is replaced when the widget has something new to
+A widget that is displayed leaves two outputs: the live view, and a picture of it as plain HTML. The picture is hidden
+by the block's own css as long as a block is alive on the page, and it is replaced when the widget has something new to
 show, without touching the live view.
 """
 
@@ -104,9 +104,7 @@ def png(rgb: np.ndarray) -> str:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">2I5B", columns, rows, 8, 2, 0, 0, 0)
-    data = (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines, 9)) + chunk(b"IEND", b"")
-    )
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines, 9)) + chunk(b"IEND", b"")
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
@@ -168,7 +166,8 @@ def heatmap_svg(
     quiet = 'font-family="system-ui,sans-serif" font-size="12" fill="#59636e"'
     total = height + bottom + 14
     out.append(
-        f'<text x="{left + width / 2:.0f}" y="{total - 4:.0f}" text-anchor="middle" {quiet}>{escape(column_axis)}</text>'
+        f'<text x="{left + width / 2:.0f}" y="{total - 4:.0f}" text-anchor="middle" {quiet}>'
+        f"{escape(column_axis)}</text>"
     )
     middle = 8 + height / 2
     out.append(
@@ -199,5 +198,3 @@ def _bar(x: float, long: float, scale: str, low: float, high: float, centre: flo
         f'<text x="{x + 62:.0f}" y="{8 + long / 2:.0f}" text-anchor="middle" '
         f'transform="rotate(90 {x + 62:.0f} {8 + long / 2:.0f})" {words}>{escape(unit)}</text>'
     )
-
-

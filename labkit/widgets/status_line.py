@@ -33,7 +33,9 @@ class StatusLine(Block):
 
     def code(self) -> str:
         """The Python that makes the same line."""
-        return f"from labkit.widgets.status_line import StatusLine\n\nStatusLine(text={self.text!r}, kind={self.kind!r})\n"
+        return (
+            f"from labkit.widgets.status_line import StatusLine\n\nStatusLine(text={self.text!r}, kind={self.kind!r})\n"
+        )
 
     def __repr__(self) -> str:
-        return f"StatusLine({self.text!r})"
+        return f"StatusLine(kind={self.kind!r})"  # the text has times in it, which differ from run to run

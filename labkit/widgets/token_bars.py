@@ -24,7 +24,7 @@ class TokenBars(Block):
     _esm = module("token_bars")
     _css = style("token_bars")
 
-    columns = t.List().tag(sync=True)
+    columns: t.List = t.List().tag(sync=True)
     marked = t.List(t.Unicode()).tag(sync=True)
     title = t.Unicode().tag(sync=True)
     note = t.Unicode().tag(sync=True)
@@ -42,11 +42,12 @@ class TokenBars(Block):
 
     def picture(self) -> str:
         """The columns as an HTML table without a frame, for the snapshot of a tool."""
+        mono = "font-family:ui-monospace,Menlo,Consolas,monospace;white-space:pre"
         cell = "padding:1px 10px 1px 0;vertical-align:top;text-align:left"
         tables = []
         for name, rows in self.columns:
             body = "".join(
-                f'<tr><td style="{cell};font-family:ui-monospace,Menlo,Consolas,monospace;white-space:pre">{escape(text)}</td>'
+                f'<tr><td style="{cell};{mono}">{escape(text)}</td>'
                 f'<td style="{cell};text-align:right">{probability:.1%}</td></tr>'
                 for text, probability in rows
             )
@@ -58,7 +59,8 @@ class TokenBars(Block):
         """The Python that makes the same bars."""
         columns = {name: [tuple(row) for row in rows] for name, rows in self.columns}
         return (
-            f"from labkit.widgets.token_bars import TokenBars\n\nTokenBars(\n    {columns!r},\n    title={self.title!r},\n)\n"
+            "from labkit.widgets.token_bars import TokenBars\n\n"
+            f"TokenBars(\n    {columns!r},\n    title={self.title!r},\n)\n"
         )
 
     def __repr__(self) -> str:

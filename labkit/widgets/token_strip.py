@@ -38,7 +38,7 @@ class TokenStrip(Block):
     tokens = t.List(t.Unicode()).tag(sync=True)
     values = Array(1)
     marks = t.Dict().tag(sync=True)
-    alternatives = t.List().tag(sync=True)
+    alternatives: t.List = t.List().tag(sync=True)
     widths = t.List(t.Int()).tag(sync=True)
     title = t.Unicode().tag(sync=True)
     unit = t.Unicode().tag(sync=True)

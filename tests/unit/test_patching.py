@@ -269,8 +269,9 @@ def test_attribution_goes_through_four_bit_layers(lm4):
     quick = lk.patch(lm4, *PAIR, method="attribution", progress=False)
     exact = lk.patch(lm4, *PAIR, progress=False)
     assert quick.complete
-    assert np.unravel_index(quick.values[:, 9].argmax(), (30,))[0] < 20
-    assert quick.values[29, 13] - quick.corrupt > 0.5 * (exact.values[29, 13] - exact.corrupt)
+    patched = exact.values != exact.corrupt
+    ranks = [grid.values[patched].argsort().argsort() for grid in (exact, quick)]
+    assert np.corrcoef(*ranks)[0, 1] > 0.6
 
 
 @pytest.mark.parametrize(

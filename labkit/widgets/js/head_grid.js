@@ -50,7 +50,7 @@ function render({ model, el }) {
     scroller.style.maxHeight = `${get("max_height")}px`;
     const [left, bottom] = [40, 38];
     const room = Math.floor(Math.min((el.clientWidth - left - 18) / heads, (get("max_height") - bottom - 6) / layers));
-    const cell = get("cell") || Math.max(12, Math.min(28, room));
+    const cell = get("side") || Math.max(12, Math.min(28, room));
     plan = { layers, heads, cell, left, top: 2, wide: left + heads * cell + 2, high: 2 + layers * cell + bottom };
     stage.style.width = `${plan.wide}px`;
     stage.style.height = `${plan.high}px`;
@@ -185,7 +185,7 @@ function render({ model, el }) {
   const stopTheme = followTheme(el, draw);
   const observer = new ResizeObserver(draw);
   observer.observe(el);
-  const whole = "change:thumbnails change:title change:stops change:cell change:max_height";
+  const whole = "change:thumbnails change:title change:stops change:side change:max_height";
   model.on(whole, draw);
   model.on("change:selection", drawOver);
   return () => {

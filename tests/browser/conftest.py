@@ -1,0 +1,111 @@
+"""A real JupyterLab and a real Chromium for the tests in this folder.
+
+One server and one browser serve all tests. Jupyter's own folders are temporary, so nothing of the person's is read or
+changed, and nothing is fetched from the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from driver import Lab
+from playwright.sync_api import Browser, sync_playwright
+
+HERE = Path(__file__).parent
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
+    "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+def chromium() -> str:
+    """The browser to drive: LABKIT_CHROMIUM, else the Chromium or Chrome on the path."""
+    if os.environ.get("LABKIT_SKIP_BROWSER") == "1":
+        pytest.skip("LABKIT_SKIP_BROWSER=1")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("LABKIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        pytest.fail(
+            "there is no Chromium for the browser tests: install it (Debian and Ubuntu: apt-get install chromium; macOS: "
+            "brew install --cask chromium), or name one in LABKIT_CHROMIUM, or set LABKIT_SKIP_BROWSER=1 to go without"
+        )
+    return found
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """JupyterLab on a free port, with folders of its own."""
+    chromium()  # without a browser there is no need to start it
+    home = tmp_path_factory.mktemp("jupyter")
+    root = home / "root"
+    root.mkdir()
+    for name, settings in SETTINGS.items():
+        file = home / "settings" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings))
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
+    }  # fmt: skip
+    environment = os.environ | {name: str(home / folder) for name, folder in folders.items()}
+    environment["PATH"] = str(Path(sys.executable).parent) + os.pathsep + environment["PATH"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(16)
+    log = (home / "log.txt").open("w")
+    server = subprocess.Popen(
+        [
+            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
+            "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}",
+            "--LabApp.extension_manager=readonly", "--LabApp.news_url=", "--ServerApp.ip=127.0.0.1",
+        ],
+        env=environment, cwd=root, stdout=log, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    running = Lab(f"http://127.0.0.1:{port}", token, root)
+    try:
+        for _ in range(240):
+            if server.poll() is not None:
+                pytest.fail("JupyterLab ended at once:\n" + (home / "log.txt").read_text()[-3000:])
+            try:
+                urllib.request.urlopen(f"{running.address}/api/status?token={token}", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.25)
+        yield running
+    finally:
+        server.terminate()
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            server.kill()
+        log.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium(),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        yield browser
+        browser.close()

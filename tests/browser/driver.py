@@ -1,0 +1,88 @@
+"""Driving JupyterLab in Chromium as a person would: open a notebook, run it, wait for it."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from playwright.sync_api import Browser, Page, expect
+
+expect.set_options(timeout=20_000)
+
+
+@dataclass
+class Lab:
+    """A running JupyterLab."""
+
+    address: str
+    token: str
+    root: Path
+
+    def url(self, path: str) -> str:
+        return f"{self.address}/lab/tree/{path}?reset&token={self.token}"
+
+    def write(self, path: str, cells: list[str]) -> str:
+        """Write a notebook with these code cells under the server's root."""
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in cells],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        )
+        nbformat.write(notebook, self.root / path)
+        return path
+
+
+@contextmanager
+def open_notebook(browser: Browser, lab: Lab, path: str, *, scale: float = 1, dark: bool = False) -> Iterator[Page]:
+    """A notebook in a page of its own, its kernel ready; the kernel goes when the page does."""
+    set_theme(lab, dark=dark)
+    context = browser.new_context(viewport={"width": 1180, "height": 1400}, device_scale_factor=scale)
+    page = context.new_page()
+    page.goto(lab.url(path))
+    expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(timeout=60_000)
+    kernel_idle(page)
+    try:
+        yield page
+    finally:
+        context.close()
+        end_kernels(lab)
+
+
+def set_theme(lab: Lab, *, dark: bool) -> None:
+    file = lab.root.parent / "settings" / "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
+    file.write_text(json.dumps({"theme": "JupyterLab Dark" if dark else "JupyterLab Light"}))
+
+
+def end_kernels(lab: Lab) -> None:
+    headers = {"Authorization": f"token {lab.token}"}
+    address = f"{lab.address}/api/sessions"
+    with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as answer:
+        sessions = json.load(answer)
+    for session in sessions:
+        request = urllib.request.Request(f"{address}/{session['id']}", headers=headers, method="DELETE")
+        urllib.request.urlopen(request).close()
+
+
+def kernel_idle(page: Page, *, timeout: float = 60) -> None:
+    indicator = page.locator(".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator")
+    expect(indicator).to_have_attribute("data-status", "idle", timeout=timeout * 1000)
+
+
+def run_all(page: Page, *, timeout: float = 120) -> None:
+    """Run > Run All Cells, and wait until the last one is done."""
+    page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+    page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    waiting = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt", has_text="[*]")
+    expect(cells.last.locator(".jp-InputPrompt")).to_have_text(re.compile(r"^\[\d+\]:$"), timeout=timeout * 1000)
+    expect(waiting).to_have_count(0, timeout=timeout * 1000)
+
+
+def errors(page: Page) -> list[str]:
+    """The error outputs in the notebook, as text."""
+    return page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()

@@ -1,0 +1,255 @@
+"""The widgets as people use them: a real notebook in a real JupyterLab, a real model, mouse and keyboard."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+from driver import Lab, errors, open_notebook, run_all
+from playwright.sync_api import Browser, Locator, Page, expect
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+EVIL = "<script>window.harmed=1</script><img src=x onerror='window.harmed=1'>"
+LOAD = os.environ.get("LABKIT_TEST_LOAD", "import labkit as lk\nlm = lk.load(progress=False)")
+
+CELLS = {
+    "load": LOAD,
+    "prompt": "prompting = lk.PromptLab(lm, max_new_tokens=20)\nprompting",
+    "attention": f"view = lk.AttentionView(lm, {CLEAN!r})\nview",
+    "patch": f"patching = lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\npatching",
+    "evil": (
+        f"evil = {EVIL!r}\n"
+        "a = lk.PromptLab(lm, evil, max_new_tokens=2)\na.run()\n"
+        "b = lk.AttentionView(lm, evil)\nb.wait()\n"
+        "c = lk.PatchLab(lm, evil, evil, ' a', ' b')\nc.wait()\n"
+        "display(a, b, c)\n"
+        "from IPython.display import HTML\n"
+        "for w in (a, b, c): display(HTML(w.snapshot().replace('labkit-snapshot', 'saved-picture')))"
+    ),
+    "blocks": (
+        "import numpy as np\n"
+        "strip = lk.TokenStrip(['one', '·two', '·three'], [0.1, 0.5, 0.9], title='Strip')\n"
+        "map = lk.Heatmap(np.arange(6.).reshape(2, 3), title='Map')\n"
+        "heads = lk.HeadGrid(np.full((3, 2, 4, 4), 99, np.uint8), title='All heads')\n"
+        "display(strip, map, heads)"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def page(lab: Lab, browser: Browser) -> Iterator[Page]:
+    """One notebook with every widget, run from top to bottom; all tests look at it, each at its own cell."""
+    path = lab.write("widgets.ipynb", list(CELLS.values()))
+    with open_notebook(browser, lab, path) as page:
+        page.problems = []  # type: ignore[attr-defined]
+        page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
+        run_all(page)
+        assert errors(page) == []
+        yield page
+
+
+def cell(page: Page, name: str) -> Locator:
+    """The output of one of the cells."""
+    return page.locator(".jp-Notebook .jp-CodeCell").nth(list(CELLS).index(name)).locator(".jp-Cell-outputArea")
+
+
+def button(where: Locator, name: str) -> Locator:
+    return where.get_by_role("button", name=name, exact=True)
+
+
+def kernel_says(page: Page, code: str) -> str:
+    """Run code in a cell below and read what it prints: what the kernel knows, not what the page shows."""
+    last = page.locator(".jp-Notebook .jp-CodeCell").last
+    last.locator(".cm-content").click()
+    page.keyboard.press("Escape")
+    page.keyboard.press("b")
+    fresh = page.locator(".jp-Notebook .jp-CodeCell").last
+    fresh.locator(".cm-content").click()
+    page.keyboard.insert_text(code)
+    page.keyboard.press("Control+Enter")
+    expect(fresh.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]"))
+    expect(fresh.locator(".jp-OutputArea-output").first).to_be_visible()
+    text = fresh.locator(".jp-OutputArea-output").first.inner_text()
+    page.keyboard.press("Escape")
+    page.keyboard.press("d")
+    page.keyboard.press("d")
+    return text.strip()
+
+
+def test_a_typed_prompt_streams_as_tokens_with_their_alternatives(page: Page) -> None:
+    lab = cell(page, "prompt")
+    lab.locator("textarea").fill(CLEAN)
+    lab.locator("textarea").press("Control+Enter")
+    tokens = lab.locator(".labkit-token:not(.labkit-is-prompt)")
+    expect(tokens.first).to_have_text("·Mary")
+    expect(lab.locator(".labkit-status")).to_contain_text("tokens/s ·")
+    expect(tokens).to_have_count(20)
+    expect(lab.locator(".labkit-is-prompt")).to_have_count(14)
+    tokens.first.hover()
+    note = lab.locator(".labkit-note")
+    expect(note).to_be_visible()
+    expect(note.locator("tr")).to_have_count(10)
+    expect(note.locator("tr").first).to_contain_text("·Mary")
+    expect(note.locator("tr").first).to_contain_text("%")
+    assert kernel_says(page, "print(prompting.text)").startswith("Mary")
+
+
+def test_text_comes_while_the_model_writes_and_stop_stops(page: Page) -> None:
+    lab = cell(page, "prompt")
+    lab.get_by_label("max tokens").fill("1500")
+    lab.get_by_label("max tokens").press("Enter")
+    lab.locator("textarea").fill("A list of all numbers: 1, 2, 3, 4, 5,")
+    button(lab, "Run").click()
+    tokens = lab.locator(".labkit-token:not(.labkit-is-prompt)")
+    expect(tokens.nth(5)).to_be_visible()
+    early = tokens.count()
+    expect(tokens.nth(early + 5)).to_be_visible()  # it grows
+    expect(button(lab, "Stop")).to_be_enabled()
+    button(lab, "Stop").click()
+    expect(lab.locator(".labkit-status")).to_contain_text("· stopped")
+    expect(button(lab, "Stop")).to_be_disabled()
+    kept = tokens.count()
+    assert early < kept < 1500
+    assert (
+        kernel_says(page, "print(prompting.generation.finish, len(prompting.generation.tokens))") == f"stopped {kept}"
+    )
+
+
+def test_an_empty_prompt_is_answered_in_plain_words_and_nothing_is_lost(page: Page) -> None:
+    lab = cell(page, "prompt")
+    before = lab.locator(".labkit-token").count()
+    lab.locator("textarea").fill("")
+    button(lab, "Run").click()
+    expect(lab.get_by_role("alert")).to_contain_text("The prompt is empty")
+    assert lab.locator(".labkit-token").count() == before > 0
+
+
+def test_a_click_on_a_head_shows_it_large_and_a_token_shows_where_it_looks(page: Page) -> None:
+    view = cell(page, "attention")
+    heads = view.locator(".labkit-heads .labkit-stage")
+    expect(view.locator(".labkit-heatmap .labkit-title")).to_have_text(re.compile(r"Layer \d+, head \d+"))
+    heads.scroll_into_view_if_needed()
+    box = heads.bounding_box()
+    assert box
+    heads.click(position={"x": 45, "y": 8})  # the left column's topmost picture: layer 29, head 0
+    expect(view.locator(".labkit-heatmap .labkit-title")).to_have_text("Layer 29, head 0")
+    assert kernel_says(page, "print(view.selection)") == "(29, 0)"
+    token = view.locator(".labkit-token").nth(13)
+    token.hover()
+    expect(view.locator(".labkit-strip .labkit-title")).to_have_text("Where ·to (13) looks")
+    shares = view.locator(".labkit-token").evaluate_all("all => all.map(one => one.ariaLabel)")
+    found = [float(re.search(r"attention ([\d.e-]+)", share)[1]) for share in shares]  # type: ignore[index]
+    assert abs(sum(found) - 1) < 0.01
+    assert view.locator(".labkit-token").first.evaluate("one => one.style.background") != ""
+
+
+def test_a_grid_fills_in_and_a_clicked_cell_shows_before_and_after(page: Page) -> None:
+    lab = cell(page, "patch")
+    expect(lab.locator(".labkit-status")).to_contain_text("420 cells in")
+    expect(lab.locator(".labkit-is-differs")).to_have_count(2)
+    click_cell(page, lab, layer=0, column=9)
+    bars = lab.locator(".labkit-token-bars")
+    expect(bars.locator("caption")).to_have_text(["before: corrupt prompt", "after the patch"])
+    expect(bars.locator("table").nth(0).locator("tr").first).to_contain_text("·John")
+    expect(bars.locator("table").nth(1).locator("tr").first).to_contain_text("·Mary")
+    expect(bars.locator(".labkit-title")).to_have_text("Layer 0, position 9 ·Mary")
+    assert kernel_says(page, "print(patching.selection, patching.grid.complete)") == "(0, 9) True"
+
+
+def click_cell(page: Page, lab: Locator, *, layer: int, column: int) -> None:
+    """Click a cell of the heatmap, found through what a person reads: move until the note names it."""
+    stage = lab.locator(".labkit-heatmap .labkit-stage")
+    stage.scroll_into_view_if_needed()
+    stage.focus()
+    page.keyboard.press("ArrowDown")
+    for _ in range(29):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Home")
+    for _ in range(layer):
+        page.keyboard.press("ArrowUp")
+    for _ in range(column):
+        page.keyboard.press("ArrowRight")
+    outlined = lab.locator(".labkit-heatmap .labkit-spoken")
+    expect(outlined).to_contain_text(f"layer {layer}, position {column} ")
+    page.keyboard.press("Enter")
+
+
+def test_another_site_runs_anew_over_layers_and_heads(page: Page) -> None:
+    lab = cell(page, "patch")
+    lab.get_by_label("site").select_option("z")
+    expect(lab.locator(".labkit-status")).to_contain_text("270 cells in")
+    expect(lab.locator(".labkit-heatmap .labkit-title")).to_have_text("z: clean into corrupt")
+    assert kernel_says(page, "print(patching.grid)").startswith("PatchGrid(z, denoise, 30 layers x 9 heads")
+
+
+def test_prompts_that_do_not_fit_are_answered_in_plain_words(page: Page) -> None:
+    lab = cell(page, "patch")
+    box = lab.locator("textarea").nth(1)
+    box.fill(CORRUPT + " a")
+    expect(lab.get_by_role("alert")).to_contain_text("Clean has 14 tokens, corrupt 15")
+    box.fill(CORRUPT)
+    expect(lab.locator(".labkit-status")).to_contain_text("14 tokens each; they differ at position 9.")
+
+
+def test_markup_in_a_prompt_is_text_in_every_widget_and_picture(page: Page) -> None:
+    output = cell(page, "evil")
+    for tool in range(3):
+        shown = output.locator(".labkit-tool").nth(tool).locator(".labkit-tokens").first.inner_text()
+        assert "script" in shown
+        assert "<" in shown
+    expect(output.locator(".saved-picture")).to_have_count(3)
+    for picture in output.locator(".saved-picture").all():
+        assert "onerror" in picture.inner_text().replace("\n", "").replace("·", "")
+    assert output.locator("script, img[onerror]").count() == 0
+    assert page.evaluate("window.harmed") is None
+
+
+def test_blocks_are_used_with_the_keyboard_alone(page: Page) -> None:
+    output = cell(page, "blocks")
+    first = output.get_by_role("option").first
+    first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(output.get_by_role("option").nth(1)).to_be_focused()
+    expect(output.get_by_role("option").nth(1)).to_have_attribute("aria-label", "1: ·two, value 0.500")
+    page.keyboard.press("Enter")
+    expect(output.get_by_role("option").nth(1)).to_have_attribute("aria-selected", "true")
+    assert output.locator("[role=option][tabindex='0']").count() == 1
+    stage = output.locator(".labkit-heatmap .labkit-stage")
+    stage.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    expect(output.locator(".labkit-heatmap .labkit-spoken")).to_have_text("row 1, column 1: 4.000")
+    page.keyboard.press("Enter")
+    heads = output.locator(".labkit-heads .labkit-stage")
+    heads.focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    count = page.locator(".jp-Notebook .jp-CodeCell").count()
+    assert kernel_says(page, "print(strip.selection, map.selection, heads.selection)") == "1 (1, 1) (1, 0)"
+    assert page.locator(".jp-Notebook .jp-CodeCell").count() == count  # no notebook shortcut fired
+
+
+def test_the_theme_is_followed_while_the_widget_is_open(page: Page) -> None:
+    strip = cell(page, "blocks").locator(".labkit-strip")
+    expect(strip).to_have_attribute("data-theme", "light")
+    chip = strip.locator(".labkit-token").first
+    light = chip.evaluate("one => one.style.background")
+    choose_theme(page, "JupyterLab Dark")
+    expect(strip).to_have_attribute("data-theme", "dark")
+    expect(cell(page, "patch").locator(".labkit-heatmap")).to_have_attribute("data-theme", "dark")
+    assert chip.evaluate("one => one.style.background") != light
+    choose_theme(page, "JupyterLab Light")
+    expect(strip).to_have_attribute("data-theme", "light")
+
+
+def choose_theme(page: Page, name: str) -> None:
+    page.locator(".lm-MenuBar-itemLabel", has_text="Settings").first.click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Theme$")).hover()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{name}$")).click()
+
+
+def test_no_widget_raised_an_error_in_the_browser(page: Page) -> None:
+    assert page.problems == []  # type: ignore[attr-defined]
