@@ -56,9 +56,9 @@ class AttentionView(Tool):
         self._reading = False
         self._pattern: np.ndarray | None = None  # (query, key) of the head that is shown
         self.box = PromptBox(label="Text", placeholder="Write a text for the model to read. Ctrl+Enter runs it.")
-        self.heads = HeadGrid(title="Heads")
-        columns = min(lm.n_heads * 20 + 70, 420)
-        self.heads.layout.width, self.heads.layout.flex = f"{columns}px", "0 0 auto"
+        side = max(12, min(28, 556 // lm.n_layers))
+        self.heads = HeadGrid(title="Heads", side=side, max_height=600)
+        self.heads.layout.width, self.heads.layout.flex = f"{min(lm.n_heads * side + 64, 420)}px", "0 0 auto"
         self.heatmap = Heatmap(
             row_axis="query (the token that looks)", column_axis="key (the token looked at)", unit="attention",
             low=0.0, high=1.0, square=True,
@@ -74,8 +74,8 @@ class AttentionView(Tool):
         self.heatmap.observe(lambda _: self._follow(), ["hovered", "selection"])
         self.observe(lambda _: self._shade(), "token")
         self.children = [
-            self.box, row(self.run_button, self.stop_button, self.status),
-            row(self.heads, self.heatmap, wide=True), self.strip,
+            self.box, row(self.run_button, self.stop_button, self.status), self.strip,
+            row(self.heads, self.heatmap, wide=True),
         ]  # fmt: skip
         if text:
             self.start()

@@ -87,7 +87,7 @@ class PatchLab(Tool):
         self.heatmap = Heatmap(row_axis="layer (0 at the bottom)", centre=0.0, origin="bottom", max_height=480)
         self.heatmap.layout.flex = "1 1 460px"
         self.bars = TokenBars()
-        self.bars.layout.flex = "0 1 auto"
+        self.bars.layout.flex, self.bars.layout.width = "0 0 auto", "264px"
         for name, control in {**self.boxes, **self._words, "site": self._site, "direction": self._direction}.items():
             t.link((self, name), (control, "value"))
         t.link((self, "selection"), (self.heatmap, "selection"))
@@ -175,7 +175,7 @@ class PatchLab(Tool):
 
     def _patch(self, stop: threading.Event) -> None:
         self.selection = None
-        self.bars.show({})
+        self.bars.show({}, note="Click a cell to see what the model would write after this patch.")
         job = PatchJob(
             self.lm, self.clean, self.corrupt, self.answer or None, self.foil or None,
             site=self.site, direction=self.direction,
@@ -200,7 +200,7 @@ class PatchLab(Tool):
             self.status.say(f"Stopped at {job.done} of {job.total} cells; what was computed is kept. Run starts over.")
         else:
             gap = f"{_metric_words(job.grid)}: clean {job.grid.clean:.2f}, corrupt {job.grid.corrupt:.2f}"
-            self.status.say(f"{job.total} cells in {seconds:.1f} s · {gap} · click a cell to look closer")
+            self.status.say(f"{job.total} cells in {seconds:.1f} s · {gap}".replace("-", "−"))
 
     def _label(self, grid: PatchGrid) -> None:
         other = grid.over[1]
@@ -216,7 +216,8 @@ class PatchLab(Tool):
     def _fill(self, grid: PatchGrid) -> None:
         shown, unit = effects(grid)
         known = shown[np.isfinite(shown)]
-        reach = float(max(1.0, np.abs(known).max(initial=0.0)))
+        reach = float(np.abs(known).max(initial=0.0))
+        reach = 1.0 if reach < 1.1 else reach  # a little beyond the whole way is the whole way
         with self.heatmap.hold_sync():
             self.heatmap.low, self.heatmap.high, self.heatmap.unit = -reach, reach, unit
             self.heatmap.values = shown

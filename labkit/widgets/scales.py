@@ -14,12 +14,12 @@ SCALES: dict[str, dict[str, list[str]]] = {
     # Amounts: attention, norms. The low end is the page itself.
     "amount": {
         "light": ["#ffffff", "#e3eef9", "#b5d4ed", "#6caed6", "#2f7fbc", "#0f559c", "#08306b"],
-        "dark": ["#111418", "#142a41", "#1a4568", "#246496", "#3d8ac6", "#79b8ea", "#d5ebff"],
+        "dark": ["#111418", "#142a41", "#194264", "#1f5f94", "#2f80c4", "#58a6e8", "#a5d5ff"],
     },
     # Probability of a token that was chosen: certain is plain, a surprise is warm.
     "surprise": {
-        "light": ["#b34700", "#e0701d", "#f79a4b", "#fdc38d", "#fee2c6", "#fff3e6", "#ffffff"],
-        "dark": ["#ffb978", "#ea8d3c", "#bd6a20", "#884914", "#5a3212", "#332012", "#111418"],
+        "light": ["#ef8a45", "#f5a469", "#f9bd8f", "#fcd5b5", "#fee8d5", "#fff5ec", "#ffffff"],
+        "dark": ["#b5652a", "#935323", "#73421d", "#563319", "#3b2615", "#251b14", "#111418"],
     },
     # Effects: orange below the centre, blue above it.
     "effect": {
@@ -28,8 +28,8 @@ SCALES: dict[str, dict[str, list[str]]] = {
             "#d1e5f4", "#92c5e8", "#4393cf", "#2166ac", "#08306b",
         ],
         "dark": [
-            "#ffdcb0", "#f7ab5c", "#cf7a26", "#8a5218", "#452b15", "#14171b",
-            "#15314c", "#1e5687", "#3384c8", "#72b6ec", "#d2eaff",
+            "#ffc27a", "#e8953f", "#bb6c1f", "#804a17", "#432a15", "#14171b",
+            "#15314c", "#1b4f80", "#2874ba", "#4f9fe3", "#96cdff",
         ],
     },
 }  # fmt: skip

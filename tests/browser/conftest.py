@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 HERE = Path(__file__).parent
 SETTINGS = {
-    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
 }  # fmt: skip
@@ -44,8 +44,9 @@ def chromium() -> str:
     found = os.environ.get("LABKIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if not found:
         pytest.fail(
-            "there is no Chromium for the browser tests: install it (Debian and Ubuntu: apt-get install chromium; macOS: "
-            "brew install --cask chromium), or name one in LABKIT_CHROMIUM, or set LABKIT_SKIP_BROWSER=1 to go without"
+            "there is no Chromium for the browser tests: install it (Debian and Ubuntu: apt-get install chromium; "
+            "macOS: brew install --cask chromium), or name one in LABKIT_CHROMIUM, or set LABKIT_SKIP_BROWSER=1 to go "
+            "without"
         )
     return found
 

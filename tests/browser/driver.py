@@ -38,10 +38,12 @@ class Lab:
 
 
 @contextmanager
-def open_notebook(browser: Browser, lab: Lab, path: str, *, scale: float = 1, dark: bool = False) -> Iterator[Page]:
+def open_notebook(
+    browser: Browser, lab: Lab, path: str, *, scale: float = 1, dark: bool = False, width: int = 1180
+) -> Iterator[Page]:
     """A notebook in a page of its own, its kernel ready; the kernel goes when the page does."""
     set_theme(lab, dark=dark)
-    context = browser.new_context(viewport={"width": 1180, "height": 1400}, device_scale_factor=scale)
+    context = browser.new_context(viewport={"width": width, "height": 1700}, device_scale_factor=scale)
     page = context.new_page()
     page.goto(lab.url(path))
     expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(timeout=60_000)
@@ -75,8 +77,11 @@ def kernel_idle(page: Page, *, timeout: float = 60) -> None:
 
 def run_all(page: Page, *, timeout: float = 120) -> None:
     """Run > Run All Cells, and wait until the last one is done."""
+    page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").first.click()  # menus act on the notebook in focus
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
-    page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+    page.locator(
+        ".lm-Menu-item:not(.lm-mod-disabled) .lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")
+    ).click()
     cells = page.locator(".jp-Notebook .jp-CodeCell")
     waiting = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt", has_text="[*]")
     expect(cells.last.locator(".jp-InputPrompt")).to_have_text(re.compile(r"^\[\d+\]:$"), timeout=timeout * 1000)

@@ -1,7 +1,7 @@
 // Heatmap: a canvas of cells with readable labels, a colour bar, and the cell under the pointer or the keyboard.
 
 const FONT = 12;
-const BAR = { width: 12, gap: 18, label: 52 };
+const BAR = { width: 12, gap: 18, label: 58 };
 
 function render({ model, el }) {
   blockRoot(el, "labkit-heatmap");
@@ -226,13 +226,13 @@ function render({ model, el }) {
     context.textAlign = "left";
     context.textBaseline = "middle";
     const ticks = centre === null ? [low, (low + high) / 2, high] : [low, centre, high];
-    for (const tick of ticks) {
-      const y = top + long * (1 - (tick - low) / (high - low || 1));
-      context.fillText(say(tick), x + BAR.width + 6, Math.min(Math.max(y, top + 5), top + long - 5));
+    for (const at of ticks) {
+      const y = top + long * (1 - (at - low) / (high - low || 1));
+      context.fillText(tick(at), x + BAR.width + 6, Math.min(Math.max(y, top + 5), top + long - 5));
     }
     if (get("unit")) {
       context.save();
-      context.translate(x + BAR.width + BAR.label - 9, top + long / 2);
+      context.translate(x + BAR.width + BAR.label - 10, top + long / 2);
       context.rotate(Math.PI / 2);
       context.textAlign = "center";
       context.fillText(get("unit"), 0, 0);

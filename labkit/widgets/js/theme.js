@@ -83,6 +83,11 @@ function say(value) {
   return value.toFixed(size < 0.01 ? 4 : size < 10 ? 3 : 1);
 }
 
+/** A number at the end or middle of a scale: 0.5, 1, 12.4. */
+function tick(value) {
+  return String(Number(value.toPrecision(3)));
+}
+
 /** A share of one as people read it: 92.1%, 0.34%, < 0.01%. */
 function percent(value) {
   if (value > 0 && value < 0.0001) return "< 0.01%";

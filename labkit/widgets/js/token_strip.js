@@ -140,7 +140,7 @@ function render({ model, el }) {
       const bar = element("span", "labkit-legend-bar");
       const stops = Array.from({ length: 9 }, (_, i) => css(table, Math.round((i / 8) * 255)));
       bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
-      legend.append(element("span", "", model.get("unit")), say(numberOf("low")), bar, say(numberOf("high")));
+      legend.append(element("span", "", model.get("unit")), tick(numberOf("low")), bar, tick(numberOf("high")));
     }
     head.hidden = !title.textContent && !shown;
   }

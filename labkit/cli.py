@@ -1,0 +1,123 @@
+"""The command line: `labkit lab | doctor | models | pull`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status says whether it worked."""
+    parser = argparse.ArgumentParser(prog="labkit", description="Look inside open language models from a notebook.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("lab", help="open JupyterLab on the notebooks, with the default model ready", add_help=False)
+    commands.add_parser("doctor", help="what this machine has, and what is missing")
+    commands.add_parser("models", help="open models that labkit knows")
+    pull = commands.add_parser("pull", help="get a model ready, so that it loads without a wait")
+    pull.add_argument("name", nargs="?", help="hub id or .gguf file; without it the default model")
+    pull.add_argument("--bits", type=int, default=None, help="4 (default), 8, 16 or 32")
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and parsed.command != "lab":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if parsed.command == "lab":
+        return _lab(rest)
+    if parsed.command == "doctor":
+        return _doctor()
+    return _models() if parsed.command == "models" else _pull(parsed.name, bits=parsed.bits)
+
+
+def _lab(arguments: list[str]) -> int:
+    if importlib.util.find_spec("jupyterlab") is None:
+        print('JupyterLab is not installed here. Install it with: pip install "labkit[lab]"', file=sys.stderr)
+        return 1
+    if not {"-h", "--help", "--version"} & set(arguments) and (failed := _pull(None, bits=None)):
+        return failed
+    notebooks = Path(__file__).parent.parent / "notebooks"
+    command = [sys.executable, "-m", "jupyterlab", *arguments]
+    if notebooks.is_dir() and not any(a.startswith(("--notebook-dir", "--ServerApp.root_dir")) for a in arguments):
+        command.append(f"--ServerApp.root_dir={notebooks}")
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def _pull(name: str | None, *, bits: int | None) -> int:
+    from labkit.models import packaged
+    from labkit.models.errors import LoadError
+
+    if name is None and bits in (None, 4) and packaged.default_is_ready():
+        print(f"{packaged.NAME} is ready")
+        return 0
+    from labkit.models.load import load
+
+    try:
+        model = load(name, bits=bits)
+    except (LoadError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{model.name} is ready, {model.bits} bits")
+    return 0
+
+
+def _models() -> int:
+    from labkit.models.catalog import MODELS
+    from labkit.models.memory import in_words
+
+    width = max(len(model.id) for model in MODELS)
+    print(f"{'model':<{width}}  parameters   4 bits  16 bits  licence")
+    for model in MODELS:
+        sizes = "".join(f"  {in_words(model.weights(bits)):>8}" for bits in (4, 16))
+        gated = " (accept it on the hub first)" if model.gated else ""
+        print(f"{model.id:<{width}}  {model.parameters:>8.2f} B{sizes}  {model.licence}{gated}")
+    return 0
+
+
+def _doctor() -> int:
+    print(f"Python        {platform.python_version()} on {platform.system()} {platform.machine()}")
+    missing = []
+    for name in (
+        "labkit",
+        "torch",
+        "transformers",
+        "bitsandbytes",
+        "accelerate",
+        "ipywidgets",
+        "anywidget",
+        "jupyterlab",
+    ):
+        try:
+            print(f"{name:<13} {version(name)}")
+        except PackageNotFoundError:
+            optional = name == "jupyterlab"
+            print(f"{name:<13} not installed" + (' (pip install "labkit[lab]")' if optional else ""))
+            missing += [] if optional else [name]
+    if missing:
+        print(f"\nMissing: {', '.join(missing)}. Install them with: pip install labkit")
+        return 1
+    import torch
+
+    from labkit.models import packaged
+    from labkit.models.checkpoint import cache_folder
+    from labkit.models.load import compute_dtype
+    from labkit.models.memory import available, in_words
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores, no CUDA GPU"
+    print(f"device        {device.type}: {what}")
+    print(f"memory        {in_words(available(device))} free")
+    print(f"computes in   {str(compute_dtype(device.type, 4)).removeprefix('torch.')} with 4-bit weights")
+    cache = cache_folder()
+    size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.is_dir() else 0
+    print(f"cache         {cache} ({in_words(size)})")
+    ready = packaged.default_is_ready()
+    print(f"default model {packaged.NAME}, {'ready' if ready else 'not there yet: labkit pull'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

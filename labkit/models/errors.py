@@ -1,0 +1,29 @@
+"""What can go wrong on the way to a model in memory; every message says what to do next."""
+
+
+class LoadError(Exception):
+    """A model could not be loaded."""
+
+
+class ModelNotFound(LoadError, ValueError):
+    """No model of that name, folder or file."""
+
+
+class GatedModel(LoadError, PermissionError):
+    """The model's licence has to be accepted first."""
+
+
+class NoNetwork(LoadError, ConnectionError):
+    """The model is not on this machine and the hub cannot be reached."""
+
+
+class NotEnoughMemory(LoadError, MemoryError):
+    """The weights would not fit."""
+
+
+class UnsafeWeights(LoadError, ValueError):
+    """Pickled weights, which can run code when they are read."""
+
+
+class NotADecoder(LoadError, ValueError):
+    """Not a decoder-only language model."""

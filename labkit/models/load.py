@@ -1,0 +1,379 @@
+"""load() and wrap(): from a name to a model in memory.
+
+The order is: where does it come from, what kind of model is it, will it fit; only then are weights read. Weights are
+safetensors or GGUF, never pickles.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from labkit.models import packaged
+from labkit.models.catalog import nearest, that_fit
+from labkit.models.checkpoint import cache_folder
+from labkit.models.errors import (
+    GatedModel,
+    LoadError,
+    ModelNotFound,
+    NoNetwork,
+    NotADecoder,
+    NotEnoughMemory,
+    UnsafeWeights,
+)
+from labkit.models.language_model import LanguageModel
+from labkit.models.memory import available, in_words, predict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BITS = (4, 8, 16, 32)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def load(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    bits: int | None = None,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> LanguageModel:
+    """Load an open model, with 4-bit weights unless told otherwise.
+
+    Args:
+        name: a hub id, a local folder, a `.gguf` file, or nothing for the default model, SmolLM2-135M-Instruct.
+        bits: 4 (NF4 with double quantisation, Dettmers et al. 2023), 8 (LLM.int8, Dettmers et al. 2022), 16 or 32.
+            Without it 4, or what a pre-quantised checkpoint has.
+        revision: a branch, tag or commit of the hub.
+        device: `cuda`, `cuda:1`, `mps`, `cpu`, or `auto` to spread over all; without it the best there is.
+        dtype: what to compute in; without it by hardware (`compute_dtype`).
+        trust_remote_code: run Python code that comes with the model. Off unless you read that code.
+        progress: show progress bars.
+
+    Raises:
+        LoadError: one of `labkit.models.errors`, with what to do.
+        ValueError: bits that do not exist or contradict the checkpoint.
+    """
+    if bits is not None and bits not in BITS:
+        raise ValueError(f"bits is 4, 8, 16 or 32; got {bits!r}")
+    where, spread = _device(device)
+    folder, label, pinned = _source(name, bits=bits or 4, progress=progress)
+    source = str(folder or name)
+    with _told(label), quiet(progress=progress):
+        config = _config(source, revision=revision, trust_remote_code=trust_remote_code)
+        stored = _stored_bits(config)
+        if stored is not None and bits is not None and bits != stored:
+            raise ValueError(f"{label} is stored in {stored} bits; bits={bits} contradicts it. Leave bits out")
+        bits = stored or bits or 4
+        dtype = dtype or compute_dtype(where.type, bits)
+        _check_fits(label, config, bits=bits, dtype=dtype, device=where, trust_remote_code=trust_remote_code)
+        if folder is not None:
+            _refuse_pickles(folder)
+        hf = _weights(source, revision, bits, stored, dtype, where, spread, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+    commit = pinned or getattr(config, "_commit_hash", None) or revision
+    return LanguageModel(hf, tokenizer, name=label, revision=commit, bits=bits)
+
+
+def wrap(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    """Look into a transformers model that is in memory already. The model itself is not changed.
+
+    Raises:
+        NotADecoder: it is not a decoder-only language model.
+    """
+    name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
+    _check_decoder(hf.config, name)
+    if (bits := _stored_bits(hf.config)) is None:
+        bits = torch.finfo(hf.get_input_embeddings().weight.dtype).bits
+    return LanguageModel(hf, tokenizer, name=name, revision=getattr(hf.config, "_commit_hash", None), bits=bits)
+
+
+# -- where from -----------------------------------------------------------------------------------------------------
+
+
+def _source(name: str | os.PathLike[str] | None, *, bits: int, progress: bool) -> tuple[Path | None, str, str | None]:
+    """A local folder (None for the hub), what to call the model, and the pinned revision of a packaged one."""
+    if name is None or str(name) == packaged.NAME:
+        return packaged.default_checkpoint(bits=bits, progress=progress), packaged.NAME, packaged.REVISION
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return packaged.gguf_checkpoint(path, bits=bits, progress=progress), str(name), None
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFound(
+                f"the folder {str(name)!r} has no config.json; give the folder that save_pretrained made"
+            )
+        return path, str(name), None
+    if path.is_file():
+        raise ModelNotFound(f"{str(name)!r} is a file; labkit reads .gguf files and folders with safetensors weights")
+    if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+        raise ModelNotFound(f"there is no folder or file {str(name)!r}")
+    return None, str(name), None
+
+
+def _device(asked: str | torch.device | None) -> tuple[torch.device, bool]:
+    """The device, and whether to spread the model over all there are."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    spread = asked == "auto"
+    try:
+        device = torch.device(best if asked is None or spread else asked)
+    except RuntimeError:
+        raise ValueError(f"{asked!r} is not a device; use cpu, cuda, cuda:1, mps or auto") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this machine has no CUDA GPU that PyTorch can use; leave device out to run on the CPU")
+    return device, spread
+
+
+def _config(source: str, *, revision: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
+    _check_decoder(config, source)
+    return config
+
+
+def _check_decoder(config: Any, name: str) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    what = config.model_type
+    if config.is_encoder_decoder:
+        why = f"it is an encoder-decoder ({what})"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        why = f"it is an encoder ({what})"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        why = f"transformers has no causal language model of type {what!r}"
+    else:
+        return
+    raise NotADecoder(f"{name} is not a decoder-only language model: {why}. Try one of: labkit models")
+
+
+def _stored_bits(config: Any) -> int | None:
+    """The bits of a checkpoint that is stored quantised, or None."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    if stored.get("load_in_4bit") or stored.get("_load_in_4bit"):
+        return 4
+    return 8 if stored.get("load_in_8bit") or stored.get("_load_in_8bit") else int(stored.get("bits", 16))
+
+
+# -- what to compute in ---------------------------------------------------------------------------------------------
+
+
+def compute_dtype(device: str, bits: int) -> torch.dtype:
+    """What to compute in: float32 for 32 bits; else bfloat16 where it is native, float16 on older GPUs.
+
+    On a CPU whichever of bfloat16 and float32 multiplies matrices faster here, by a measurement of about 50 ms.
+    """
+    if bits == 32:
+        return torch.float32
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+    if device == "mps":
+        return torch.float16
+    return torch.bfloat16 if bits == 16 or _bfloat16_is_faster() else torch.float32
+
+
+@lru_cache(maxsize=1)
+def _bfloat16_is_faster() -> bool:
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(64, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+        times = []
+        for _ in range(6):
+            begin = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - begin)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] < seconds[torch.float32]
+
+
+def quantisation_config(bits: int, dtype: torch.dtype) -> Any:
+    """bitsandbytes' settings for 4 or 8 bits; None for 16 and 32."""
+    from transformers import BitsAndBytesConfig
+
+    if bits == 4:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else None
+
+
+# -- will it fit ----------------------------------------------------------------------------------------------------
+
+
+def _check_fits(
+    label: str, config: Any, *, bits: int, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+) -> None:
+    """Compare what the weights will take with what there is, before any is read."""
+    need = {
+        b: predict(config, bits=b, dtype=compute_dtype(device.type, b), trust_remote_code=trust_remote_code)
+        for b in (bits,)
+    }
+    have = available(device)
+    if need[bits] <= 0.95 * have:
+        return
+    smaller = [b for b in BITS if b < bits and predict(config, bits=b, dtype=dtype) <= 0.8 * have]
+    advice = [f"bits={max(smaller)} would fit"] if smaller else []
+    if models := that_fit(0.8 * have, bits=min(bits, 4)):
+        advice.append(f"in 4 bits these would: {', '.join(m.id for m in models[:3])}")
+    raise NotEnoughMemory(
+        f"{label} in {bits} bits takes {in_words(need[bits])} and {device} has {in_words(have)} free. "
+        + ("; ".join(advice) or "Free some memory, or use a machine with more").capitalize()
+    )
+
+
+# -- weights --------------------------------------------------------------------------------------------------------
+
+
+def _weights(
+    source: str,
+    revision: str | None,
+    bits: int,
+    stored: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    spread: bool,
+    *,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    settings: dict[str, Any] = {} if stored else {"quantization_config": quantisation_config(bits, dtype)}
+    hf = AutoModelForCausalLM.from_pretrained(
+        source,
+        revision=revision or "main",
+        dtype=dtype,
+        device_map="auto" if spread else {"": device},
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        **{name: value for name, value in settings.items() if value is not None},
+    )
+    if stored == 4:
+        for module in hf.modules():  # a checkpoint made on other hardware computes in what is best here
+            if hasattr(module, "compute_dtype"):
+                module.compute_dtype = dtype
+    return hf
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    if found := sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES):
+        raise UnsafeWeights(
+            f"{str(folder)!r} has its weights in {found[0]}, a pickle, which can run code when it is read. Where you trust "
+            "it, load it once with transformers on a machine you can spare and save it with "
+            "model.save_pretrained(folder), which writes safetensors"
+        )
+    raise ModelNotFound(f"the folder {str(folder)!r} has no .safetensors file")
+
+
+def _tokenizer(source: str, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
+
+
+# -- noise and errors -----------------------------------------------------------------------------------------------
+
+
+class _Drop(logging.Filter):
+    """Drop two messages of bitsandbytes that call for nothing: an optional kernel, and a cast at every 8-bit layer."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = str(record.msg)
+        return not (text.startswith("Failed to load CPU gemm_4bit_forward") or text.startswith("MatMul8bitLt: inputs"))
+
+
+_DROP = _Drop()
+
+
+@contextmanager
+def quiet(*, progress: bool = False) -> Iterator[None]:
+    """transformers' own bars only where progress is wanted; two known messages of bitsandbytes never."""
+    from transformers.utils import logging as transformers_logging
+
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).addFilter(_DROP)
+    shown = transformers_logging.is_progress_bar_enabled()
+    if not progress:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turn what the hub and transformers raise into errors that say what to do."""
+    from huggingface_hub import errors as hub
+
+    try:
+        yield
+    except (LoadError, ValueError) as error:
+        if isinstance(error, LoadError) or "trust_remote_code" not in str(error):
+            raise
+        raise LoadError(
+            f"{name} comes with Python code of its own, which labkit does not run unasked. Read it on the model's page; "
+            "if you trust it: lk.load(..., trust_remote_code=True)"
+        ) from error
+    except OSError as error:
+        causes = list(_causes(error))
+        kinds = tuple(type(cause) for cause in causes)
+        text = " ".join(str(cause) for cause in causes)
+        if hub.GatedRepoError in kinds or "gated repo" in text:
+            raise GatedModel(
+                f"{name} is gated: its makers want their licence accepted first. Open the model's page on the hub while "
+                "logged in, accept it there, then log in here with `hf auth login` or set HF_TOKEN, and try again"
+            ) from error
+        if hub.RevisionNotFoundError in kinds:
+            raise ModelNotFound(f"{name} has no such revision; look at its branches and tags on the hub") from error
+        if hub.RepositoryNotFoundError in kinds or hub.HFValidationError in kinds or "not a valid model" in text:
+            if not _offline(causes, text):
+                near = nearest(name)
+                hint = (
+                    f" Did you mean {' or '.join(near)}?" if near else " `labkit models` lists those that labkit knows."
+                )
+                raise ModelNotFound(f"there is no model {name!r} on the hub, or it is private.{hint}") from error
+        if "pytorch_model.bin" in text or "safetensors" in text:
+            raise UnsafeWeights(
+                f"{name} has no safetensors weights, only pickles or none. labkit does not read pickles, which can run "
+                "code; look for a converted copy"
+            ) from error
+        if _offline(causes, text):
+            near = nearest(name)
+            hint = f" If the name is mistyped: did you mean {' or '.join(near)}?" if near and name not in near else ""
+            raise NoNetwork(
+                f"{name} is not on this machine and the hub cannot be reached. Without a network these work: the default "
+                f"model, lk.load(), once it is in {cache_folder()}; a local folder; a .gguf file.{hint}"
+            ) from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _offline(causes: list[BaseException], text: str) -> bool:
+    kinds = {cls.__name__ for cause in causes for cls in type(cause).__mro__}
+    known = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"}
+    return bool(kinds & known) or "couldn't connect" in text or "offline" in text

@@ -1,0 +1,114 @@
+"""Will it fit, and where did the bytes go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from labkit.models.language_model import LanguageModel
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes a weight in NF4 with double quantisation: half a byte, an 8-bit scale for 64 weights, and a float32 for 256 of
+those scales (Dettmers et al. 2023, section 3)."""
+
+
+def in_words(size: float) -> str:
+    """`110.2 MB`, `4.1 GB`: decimal units, as disks and GPUs are sold."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes of a model's weights by part, quantisation scales and tables included; shared tensors count once."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a part: bytes and share of the whole."""
+        import pandas as pd
+
+        rows = [(name, size, size / self.total) for name, size in self.parts.items()]
+        return pd.DataFrame(rows, columns=["part", "bytes", "share"]).set_index("part")
+
+    def __repr__(self) -> str:
+        width = max(map(len, self.parts))
+        lines = [f"{name:<{width}}  {in_words(size):>9}  {size / self.total:4.0%}" for name, size in self.parts.items()]
+        return "\n".join([*lines, f"{'total':<{width}}  {in_words(self.total):>9}"])
+
+
+def measure(lm: LanguageModel) -> MemoryReport:
+    """Where the bytes of a model are."""
+    hf: Any = lm.hf
+    owners: dict[nn.Module, str] = {}
+    for block in lm.anatomy.blocks:
+        owners |= dict.fromkeys(block.module.modules(), "norms and the rest")
+        for part, name in ((block.attention, "attention"), (block.mlp, "MLP")):
+            owners |= dict.fromkeys(part.modules() if part is not None else (), name)
+    owners |= {hf.get_input_embeddings(): "embedding", hf.get_output_embeddings(): "unembedding"}
+    parts = dict.fromkeys(["embedding", "attention", "MLP", "norms and the rest", "unembedding"], 0)
+    seen: set[int] = set()
+    for module in hf.modules():
+        for tensor in _tensors(module):
+            address = tensor.untyped_storage().data_ptr()
+            if address not in seen:
+                seen.add(address)
+                parts[owners.get(module, "norms and the rest")] += tensor.untyped_storage().nbytes()
+    if not parts["unembedding"]:
+        del parts["unembedding"]
+        parts = {"embedding (and unembedding, shared)" if k == "embedding" else k: v for k, v in parts.items()}
+    return MemoryReport(parts)
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    """A module's own parameters and buffers, with what bitsandbytes keeps beside a packed weight."""
+    found = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    weight = getattr(module, "weight", None)
+    states = [getattr(weight, "quant_state", None)]
+    states += [getattr(states[0], "state2", None)]
+    for state in states:
+        for name in ("absmax", "code", "offset"):
+            if isinstance(tensor := getattr(state, name, None), torch.Tensor):
+                found.append(tensor)
+    found += [t for name in ("CB", "SCB") if isinstance(t := getattr(weight, name, None), torch.Tensor)]
+    return found
+
+
+def predict(config: Any, *, bits: int, dtype: torch.dtype, trust_remote_code: bool = False) -> int:
+    """Bytes of weights that a model of this configuration will take, without making it (on the meta device)."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights():
+        hf = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    hf.tie_weights()
+    size = torch.finfo(dtype).bits / 8
+    head = hf.get_output_embeddings()
+    total, seen = 0.0, set()
+    for module in hf.modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            packed = isinstance(module, nn.Linear) and module is not head and parameter.ndim == 2
+            each = {4: NF4_BYTES, 8: 1 + 4 / parameter.shape[-1]}.get(bits, size) if packed else size
+            total += parameter.numel() * each
+    return int(total)
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can still be had on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)

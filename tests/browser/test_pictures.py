@@ -1,0 +1,72 @@
+"""Pictures of the tools for the documentation: LABKIT_PICTURES=docs/images pytest tests/browser/test_pictures.py"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from driver import Lab, errors, open_notebook, run_all
+from playwright.sync_api import Browser, Locator, Page, expect
+from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD, click_cell
+
+FOLDER = os.environ.get("LABKIT_PICTURES")
+
+CELLS = [
+    LOAD,
+    "lk.PromptLab(lm, 'The best thing about a small language model is', temperature=0.8, seed=4, max_new_tokens=60)",
+    f"lk.AttentionView(lm, {CLEAN!r})",
+    f"lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')",
+]
+
+
+@pytest.mark.skipif(not FOLDER, reason="set LABKIT_PICTURES to the folder the pictures go to")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
+    path = lab.write(f"pictures_{theme}.ipynb", CELLS)
+    with open_notebook(browser, lab, path, scale=2, dark=theme == "dark", width=1400) as page:
+        run_all(page)
+        assert errors(page) == []
+        tools = page.locator(".labkit-tool")
+
+        prompting = to_top(tools.nth(0))
+        prompting.get_by_role("button", name="Run").click()
+        expect(prompting.locator(".labkit-status")).to_contain_text("tokens/s ·")
+        prompting.locator(".labkit-token").nth(26).hover()
+        expect(prompting.locator(".labkit-note")).to_be_visible()
+        picture(page, 0, f"prompt_lab_{theme}")
+
+        view = to_top(tools.nth(1))
+        view.locator(".labkit-token").nth(13).hover()
+        expect(view.locator(".labkit-strip .labkit-title")).to_contain_text("looks")
+        picture(page, 1, f"attention_view_{theme}")
+
+        patching = to_top(tools.nth(2))
+        expect(patching.locator(".labkit-status")).to_contain_text("cells in")
+        click_cell(page, patching, layer=21, column=13)
+        expect(patching.locator("caption")).to_have_count(2)
+        page.mouse.move(5, 5)
+        patching.locator(".labkit-heatmap .labkit-stage").blur()
+        picture(page, 2, f"patch_lab_{theme}")
+
+
+def to_top(tool: Locator) -> Locator:
+    tool.evaluate("tool => tool.scrollIntoView({ block: 'start' })")
+    return tool
+
+
+def picture(page: Page, number: int, name: str) -> None:
+    assert FOLDER
+    file = Path(FOLDER) / f"{name}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tool = page.locator(".labkit-tool").nth(number)
+    page.wait_for_timeout(300)
+    box = tool.bounding_box()
+    assert box
+    page.evaluate("document.querySelectorAll('.jp-InputArea').forEach(area => (area.style.visibility = 'hidden'))")
+    frame = {"x": box["x"] - 8, "y": box["y"] - 8, "width": box["width"] + 16, "height": box["height"] + 16}
+    note = page.locator(".labkit-note:visible").first
+    if note.count() and (end := note.bounding_box()):
+        frame["height"] = max(frame["height"], end["y"] + end["height"] + 8 - frame["y"])
+    page.screenshot(path=file, clip=frame)  # type: ignore[arg-type]
+    assert file.stat().st_size < 300_000
