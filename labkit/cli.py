@@ -6,10 +6,13 @@ import argparse
 import importlib.util
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+PACKAGES = ("labkit", "torch", "transformers", "bitsandbytes", "accelerate", "ipywidgets", "anywidget", "jupyterlab")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +46,7 @@ def _lab(arguments: list[str]) -> int:
     if notebooks.is_dir() and not any(a.startswith(("--notebook-dir", "--ServerApp.root_dir")) for a in arguments):
         command.append(f"--ServerApp.root_dir={notebooks}")
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    return subprocess.call(command)
 
 
 def _pull(name: str | None, *, bits: int | None) -> int:
@@ -80,16 +83,7 @@ def _models() -> int:
 def _doctor() -> int:
     print(f"Python        {platform.python_version()} on {platform.system()} {platform.machine()}")
     missing = []
-    for name in (
-        "labkit",
-        "torch",
-        "transformers",
-        "bitsandbytes",
-        "accelerate",
-        "ipywidgets",
-        "anywidget",
-        "jupyterlab",
-    ):
+    for name in PACKAGES:
         try:
             print(f"{name:<13} {version(name)}")
         except PackageNotFoundError:

@@ -54,9 +54,7 @@ MODELS = (
 def nearest(name: str) -> list[str]:
     """Up to three known ids that look like a name, with or without the maker's part."""
     by_key = {key: model.id for model in MODELS for key in (model.id.lower(), model.id.split("/")[1].lower())}
-    keys = get_close_matches(name.lower(), by_key, 3, 0.6) + get_close_matches(
-        name.split("/")[-1].lower(), by_key, 3, 0.6
-    )
+    keys = [key for part in (name, name.split("/")[-1]) for key in get_close_matches(part.lower(), by_key, 3, 0.6)]
     return list(dict.fromkeys(by_key[key] for key in keys))[:3]
 
 

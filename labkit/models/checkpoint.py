@@ -65,10 +65,8 @@ def sha256(path: Path, *, progress: bool) -> str:
     digest = hashlib.sha256()
     total = path.stat().st_size
     shown = progress and total > 200 << 20  # a smaller file takes less than a second
-    with (
-        path.open("rb") as file,
-        tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=not shown) as bar,
-    ):
+    bar = tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=not shown)
+    with path.open("rb") as file, bar:
         while block := file.read(1 << 22):
             digest.update(block)
             bar.update(len(block))

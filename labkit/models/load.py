@@ -18,17 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labkit.models import packaged
-from labkit.models.catalog import nearest, that_fit
-from labkit.models.checkpoint import cache_folder
-from labkit.models.errors import (
-    GatedModel,
-    LoadError,
-    ModelNotFound,
-    NoNetwork,
-    NotADecoder,
-    NotEnoughMemory,
-    UnsafeWeights,
-)
+from labkit.models.catalog import that_fit
+from labkit.models.errors import ModelNotFound, NotADecoder, NotEnoughMemory, UnsafeWeights, told
 from labkit.models.language_model import LanguageModel
 from labkit.models.memory import available, in_words, predict
 
@@ -70,7 +61,7 @@ def load(
     where, spread = _device(device)
     folder, label, pinned = _source(name, bits=bits or 4, progress=progress)
     source = str(folder or name)
-    with _told(label), quiet(progress=progress):
+    with told(label), quiet(progress=progress):
         config = _config(source, revision=revision, trust_remote_code=trust_remote_code)
         stored = _stored_bits(config)
         if stored is not None and bits is not None and bits != stored:
@@ -221,20 +212,19 @@ def _check_fits(
     label: str, config: Any, *, bits: int, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
 ) -> None:
     """Compare what the weights will take with what there is, before any is read."""
-    need = {
-        b: predict(config, bits=b, dtype=compute_dtype(device.type, b), trust_remote_code=trust_remote_code)
-        for b in (bits,)
-    }
+    need = predict(config, bits=bits, dtype=dtype, trust_remote_code=trust_remote_code)
     have = available(device)
-    if need[bits] <= 0.95 * have:
+    if need <= 0.95 * have:
         return
-    smaller = [b for b in BITS if b < bits and predict(config, bits=b, dtype=dtype) <= 0.8 * have]
-    advice = [f"bits={max(smaller)} would fit"] if smaller else []
-    if models := that_fit(0.8 * have, bits=min(bits, 4)):
-        advice.append(f"in 4 bits these would: {', '.join(m.id for m in models[:3])}")
+    kind = device.type
+    fits = lambda b: predict(config, bits=b, dtype=compute_dtype(kind, b)) <= 0.8 * have  # noqa: E731
+    smaller = [b for b in BITS if b < bits and fits(b)]
+    advice = f" It would fit with bits={max(smaller)}." if smaller else ""
+    if models := that_fit(0.8 * have, bits=4):
+        advice += f" In 4 bits these would fit: {', '.join(m.id for m in models[:3])}."
     raise NotEnoughMemory(
-        f"{label} in {bits} bits takes {in_words(need[bits])} and {device} has {in_words(have)} free. "
-        + ("; ".join(advice) or "Free some memory, or use a machine with more").capitalize()
+        f"{label} in {bits} bits takes {in_words(need)} and {device} has {in_words(have)} free."
+        + (advice or " Free some memory, or use a machine with more.")
     )
 
 
@@ -276,9 +266,9 @@ def _refuse_pickles(folder: Path) -> None:
         return
     if found := sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES):
         raise UnsafeWeights(
-            f"{str(folder)!r} has its weights in {found[0]}, a pickle, which can run code when it is read. Where you trust "
-            "it, load it once with transformers on a machine you can spare and save it with "
-            "model.save_pretrained(folder), which writes safetensors"
+            f"{str(folder)!r} has its weights in {found[0]}, a pickle, which can run code when it is read. If you "
+            "trust it, load it once with transformers on a machine you can spare; model.save_pretrained(folder) writes "
+            "safetensors"
         )
     raise ModelNotFound(f"the folder {str(folder)!r} has no .safetensors file")
 
@@ -289,7 +279,7 @@ def _tokenizer(source: str, *, revision: str | None, trust_remote_code: bool) ->
     return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
 
 
-# -- noise and errors -----------------------------------------------------------------------------------------------
+# -- noise ----------------------------------------------------------------------------------------------------------
 
 
 class _Drop(logging.Filter):
@@ -297,7 +287,7 @@ class _Drop(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = str(record.msg)
-        return not (text.startswith("Failed to load CPU gemm_4bit_forward") or text.startswith("MatMul8bitLt: inputs"))
+        return not text.startswith(("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast"))
 
 
 _DROP = _Drop()
@@ -318,62 +308,3 @@ def quiet(*, progress: bool = False) -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Turn what the hub and transformers raise into errors that say what to do."""
-    from huggingface_hub import errors as hub
-
-    try:
-        yield
-    except (LoadError, ValueError) as error:
-        if isinstance(error, LoadError) or "trust_remote_code" not in str(error):
-            raise
-        raise LoadError(
-            f"{name} comes with Python code of its own, which labkit does not run unasked. Read it on the model's page; "
-            "if you trust it: lk.load(..., trust_remote_code=True)"
-        ) from error
-    except OSError as error:
-        causes = list(_causes(error))
-        kinds = tuple(type(cause) for cause in causes)
-        text = " ".join(str(cause) for cause in causes)
-        if hub.GatedRepoError in kinds or "gated repo" in text:
-            raise GatedModel(
-                f"{name} is gated: its makers want their licence accepted first. Open the model's page on the hub while "
-                "logged in, accept it there, then log in here with `hf auth login` or set HF_TOKEN, and try again"
-            ) from error
-        if hub.RevisionNotFoundError in kinds:
-            raise ModelNotFound(f"{name} has no such revision; look at its branches and tags on the hub") from error
-        if hub.RepositoryNotFoundError in kinds or hub.HFValidationError in kinds or "not a valid model" in text:
-            if not _offline(causes, text):
-                near = nearest(name)
-                hint = (
-                    f" Did you mean {' or '.join(near)}?" if near else " `labkit models` lists those that labkit knows."
-                )
-                raise ModelNotFound(f"there is no model {name!r} on the hub, or it is private.{hint}") from error
-        if "pytorch_model.bin" in text or "safetensors" in text:
-            raise UnsafeWeights(
-                f"{name} has no safetensors weights, only pickles or none. labkit does not read pickles, which can run "
-                "code; look for a converted copy"
-            ) from error
-        if _offline(causes, text):
-            near = nearest(name)
-            hint = f" If the name is mistyped: did you mean {' or '.join(near)}?" if near and name not in near else ""
-            raise NoNetwork(
-                f"{name} is not on this machine and the hub cannot be reached. Without a network these work: the default "
-                f"model, lk.load(), once it is in {cache_folder()}; a local folder; a .gguf file.{hint}"
-            ) from error
-        raise
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _offline(causes: list[BaseException], text: str) -> bool:
-    kinds = {cls.__name__ for cause in causes for cls in type(cause).__mro__}
-    known = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"}
-    return bool(kinds & known) or "couldn't connect" in text or "offline" in text

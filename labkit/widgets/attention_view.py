@@ -104,8 +104,7 @@ class AttentionView(Tool):
             raise ValueError("the text is empty; write at least one character")
         self.status.say("Reading…")
         patterns = attention(self.lm, self.text)
-        size = int(np.sqrt(THUMBNAIL_BYTES / (self.lm.n_layers * self.lm.n_heads)))
-        thumbnails = patterns.thumbnails(max(4, min(24, size)))
+        thumbnails = patterns.thumbnails(thumbnail_side(self.lm.n_layers, self.lm.n_heads))
         if stop.is_set():
             self.status.say("Stopped.")
             return
@@ -198,6 +197,11 @@ class AttentionView(Tool):
 
     def __repr__(self) -> str:
         return f"AttentionView({self.lm.name!r}, {self.text!r}, selection={self.selection})"
+
+
+def thumbnail_side(layers: int, heads: int) -> int:
+    """Rows and columns of a thumbnail: as many as all heads together leave room for."""
+    return max(4, min(24, int(np.sqrt(THUMBNAIL_BYTES / (layers * heads)))))
 
 
 def _telling(thumbnails: np.ndarray) -> tuple[int, int]:

@@ -77,15 +77,16 @@ def kernel_idle(page: Page, *, timeout: float = 60) -> None:
 
 def run_all(page: Page, *, timeout: float = 120) -> None:
     """Run > Run All Cells, and wait until the last one is done."""
-    page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").first.click()  # menus act on the notebook in focus
-    page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
-    page.locator(
-        ".lm-Menu-item:not(.lm-mod-disabled) .lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")
-    ).click()
-    cells = page.locator(".jp-Notebook .jp-CodeCell")
-    waiting = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt", has_text="[*]")
-    expect(cells.last.locator(".jp-InputPrompt")).to_have_text(re.compile(r"^\[\d+\]:$"), timeout=timeout * 1000)
-    expect(waiting).to_have_count(0, timeout=timeout * 1000)
+    prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt")
+    for _ in range(8):  # JupyterLab drops what it is told while it still puts the page together
+        prompts.first.click()  # menus act on the notebook in focus
+        page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+        page.wait_for_timeout(1000)
+        if prompts.first.inner_text().strip() != "[ ]:":
+            break
+    expect(prompts.last).to_have_text(re.compile(r"^\[\d+\]:$"), timeout=timeout * 1000)
+    expect(prompts.filter(has_text="[*]")).to_have_count(0, timeout=timeout * 1000)
 
 
 def errors(page: Page) -> list[str]:

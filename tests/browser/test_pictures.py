@@ -14,7 +14,7 @@ FOLDER = os.environ.get("LABKIT_PICTURES")
 
 CELLS = [
     LOAD,
-    "lk.PromptLab(lm, 'The best thing about a small language model is', temperature=0.8, seed=4, max_new_tokens=60)",
+    "lk.PromptLab(lm, 'Once upon a time, in a small village by the sea,', temperature=0.6, seed=4, max_new_tokens=56)",
     f"lk.AttentionView(lm, {CLEAN!r})",
     f"lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')",
 ]
@@ -51,7 +51,13 @@ def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
 
 
 def to_top(tool: Locator) -> Locator:
-    tool.evaluate("tool => tool.scrollIntoView({ block: 'start' })")
+    tool.evaluate("""tool => {
+        tool.style.scrollMarginTop = '24px';
+        tool.scrollIntoView({ block: 'start' });
+        for (const other of document.querySelectorAll('.labkit-tool')) {
+            other.style.visibility = other === tool ? '' : 'hidden';
+        }
+    }""")
     return tool
 
 

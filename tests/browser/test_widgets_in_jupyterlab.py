@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 EVIL = "<script>window.harmed=1</script><img src=x onerror='window.harmed=1'>"
-LOAD = os.environ.get("LABKIT_TEST_LOAD", "import labkit as lk\nlm = lk.load(progress=False)")
+LOAD = "import labkit as lk\nlm = lk.load(progress=False)"
 
 CELLS = {
     "load": LOAD,

@@ -121,7 +121,9 @@ def test_a_left_padded_batch_gives_the_numbers_of_single_rows(lm):
         single = lm.run(text, read=["resid_post.29", "pattern.4"])
         n = single.ids.shape[1]
         assert (batch.logits[row, -n:] - single.logits[0]).abs().max() <= near(lm, 1e-3)
-        assert torch.allclose(batch["pattern.4"][row, :, -n:, -n:], single["pattern.4"][0], atol=1e-5 if n == 14 else 2e-2)
+        assert torch.allclose(
+            batch["pattern.4"][row, :, -n:, -n:], single["pattern.4"][0], atol=1e-5 if n == 14 else 2e-2
+        )
     assert batch.mask.sum().item() == 14 + len(lm.tokens(short))
 
 

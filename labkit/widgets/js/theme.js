@@ -85,7 +85,7 @@ function say(value) {
 
 /** A number at the end or middle of a scale: 0.5, 1, 12.4. */
 function tick(value) {
-  return String(Number(value.toPrecision(3)));
+  return String(Number(value.toPrecision(3))).replace("-", "−");
 }
 
 /** A share of one as people read it: 92.1%, 0.34%, < 0.01%. */

@@ -1,0 +1,44 @@
+"""The command line."""
+
+import subprocess
+import sys
+
+from labkit.cli import main
+
+
+def labkit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "labkit.cli", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_doctor_says_what_there_is(lm4, capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "default model SmolLM2-135M-Instruct, ready" in out
+    assert "computes in" in out
+
+
+def test_models_lists_licences_and_sizes(capsys):
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "meta-llama/Llama-2-7b-hf" in out
+    assert "accept it on the hub first" in out
+
+
+def test_pull_says_that_the_default_model_is_ready(lm4, capsys):
+    assert main(["pull"]) == 0
+    assert capsys.readouterr().out == "SmolLM2-135M-Instruct is ready\n"
+
+
+def test_pull_of_what_is_not_there_fails_with_a_message():
+    done = labkit("pull", "./nothing.gguf")
+    assert done.returncode == 1
+    assert "there is no file" in done.stderr
+
+
+def test_help_is_quick_and_an_unknown_command_is_refused():
+    assert "lab" in labkit("--help").stdout
+    assert labkit("dance").returncode == 2
+
+
+def test_lab_hands_its_flags_to_jupyterlab():
+    assert labkit("lab", "--version").stdout.strip().startswith("4.")

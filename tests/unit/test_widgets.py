@@ -1,0 +1,424 @@
+"""What the widgets promise without a front end: data on the wire, saved pictures, jobs, errors, code."""
+
+from __future__ import annotations
+
+import html.parser
+import sys
+import threading
+import time
+import types
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import traitlets
+from nbclient import NotebookClient
+
+import labkit as lk
+from labkit.widgets.attention_view import thumbnail_side
+from labkit.widgets.jobs import Desk, in_background
+from labkit.widgets.patch_lab import effects
+from labkit.widgets.scales import SCALES, colour, ink
+from labkit.widgets.snapshot import VIEW
+from labkit.widgets.token_bars import TokenBars
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+EVIL = "<script>harm()</script><img src=x onerror='harm()'>"
+
+
+class Wire:
+    """Everything a widget sends from now on."""
+
+    def __init__(self, widget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.messages: list[tuple[dict[str, Any], int]] = []
+        monkeypatch.setattr(widget.comm, "send", self._note)
+
+    def _note(self, data: Any = None, metadata: Any = None, buffers: Any = None) -> None:
+        self.messages.append((data, sum(len(memoryview(b).cast("B")) for b in buffers or ())))
+
+
+def tags(markup: str) -> set[str]:
+    """The elements and attributes a browser would find."""
+    found: set[str] = set()
+
+    class Reader(html.parser.HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.update([tag, *(name for name, _ in attrs)])
+
+    Reader().feed(markup)
+    return found
+
+
+# -- blocks ------------------------------------------------------------------------------------------------------------
+
+
+def test_appending_tokens_sends_only_the_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    strip = lk.TokenStrip([f"token{i}" for i in range(500)], np.zeros(500))
+    wire = Wire(strip, monkeypatch)
+    strip.append(["·new", "·er"], [0.25, 0.75], alternatives=[[("·new", 0.25)], None])
+    assert len(wire.messages) == 1
+    data, size = wire.messages[0]
+    assert data["content"]["tokens"] == ["·new", "·er"]
+    assert size == 8
+    # ... while the whole is in the state that a page opened later receives
+    assert strip.tokens[-2:] == ["·new", "·er"]
+    assert strip.values[-2:].tolist() == [0.25, 0.75]
+    assert strip.alternatives[-2:] == [[["·new", 0.25]], None]
+
+
+def test_arrays_travel_as_bytes_and_keep_uint8() -> None:
+    state = lk.Heatmap(np.arange(6, dtype=np.float64).reshape(2, 3)).get_state()
+    assert state["values"]["dtype"] == "float32"
+    assert bytes(state["values"]["data"]) == np.arange(6, dtype=np.float32).tobytes()
+    small = lk.Heatmap(np.array([[0, 255]], np.uint8), low=-1.0, high=1.0)
+    assert small.get_state()["values"]["dtype"] == "uint8"
+    assert small.numbers().tolist() == [[-1.0, 1.0]]
+
+
+def test_a_heatmap_shows_a_copy_that_later_changes_do_not_reach() -> None:
+    values = np.zeros((2, 2), np.float32)
+    heatmap = lk.Heatmap(values)
+    values[0, 0] = 7
+    assert heatmap.values[0, 0] == 0
+    seen: list[Any] = []
+    heatmap.observe(seen.append, "values")
+    heatmap.values = values
+    assert len(seen) == 1
+    assert heatmap.values[0, 0] == 7
+
+
+def test_wrong_shapes_and_scales_are_refused_with_words() -> None:
+    with pytest.raises(traitlets.TraitError, match=r"2 axes; got an array of shape \(3,\)"):
+        lk.Heatmap([1, 2, 3])
+    with pytest.raises(ValueError, match="uint8"):
+        lk.HeadGrid(np.zeros((1, 1, 2, 2)))
+    with pytest.raises(traitlets.TraitError, match="amount, surprise, effect"):
+        lk.TokenStrip(["a"], scale="rainbow")
+    with pytest.raises(ValueError, match="2 tokens, 1 values"):
+        lk.TokenStrip().append(["a", "b"], [0.1])
+
+
+def test_the_description_for_screen_readers_follows_the_values() -> None:
+    heatmap = lk.Heatmap(np.full((2, 3), np.nan), title="Effects", row_axis="layer", column_axis="head", unit="logits")
+    assert "2 rows (layer) by 3 columns (head), values not computed yet" in heatmap.description
+    heatmap.values = np.array([[1.0, np.nan, -2.5]])
+    assert "from -2.5 to 1 logits" in heatmap.description
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_on_every_shade_of_every_scale_can_be_read(scale: str, theme: Any) -> None:
+    def luminance(rgb: tuple[int, int, int]) -> float:
+        parts = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    for place in np.linspace(0, 1, 101):
+        paper = colour(scale, float(place), theme=theme)
+        written = ink(paper)
+        letters = int(written[1:3], 16), int(written[3:5], 16), int(written[5:7], 16)
+        dark, light = sorted([luminance(paper), luminance(letters)])
+        assert (light + 0.05) / (dark + 0.05) >= 4.4, (place, paper)
+
+
+def test_strength_on_a_scale_shows_as_lightness_too() -> None:
+    """So that a scale is read by people with any colour vision, and in print."""
+    for scale in ("amount", "surprise"):
+        for theme in ("light", "dark"):
+            sums = [sum(colour(scale, place, theme=theme)) for place in np.linspace(0, 1, 50)]  # type: ignore[arg-type]
+            steps = np.diff(sums)
+            assert (steps >= 0).all() or (steps <= 0).all(), (scale, theme)
+
+
+def every_block() -> list[Any]:
+    return [
+        lk.TokenStrip([EVIL, "b"], [0.5, np.nan], title=EVIL, marks={"differs": [0]}),
+        lk.Heatmap([[1.0, np.nan]], row_labels=[EVIL], column_labels=[EVIL, "b"], title=EVIL, unit=EVIL, row_axis=EVIL),
+        lk.HeadGrid(np.full((2, 3, 4, 4), 9, np.uint8), title=EVIL),
+        TokenBars({EVIL: [(EVIL, 0.5)]}, title=EVIL),
+    ]
+
+
+def test_the_saved_picture_of_a_block_is_html_without_anything_that_runs() -> None:
+    for block in every_block():
+        bundle = block._repr_mimebundle_()
+        assert bundle[VIEW]["model_id"] == block.model_id
+        assert bundle["text/plain"] == repr(block)
+        assert tags(bundle["text/html"]).isdisjoint({"script", "onerror"}), block
+        assert "&lt;script&gt;" in bundle["text/html"]
+
+
+def test_what_code_gives_makes_the_same_block() -> None:
+    for block in every_block()[:2]:
+        scope: dict[str, Any] = {}
+        lines = block.code().rstrip().split("\nlk.")
+        exec(f"{lines[0]}\nmade = lk.{lines[1]}", scope)
+        np.testing.assert_array_equal(scope["made"].values, block.values)
+        assert scope["made"].title == block.title
+        assert repr(scope["made"]) == repr(block)
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+class Model:
+    """Something to work for."""
+
+
+def until_stopped(notes: list[str], name: str) -> Any:
+    def work(stop: threading.Event) -> None:
+        notes.append(f"{name} begins")
+        assert stop.wait(10)
+        notes.append(f"{name} ends")
+
+    return work
+
+
+def test_a_new_request_cancels_the_old_one_and_runs_after_it() -> None:
+    desk, notes = Desk(Model()), []  # type: ignore[var-annotated]
+    desk.ask(until_stopped(notes, "first"))
+    while not notes:
+        time.sleep(0.001)
+    desk.ask(lambda stop: notes.append("second"))
+    desk.wait(5)
+    assert notes == ["first begins", "first ends", "second"]
+    assert not desk.busy
+
+
+def test_requests_of_other_widgets_wait_their_turn() -> None:
+    model, notes = Model(), []  # type: ignore[var-annotated]
+    one, other = Desk(model), Desk(model)
+    one.ask(until_stopped(notes, "first"))
+    other.ask(lambda stop: notes.append("second"))
+    time.sleep(0.05)
+    assert notes == ["first begins"]
+    with pytest.raises(TimeoutError):
+        other.wait(0.01)
+    one.stop()
+    other.wait(5)
+    assert notes == ["first begins", "first ends", "second"]
+
+
+def test_what_the_work_raised_is_raised_where_one_waits_and_the_next_request_works() -> None:
+    desk = Desk(Model())
+    desk.ask(lambda stop: [][0])
+    with pytest.raises(IndexError):
+        desk.wait(5)
+    done: list[int] = []
+    desk.ask(lambda stop: done.append(1))
+    desk.wait(5)
+    assert done == [1]
+
+
+def test_a_worker_ends_with_its_model() -> None:
+    model = Model()
+    desk = Desk(model)
+    seen: list[threading.Thread] = []
+    desk.ask(lambda stop: seen.append(threading.current_thread()))
+    desk.wait(5)
+    del desk, model
+    seen[0].join(5)
+    assert not seen[0].is_alive()
+
+
+def test_in_colab_the_work_is_done_in_the_calling_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert in_background()
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    assert not in_background()
+    where: list[Any] = []
+    Desk(Model()).ask(lambda stop: where.append(threading.current_thread()))
+    assert where == [threading.current_thread()]
+
+
+# -- tools -------------------------------------------------------------------------------------------------------------
+
+
+def test_prompt_lab_streams_what_generate_gives(lm4: lk.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = lk.PromptLab(lm4, CLEAN, max_new_tokens=12)
+    wire = Wire(lab.strip, monkeypatch)
+    generation = lab.run(60)
+    plain = lm4.generate(CLEAN, max_new_tokens=12)
+    assert lab.text == generation.text == plain.text
+    shown = [one.token.display for one in plain.tokens]
+    assert lab.strip.tokens == [token.display for token in plain.prompt] + shown
+    np.testing.assert_allclose(lab.strip.values[-len(shown) :], [one.probability for one in plain.tokens], atol=1e-3)
+    batches = [data["content"]["tokens"] for data, _ in wire.messages if data.get("method") == "custom"]
+    assert sum(batches, []) == shown
+    assert all(len(rows) == 10 for rows in lab.strip.alternatives[-len(shown) :])
+
+
+def test_the_code_of_prompt_lab_repeats_a_sampled_text(lm4: lk.LanguageModel) -> None:
+    lab = lk.PromptLab(lm4, "Once upon a time", max_new_tokens=10, temperature=1.0, seed=3, background=False)
+    lab.run()
+    scope: dict[str, Any] = {"lm": lm4}
+    exec(lab.code().split("lm = lk.load(")[1].split("\n", 1)[1].replace("print", ""), scope)
+    assert scope["generation"].text == lab.text
+
+
+def test_stop_keeps_what_was_written(lm4: lk.LanguageModel) -> None:
+    lab = lk.PromptLab(lm4, "One, two, three,", max_new_tokens=1000)
+    lab.start()
+    while len(lab.strip.tokens) < 10:
+        time.sleep(0.01)
+    lab.stop()
+    lab.wait(20)
+    assert lab.generation.finish == "stopped"
+    assert 0 < len(lab.generation.tokens) < 1000
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [("", "The prompt is empty; write at least one character"), ("a " * 9000, "The prompt has 9000 tokens")],
+)
+def test_a_prompt_that_cannot_be_used_is_answered_in_plain_words(lm4: lk.LanguageModel, prompt: str, said: str) -> None:
+    lab = lk.PromptLab(lm4, "A good one", max_new_tokens=3)
+    before = lab.run(30)
+    lab.prompt = prompt
+    with pytest.raises(ValueError, match="prompt"):
+        lab.run(30)
+    assert lab.status.kind == "error"
+    assert lab.status.text.startswith(said)
+    assert lab.generation is before  # nothing is lost
+    assert lab.stop_button.disabled
+
+
+def test_the_first_payload_of_an_attention_view_is_below_a_megabyte(lm4: lk.LanguageModel) -> None:
+    view = lk.AttentionView(lm4, "The quick brown fox. " * 120)
+    view.wait(120)
+    assert len(view.strip.tokens) > 512
+    sent = sum(
+        len(state["data"]) for state in (view.heads.get_state()["thumbnails"], view.heatmap.get_state()["values"])
+    )
+    assert sent <= 1_000_000
+    assert max(view.heatmap.values.shape) <= 512
+    for layers, heads in ((126, 128), (80, 64), (30, 9), (1, 1)):
+        assert layers * heads * thumbnail_side(layers, heads) ** 2 + 512 * 512 <= 1_000_000
+
+
+def test_attention_view_shows_the_numbers_that_attention_gives(lm4: lk.LanguageModel) -> None:
+    view = lk.AttentionView(lm4, CLEAN, selection=(3, 2))
+    view.wait(60)
+    patterns = lk.attention(lm4, CLEAN)
+    np.testing.assert_array_equal(view.heatmap.values, patterns.pattern(3, 2))
+    view.selection = (29, 8)
+    view.wait(60)
+    np.testing.assert_array_equal(view.heatmap.values, patterns.pattern(29, 8))
+    view.strip.hovered = 5
+    np.testing.assert_array_equal(view.strip.values, patterns.pattern(29, 8)[5])
+    assert view.strip.marks["looking"] == [5]
+    view.strip.hovered = None
+    assert view.strip.values is None
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_patch_lab_gives_the_grid_that_patch_gives(lm4: lk.LanguageModel, direction: str) -> None:
+    lab = lk.PatchLab(lm4, CLEAN, CORRUPT, " Mary", " John", site="attn_out", direction=direction)
+    lab.wait(120)
+    grid = lk.patch(lm4, CLEAN, CORRUPT, " Mary", " John", site="attn_out", direction=direction, progress=False)
+    assert isinstance(lab.grid, lk.PatchGrid)
+    np.testing.assert_allclose(lab.grid.values, grid.values, atol=0.02)
+    scope: dict[str, Any] = {"lm": lm4, "lk": lk}
+    exec(lab.code().split("bits=4)\n")[1], scope)
+    np.testing.assert_allclose(scope["grid"].values, grid.values, atol=0.02)
+
+
+def test_no_effect_is_zero_in_both_directions(lm4: lk.LanguageModel) -> None:
+    for direction in ("denoise", "noise"):
+        lab = lk.PatchLab(lm4, CLEAN, CORRUPT, " Mary", " John", direction=direction)
+        lab.wait(120)
+        shown, unit = effects(lab.grid)
+        assert np.abs(shown[:, :9]).max() < 1e-6  # nothing before the difference can matter
+        assert shown[0, 9] == pytest.approx(1, abs=0.02)  # the difference itself is everything
+        assert unit.startswith("effect: 0 = " + ("corrupt" if direction == "denoise" else "clean"))
+
+
+def test_a_chosen_cell_shows_the_tokens_before_and_after(lm4: lk.LanguageModel) -> None:
+    lab = lk.PatchLab(lm4, CLEAN, CORRUPT, " Mary", " John")
+    lab.wait(120)
+    lab.selection = (0, 9)
+    lab.wait(60)
+    (_, before), (_, after) = lab.bars.columns
+    assert before[0][0] == "·John"
+    assert after[0][0] == "·Mary"
+    assert lab.bars.marked == ["·Mary", "·John"]
+    lab.site = "z"  # runs anew, over heads
+    lab.wait(120)
+    assert lab.selection is None
+    assert lab.grid.values.shape == (30, 9)
+
+
+def test_stop_keeps_the_cells_that_were_computed(lm4: lk.LanguageModel) -> None:
+    long = "The weather was fine and everybody in the village was out on the green. " * 12
+    lab = lk.PatchLab(lm4, f"Mary sang. {long}", f"John sang. {long}", " Mary", " John")
+    while lab.grid is None or not np.isfinite(lab.grid.values).any():
+        time.sleep(0.01)
+    lab.stop()
+    lab.wait(60)
+    assert lab.status.text.startswith("Stopped at ")
+    assert np.isfinite(lab.grid.values).any()
+    assert not lab.grid.complete
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"corrupt": CORRUPT + " a"}, "Clean has 14 tokens, corrupt 15"),
+        ({"answer": " Maryanne"}, "The answer ' Maryanne' is "),
+        ({"clean": ""}, "The prompt is empty"),
+    ],
+)
+def test_what_does_not_fit_is_answered_in_plain_words(lm4: lk.LanguageModel, change: Any, said: str) -> None:
+    lab = lk.PatchLab(lm4, CLEAN, CORRUPT, " Mary", " John")
+    lab.wait(60)
+    grid = lab.grid
+    for name, value in change.items():
+        setattr(lab, name, value)
+    with pytest.raises(ValueError, match=r"tokens|empty"):
+        lab.run(60)
+    assert lab.status.kind == "error"
+    assert lab.status.text.startswith(said)
+    assert lab.grid is grid  # nothing is lost
+
+
+def test_markup_in_a_prompt_is_escaped_in_every_saved_picture(lm4: lk.LanguageModel) -> None:
+    prompting = lk.PromptLab(lm4, EVIL, max_new_tokens=2)
+    prompting.run(30)
+    view = lk.AttentionView(lm4, EVIL)
+    view.wait(30)
+    patching = lk.PatchLab(lm4, EVIL, EVIL, " a", " b")
+    patching.wait(60)
+    for tool in (prompting, view, patching):
+        assert tags(tool.snapshot()).isdisjoint({"script", "onerror"}), tool
+        assert "&lt;" in tool.snapshot()
+
+
+def test_repr_is_the_same_every_time(lm4: lk.LanguageModel) -> None:
+    for make in (
+        lambda: lk.PromptLab(lm4, CLEAN),
+        lambda: lk.AttentionView(lm4, CLEAN, selection=(0, 0)),
+        lambda: lk.PatchLab(lm4, CLEAN, CORRUPT, " Mary", " John"),
+    ):
+        assert repr(make()) == repr(make())
+        assert "0x" not in repr(make())
+
+
+def test_a_notebook_without_a_front_end_is_saved_with_the_pictures(lm4: lk.LanguageModel) -> None:
+    """As nbval, nbconvert and papermill run it; the picture is the one of the finished work."""
+    cells = [
+        "import labkit as lk; lm = lk.load(progress=False)",
+        f"lab = lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab",
+        "lab.wait(60); print(lab.grid.complete)",
+        f"p = lk.PromptLab(lm, {CLEAN!r}, max_new_tokens=4)\np",
+        "print(p.run().text)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    assert notebook.cells[2].outputs[0].text == "True\n"
+    assert notebook.cells[4].outputs[0].text.startswith(" Mary")
+    for number, words in ((1, "resid_pre: clean into corrupt"), (3, "·Mary")):
+        live, picture = notebook.cells[number].outputs
+        assert VIEW in live.data
+        assert live.data["text/plain"].startswith("P")
+        assert words in picture.data["text/html"]
+        assert len(picture.data["text/html"]) < 60_000
