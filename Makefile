@@ -41,5 +41,14 @@ lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.venv-peers/.ready: benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet "$$(grep '^torch==' $<)"
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	touch $@
+
+bench: $(VENV)/.lab .venv-peers/.ready  ## labkit beside its peers, in one run (about 10 minutes on two cores)
+	$(BIN)/python benchmarks/compare.py $(ARGS)
+
 clean:  ## remove the environments; the model cache stays
 	rm -rf $(VENV) .venv-peers

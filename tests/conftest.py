@@ -32,5 +32,7 @@ def no_hook_is_left(request: pytest.FixtureRequest):
         if name in request.fixturenames:
             model = request.getfixturevalue(name).hf
             hooks = [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-            assert not [h for h in hooks if getattr(h, "__module__", "").startswith("labkit")]  # transformers has its own
+            assert not [
+                h for h in hooks if getattr(h, "__module__", "").startswith("labkit")
+            ]  # transformers has its own
             assert model.config._attn_implementation == "sdpa"

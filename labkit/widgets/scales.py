@@ -56,4 +56,4 @@ def colour(scale: str, place: float, *, theme: Theme = "light") -> tuple[int, in
 def ink(rgb: tuple[int, int, int]) -> str:
     """Black or white, whichever is easier to read on this colour."""
     linear = [((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
-    return "#101418" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.18 else "#ffffff"
+    return "#000000" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "#ffffff"

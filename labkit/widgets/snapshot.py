@@ -20,6 +20,8 @@ from labkit.widgets.scales import colour, ink, shade
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 _SANS = "font:13px/1.5 system-ui,sans-serif"
+_MOST_TOKENS = 600  # in a picture; a saved notebook should stay small
+_MOST_CELLS = 256
 _MONO = "font-family:ui-monospace,Menlo,Consolas,monospace"
 
 
@@ -80,7 +82,7 @@ def token_row(
     """Tokens as chips, coloured by their values."""
     differs = set((marks or {}).get("differs", ()))
     chips = []
-    for i, token in enumerate(tokens):
+    for i, token in enumerate(tokens[:_MOST_TOKENS]):
         look = f"{_MONO};white-space:pre;display:inline-block;padding:1px 3px;margin:1px;border-radius:3px"
         if values is not None and i < len(values) and np.isfinite(values[i]):
             rgb = colour(scale, shade(float(values[i]), low, high, centre=centre))
@@ -92,6 +94,8 @@ def token_row(
         chips.append(f'<span style="{look}">{escape(token)}</span>')
         if token.endswith("⏎"):
             chips.append("<br>")
+    if len(tokens) > _MOST_TOKENS:
+        chips.append(f" … and {len(tokens) - _MOST_TOKENS} more tokens")
     return f'<div style="margin:3px 0">{"".join(chips)}</div>'
 
 
@@ -141,7 +145,7 @@ def heatmap_svg(
     height = width * rows / columns if square else min(max(rows * 13, 60), 420)
     left = 40 + 7 * max([len(label) for label in row_labels[:200]] + [2])
     bottom = 34 + 6 * max([len(label) for label in column_labels[:200]] + [2])
-    picture = painted(values, scale=scale, low=low, high=high, centre=centre)
+    picture = painted(_strongest(values, centre or 0.0), scale=scale, low=low, high=high, centre=centre)
     if origin == "bottom":
         picture = picture[::-1]
     out = [
@@ -179,6 +183,22 @@ def heatmap_svg(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 110:.0f}" height="{total:.0f}" role="img" '
         f'aria-label="{escape(title or unit)}">{"".join(out)}</svg>'
     )
+
+
+def _strongest(values: np.ndarray, centre: float) -> np.ndarray:
+    """At most 256 rows and columns: of the cells that become one, the value farthest from the centre."""
+    for axis in (0, 1):
+        step = -(-values.shape[axis] // _MOST_CELLS)
+        if step == 1:
+            continue
+        room = [(0, 0), (0, 0)]
+        room[axis] = (0, -values.shape[axis] % step)
+        padded = np.pad(values, room, constant_values=np.nan)
+        shape = [*padded.shape]
+        shape[axis : axis + 1] = [shape[axis] // step, step]
+        most, least = (f.reduce(padded.reshape(shape), axis=axis + 1) for f in (np.fmax, np.fmin))
+        values = np.where(np.abs(most - centre) >= np.abs(least - centre), most, least)
+    return values
 
 
 def _bar(x: float, long: float, scale: str, low: float, high: float, centre: float | None, unit: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import nbformat
 import pytest
 from driver import Lab, errors, open_notebook, run_all
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -248,6 +249,24 @@ def choose_theme(page: Page, name: str) -> None:
     page.locator(".lm-MenuBar-itemLabel", has_text="Settings").first.click()
     page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Theme$")).hover()
     page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{name}$")).click()
+
+
+def test_a_saved_notebook_shows_the_pictures_without_a_kernel(page: Page, lab: Lab, browser: Browser) -> None:
+    page.keyboard.press("Control+s")
+    expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
+    path = lab.root / "widgets.ipynb"
+    saved = nbformat.read(path, as_version=4)
+    assert path.stat().st_size < 1_000_000
+    copy = lab.root / "saved.ipynb"
+    nbformat.write(saved, copy)
+    nbformat.sign.NotebookNotary(data_dir=str(lab.root.parent / "data")).sign(saved)
+    with open_notebook(browser, lab, "saved.ipynb") as reader:
+        pictures = reader.locator(".labkit-snapshot")
+        expect(pictures.first).to_be_visible()
+        assert all(picture.is_visible() for picture in pictures.all())
+        expect(pictures.filter(has_text="PatchLab").first.locator("svg")).to_be_visible()
+        reader.screenshot(path="/tmp/saved.png")
+    assert cell(page, "patch").locator(".labkit-snapshot").is_hidden()  # where the widget lives, there is only one
 
 
 def test_no_widget_raised_an_error_in_the_browser(page: Page) -> None:

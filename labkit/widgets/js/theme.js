@@ -71,7 +71,7 @@ function css(table, at) {
 /** Black or white, whichever is easier to read on this colour. */
 function inkOn(table, at) {
   const linear = [0, 1, 2].map((c) => ((table[3 * at + c] / 255 + 0.055) / 1.055) ** 2.4);
-  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.18 ? "#101418" : "#ffffff";
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#000000" : "#ffffff";
 }
 
 /** A number as people read it: 0.83, 12.4, 0.0021, 3e-7. */

@@ -1,0 +1,218 @@
+"""labkit beside its peers on the same work, in one run; prints one table and writes it to benchmarks/results/.
+
+The default model in fp32, the same prompts, the same threads. Peers run in an environment of their own (`--peers`),
+one after another, never beside labkit. Usage: python benchmarks/compare.py [--peers PYTHON] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import describe, least_work, matmul_rate
+from prompts import ANSWER, FOIL, PAIRS
+
+import labkit as lk
+
+HERE = Path(__file__).parent
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def side_by_side(ours: Callable[[], object], theirs: Callable[[], object], *, times: int) -> tuple[float, float, float]:
+    """Medians of both in turn, A B A B ..., and the median of the ratios of neighbours: drift cancels."""
+    ours(), theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(times)]
+    a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return a, b, statistics.median(x / y for x, y in pairs)
+
+
+def grids(lm: lk.LanguageModel, *, times: dict[str, int]) -> dict[str, dict]:
+    """Median seconds of each pair's `resid_pre` grid, after one grid that warms up, and the grid."""
+    results = {}
+    for name, (clean, corrupt) in PAIRS.items():
+        patch = lambda c=clean, k=corrupt: lk.patch(lm, c, k, ANSWER, FOIL, progress=False)  # noqa: E731
+        if name == "short":
+            patch()
+        taken = []
+        for _ in range(times[name]):
+            begin = time.perf_counter()
+            grid = patch()
+            taken.append(time.perf_counter() - begin)
+        results[name] = {"seconds": statistics.median(taken), "all": taken, "grid": grid.values}
+    return results
+
+
+def peer(python: str, script: str, folder: str) -> dict[str, dict]:
+    """A peer's results; {} where its environment is not there."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        done = subprocess.run([python, script, folder, out.name], cwd=HERE, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{script} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
+            return {}
+        return json.loads(Path(out.name).read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", default=str(HERE.parent / ".venv-peers/bin/python"), help="the peers' Python")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    rows: list[tuple[str, str, str, str, str]] = []
+    show = lambda what, ours, peer, ratio, asked="": rows.append((what, ours, peer, ratio, asked))  # noqa: E731
+
+    load_script = (
+        "import time, torch, transformers, labkit as lk; begin = time.perf_counter(); lm = lk.load(progress=False);"
+        "print(time.perf_counter() - begin, lm.memory().total)"
+    )
+    subprocess.run([sys.executable, "-c", load_script], check=True, capture_output=True)
+    loads = [subprocess.check_output([sys.executable, "-c", load_script], text=True).split() for _ in range(3)]
+    load_time, memory = statistics.median(float(s) for s, _ in loads), int(loads[0][1])
+    show("load the default model again, beyond importing torch and transformers", f"{load_time:.2f} s", "", "", "< 4 s")
+    show("weights in memory, NF4", f"{memory / 1e6:.0f} MB", "", "", "<= 130 MB")
+
+    lm32, lm4 = lk.load(bits=32, progress=False), lk.load(progress=False)
+    rate32, rate16 = (
+        matmul_rate(dtype, d_model=lm32.d_model, d_mlp=lm32.config.intermediate_size)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    ours32 = grids(lm32, times={"short": 7, "long": 2})
+    ours4 = grids(lm4, times={"short": 7, "long": 2})
+
+    with tempfile.TemporaryDirectory() as folder:
+        lm32.hf.save_pretrained(folder)
+        lm32.tokenizer.save_pretrained(folder)
+        print("TransformerLens ...", file=sys.stderr)
+        lens = peer(options.peers, "peer_transformerlens.py", folder)
+        print("nnsight ...", file=sys.stderr)
+        sight = peer(options.peers, "peer_nnsight.py", folder)
+
+    asked = {
+        ("TransformerLens", "short"): ">= 60", ("TransformerLens", "long"): ">= 10", ("nnsight batched", "short"): ">= 15",
+    }  # fmt: skip
+    differences = {}
+    for name, (clean, _) in PAIRS.items():
+        size = f"{lm32.n_layers} x {lm32.encode(clean).shape[1]} resid_pre grid, fp32"
+        mine = ours32[name]["seconds"]
+        theirs = {
+            "TransformerLens": lens.get(name),
+            "nnsight per cell": sight.get(f"{name} per cell"),
+            "nnsight batched": sight.get(f"{name} batched"),
+        }
+        for who, result in theirs.items():
+            if result:
+                ratio = result["seconds"] / mine
+                show(
+                    size,
+                    f"{mine:.2f} s",
+                    f"{who} {result['seconds']:.1f} s",
+                    f"{ratio:.1f}x",
+                    asked.get((who, name), ""),
+                )
+                differences[f"{name}, {who}"] = float(np.abs(np.array(result["grid"]) - ours32[name]["grid"]).max())
+        ratio = mine / ours4[name]["seconds"]
+        show(
+            size.replace("fp32", "NF4"),
+            f"{ours4[name]['seconds']:.2f} s",
+            f"labkit fp32 {mine:.2f} s",
+            f"{ratio:.2f}x",
+            ">= 1.4",
+        )
+    for what, value in differences.items():
+        show(f"largest difference of the fp32 grids: {what}", f"{value:.1e}", "", "", "< 1e-4")
+
+    clean, corrupt = (lm32.encode(text)[0] for text in PAIRS["long"])
+    blocks = sum(p.numel() for block in lm32.anatomy.blocks[:1] for p in block.module.parameters() if p.ndim == 2)
+    first = int((clean != corrupt).nonzero()[0])
+    work = least_work(n_layers=lm32.n_layers, length=len(clean), first=first, parameters_per_block=blocks)
+    show("least work of the long grid", f"{work / 1e12:.2f} TFLOP", "", "")
+    for label, result, rate, target in (("fp32", ours32, rate32, ">= 50%"), ("NF4, of bf16's", ours4, rate16, "")):
+        reached = work / result["long"]["seconds"]
+        share = f"{reached / rate:.0%}"
+        show(
+            f"matmul rate reached on the least work, {label}",
+            f"{reached / 1e9:.0f} GFLOP/s",
+            f"{rate / 1e9:.0f}",
+            share,
+            target,
+        )
+
+    for lm in (lm32, lm4):
+        label = "fp32" if lm.bits == 32 else "NF4"
+        ids = lm.encode(PAIRS["short"][0])
+        with torch.no_grad():
+            a, b, ratio = side_by_side(lambda: lm.run(ids), lambda: lm.hf(ids, use_cache=False), times=60)  # noqa: B023
+        show(
+            f"forward that reads nothing, {label}",
+            f"{a * 1e3:.1f} ms",
+            f"transformers {b * 1e3:.1f} ms",
+            f"{ratio:.3f}",
+            "<= 1.03",
+        )
+        kinds = ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "pattern", "z"]
+        with torch.no_grad():
+            a, b, ratio = side_by_side(lambda: lm.run(ids, read=kinds), lambda: lm.hf(ids, use_cache=False), times=10)  # noqa: B023
+        show(
+            f"forward that reads every site, {label}",
+            f"{a * 1e3:.1f} ms",
+            f"transformers {b * 1e3:.1f} ms",
+            f"{ratio:.2f}",
+            "",
+        )
+
+        def theirs(lm: lk.LanguageModel = lm, ids: torch.Tensor = ids) -> None:
+            with torch.no_grad():
+                lm.hf.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=64,
+                    do_sample=False,
+                    pad_token_id=2,
+                    eos_token_id=-1,
+                )
+
+        def mine_(lm: lk.LanguageModel = lm, ids: torch.Tensor = ids) -> None:
+            lm.generate(ids, max_new_tokens=64)
+
+        # both stop at the same token only if neither may end early
+        ends, lm.hf.generation_config.eos_token_id = lm.hf.generation_config.eos_token_id, None
+        a, b, ratio = side_by_side(mine_, theirs, times=9)
+        lm.hf.generation_config.eos_token_id = ends
+        show(
+            f"generation of 64 tokens, {label}",
+            f"{64 / a:.1f} /s",
+            f"transformers {64 / b:.1f} /s",
+            f"{ratio:.3f}",
+            "<= 1.03",
+        )
+
+    about = describe()
+    lines = ["| what | labkit | beside it | ratio | asked |", "|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    head = f"{date.today()}: {about['cpu']}, {about['threads']} threads, " + ", ".join(
+        f"{name} {about[name]}" for name in ("torch", "transformers", "bitsandbytes", "labkit")
+    )
+    table = "\n".join([head, "", *lines, ""])
+    print(table)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "compare.md").write_text(table)
+    record = {"machine": about, "date": str(date.today()), "rows": rows, "differences": differences}
+    (options.out / "compare.json").write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What this machine is and how fast it multiplies matrices."""
+
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def describe() -> dict[str, str]:
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    return {
+        "cpu": cpu or platform.processor(),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "bitsandbytes", "labkit")},
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def matmul_rate(dtype: torch.dtype, *, d_model: int, d_mlp: int, tokens: int = 2048, seconds: float = 2.0) -> float:
+    """FLOP/s of a (tokens, d_model) x (d_model, d_mlp) product, two for each multiply-add: the best of many."""
+    a, b = torch.randn(tokens, d_model).to(dtype), torch.randn(d_mlp, d_model).to(dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * tokens * d_model * d_mlp / best
+
+
+def least_work(*, n_layers: int, length: int, first: int, parameters_per_block: int) -> int:
+    """FLOP that an exact `resid_pre` grid cannot do without: each cell's own tokens through the blocks above it.
+
+    Linear layers only. A patch at layer L and position p changes positions p.. from block L on, and nothing else.
+    """
+    cells = ((n_layers - layer) * (length - p) for layer in range(n_layers) for p in range(first, length))
+    return 2 * parameters_per_block * sum(cells)
