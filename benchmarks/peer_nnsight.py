@@ -1,4 +1,4 @@
-"""nnsight's `resid_pre` grid, one trace a cell and one trace with many invokes. Usage: python peer_nnsight.py FOLDER OUT"""
+"""nnsight's `resid_pre` grid, a trace a cell and a trace with many invokes. Usage: python peer_nnsight.py FOLDER OUT"""
 
 import json
 import sys
@@ -21,7 +21,7 @@ answer, foil = (tokenizer(word, add_special_tokens=False).input_ids[0] for word 
 def residuals(ids: torch.Tensor) -> list[torch.Tensor]:
     with model.trace(ids):
         saved = nnsight.save([layer.input for layer in layers])
-    return saved
+    return saved  # noqa: RET504 - a trace hands out only what was assigned in it
 
 
 def by_cell(clean: list[torch.Tensor], corrupt: torch.Tensor) -> list[list[float]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 
-import nbformat
 import pytest
 from driver import Lab, errors, open_notebook, run_all
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -255,11 +255,8 @@ def test_a_saved_notebook_shows_the_pictures_without_a_kernel(page: Page, lab: L
     page.keyboard.press("Control+s")
     expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
     path = lab.root / "widgets.ipynb"
-    saved = nbformat.read(path, as_version=4)
     assert path.stat().st_size < 1_000_000
-    copy = lab.root / "saved.ipynb"
-    nbformat.write(saved, copy)
-    nbformat.sign.NotebookNotary(data_dir=str(lab.root.parent / "data")).sign(saved)
+    shutil.copy(path, lab.root / "saved.ipynb")
     with open_notebook(browser, lab, "saved.ipynb") as reader:
         pictures = reader.locator(".labkit-snapshot")
         expect(pictures.first).to_be_visible()

@@ -10,7 +10,7 @@ READABLE = [kind for kind in KINDS if kind != "router"]
 
 
 def near(lm, exact: float) -> float:
-    """How close logits have to be: to fp32 rounding, or in NF4 to the rounding of bf16 through 30 layers (0.125 a step)."""
+    """How close logits have to be: to fp32 rounding, or in NF4 to that of bf16 through 30 layers (0.125 a step)."""
     return exact if lm.bits == 32 else 1.0
 
 
