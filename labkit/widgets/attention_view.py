@@ -65,6 +65,7 @@ class AttentionView(Tool):
         )  # fmt: skip
         self.heatmap.layout.flex = "1 1 420px"
         self.strip = TokenStrip(unit="attention", legend=True)
+        self.strip.add_class("labkit-short")
         t.link((self, "text"), (self.box, "value"))
         t.link((self, "selection"), (self.heads, "selection"))
         self.text, self.selection = text, selection
@@ -184,16 +185,15 @@ class AttentionView(Tool):
         title = f"AttentionView · {self.lm.name}"
         if self._pattern is None:
             return card(note(self.text or "no text yet"), title=title)
-        parts = (self.heads.picture(), self.heatmap.picture())
-        cells = "".join(f'<td style="vertical-align:top;border:0">{part}</td>' for part in parts)
-        names = "<tr>" + "".join(
-            f'<td style="text-align:left;color:#59636e;border:0">{name}</td>'
-            for name in ("all heads: layers up, heads across", self.heatmap.title)
+        sides = "".join(
+            f'<div><div style="color:#59636e">{name}</div>{picture}</div>'
+            for name, picture in (
+                ("all heads: layers up, heads across", self.heads.picture()),
+                (self.heatmap.title, self.heatmap.picture()),
+            )
         )
-        return card(
-            f'<table style="border-collapse:collapse">{names}</tr><tr>{cells}</tr></table>',
-            self.strip.picture(), title=title,
-        )  # fmt: skip
+        side_by_side = f'<div style="display:flex;flex-wrap:wrap;gap:24px">{sides}</div>'
+        return card(self.strip.picture(), side_by_side, title=title)
 
     def __repr__(self) -> str:
         return f"AttentionView({self.lm.name!r}, {self.text!r}, selection={self.selection})"

@@ -77,6 +77,8 @@ class PatchLab(Tool):
         self._close_look = Desk(lm, background=background)  # a desk of its own: a click does not cancel the grid
         self.boxes = {name: PromptBox(label=f"{name.capitalize()} prompt") for name in ("clean", "corrupt")}
         self.strips = {name: TokenStrip() for name in ("clean", "corrupt")}
+        for strip in self.strips.values():
+            strip.add_class("labkit-short")
         self._words = {name: widgets.Text(description=name) for name in ("answer", "foil")}
         self._site = widgets.Dropdown(options=SITES, description="site")
         self._direction = widgets.Dropdown(options=[(_WORDS[name], name) for name in DIRECTIONS])

@@ -154,10 +154,8 @@ class PromptLab(Tool):
     def snapshot(self) -> str:
         if not self.strip.tokens:
             return card(note(self.prompt or "no prompt yet"), title=f"PromptLab · {self.lm.name}")
-        return card(
-            self.strip.picture(), note(f"{self.status.text} · the warmer a token, the less probable it was"),
-            title=f"PromptLab · {self.lm.name}",
-        )  # fmt: skip
+        about = "the warmer a token, the less probable it was"
+        return card(self.strip.picture(), note(about), title=f"PromptLab · {self.lm.name}")
 
     def __repr__(self) -> str:
         return f"PromptLab({self.lm.name!r}, {self.prompt!r}, temperature={self.temperature:g}, seed={self.seed})"

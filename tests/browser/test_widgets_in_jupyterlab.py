@@ -262,7 +262,6 @@ def test_a_saved_notebook_shows_the_pictures_without_a_kernel(page: Page, lab: L
         expect(pictures.first).to_be_visible()
         assert all(picture.is_visible() for picture in pictures.all())
         expect(pictures.filter(has_text="PatchLab").first.locator("svg")).to_be_visible()
-        reader.screenshot(path="/tmp/saved.png")
     assert cell(page, "patch").locator(".labkit-snapshot").is_hidden()  # where the widget lives, there is only one
 
 

@@ -11,7 +11,7 @@ function render({ model, el }) {
 
   function grow() {
     box.style.height = "auto";
-    box.style.height = `${Math.min(box.scrollHeight + 2, 320)}px`;
+    box.style.height = `${Math.min(box.scrollHeight + 2, 170)}px`;
   }
   function draw() {
     label.textContent = model.get("label");
