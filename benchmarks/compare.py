@@ -93,64 +93,6 @@ def main() -> None:
     ours32 = grids(lm32, times={"short": 7, "long": 2})
     ours4 = grids(lm4, times={"short": 7, "long": 2})
 
-    with tempfile.TemporaryDirectory() as folder:
-        lm32.hf.save_pretrained(folder)
-        lm32.tokenizer.save_pretrained(folder)
-        print("TransformerLens ...", file=sys.stderr)
-        lens = peer(options.peers, "peer_transformerlens.py", folder)
-        print("nnsight ...", file=sys.stderr)
-        sight = peer(options.peers, "peer_nnsight.py", folder)
-
-    asked = {
-        ("TransformerLens", "short"): ">= 60", ("TransformerLens", "long"): ">= 10", ("nnsight batched", "short"): ">= 15",
-    }  # fmt: skip
-    differences = {}
-    for name, (clean, _) in PAIRS.items():
-        size = f"{lm32.n_layers} x {lm32.encode(clean).shape[1]} resid_pre grid, fp32"
-        mine = ours32[name]["seconds"]
-        theirs = {
-            "TransformerLens": lens.get(name),
-            "nnsight per cell": sight.get(f"{name} per cell"),
-            "nnsight batched": sight.get(f"{name} batched"),
-        }
-        for who, result in theirs.items():
-            if result:
-                ratio = result["seconds"] / mine
-                show(
-                    size,
-                    f"{mine:.2f} s",
-                    f"{who} {result['seconds']:.1f} s",
-                    f"{ratio:.1f}x",
-                    asked.get((who, name), ""),
-                )
-                differences[f"{name}, {who}"] = float(np.abs(np.array(result["grid"]) - ours32[name]["grid"]).max())
-        ratio = mine / ours4[name]["seconds"]
-        show(
-            size.replace("fp32", "NF4"),
-            f"{ours4[name]['seconds']:.2f} s",
-            f"labkit fp32 {mine:.2f} s",
-            f"{ratio:.2f}x",
-            ">= 1.4",
-        )
-    for what, value in differences.items():
-        show(f"largest difference of the fp32 grids: {what}", f"{value:.1e}", "", "", "< 1e-4")
-
-    clean, corrupt = (lm32.encode(text)[0] for text in PAIRS["long"])
-    blocks = sum(p.numel() for block in lm32.anatomy.blocks[:1] for p in block.module.parameters() if p.ndim == 2)
-    first = int((clean != corrupt).nonzero()[0])
-    work = least_work(n_layers=lm32.n_layers, length=len(clean), first=first, parameters_per_block=blocks)
-    show("least work of the long grid", f"{work / 1e12:.2f} TFLOP", "", "")
-    for label, result, rate, target in (("fp32", ours32, rate32, ">= 50%"), ("NF4, of bf16's", ours4, rate16, "")):
-        reached = work / result["long"]["seconds"]
-        share = f"{reached / rate:.0%}"
-        show(
-            f"matmul rate reached on the least work, {label}",
-            f"{reached / 1e9:.0f} GFLOP/s",
-            f"{rate / 1e9:.0f}",
-            share,
-            target,
-        )
-
     for lm in (lm32, lm4):
         label = "fp32" if lm.bits == 32 else "NF4"
         ids = lm.encode(PAIRS["short"][0])
@@ -198,6 +140,66 @@ def main() -> None:
             f"transformers {64 / b:.1f} /s",
             f"{ratio:.3f}",
             "<= 1.03",
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        lm32.hf.save_pretrained(folder)
+        lm32.tokenizer.save_pretrained(folder)
+        print("TransformerLens ...", file=sys.stderr)
+        lens = peer(options.peers, "peer_transformerlens.py", folder)
+        print("nnsight ...", file=sys.stderr)
+        sight = peer(options.peers, "peer_nnsight.py", folder)
+
+    asked = {
+        ("TransformerLens", "short"): ">= 60",
+        ("TransformerLens", "long"): ">= 10",
+        ("nnsight batched", "short"): ">= 15",
+    }
+    differences = {}
+    for name, (clean, _) in PAIRS.items():
+        size = f"{lm32.n_layers} x {lm32.encode(clean).shape[1]} resid_pre grid, fp32"
+        mine = ours32[name]["seconds"]
+        theirs = {
+            "TransformerLens": lens.get(name),
+            "nnsight per cell": sight.get(f"{name} per cell"),
+            "nnsight batched": sight.get(f"{name} batched"),
+        }
+        for who, result in theirs.items():
+            if result:
+                ratio = result["seconds"] / mine
+                show(
+                    size,
+                    f"{mine:.2f} s",
+                    f"{who} {result['seconds']:.1f} s",
+                    f"{ratio:.1f}x",
+                    asked.get((who, name), ""),
+                )
+                differences[f"{name}, {who}"] = float(np.abs(np.array(result["grid"]) - ours32[name]["grid"]).max())
+        ratio = mine / ours4[name]["seconds"]
+        show(
+            size.replace("fp32", "NF4"),
+            f"{ours4[name]['seconds']:.2f} s",
+            f"labkit fp32 {mine:.2f} s",
+            f"{ratio:.2f}x",
+            ">= 1.4",
+        )
+    for what, value in differences.items():
+        show(f"largest difference of the fp32 grids: {what}", f"{value:.1e}", "", "", "< 1e-4")
+
+    clean, corrupt = (lm32.encode(text)[0] for text in PAIRS["long"])
+    blocks = sum(p.numel() for block in lm32.anatomy.blocks[:1] for p in block.module.parameters() if p.ndim == 2)
+    first = int((clean != corrupt).nonzero()[0])
+    work = least_work(n_layers=lm32.n_layers, length=len(clean), first=first, parameters_per_block=blocks)
+    show("least work of the long grid", f"{work / 1e12:.2f} TFLOP", "", "")
+    for label, result, rate, target in (("fp32", ours32, rate32, ">= 50%"), ("NF4, of bf16's", ours4, rate16, "")):
+        reached = work / result["long"]["seconds"]
+        share = f"{reached / rate:.0%}"
+        show(
+            f"matmul rate reached on the least work, {label}",
+            f"{reached / 1e9:.0f} GFLOP/s",
+            f"{rate / 1e9:.0f}",
+            share,
+            target,
         )
 
     about = describe()

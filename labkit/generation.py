@@ -85,9 +85,9 @@ class Generation:
     def code(self) -> str:
         """The Python that generates it again."""
         recipe = dict(self.recipe)
-        bits, prompt = recipe.pop("bits"), recipe.pop("prompt")
+        load, prompt = recipe.pop("load"), recipe.pop("prompt")
         settings = "".join(f", {name}={value!r}" for name, value in recipe.items())
-        return f"import labkit as lk\n\nlm = lk.load(bits={bits})\ngeneration = lm.generate({prompt!r}{settings})\n"
+        return f"{load}generation = lm.generate({prompt!r}{settings})\n"
 
     def __repr__(self) -> str:
         return f"Generation({len(self.tokens)} tokens, finish={self.finish!r}: {self.text!r:.80})"
@@ -213,7 +213,7 @@ def generate(
     finish = "eos" if ended else "stopped" if stop.is_set() else "length"
     recipe = {
         "prompt": prompt if isinstance(prompt, str | list) else ids[0].tolist(),
-        "bits": lm.bits,
+        "load": lm.code(),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from labkit.models.language_model import LanguageModel, Prompt
+
+KEEP = 256e6  # bytes of float16 patterns to keep; all layers of a short text, a few of a long one
 
 
 def attention(lm: LanguageModel, prompt: Prompt) -> AttentionPatterns:
@@ -40,7 +43,8 @@ class AttentionPatterns:
         self.ids = lm.encode(prompt)
         self.tokens = lm.tokens(self.ids)
         self.n_layers, self.n_heads = lm.n_layers, lm.n_heads
-        self._kept: dict[int, np.ndarray] = {}
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()  # the layers looked at last
+        self._most = max(1, int(KEEP / (2 * self.n_heads * len(self.tokens) ** 2)))
         self._lock = threading.Lock()
 
     def pattern(self, layer: int, head: int | None = None) -> np.ndarray:
@@ -55,6 +59,9 @@ class AttentionPatterns:
             if site.layer not in self._kept:
                 found = self.lm.run(self.ids, read=[f"pattern.{site.layer}"])[f"pattern.{site.layer}"]
                 self._kept[site.layer] = found[0].half().cpu().numpy()
+                while len(self._kept) > self._most:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(site.layer)
             layer_pattern = self._kept[site.layer]
         return (layer_pattern if site.head is None else layer_pattern[site.head]).astype(np.float32)
 
@@ -106,7 +113,7 @@ class AttentionPatterns:
     def code(self) -> str:
         """The Python that computes the same patterns."""
         prompt = self.prompt if isinstance(self.prompt, str | list) else self.ids[0].tolist()
-        return f"import labkit as lk\n\nlm = lk.load(bits={self.lm.bits})\npatterns = lk.attention(lm, {prompt!r})\n"
+        return f"{self.lm.code()}patterns = lk.attention(lm, {prompt!r})\n"
 
     def __repr__(self) -> str:
         return f"AttentionPatterns({len(self.tokens)} tokens, {self.n_layers} layers x {self.n_heads} heads)"

@@ -115,8 +115,9 @@ class PatchGrid:
             raise ValueError(f"a figure has two axes; this grid has {self.over}: use to_frame() and select one")
         values = self.normalized if normalized else self.values
         unit = "0 = corrupt, 1 = clean" if normalized else (self.recipe.get("unit") or self.recipe["metric"])
-        middle = 0.0 if normalized else self.corrupt
-        # Equal colour steps on both sides of the middle, and no wider than the data need.
+        # White is the run that is patched into: no effect. Equal colour steps on both sides, no wider than needed.
+        nothing = self.corrupt if self.direction == "denoise" else self.clean
+        middle = nothing if not normalized else float(self.direction == "noise")
         reach = max(1e-9, float(np.nanmax(np.abs(values - middle), initial=0.0)))
         figure = go.Figure(
             go.Heatmap(
@@ -144,8 +145,6 @@ class PatchGrid:
     def code(self) -> str:
         """The Python that computes this grid again."""
         recipe = self.recipe
-        load = "" if recipe["model"] == recipe.get("default_model") else f"{recipe['model']!r}, "
-        revision = f", revision={recipe['revision']!r}" if load and recipe["revision"] else ""
         arguments = [f"clean={recipe['clean']!r}", f"corrupt={recipe['corrupt']!r}"]
         arguments += [f"{name}={recipe[name]!r}" for name in ("answer", "foil") if recipe[name] is not None]
         arguments.append(f"site={recipe['site']!r}")
@@ -161,11 +160,7 @@ class PatchGrid:
             if numbers != list(range(recipe["sizes"][axis])):
                 arguments.append(f"{axis}s={numbers!r}")
         lines = ",\n    ".join(arguments)
-        return (
-            "import labkit as lk\n\n"
-            f"lm = lk.load({load}bits={recipe['bits']}{revision})\n"
-            f"grid = lk.patch(\n    lm,\n    {lines},\n)\n"
-        )
+        return f"{recipe['load']}grid = lk.patch(\n    lm,\n    {lines},\n)\n"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write values and recipe to one file (`.npz`), in one step: the file is whole or not there."""

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from labkit.analysis.attribution import estimate
+from labkit.analysis.batching import is_out_of_memory, tokens_at_once
 from labkit.analysis.grid import PatchGrid
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.internals.run import run
@@ -241,7 +242,7 @@ class PatchJob:
         default = "logit_diff" if self.foil is not None else "logprob"
         return {
             "model": self.lm.name,
-            "default_model": DEFAULT_MODEL,
+            "load": self.lm.code(),
             "revision": self.lm.revision,
             "bits": self.lm.bits,
             "dtype": str(self.lm.dtype).removeprefix("torch."),
@@ -287,7 +288,7 @@ class PatchJob:
             except Cancelled:
                 return
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or len(chunk) == 1:
+                if not is_out_of_memory(error) or len(chunk) == 1:
                     raise
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
@@ -425,9 +426,6 @@ class PatchJob:
         warnings.warn(f"patching {self.site} one whole run a cell, which is slow: {why}", stacklevel=4)
 
 
-DEFAULT_MODEL = "SmolLM2-135M-Instruct"
-
-
 def _of_cell(activations: list[torch.Tensor], kind: str, cell: Cell) -> torch.Tensor:
     """The part of an activation that a cell patches: (seq, ...) or, for patterns, (head, seq, seq)."""
     value = activations[cell.layer]
@@ -436,63 +434,3 @@ def _of_cell(activations: list[torch.Tensor], kind: str, cell: Cell) -> torch.Te
         return value if cell.position is None else value[..., cell.position, :]
     value = value if cell.position is None else value[cell.position]
     return value if cell.head is None else value[..., cell.head, :]
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
-
-
-def tokens_at_once(lm: LanguageModel) -> int:
-    """How many packed tokens to send up the blocks together, from the memory that is free.
-
-    Enough to keep the matrix units busy and few enough that results come every second or so.
-    """
-    import psutil
-
-    config = lm.config
-    width = 8 * lm.d_model + 3 * int(getattr(config, "intermediate_size", None) or 4 * lm.d_model)
-    size = torch.finfo(lm.dtype).bits // 8
-    if lm.device.type == "cuda":
-        free, most = torch.cuda.mem_get_info(lm.device)[0], 65536
-    else:
-        free, most = psutil.virtual_memory().available, 4096
-    return int(min(most, max(256, 0.4 * free / (width * size))))
-
-
-@dataclass(frozen=True)
-class CellReport:
-    """One patched cell looked at closely: the likeliest next tokens before and after, as (text, probability)."""
-
-    before: list[tuple[str, float]]
-    after: list[tuple[str, float]]
-    effect: float  # change of the metric
-    normalized: float  # 0 = corrupt, 1 = clean
-
-
-def inspect(lm: LanguageModel, grid: PatchGrid, layer: int, column: int, *, k: int = 10) -> CellReport:
-    """Rerun one cell of a two-axis grid whole, and say what the model would write next, without and with the patch.
-
-    Args:
-        layer: the layer number.
-        column: the position, or the head, as the grid's second axis has it.
-        k: how many tokens.
-
-    Raises:
-        ValueError: the cell is not in the grid.
-    """
-    if layer not in grid.index[0] or column not in grid.index[1]:
-        raise ValueError(f"the grid has no cell layer {layer}, {grid.over[1]} {column}")
-    recipe = grid.recipe
-    clean, corrupt = (torch.tensor([recipe[f"{name}_ids"]], device=lm.device) for name in ("clean", "corrupt"))
-    end = None if recipe["at"] == -1 else recipe["at"] + 1
-    source, base = (clean, corrupt) if grid.direction == "denoise" else (corrupt, clean)
-    site = Site(grid.site, layer, **{grid.over[1]: column})
-    value = run(lm, source[:, :end], read=[site])[site]
-    rows = [run(lm, base[:, :end], write=write).logits[0, -1].float() for write in ({}, {site: value})]
-    tops = [list(zip(*(part.tolist() for part in row.softmax(-1).topk(k)), strict=True)) for row in rows]
-    before, after = ([(describe(lm.tokenizer, [id])[0].display, p) for p, id in top] for top in tops)
-    place = grid.index[0].index(layer), grid.index[1].index(column)
-    unpatched = grid.corrupt if grid.direction == "denoise" else grid.clean
-    return CellReport(before, after, float(grid.values[place]) - unpatched, float(grid.normalized[place]))

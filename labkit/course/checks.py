@@ -112,7 +112,7 @@ def _previous_token_head(answer: Any, lm: LanguageModel) -> Verdict:
     text = "The quick brown fox jumps over the lazy dog, and the slow red hen walks under the old bridge."
     pattern = lm.run(text, read=[f"pattern.{layer}"])[f"pattern.{layer}.{head}"][0]
     score = float(pattern.diagonal(-1).mean())
-    said = f"On a sentence you have not seen, layer {layer} head {head} gives {score:.0%} of its attention to the token before."
+    said = f"On another sentence layer {layer}, head {head} gives {score:.0%} of its attention to the token before."
     return Verdict(score > 0.5, said if score > 0.5 else said + " Look for more than half.")
 
 

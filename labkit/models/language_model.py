@@ -157,6 +157,14 @@ class LanguageModel:
 
         return generate(self, prompt, **settings)
 
+    def code(self) -> str:
+        """The Python that loads this model again."""
+        from labkit.models.packaged import NAME
+
+        name = "" if self.name == NAME else f"{self.name!r}, "
+        revision = f", revision={self.revision!r}" if name and self.revision else ""
+        return f"import labkit as lk\n\nlm = lk.load({name}bits={self.bits}{revision})\n"
+
     def memory(self) -> MemoryReport:
         """Where the bytes are; see `labkit.models.memory.MemoryReport`."""
         from labkit.models.memory import measure

@@ -15,7 +15,7 @@ from labkit.widgets.heatmap import Heatmap
 from labkit.widgets.prompt_box import PromptBox
 from labkit.widgets.snapshot import card, note
 from labkit.widgets.token_strip import TokenStrip
-from labkit.widgets.tool import Tool, loading, row, special
+from labkit.widgets.tool import Tool, row, special
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
@@ -177,7 +177,7 @@ class AttentionView(Tool):
     def code(self) -> str:
         layer, head = self.selection or (0, 0)
         return (
-            f"{loading(self.lm)}patterns = lk.attention(lm, {self.text!r})\n"
+            f"{self.lm.code()}patterns = lk.attention(lm, {self.text!r})\n"
             f"patterns.pattern({layer}, {head})  # (query, key)\npatterns.figure({layer}, {head})\n"
         )
 

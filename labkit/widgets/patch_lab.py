@@ -11,7 +11,8 @@ import numpy as np
 import traitlets as t
 
 from labkit.analysis.grid import PatchGrid
-from labkit.analysis.patching import DIRECTIONS, PatchJob, inspect
+from labkit.analysis.inspect import inspect
+from labkit.analysis.patching import DIRECTIONS, PatchJob
 from labkit.tokens import align
 from labkit.widgets.block import cell
 from labkit.widgets.heatmap import Heatmap
@@ -20,7 +21,7 @@ from labkit.widgets.prompt_box import PromptBox
 from labkit.widgets.snapshot import card, note
 from labkit.widgets.token_bars import TokenBars
 from labkit.widgets.token_strip import TokenStrip
-from labkit.widgets.tool import FRAME, Tool, column, in_words, loading, row, special
+from labkit.widgets.tool import FRAME, Tool, column, in_words, row, special
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
@@ -264,7 +265,7 @@ class PatchLab(Tool):
         given = [("clean", self.clean), ("corrupt", self.corrupt), ("answer", self.answer), ("foil", self.foil)]
         given += [("site", self.site), ("direction", self.direction)]
         arguments = "".join(f"    {name}={value!r},\n" for name, value in given if value)
-        return f"{loading(self.lm)}grid = lk.patch(\n    lm,\n{arguments})\ngrid.figure()\n"
+        return f"{self.lm.code()}grid = lk.patch(\n    lm,\n{arguments})\ngrid.figure()\n"
 
     def snapshot(self) -> str:
         prompts = "".join(

@@ -12,7 +12,7 @@ import traitlets as t
 from labkit.widgets.prompt_box import PromptBox
 from labkit.widgets.snapshot import card, note
 from labkit.widgets.token_strip import TokenStrip
-from labkit.widgets.tool import FRAME, Tool, loading, row, special
+from labkit.widgets.tool import FRAME, Tool, row, special
 
 if TYPE_CHECKING:
     from labkit.generation import GeneratedToken, Generation
@@ -149,7 +149,7 @@ class PromptLab(Tool):
         if self.temperature:
             settings += f"    temperature={self.temperature:g},\n    seed={self.seed},\n"
         asked = f"generation = lm.generate(\n    {self._asked()!r},\n{settings})\n"
-        return f"{loading(self.lm)}{asked}print(generation.text)\n"
+        return f"{self.lm.code()}{asked}print(generation.text)\n"
 
     def snapshot(self) -> str:
         if not self.strip.tokens:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from labkit.analysis.patching import DEFAULT_MODEL
 from labkit.widgets.jobs import Desk
 from labkit.widgets.snapshot import Shown
 from labkit.widgets.status_line import StatusLine
@@ -102,12 +101,6 @@ def column(*children: Any) -> widgets.VBox:
     box = widgets.VBox(list(children))
     box.add_class("labkit-column")
     return box
-
-
-def loading(lm: LanguageModel) -> str:
-    """The lines that load this model."""
-    name = "" if lm.name == DEFAULT_MODEL else f"{lm.name!r}, "
-    return f"import labkit as lk\n\nlm = lk.load({name}bits={lm.bits})\n"
 
 
 def special(tokens: Sequence[Any]) -> list[int]:

@@ -21,7 +21,7 @@ WRONG = {
     "00.1": (6, "does not see 6 tokens"),
     "00.2": ("norms", "most megabytes"),
     "01.1": ("The capital of Germany is", "likeliest next token is"),
-    "01.2": ("abcd", "That is 1 tokens"),
+    "01.2": ("word", "tokens. What is rare"),
     "03.1": ((0, 40), "heads from 0 to 8"),
     "03.2": ((0, 0), "goes from"),
     "04.1": (0, "where do they cross"),
@@ -44,15 +44,16 @@ def test_a_wrong_answer_is_told_what_is_wrong(lm4, capsys, name):
     assert says in out
 
 
-@pytest.mark.parametrize("name", ["03.1", "03.2", "04.1"])
-def test_searched_answers_exist(lm4, capsys, name):
-    """Some head, or some layer, is right."""
-    tries = range(30) if name == "04.1" else [(layer, head) for layer in range(30) for head in range(9)]
-    for answer in tries:
-        check(name, answer, lm4)
-        if "Right." in capsys.readouterr().out:
-            return
-    pytest.fail(f"nothing answers {name}")
+def test_the_heads_that_the_notebook_finds_are_right(lm4, capsys):
+    check("03.1", (11, 1), lm4)
+    check("03.2", (23, 3), lm4)
+    assert capsys.readouterr().out.count("Right.") == 2
+
+
+def test_some_layer_is_where_the_answer_moves(lm4, capsys):
+    for layer in range(lm4.n_layers - 1, 0, -3):
+        check("04.1", layer, lm4)
+    assert "Right." in capsys.readouterr().out
 
 
 def test_no_answer_is_not_a_wrong_one(lm4, capsys):

@@ -10,7 +10,8 @@ from conftest import CLEAN, CORRUPT
 
 import labkit as lk
 from labkit.analysis import patching
-from labkit.analysis.patching import PatchJob, inspect
+from labkit.analysis.inspect import inspect
+from labkit.analysis.patching import PatchJob
 
 LONG = (
     "When Mary and John went to the store, {} looked at the shelves for a while and thought about what they would need "
