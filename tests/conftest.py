@@ -4,9 +4,6 @@ import pytest
 
 import labkit as lk
 
-CLEAN = "When Mary and John went to the store, John gave a drink to"
-CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
-
 
 @pytest.fixture(scope="session")
 def lm4() -> lk.LanguageModel:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLEAN
 from huggingface_hub import errors as hub
+from pair import CLEAN
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, T5Config
 
 import labkit as lk

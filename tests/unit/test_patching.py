@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import CLEAN, CORRUPT
+from pair import CLEAN, CORRUPT
 
 import labkit as lk
 from labkit.analysis import patching

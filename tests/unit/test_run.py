@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CLEAN, CORRUPT
+from pair import CLEAN, CORRUPT
 
 from labkit.internals.sites import ATTENTION_KINDS, KINDS, Site
 
