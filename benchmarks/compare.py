@@ -124,7 +124,6 @@ def main() -> None:
                     max_new_tokens=64,
                     do_sample=False,
                     pad_token_id=2,
-                    eos_token_id=-1,
                 )
 
         def mine_(lm: lk.LanguageModel = lm, ids: torch.Tensor = ids) -> None:

@@ -98,11 +98,11 @@ class _Watch(LogitsProcessor):
 
     def __init__(self, alternatives: int) -> None:
         self.alternatives = alternatives
-        self.steps: deque[tuple[torch.Tensor, torch.return_types.topk]] = deque()
+        self.steps: deque[tuple[torch.Tensor, torch.Tensor, torch.return_types.topk]] = deque()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        log_probabilities = scores.log_softmax(-1)[0]
-        self.steps.append((log_probabilities, log_probabilities.topk(self.alternatives)))
+        row = scores[0]
+        self.steps.append((row, row.logsumexp(-1), row.topk(self.alternatives)))
         return scores
 
 
@@ -116,13 +116,13 @@ class _Stream(BaseStreamer):
         if not self.past_prompt:  # the prompt comes first
             self.past_prompt = True
             return
-        log_probabilities, top = self.watch.steps.popleft()
+        logits, total, top = self.watch.steps.popleft()
         id = int(value.view(-1)[0])
         token = GeneratedToken(
             id,
-            float(log_probabilities[id].exp()),
+            float((logits[id] - total).exp()),
             tuple(top.indices.tolist()),
-            tuple(top.values.exp().tolist()),
+            tuple((top.values - total).exp().tolist()),
             self.tokenizer,
         )
         self.tokens.append(token)

@@ -36,6 +36,10 @@ class Metric:
             raise ValueError(f"metric {self.name} has to give one number a row, shape ({len(logits)},); it gave {got}")
         return values.float()
 
+    def of(self, logits: torch.Tensor) -> torch.Tensor:
+        """The same from all columns, (rows, vocab) -> (rows,)."""
+        return self(logits if self.columns is None else logits[:, list(self.columns)])
+
 
 def metric_of(
     metric: str | MetricFunction | None, *, answer: int | None, foil: int | None, reference: torch.Tensor

@@ -96,6 +96,10 @@ def patch(
             warnings.warn(
                 f"interrupted: {job.done} of {job.total} cells are in the grid, the others are NaN", stacklevel=2
             )
+        except Exception as error:
+            error.grid = job.grid  # type: ignore[attr-defined]
+            error.add_note(f"{job.done} of {job.total} cells were done; they are in the `grid` of this error")
+            raise
     return job.grid
 
 
@@ -271,7 +275,12 @@ class PatchJob:
 
     def steps(self) -> Iterator[int]:
         """Do the work; yields how many cells are done after every chunk. Goes on where an earlier call ended."""
-        self._stop.clear()
+        try:
+            yield from self._work()
+        finally:
+            self._stop.clear()
+
+    def _work(self) -> Iterator[int]:
         if self._ready is None:
             self._prepare()
         yield self.done
@@ -309,14 +318,14 @@ class PatchJob:
             logits = {source: source_run.logits, base: base_run.logits}
         except Unsupported as why:
             self._fall_back(str(why))
-            runs = {name: run(self.lm, ids) for name, ids in self.ids.items()}
+            runs = {name: run(self.lm, ids, read=[kind]) for name, ids in self.ids.items()}
             logits = {name: r.logits[0, -1].float() for name, r in runs.items()}
-            base_run, activations, own, readout = None, [], [], None
+            activations, own = (
+                [runs[name][f"{kind}.{layer}"][0] for layer in range(self.lm.n_layers)] for name in (source, base)
+            )
+            base_run, readout = None, None
         metric = metric_of(self.metric_asked, answer=self.answer, foil=self.foil, reference=logits["clean"])
-        pick = (lambda x: x) if metric.columns is None else (lambda x: x[:, list(metric.columns or ())])
-        self.grid.clean, self.grid.corrupt = (
-            float(metric(pick(logits[name][None]))[0]) for name in ("clean", "corrupt")
-        )
+        self.grid.clean, self.grid.corrupt = (float(metric.of(logits[name][None])[0]) for name in ("clean", "corrupt"))
         self.grid.recipe["unit"] = metric.unit
         differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
         self.first = int(differ[0]) if len(differ) else self.at + 1
@@ -325,7 +334,7 @@ class PatchJob:
         for i, cell in enumerate(self.cells):
             if self.first > self.at or (cell.position is not None and cell.position < self.first):
                 flat[i] = self._unpatched  # nothing before the first difference can have an effect
-            elif own and torch.equal(_of_cell(own, kind, cell), _of_cell(activations, kind, cell)):
+            elif torch.equal(_of_cell(own, kind, cell), _of_cell(activations, kind, cell)):
                 flat[i] = self._unpatched
         self._ready = _Ready(activations, metric, readout)
         if base_run is not None:
@@ -370,15 +379,12 @@ class PatchJob:
     def _estimates(self, cells: list[int]) -> np.ndarray:
         """The gradient estimate of each cell's effect, float32."""
         assert self._ready is not None
-        metric = self._ready.metric
-        ids = self.ids["corrupt" if self.direction == "denoise" else "clean"]
-        pick = (lambda x: x) if metric.columns is None else (lambda x: x[:, list(metric.columns or ())])
         return estimate(
             self.lm,
-            ids,
+            self.ids["corrupt" if self.direction == "denoise" else "clean"],
             self._ready.source,
             site="z" if self.site == "head_out" else self.site,
-            metric=lambda logits: metric(pick(logits)),
+            metric=self._ready.metric.of,
             cells=[self.cells[i] for i in cells],
         ).numpy()
 
@@ -398,12 +404,11 @@ class PatchJob:
         if self._stop.is_set():
             raise Cancelled
         assert self._ready is not None
-        metric = self._ready.metric
         source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
         site = Site(self.site, cell.layer, cell.head, cell.position)
         value = run(self.lm, self.ids[source], read=[site])[site]
         logits = run(self.lm, self.ids[base], write={site: value}).logits[:, -1].float()
-        return float(metric(logits if metric.columns is None else logits[:, list(metric.columns)])[0])
+        return float(self._ready.metric.of(logits)[0])
 
     def _check_engine(self) -> None:
         """On the first grid of a site in this model, hold a few cells against the naive path."""

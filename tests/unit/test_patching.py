@@ -172,6 +172,15 @@ def test_a_cancelled_job_keeps_what_is_done_and_can_go_on(lm32, monkeypatch):
     assert np.array_equal(job.grid.values[~np.isnan(kept)], kept[~np.isnan(kept)])
 
 
+def test_a_job_cancelled_before_it_begins_does_nothing_and_can_go_on(lm4):
+    job = PatchJob(lm4, *PAIR, site="z")
+    job.cancel()
+    list(job.steps())
+    assert job.done < job.total
+    list(job.steps())
+    assert job.done == job.total
+
+
 def test_cancelling_from_another_thread_ends_soon(lm32):
     clean, corrupt = LONG.format("John", "John"), LONG.format("Mary", "Mary")
     job = PatchJob(lm32, clean, corrupt, " Mary", " John")
@@ -201,6 +210,26 @@ def test_a_model_that_cannot_be_restarted_falls_back_to_whole_runs_with_a_warnin
     with pytest.warns(UserWarning, match="one whole run a cell"):
         whole = lk.patch(lm32, *PAIR, layers=[5], progress=False)
     assert np.abs(fast.values - whole.values).max() < 1e-4
+    with pytest.warns(UserWarning, match="one whole run a cell"):
+        estimate = lk.patch(lm32, *PAIR, layers=[5], method="attribution", progress=False)
+    assert estimate.complete
+
+
+def test_a_failure_half_way_hands_over_what_was_computed(lm32, monkeypatch):
+    monkeypatch.setattr(patching, "tokens_at_once", lambda lm: 60)
+    seen = []
+
+    def breaks(logits):
+        seen.append(1)
+        if len(seen) > 6:
+            raise RuntimeError("a metric of my own")
+        return logits[:, 0]
+
+    lm32.checked.add("resid_pre")
+    with pytest.raises(RuntimeError, match="a metric of my own") as caught:
+        lk.patch(lm32, CLEAN, CORRUPT, metric=breaks, progress=False)
+    assert 270 < (~np.isnan(caught.value.grid.values)).sum() < 420
+    assert "cells were done" in caught.value.__notes__[0]
 
 
 def test_a_wrong_fast_path_is_found_out_and_not_used(lm32, monkeypatch):
@@ -344,7 +373,13 @@ def test_a_figure_has_a_title_axes_and_token_labels(lm4):
     assert figure.layout.title.text.startswith("resid_pre: clean activation put into the corrupt run")
     assert figure.layout.xaxis.title.text == "position"
     assert figure.data[0].x[9] == "9 ·Mary"
-    assert figure.data[0].zmin == -figure.data[0].zmax
+    assert figure.layout.yaxis.title.text == "layer"
+
+
+def test_no_effect_is_white_in_both_directions(lm4):
+    for direction, nothing in (("denoise", 0.0), ("noise", 1.0)):
+        data = lk.patch(lm4, *PAIR, direction=direction, progress=False).figure().data[0]
+        assert (data.zmin + data.zmax) / 2 == pytest.approx(nothing)
 
 
 def test_a_cell_can_be_inspected(lm32):
