@@ -33,8 +33,8 @@ test: $(VENV)/.test  ## every test: lint, types, promises, notebooks, a real bro
 	$(BIN)/labkit pull
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(ARGS)
 
-test-quick: $(VENV)/.test  ## the promises on the default model, without notebooks and browser
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+test-quick: $(VENV)/.test  ## the promises on the default model and ten architectures, no notebooks, no browser
+	$(BIN)/python -m pytest tests/unit tests/zoo -m "not long" $(ARGS)
 
 lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -47,7 +47,9 @@ lint: $(VENV)/.test  ## ruff and mypy
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	touch $@
 
-bench: $(VENV)/.lab .venv-peers/.ready  ## labkit beside its peers, in one run (about 10 minutes on two cores)
+bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run (about 15 minutes on two cores)
+	.venv-peers/bin/python benchmarks/peer_zoo.py benchmarks/results/zoo.json
+	$(BIN)/python tests/zoo/table.py
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 
 clean:  ## remove the environments; the model cache stays

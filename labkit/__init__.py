@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labkit.analysis.attention import AttentionPatterns, attention
+    from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.patching import PatchJob, patch
     from labkit.internals.run import Run
     from labkit.internals.sites import Site
+    from labkit.models.catalog import catalog
     from labkit.models.language_model import LanguageModel
     from labkit.models.load import load, wrap
     from labkit.widgets.attention_view import AttentionView
@@ -27,11 +29,14 @@ __version__ = "0.1.0"
 _HOME = {
     "load": "labkit.models.load",
     "wrap": "labkit.models.load",
+    "catalog": "labkit.models.catalog",
     "LanguageModel": "labkit.models.language_model",
     "Site": "labkit.internals.sites",
     "Run": "labkit.internals.run",
     "attention": "labkit.analysis.attention",
     "AttentionPatterns": "labkit.analysis.attention",
+    "direct_logit_attribution": "labkit.analysis.direct_attribution",
+    "DirectAttribution": "labkit.analysis.direct_attribution",
     "patch": "labkit.analysis.patching",
     "PatchJob": "labkit.analysis.patching",
     "PatchGrid": "labkit.analysis.grid",
@@ -47,6 +52,7 @@ _HOME = {
 __all__ = [
     "AttentionPatterns",
     "AttentionView",
+    "DirectAttribution",
     "HeadGrid",
     "Heatmap",
     "LanguageModel",
@@ -58,6 +64,8 @@ __all__ = [
     "Site",
     "TokenStrip",
     "attention",
+    "catalog",
+    "direct_logit_attribution",
     "load",
     "open_grid",
     "patch",

@@ -68,15 +68,25 @@ def _pull(name: str | None, *, bits: int | None) -> int:
 
 
 def _models() -> int:
-    from labkit.models.catalog import MODELS
+    from labkit.models.catalog import models
     from labkit.models.memory import in_words
 
-    width = max(len(model.id) for model in MODELS)
-    print(f"{'model':<{width}}  parameters   4 bits  16 bits  licence")
-    for model in MODELS:
-        sizes = "".join(f"  {in_words(model.weights(bits)):>8}" for bits in (4, 16))
-        gated = " (accept it on the hub first)" if model.gated else ""
-        print(f"{model.id:<{width}}  {model.parameters:>8.2f} B{sizes}  {model.licence}{gated}")
+    width = max(len(model.id) for model in models())
+    print(
+        f"{'model':<{width}}  {'parameters':>10}  context    4 bits   16 bits  smallest GPU   code/data/recipe  licence"
+    )
+    for model in models():
+        sizes = "".join(f"  {in_words(model.bytes[bits]):>8}" for bits in (4, 16))
+        openness = f"{model.code}/{model.data}/{model.recipe}"
+        use = f"commercial use: {model.commercial}" + ("; accept it on the hub first" if model.gated else "")
+        print(
+            f"{model.id:<{width}}  {model.parameters:>8.2f} B  {model.context:>7}{sizes}  {model.gpu:<14} "
+            f"{openness:<16}  {model.licence} ({use})"
+        )
+    print(
+        "\nMemory is of the weights. Smallest GPU: with 4-bit weights and room to work. code/data/recipe: what is open "
+        "besides\nthe weights; part is code to run it, or a report. All facts with their sources: lk.catalog()"
+    )
     return 0
 
 

@@ -7,7 +7,7 @@ site, and tends to be furthest off in the early residual stream, where it is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from labkit.internals.run import hooked
-from labkit.internals.wavefront import Cell
+from labkit.internals.wavefront import Cell, last_logits
 from labkit.models.weights import is_quantised, weight_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def estimate(
     lm: LanguageModel,
     ids: torch.Tensor,
-    source: Sequence[torch.Tensor],
+    source: Mapping[int, torch.Tensor],
     *,
     site: str,
     metric: Callable[[torch.Tensor], torch.Tensor],
@@ -36,17 +36,16 @@ def estimate(
     Args:
         lm: the model.
         ids: the prompt that is patched into (1, seq).
-        source: the site's activation of each layer in the other run, without the batch axis.
+        source: the site's activation in each layer of the other run, without the batch axis.
         site: its kind.
         metric: logits (rows, vocab) -> (rows,), at the last position.
         cells: what is patched.
     """
-    places = {(site, layer) for layer in range(lm.n_layers)}
+    places = {(site, layer) for layer in source}
     start = {("embed", 0): lambda x: x.detach().requires_grad_(True)}
     with lm.lock, torch.enable_grad():
         with hooked(lm, places, start, keep=lambda x: x) as found, _differentiable(lm.hf):
-            logits = lm.hf(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1].float()
-            value = metric(logits)[0]
+            value = metric(last_logits(lm, ids).float())[0]
         order = sorted(found)
         grads = torch.autograd.grad(value, [found[place] for place in order], allow_unused=True)
     products: dict[int, torch.Tensor] = {}

@@ -24,8 +24,8 @@ def tokens_at_once(lm: LanguageModel) -> int:
     """
     import psutil
 
-    config = lm.config
-    width = 8 * lm.d_model + 3 * int(getattr(config, "intermediate_size", None) or 4 * lm.d_model)
+    inner = getattr(lm.config, "intermediate_size", None) or 4 * lm.d_model
+    width = 8 * lm.d_model + 3 * int(max(inner) if isinstance(inner, list) else inner)
     size = torch.finfo(lm.dtype).bits // 8
     if lm.device.type == "cuda":
         free, most = torch.cuda.mem_get_info(lm.device)[0], 65536

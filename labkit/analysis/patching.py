@@ -26,14 +26,14 @@ from labkit.analysis.batching import is_out_of_memory, tokens_at_once
 from labkit.analysis.grid import PatchGrid
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.internals.run import run
-from labkit.internals.sites import HEAD_KINDS, Site, checked, n_heads_of
+from labkit.internals.sites import HEAD_IN, HEAD_KINDS, Site, checked, layers_with, n_heads_of
 from labkit.internals.wavefront import Cancelled, Cell, Readout, Unsupported, Wavefront, readout_of, record
 from labkit.tokens import Pair, align, describe, single_token
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
 
-POSITION_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_act")
+POSITION_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_act", "router", "latent")
 DIRECTIONS = ("denoise", "noise")
 METHODS = ("exact", "attribution")
 
@@ -107,7 +107,7 @@ def patch(
 class _Ready:
     """What the two unpatched runs left: the source's activations, the metric, and how to read logits out."""
 
-    source: list[torch.Tensor]
+    source: dict[int, torch.Tensor]
     metric: Metric
     readout: Readout | None  # None where runs cannot be restarted in the middle
 
@@ -221,7 +221,10 @@ class PatchJob:
             for number in asked if asked is not None else ():
                 if not -sizes[name] <= number < sizes[name]:
                     raise ValueError(f"{name} {number} is out of range; {name}s go from 0 to {sizes[name] - 1}")
-            index.append([n % sizes[name] for n in asked] if asked is not None else list(range(sizes[name])))
+                if name == "layer":
+                    checked(self.lm, Site(self.site, number))
+            every = layers_with(self.lm, self.site) if name == "layer" else list(range(sizes[name]))
+            index.append([n % sizes[name] for n in asked] if asked is not None else every)
             if len(set(index[-1])) != len(index[-1]) or not index[-1]:
                 raise ValueError(f"{name}s={list(asked or ())!r} is empty or names one twice")
         return names, tuple(index)
@@ -310,37 +313,46 @@ class PatchJob:
     def _prepare(self) -> None:
         """The two unpatched runs, the metric on them, and the cells that need no run at all."""
         source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
-        kind = "z" if self.site == "head_out" else self.site  # head_out is linear in z: the same patch
+        kind = self._kind
         try:
             source_run, activations = record(self.lm, self.ids[source], site=kind)
             base_run, own = record(self.lm, self.ids[base], site=kind)
             readout = readout_of(base_run)
+            self._wavefront = Wavefront(base_run, activations, site=kind, first=self._first)
             logits = {source: source_run.logits, base: base_run.logits}
         except Unsupported as why:
             self._fall_back(str(why))
             runs = {name: run(self.lm, ids, read=[kind]) for name, ids in self.ids.items()}
             logits = {name: r.logits[0, -1].float() for name, r in runs.items()}
             activations, own = (
-                [runs[name][f"{kind}.{layer}"][0] for layer in range(self.lm.n_layers)] for name in (source, base)
+                {layer: runs[name][f"{kind}.{layer}"][0] for layer in layers_with(self.lm, kind)}
+                for name in (source, base)
             )
             base_run, readout = None, None
         metric = metric_of(self.metric_asked, answer=self.answer, foil=self.foil, reference=logits["clean"])
         self.grid.clean, self.grid.corrupt = (float(metric.of(logits[name][None])[0]) for name in ("clean", "corrupt"))
         self.grid.recipe["unit"] = metric.unit
-        differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
-        self.first = int(differ[0]) if len(differ) else self.at + 1
         flat = self.grid.values.reshape(-1)
         self._unpatched = self.grid.corrupt if base == "corrupt" else self.grid.clean
         for i, cell in enumerate(self.cells):
-            if self.first > self.at or (cell.position is not None and cell.position < self.first):
+            if self._first > self.at or (cell.position is not None and cell.position < self._first):
                 flat[i] = self._unpatched  # nothing before the first difference can have an effect
             elif torch.equal(_of_cell(own, kind, cell), _of_cell(activations, kind, cell)):
                 flat[i] = self._unpatched
         self._ready = _Ready(activations, metric, readout)
-        if base_run is not None:
-            self._wavefront = Wavefront(base_run, activations, site=kind, first=self.first)
-            if self.method == "exact":
-                self._check_engine()
+        if base_run is not None and self.method == "exact":
+            self._check_engine()
+
+    @property
+    def _kind(self) -> str:
+        """What is patched: head_out is linear in what the output projection takes in, so that is the same patch."""
+        return HEAD_IN if self.site == "head_out" else self.site
+
+    @property
+    def _first(self) -> int:
+        """The first position at which the prompts differ; nothing before it can have an effect."""
+        differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
+        return int(differ[0]) if len(differ) else self.at + 1
 
     def _open(self) -> list[int]:
         cells: list[int] = np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()
@@ -383,7 +395,7 @@ class PatchJob:
             self.lm,
             self.ids["corrupt" if self.direction == "denoise" else "clean"],
             self._ready.source,
-            site="z" if self.site == "head_out" else self.site,
+            site=self._kind,
             metric=self._ready.metric.of,
             cells=[self.cells[i] for i in cells],
         ).numpy()
@@ -420,7 +432,7 @@ class PatchJob:
         some = [self.cells[i] for i in waiting[[0, len(waiting) // 2]]]
         fast, whole = self._values(some), np.array([self._whole(cell) for cell in some])
         scale = max(1.0, abs(self.grid.clean), abs(self.grid.corrupt))
-        tolerance = scale * (1e-3 if self.lm.dtype == torch.float32 and self.lm.bits >= 16 else 0.1)
+        tolerance = scale * (1e-3 if self.lm.dtype == torch.float32 else 0.1)
         if not np.all(np.abs(fast - whole) <= tolerance):
             self._fall_back(f"fast patching gave {fast.tolist()} where whole runs gave {whole.tolist()}")
         else:
@@ -431,7 +443,7 @@ class PatchJob:
         warnings.warn(f"patching {self.site} one whole run a cell, which is slow: {why}", stacklevel=4)
 
 
-def _of_cell(activations: list[torch.Tensor], kind: str, cell: Cell) -> torch.Tensor:
+def _of_cell(activations: dict[int, torch.Tensor], kind: str, cell: Cell) -> torch.Tensor:
     """The part of an activation that a cell patches: (seq, ...) or, for patterns, (head, seq, seq)."""
     value = activations[cell.layer]
     if kind == "pattern":

@@ -18,17 +18,18 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
-NAME = "labkit"
+NAME, EAGER = "labkit", "labkit-eager"  # with masks as SDPA takes them, and as a model's own eager attention does
 
 
 @dataclass
 class AttentionCall:
     """What one layer's attention was called with.
 
-    q is (batch, head, query, d_head), k and v (batch, kv_head, key, d_head). `mask` broadcasts to
-    (batch, head, query, key): bool (True may be looked at), additive float, or None for causal.
+    q is (batch, head, query, d_head), k and v (batch, kv_head, key, d_head); values may have a width of their own, and
+    keys may be more than the positions (DeepSeek-V4 adds compressed ones). `mask` broadcasts to (batch, head, query,
+    key): bool (True may be looked at), additive float, or None for causal.
     """
 
     module: nn.Module
@@ -53,11 +54,12 @@ Task = Callable[[AttentionCall], torch.Tensor]
 """What to do in one layer: from the call to z (batch, query, head, d_head)."""
 
 _here = threading.local()
+_SINKS = ("s_aux", "sinks")  # one learnt score a head, or one a query, that takes a share of the attention
 
 
 def needs_pattern(options: Mapping[str, Any]) -> bool:
     """Can z be had only by way of an explicit pattern (soft-capped scores, attention sinks)?"""
-    return options.get("softcap") is not None or options.get("s_aux") is not None
+    return any(options.get(name) is not None for name in ("softcap", *_SINKS, "position_bias"))
 
 
 def shared_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
@@ -75,6 +77,8 @@ def pattern_of(call: AttentionCall) -> torch.Tensor:
     scores = call.q.float() @ shared_heads(call.k, n_heads).float().transpose(2, 3) * call.scaling
     if (cap := call.options.get("softcap")) is not None:
         scores = torch.tanh(scores / cap) * cap
+    if (bias := call.options.get("position_bias")) is not None:
+        scores = scores + bias
     mask = call.mask
     if mask is None:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
@@ -82,14 +86,14 @@ def pattern_of(call: AttentionCall) -> torch.Tensor:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     else:
         scores = scores + mask
-    if (sinks := call.options.get("s_aux")) is not None:
-        column = sinks.float().view(1, -1, 1, 1).expand(scores.shape[0], -1, queries, 1)
+    if (sinks := next((s for name in _SINKS if (s := call.options.get(name)) is not None), None)) is not None:
+        column = sinks.float() if sinks.ndim == 4 else sinks.float().view(1, -1, 1, 1)
+        column = column.expand(scores.shape[0], -1, queries, 1)
         pattern = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
     else:
         pattern = scores.softmax(-1)
-    if mask.dtype == torch.bool:
-        pattern = pattern.masked_fill(~mask, 0.0)  # rows of padding, where everything is masked
-    return pattern
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return pattern.masked_fill(~seen, 0.0)  # rows of padding, where everything is masked
 
 
 def apply_pattern(pattern: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -108,13 +112,25 @@ def _attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if (indices := options.pop("indices", None)) is not None:
+        attention_mask = _sparse(attention_mask, indices, query.shape[2], key.shape[2])
     call = AttentionCall(module, query, key, value, attention_mask, scale, options)
     task = getattr(_here, "tasks", {}).get(module)
     return (call.fast() if task is None else task(call)).contiguous(), None
 
 
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+def _sparse(mask: torch.Tensor | None, indices: torch.Tensor, queries: int, keys: int) -> torch.Tensor:
+    """The mask without the keys that a sparse-attention indexer (DeepSeek-V3.2) left out; indices (batch, query, k)."""
+    chosen = torch.zeros(indices.shape[0], queries, keys, dtype=torch.bool, device=indices.device)
+    chosen = chosen.scatter(-1, indices.long(), True)[:, None]
+    if mask is None:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=indices.device).tril(keys - queries)
+    return mask & chosen if mask.dtype == torch.bool else mask.masked_fill(~chosen, torch.finfo(mask.dtype).min)
+
+
+for _name, _mask in ((NAME, sdpa_mask), (EAGER, eager_mask)):
+    AttentionInterface.register(_name, _attention)
+    AttentionMaskInterface.register(_name, _mask)
 
 
 @contextmanager
@@ -133,8 +149,8 @@ def attention_tasks(hf: Any, tasks: Mapping[nn.Module, Task]) -> Iterator[None]:
     before = [(config, config._attn_implementation) for config in configs.values()]
     _here.tasks = dict(tasks)
     try:
-        for config, _ in before:
-            config._attn_implementation = NAME
+        for config, name in before:
+            config._attn_implementation = EAGER if name == "eager" else NAME
         yield
     finally:
         _here.tasks = {}

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from labkit.internals.attention_hook import AttentionCall, Task, apply_pattern, attention_tasks, pattern_of
-from labkit.internals.sites import ATTENTION_KINDS, KINDS, Site, checked
-from labkit.models.anatomy import Block, first_tensor, hidden_input
+from labkit.internals.heads import heads_of
+from labkit.internals.sites import ATTENTION_KINDS, HEAD_IN, HEAD_KINDS, KINDS, Site, checked
+from labkit.models.anatomy import Block, first_tensor, hidden_input, routing
 from labkit.models.weights import weight_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ Place = tuple[str, int]  # (kind, layer)
 class Run:
     """One forward pass: `logits` (batch, position, vocab), and `run["resid_pre.5"]` for what was read.
 
-    Activations have the model's dtype and stay on its device. A kind without a layer stacks the layers first.
+    Activations have the model's dtype and stay on its device. A kind without a layer stacks the layers that have it
+    first. A residual stream of several copies (hyper-connections) has them on an axis before d_model.
     In a left-padded batch `mask` (batch, position) is False where there is padding.
     """
 
@@ -50,7 +52,11 @@ class Run:
             have = sorted({kind for kind, _ in self.activations}, key=list(KINDS).index) or ["nothing"]
             raise KeyError(f"{wanted} was not read in this run (it read {', '.join(have)}); add it to read=[...]")
         found = [index(self.activations[wanted.kind, layer], wanted) for layer in layers]
-        return torch.stack(found) if wanted.layer is None and wanted.kind != "embed" else found[0]
+        if wanted.layer is not None or wanted.kind == "embed":
+            return found[0]
+        if len(shapes := {value.shape for value in found}) > 1:
+            raise ValueError(f"{wanted} differs in shape between layers ({shapes}); read them one by one")
+        return torch.stack(found)
 
 
 def index(value: torch.Tensor, site: Site) -> torch.Tensor:
@@ -162,7 +168,7 @@ def hooked(
     edits: Mapping[Place, Edit],
     *,
     keep: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.detach().clone(),
-    watch: Callable[[nn.Module, AttentionCall], None] | None = None,
+    watch: Callable[[int, AttentionCall], None] | None = None,
 ) -> Iterator[dict[Place, torch.Tensor]]:
     """Hold the hooks for a set of reads and edits; yields the dictionary that fills as the model runs.
 
@@ -178,101 +184,230 @@ def hooked(
         return x
 
     touched = set(reads) | set(edits)
-    tasks: dict[nn.Module, Task] = {}
-    head_out = [layer for kind, layer in touched if kind == "head_out"]
+    if watch is not None or any(kind in (*HEAD_KINDS, HEAD_IN) for kind, _ in touched):
+        heads_of(lm)  # looked at now, before there are hooks
+    tasks: dict[int, Task] = {}
     with ExitStack() as stack:
-        for kind, layer in sorted(touched, key=lambda place: (place[1], list(KINDS).index(place[0]))):
-            block = lm.anatomy.blocks[layer]
-            if kind in ATTENTION_KINDS or kind == "head_out":
-                assert block.attention is not None
-                tasks.setdefault(block.attention, _head_task(layer, touched, through, found))
-            else:
-                stack.enter_context(_module_hook(lm, block, (kind, layer), through, written=(kind, layer) in edits))
-        for layer in head_out:
-            stack.enter_context(
-                _head_out_hook(lm.anatomy.blocks[layer], ("head_out", layer), edits, reads, found, keep)
-            )
+        here = stack.enter_context(_tracked(lm))
+        for kind, layer in sorted(touched, key=lambda place: (place[1], [*KINDS, HEAD_IN].index(place[0]))):
+            place = (kind, layer)
+            if kind in ATTENTION_KINDS and heads_of(lm)[layer].attention is not None:
+                tasks.setdefault(layer, _head_task(layer, touched, through))
+                continue
+            at_projection = kind in ("z", "head_out", HEAD_IN)
+            hook = _router_hook if kind == "router" else _projection_hook if at_projection else _module_hook
+            stack.enter_context(hook(lm, place, through, here, written=place in edits))
         if watch is not None:
-            every = [block.attention for block in lm.anatomy.blocks if block.attention is not None]
-            tasks = {module: _watched(tasks.get(module, AttentionCall.fast), watch) for module in every}
-        stack.enter_context(attention_tasks(lm.hf, tasks))
+            for layer, heads in enumerate(heads_of(lm)):
+                if heads.attention is not None:
+                    tasks[layer] = _watched(layer, tasks.get(layer, AttentionCall.fast), watch)
+        stack.enter_context(attention_tasks(lm.hf, _by_module(lm, tasks, here)))
         yield found
         if unmet := {place for place in reads if place not in found}:
             kind, layer = min(unmet)
-            raise ValueError(
-                f"{lm.name} never passed {kind}.{layer}; its attention does not go through transformers' interface"
-            )
+            raise RuntimeError(f"{lm.name} never passed {kind}.{layer} in this run")
+
+
+class _Here:
+    """The layer that is running, kept only where layers share modules; None elsewhere."""
+
+    layer: int | None = None
+
+    def is_in(self, layer: int) -> bool:
+        return self.layer is None or self.layer == layer
+
+
+@contextmanager
+def _tracked(lm: LanguageModel) -> Iterator[_Here]:
+    here = _Here()
+    handles = []
+    if lm.anatomy.shared:
+        for layer, block in enumerate(lm.anatomy.blocks):
+
+            def enter(module: nn.Module, args: Any, layer: int = layer) -> None:
+                here.layer = layer
+
+            # before any other hook on the block, whose own hooks may be of the layer that begins here
+            handles.append(block.module.register_forward_pre_hook(enter, prepend=True))
+    try:
+        yield here
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_module(lm: LanguageModel, tasks: Mapping[int, Task], here: _Here) -> dict[nn.Module, Task]:
+    """Tasks by attention module; where several layers share one, the layer that is running decides."""
+    modules: dict[nn.Module, dict[int, Task]] = {}
+    for layer, task in tasks.items():
+        module = heads_of(lm)[layer].attention
+        assert module is not None
+        modules.setdefault(module, {})[layer] = task
+
+    def chosen(of: dict[int, Task]) -> Task:
+        if here.layer is None and not lm.anatomy.shared:
+            return next(iter(of.values()))
+        return lambda call: next((t for layer, t in of.items() if here.is_in(layer)), AttentionCall.fast)(call)
+
+    return {module: chosen(of) for module, of in modules.items()}
+
+
+def _module_of(lm: LanguageModel, place: Place) -> tuple[nn.Module, bool]:
+    """The module where a site passes, and whether as its input."""
+    kind, layer = place
+    block: Block = lm.anatomy.blocks[layer]
+    module, is_input = {
+        "embed": (lm.anatomy.embed, False),
+        "resid_pre": (block.module, True),
+        "resid_mid": (block.mid, True),
+        "resid_post": (block.module, False),
+        "attn_out": (block.attn_out, False),
+        "mlp_out": (block.mlp_out, False),
+        "mlp_act": (block.down_projection, True),
+        "latent": (block.latent, True),
+    }[kind]
+    assert module is not None
+    return module, is_input
 
 
 @contextmanager
 def _module_hook(
     lm: LanguageModel,
-    block: Block,
     place: Place,
     through: Callable[[Place, torch.Tensor], torch.Tensor],
+    here: _Here,
     *,
     written: bool,
 ) -> Iterator[None]:
     """A hook where a residual-stream, attention or MLP site passes."""
+    kind, layer = place
+    module, is_input = _module_of(lm, place)
+    block = lm.anatomy.blocks[layer].module
+    streams_first = lm.anatomy.streams_first and kind in ("resid_pre", "resid_post")
+    shape: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = hidden_input(args, kwargs)
+        assert x is not None
+        shape[:] = x.shape[:2]
+
+    def passed(x: torch.Tensor) -> torch.Tensor:
+        if streams_first:
+            return through(place, x.movedim(0, 2)).movedim(2, 0)
+        if x.ndim == 2:  # inside some blocks, batch and position are one axis
+            return through(place, x.unflatten(0, shape)).flatten(0, 1)
+        return through(place, x)
 
     def on_input(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not here.is_in(layer):
+            return None
         x = hidden_input(args, kwargs)
         assert x is not None
-        new = through(place, x)
+        new = passed(x)
         if not written:
             return None
-        if place[0] == "resid_mid":
+        if kind == "resid_mid":
             # The block still holds this very tensor for its residual connection, so it is changed where it lies.
             x.copy_(new)
             return None
         return ((new, *args[1:]), kwargs) if args and args[0] is x else (args, {**kwargs, "hidden_states": new})
 
     def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not here.is_in(layer):
+            return None
         x = first_tensor(output)
         assert x is not None
-        new = through(place, x)
+        new = passed(x)
         if not written:
             return None
         return new if isinstance(output, torch.Tensor) else type(output)(new if item is x else item for item in output)
 
-    modules = {
-        "embed": (lm.anatomy.embed, False),
-        "resid_pre": (block.module, True),
-        "resid_mid": (block.mid, True),
-        "resid_post": (block.module, False),
-        "attn_out": (block.attention, False),
-        "mlp_out": (block.mlp, False),
-        "mlp_act": (block.down_projection, True),
-    }
-    module, is_input = modules[place[0]]
-    assert module is not None
+    handles = []
+    if kind != "embed" and module is not block:
+        handles.append(block.register_forward_pre_hook(note, with_kwargs=True))
     if is_input:
-        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+        handles.append(module.register_forward_pre_hook(on_input, with_kwargs=True))
     else:
-        handle = module.register_forward_hook(on_output)
+        handles.append(module.register_forward_hook(on_output))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def _watched(task: Task, watch: Callable[[nn.Module, AttentionCall], None]) -> Task:
+@contextmanager
+def _router_hook(
+    lm: LanguageModel,
+    place: Place,
+    through: Callable[[Place, torch.Tensor], torch.Tensor],
+    here: _Here,
+    *,
+    written: bool,
+) -> Iterator[None]:
+    """Where a mixture's experts are called: the k experts of each token and their weights, spread over all experts.
+
+    Where they are called in another way, what the router puts out, weights of all experts (Llama 4).
+    """
+    block = lm.anatomy.blocks[place[1]]
+    shape: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = hidden_input(args, kwargs)
+        assert x is not None
+        shape[:] = x.shape[:2] if not lm.anatomy.streams_first else x.shape[1:3]
+
+    def on_input(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        chosen = routing(args, kwargs)
+        assert chosen is not None
+        index, weight = chosen
+        spread = weight.new_zeros(len(weight), n_experts(module)).scatter_add(1, index.long(), weight)
+        new = through(place, spread.view(*shape, -1)).flatten(0, 1)
+        if not written:
+            return None
+        most = max(1, int((new != 0).sum(-1).max()))
+        new_index = new.abs().topk(most).indices
+        new_weight = new.gather(1, new_index).to(weight.dtype)
+        swap = {id(index): new_index.to(index.dtype), id(weight): new_weight}
+        return tuple(swap.get(id(x), x) for x in args), {name: swap.get(id(x), x) for name, x in kwargs.items()}
+
+    def on_output(module: nn.Module, args: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> Any:
+        new = through(place, output[0].view(*shape, -1)).flatten(0, 1)
+        return (new, *output[1:]) if written else None
+
+    handles = [block.module.register_forward_pre_hook(note, with_kwargs=True)]
+    if block.experts is not None:
+        handles.append(block.experts.register_forward_pre_hook(on_input, with_kwargs=True))
+    else:
+        assert block.router is not None
+        handles.append(block.router.register_forward_hook(on_output))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def n_experts(experts: nn.Module) -> int:
+    """How many experts a fused module of them holds, those without weights (identities) included."""
+    stacks: list[Any] = [p for p in (*experts.parameters(), *experts.children()) if getattr(p, "ndim", 0) == 3]
+    return max([int(getattr(experts, "num_experts", 0) or 0), *(int(p.shape[0]) for p in stacks)])
+
+
+def _watched(layer: int, task: Task, watch: Callable[[int, AttentionCall], None]) -> Task:
     def watched(call: AttentionCall) -> torch.Tensor:
         z = task(call)
-        watch(call.module, call)
+        watch(layer, call)
         return z
 
     return watched
 
 
-def _head_task(
-    layer: int,
-    touched: set[Place],
-    through: Callable[[Place, torch.Tensor], torch.Tensor],
-    found: dict[Place, torch.Tensor],
-) -> Task:
+def _head_task(layer: int, touched: set[Place], through: Callable[[Place, torch.Tensor], torch.Tensor]) -> Task:
     """What attention does in a layer of which something by head is read or written."""
     wants = {kind for kind, at in touched if at == layer}
 
@@ -284,60 +419,51 @@ def _head_task(
             z = apply_pattern(through(("pattern", layer), pattern_of(call)), call.v)
         else:
             z = call.fast()
-        if "z" in wants:
-            z = through(("z", layer), z)
-        if "head_out" in wants:
-            found["head_out", layer] = z  # becomes head_out once the output projection has run
-        return z
+        return through(("z", layer), z) if "z" in wants else z
 
     return task
 
 
 @contextmanager
-def _head_out_hook(
-    block: Block,
+def _projection_hook(
+    lm: LanguageModel,
     place: Place,
-    edits: Mapping[Place, Edit],
-    reads: set[Place],
-    found: dict[Place, torch.Tensor],
-    keep: Callable[[torch.Tensor], torch.Tensor],
+    through: Callable[[Place, torch.Tensor], torch.Tensor],
+    here: _Here,
+    *,
+    written: bool,
 ) -> Iterator[None]:
-    """head_out is linear in z; writing a head's adds the difference to what attention puts out."""
-    assert block.output_projection is not None
-    projection = block.output_projection
+    """At the output projection: head_out, and z of attention that does not go through transformers' interface.
+
+    head_out is linear in what the projection takes in (z, gated or normed where the architecture does so); writing a
+    head's adds the difference to what the projection puts out.
+    """
+    kind, layer = place
+    projection = lm.anatomy.blocks[layer].output_projection
+    assert projection is not None
+    heads = heads_of(lm)[layer].n_heads
+
+    def on_input(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if not here.is_in(layer):
+            return None
+        z = through(place, args[0].unflatten(-1, (heads, -1)))
+        return (z.flatten(-2), *args[1:]) if written else None
 
     def on_output(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        by_head = project_heads(projection, found.pop(place))
-        if place in edits:
-            new = edits[place](by_head)
-            output = output + (new - by_head).sum(2).to(output.dtype)
-            by_head = new
-        if place in reads:
-            found[place] = keep(by_head)
-        return output
+        if not here.is_in(layer):
+            return None
+        by_head = project_heads(projection, args[0].unflatten(-1, (heads, -1)))
+        new = through(place, by_head)
+        return output + (new - by_head).sum(-2).to(output.dtype) if written else None
 
-    handle = block.output_projection.register_forward_hook(_unnested(on_output))
+    if kind != "head_out":
+        handle = projection.register_forward_pre_hook(on_input)
+    else:
+        handle = projection.register_forward_hook(on_output)
     try:
         yield
     finally:
         handle.remove()
-
-
-def _unnested(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that lets through the calls it makes itself: reading a packed weight calls the layer once more."""
-    inside = False
-
-    def guarded(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        nonlocal inside
-        if inside:
-            return None
-        inside = True
-        try:
-            return hook(module, args, output)
-        finally:
-            inside = False
-
-    return guarded
 
 
 def project_heads(projection: nn.Module, z: torch.Tensor) -> torch.Tensor:

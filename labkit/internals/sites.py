@@ -31,10 +31,12 @@ KINDS = {
     "pattern": ("attention pattern by head", "(batch, n_heads, query, key)"),
     "z": ("pattern times values by head, before the output projection", "(batch, position, n_heads, d_head)"),
     "head_out": ("what each head adds, after the output projection", "(batch, position, n_heads, d_model)"),
-    "router": ("which experts take each token", "(batch, position, n_experts)"),
+    "router": ("weight with which each expert takes a token, 0 where it does not", "(batch, position, n_experts)"),
+    "latent": ("compressed keys and values of multi-head latent attention", "(batch, position, kv_lora_rank)"),
 }
 HEAD_KINDS = ("q", "k", "v", "pattern", "z", "head_out")
 ATTENTION_KINDS = ("q", "k", "v", "pattern", "z")  # those that the attention function sees
+HEAD_IN = "head_in"  # what the output projection takes in, by head: z, or z gated or normed; for the engine alone
 _FORM = re.compile(r"(?P<kind>[a-z_]+)(\.(?P<layer>-?\d+))?(\.(?P<head>-?\d+))?(@(?P<position>-?\d+))?")
 
 
@@ -77,16 +79,19 @@ class Site:
         position = "" if self.position is None else f"@{self.position}"
         return f"{self.kind}{layer}{head}{position}"
 
-    def layers(self, lm: LanguageModel) -> range:
-        """The layers this site covers in a model: its own, or all of them."""
+    def layers(self, lm: LanguageModel) -> list[int]:
+        """The layers this site covers in a model: its own, or all that have such a site."""
         if self.kind == "embed":
-            return range(1)
-        return range(lm.n_layers) if self.layer is None else range(self.layer, self.layer + 1)
+            return [0]
+        return layers_with(lm, self.kind) if self.layer is None else [self.layer]
 
 
-def n_heads_of(lm: LanguageModel, kind: str) -> int:
-    """How many heads a kind has: keys and values have fewer where queries are grouped."""
-    return lm.n_kv_heads if kind in ("k", "v") else lm.n_heads
+def n_heads_of(lm: LanguageModel, kind: str, layer: int | None = None) -> int:
+    """How many heads a kind has in a layer, or at most: keys and values have fewer where queries are grouped."""
+    from labkit.internals.heads import heads_of
+
+    seen = heads_of(lm) if layer is None else heads_of(lm)[layer : layer + 1]
+    return max(((h.n_kv_heads if kind in ("k", "v") else h.n_heads) for h in seen), default=0)
 
 
 def checked(lm: LanguageModel, site: str | Site, *, length: int | None = None) -> Site:
@@ -96,8 +101,6 @@ def checked(lm: LanguageModel, site: str | Site, *, length: int | None = None) -
         ValueError: the layer, head or position is out of range, or this architecture has no such site.
     """
     site = Site.parse(site)
-    if (why := absent(lm, site.kind)) is not None:
-        raise ValueError(f"{lm.name} has no {site.kind}: {why}")
 
     def within(what: str, value: int | None, count: int) -> int | None:
         if value is None:
@@ -107,33 +110,60 @@ def checked(lm: LanguageModel, site: str | Site, *, length: int | None = None) -
         return value % count
 
     layer = within("layer", site.layer, 1 if site.kind == "embed" else lm.n_layers)
-    head = within("head", site.head, n_heads_of(lm, site.kind))
+    if (why := absent(lm, site.kind, layer)) is not None:
+        where = f" in layer {layer}" if layer is not None and layers_with(lm, site.kind) else ""
+        raise ValueError(f"{lm.name} has no {site.kind}{where}: {why}")
+    head = within("head", site.head, n_heads_of(lm, site.kind, layer)) if site.kind in HEAD_KINDS else None
     position = site.position if length is None else within("position", site.position, length)
     return Site(site.kind, layer, head, position)
 
 
-def absent(lm: LanguageModel, kind: str) -> str | None:
-    """Why a kind of site is absent in this architecture, or None where it is there."""
-    blocks = lm.anatomy.blocks
-    if kind == "router":
-        return "its MLPs have no router (not a mixture of experts, or none that labkit can read yet)"
-    missing = {
-        "resid_mid": (lambda b: b.mid, "its blocks run attention and MLP side by side"),
-        "attn_out": (lambda b: b.attention, "no attention was found in its layers"),
-        "mlp_out": (lambda b: b.mlp, "no MLP was found in its layers"),
-        "mlp_act": (lambda b: b.down_projection, "no single projection takes its neurons"),
-        "head_out": (lambda b: b.output_projection, "no single projection takes its heads"),
-        **dict.fromkeys(ATTENTION_KINDS, (lambda b: b.attention, "no attention was found in its layers")),
-    }
-    if kind not in missing:
+def layers_with(lm: LanguageModel, kind: str) -> list[int]:
+    """The layers that have a kind of site; [0] for `embed`."""
+    return [0] if kind == "embed" else [n for n in range(lm.n_layers) if _missing(lm, kind, n) is None]
+
+
+def absent(lm: LanguageModel, kind: str, layer: int | None = None) -> str | None:
+    """Why a kind of site is absent in a layer, or in all of them; None where it is there."""
+    if kind == "embed":
         return None
-    part, why = missing[kind]
-    return None if all(part(block) is not None for block in blocks) else why
+    reasons = [_missing(lm, kind, n) for n in ([layer] if layer is not None else range(lm.n_layers))]
+    return None if None in reasons else reasons[-1]
+
+
+_PARTS = {
+    "resid_mid": ("mid", "its blocks have no place between attention and MLP, which run side by side or alone"),
+    "attn_out": ("attn_out", "it has no attention"),
+    "mlp_out": ("mlp_out", "it has no MLP"),
+    "mlp_act": ("down_projection", "no single projection takes its neurons"),
+    "router": ("experts", "it is not a mixture of experts, or one whose routing has another form"),
+    "latent": ("latent", "its keys and values are not compressed"),
+}
+
+
+def _missing(lm: LanguageModel, kind: str, layer: int) -> str | None:
+    if lm.anatomy.repeated:
+        return "its layers run more than once in a pass, so a layer is no one place"
+    block = lm.anatomy.blocks[layer]
+    if kind in _PARTS:
+        part, why = _PARTS[kind]
+        there = getattr(block, part) is not None or (kind == "router" and block.router is not None)
+        return None if there else why
+    if kind in (*HEAD_KINDS, HEAD_IN):
+        from labkit.internals.heads import heads_of
+
+        return heads_of(lm)[layer].missing.get("head_out" if kind == HEAD_IN else kind)
+    return None
 
 
 def describe_sites(lm: LanguageModel) -> pd.DataFrame:
-    """One row a kind: what it is, its shape, whether this model has it, and why not."""
+    """One row a kind: what it is, its shape, in which layers this model has it, and why not where it has none."""
     import pandas as pd
 
-    rows = [(kind, what, shape, (why := absent(lm, kind)) is None, why or "") for kind, (what, shape) in KINDS.items()]
-    return pd.DataFrame(rows, columns=["site", "what", "shape", "available", "why not"]).set_index("site")
+    rows = []
+    for kind, (what, shape) in KINDS.items():
+        layers = layers_with(lm, kind)
+        where = "" if kind == "embed" else "all" if len(layers) == lm.n_layers else ", ".join(map(str, layers))
+        rows.append((kind, what, shape, bool(layers), where, "" if layers else absent(lm, kind)))
+    columns = ["site", "what", "shape", "available", "layers", "why not"]
+    return pd.DataFrame(rows, columns=columns).set_index("site")

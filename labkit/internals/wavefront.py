@@ -7,13 +7,15 @@ attention, which is ours, works on the rows of the same p together, against the 
 position that the metric reads is unembedded.
 
 What a block is called with (position ids, rotary tables, whatever an architecture hands down) is recorded from one
-plain run and re-indexed for the packed tokens, so no architecture needs a table here; `readout_of` holds the stored
-run against the model's own logits before anything is trusted.
+plain run and re-indexed for the packed tokens, so no architecture needs a table here. Layers that mix positions in
+another way than attention does (state spaces, convolutions, attention of their own) are run on whole rows, the base
+run's prefix put back in front; once a model each layer is tried, which way gives what the layer itself gives.
+`readout_of` holds the stored run against the model's own logits before anything is trusted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,9 @@ from labkit.internals.attention_hook import (
     needs_pattern,
     pattern_of,
 )
+from labkit.internals.heads import heads_of
 from labkit.internals.run import hooked
+from labkit.internals.sites import HEAD_IN, layers_with
 from labkit.models.anatomy import first_tensor, hidden_input
 from labkit.models.weights import is_plain
 
@@ -61,7 +65,7 @@ class Base:
     ids: torch.Tensor  # (1, seq)
     resid: list[torch.Tensor]  # what enters each block, and what leaves the last: n_layers + 1 of (seq, d_model)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # the arguments of each block, without the hidden states
-    attention: dict[nn.Module, AttentionCall]  # k, v, mask and options of each layer
+    attention: dict[int, AttentionCall]  # k, v, mask and options of each layer that has attention of ours
     logits: torch.Tensor  # (vocab,) at the last position, float32
 
     @property
@@ -69,15 +73,22 @@ class Base:
         return self.ids.shape[1]
 
 
-def record(lm: LanguageModel, ids: torch.Tensor, *, site: str | None = None) -> tuple[Base, list[torch.Tensor]]:
+def record(lm: LanguageModel, ids: torch.Tensor, *, site: str | None = None) -> tuple[Base, dict[int, torch.Tensor]]:
     """Run a prompt (1, seq) once and keep what the wavefront needs, and one kind of site if asked.
 
     Returns:
-        The base, and the site's activation of each layer without the batch axis: (seq, ...), patterns (head, seq, seq).
+        The base, and the site's activation in each layer that has it, without the batch axis: (seq, ...), patterns
+        (head, seq, seq).
+
+    Raises:
+        Unsupported: the residual stream has a form that cannot be taken apart by position, or the layers run more than
+            once.
     """
+    if lm.anatomy.streams_first:
+        raise Unsupported(f"the residual stream of {lm.name} has several copies, on its first axis")
     resid: list[torch.Tensor] = []
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    attention: dict[nn.Module, AttentionCall] = {}
+    attention: dict[int, AttentionCall] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = hidden_input(args, kwargs)
@@ -92,19 +103,26 @@ def record(lm: LanguageModel, ids: torch.Tensor, *, site: str | None = None) -> 
         resid.append(x[0].detach().clone())
 
     blocks = [block.module for block in lm.anatomy.blocks]
-    places = {(site, layer) for layer in range(lm.n_layers)} if site else set()
+    layers = layers_with(lm, site) if site else []
+    heads_of(lm)  # looked at now, before there are hooks
     handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
     handles.append(blocks[-1].register_forward_hook(after))
     try:
-        with lm.busy(), hooked(lm, places, {}, watch=attention.__setitem__) as found:
-            logits = lm.hf(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+        with lm.busy(), hooked(lm, {(site or "", layer) for layer in layers}, {}, watch=attention.__setitem__) as found:
+            logits = last_logits(lm, ids)[0].float()
     finally:
         for handle in handles:
             handle.remove()
-    if any(block.attention not in attention for block in lm.anatomy.blocks):
-        raise Unsupported(f"not every layer of {lm.name} has attention that goes through transformers' interface")
-    base = Base(lm, ids, resid, calls, attention, logits)
-    return base, [found[site, layer][0] for layer in range(lm.n_layers)] if site else []
+    if len(calls) != len(blocks):
+        raise Unsupported(f"the layers of {lm.name} run more than once in a pass")
+    if any(x.shape[0] != ids.shape[1] for x in resid):
+        raise Unsupported(f"the residual stream of {lm.name} has no axis of positions")
+    return Base(lm, ids, resid, calls, attention, logits), {layer: found[site or "", layer][0] for layer in layers}
+
+
+def last_logits(lm: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (batch, vocab) at the last position; only they are computed where the architecture can be asked to."""
+    return lm.hf(input_ids=ids, use_cache=False, **lm.only_last).logits[:, -1]
 
 
 # -- from the last residual stream to logits ------------------------------------------------------------------------
@@ -114,14 +132,17 @@ def record(lm: LanguageModel, ids: torch.Tensor, *, site: str | None = None) -> 
 class Readout:
     """Final norm and unembedding, with the scale or soft cap that the model puts on its logits."""
 
-    norm: Any  # a module, or None
+    tail: tuple[Any, ...]
     unembed: Any
     scale: float
     softcap: float | None
 
     def __call__(self, x: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
         """Logits (rows, vocab) or (rows, len(columns)), float32, from the last residual stream (rows, d_model)."""
-        x = x if self.norm is None else self.norm(x[None])[0]
+        x = x[None]
+        for module in self.tail:
+            x = first_tensor(module(x))  # type: ignore[assignment]
+        x = x[0]
         if columns is not None and is_plain(self.unembed):
             wanted = torch.tensor(columns, device=self.unembed.weight.device)
             bias = None if self.unembed.bias is None else self.unembed.bias[wanted]
@@ -133,6 +154,9 @@ class Readout:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 def readout_of(base: Base) -> Readout:
     """The readout, held against the logits that the model itself gave.
 
@@ -140,22 +164,30 @@ def readout_of(base: Base) -> Readout:
         Unsupported: norm and unembedding do not give the model's logits, with any declared scale or soft cap.
     """
     lm, anatomy = base.lm, base.lm.anatomy
-    config = lm.config
-    scales = [1.0, getattr(config, "logit_scale", None), 1 / (getattr(config, "logits_scaling", None) or 1)]
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = next((getattr(lm.config, n) for n in SOFTCAPS if getattr(lm.config, n, None)), None)
     tolerance = (1e-4 if base.logits.dtype == lm.dtype else 0.05) * max(1.0, float(base.logits.abs().max()))
-    for scale in dict.fromkeys(float(s) for s in scales if s):
-        readout = Readout(anatomy.norm, anatomy.unembed, scale, softcap)
+    try:
         with lm.busy():
-            logits = readout(base.resid[-1][-1:])[0]
-        if logits.shape == base.logits.shape and float((logits - base.logits).abs().max()) <= tolerance:
-            return readout
+            bare = Readout(anatomy.tail, anatomy.unembed, 1.0, None)(base.resid[-1][-1:])[0]
+    except (RuntimeError, TypeError) as error:
+        raise Unsupported(f"the final norm and unembedding of {lm.name} cannot be run alone: {error}") from error
+    if bare.shape == base.logits.shape:
+        # architectures name the scale of their logits in many ways; it is the number that fits
+        target = base.logits if softcap is None else torch.atanh((base.logits / softcap).clamp(-0.999, 0.999)) * softcap
+        fitted = float((bare @ target) / (bare @ bare).clamp(min=1e-30))
+        for scale in (1.0, fitted):
+            readout = Readout(anatomy.tail, anatomy.unembed, scale, softcap)
+            with lm.busy():
+                logits = readout(base.resid[-1][-1:])[0]
+            if float((logits - base.logits).abs().max()) <= tolerance:
+                return readout
     raise Unsupported(f"the final norm and unembedding of {lm.name} do not give its logits")
 
 
 # -- the pass -------------------------------------------------------------------------------------------------------
 
-_MODULE_SITES = ("resid_mid", "attn_out", "mlp_out", "mlp_act")
+_MODULE_SITES = ("resid_mid", "attn_out", "mlp_out", "mlp_act", "router", "latent", HEAD_IN)
+_HEAD_SITES = ("q", "k", "v", "z", "pattern")
 
 
 @dataclass
@@ -179,11 +211,16 @@ class Wavefront:
         source: the site's activation of each layer, as `record` gives it.
         site: its kind.
         first: the first position at which the two prompts differ; nothing before it can have an effect.
+
+    Raises:
+        Unsupported: a layer gives something else when it is run alone.
     """
 
-    def __init__(self, base: Base, source: Sequence[torch.Tensor], *, site: str, first: int) -> None:
+    def __init__(self, base: Base, source: Mapping[int, torch.Tensor], *, site: str, first: int) -> None:
         self.lm, self.base, self.source, self.site, self.first = base.lm, base, source, site, first
         self._masks: dict[tuple[int, int], torch.Tensor | None] = {}
+        with self.lm.busy():
+            self._find_restarts()
 
     def start_of(self, cell: Cell) -> int:
         return self.first if cell.position is None else cell.position
@@ -207,7 +244,7 @@ class Wavefront:
                 self._join(groups, layer, new, cells)
                 if layer < n_layers:
                     self._block(layer, list(groups.values()), set(new), cells)
-            final = self.base.resid[-1].new_empty(len(cells), self.base.resid[-1].shape[-1])
+            final = self.base.resid[-1].new_empty(len(cells), *self.base.resid[-1].shape[1:])
             for group in groups.values():
                 final[group.cells] = group.x[:, -1]
         return final
@@ -218,7 +255,7 @@ class Wavefront:
         for index in new:
             by_start.setdefault(self.start_of(cells[index]), []).append(index)
         for start, indices in by_start.items():
-            x = self.base.resid[layer][start:].repeat(len(indices), 1, 1)
+            x = self.base.resid[layer][start:][None].repeat_interleave(len(indices), 0)
             if self.site in ("resid_pre", "resid_post"):
                 for row, index in enumerate(indices):
                     span = _span(cells[index], start)
@@ -230,7 +267,18 @@ class Wavefront:
                 groups[start] = _Group(start, torch.cat([old.x, x]), old.cells + indices)
 
     def _block(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
-        """One block over all rows, packed end to end; rows that are new here get their patch on the way."""
+        """One block over all rows; rows that are new here get their patch on the way."""
+        how = self.lm.restarts[layer]
+        if how == "packed":
+            self._packed(layer, groups, new, cells)
+            return
+        for group in groups:
+            rows = range(len(group.cells)) if how == "one" else [None]
+            for row in rows:
+                self._whole(layer, group, row, new, cells)
+
+    def _packed(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
+        """All rows as one list of tokens, end to end, each row from its start on."""
         block, length = self.lm.anatomy.blocks[layer], self.base.length
         device = self.base.resid[layer].device
         at = torch.cat([torch.arange(g.start, length, device=device).repeat(len(g.cells)) for g in groups])  # (tokens,)
@@ -241,13 +289,89 @@ class Wavefront:
         edits = (
             {(self.site, layer): self._edit(layer, groups, new, cells)} if self.site in _MODULE_SITES and new else {}
         )
-        assert block.attention is not None
+        attention = heads_of(self.lm)[layer].attention
+        assert attention is not None
         task = self._attend(layer, groups, new, cells)
-        with hooked(self.lm, set(), edits), attention_tasks(self.lm.hf, {block.attention: task}):
+        with hooked(self.lm, set(), edits), attention_tasks(self.lm.hf, {attention: task}):
             out = first_tensor(block.module(packed, *args, **kwargs))
         assert out is not None
         for group, x in zip(groups, out[0].split([g.tokens for g in groups]), strict=True):
             group.x = x.view(group.x.shape)
+
+    def _whole(self, layer: int, group: _Group, row: int | None, new: set[int], cells: Sequence[Cell]) -> None:
+        """A group's rows (or one of them) from the first position on, the base run's residual stream in front."""
+        rows = slice(None) if row is None else slice(row, row + 1)
+        indices, start = group.cells[rows], group.start
+        x = group.x[rows]
+        prefix = self.base.resid[layer][:start][None].expand(len(indices), *(-1,) * (x.ndim - 1))
+        args, kwargs = self.base.calls[layer]
+        args = tuple(_expanded(value, len(indices)) for value in args)
+        kwargs = {name: _expanded(value, len(indices)) for name, value in kwargs.items()}
+        places = [(n, cells[index]) for n, index in enumerate(indices) if index in new]
+        edits = {}
+        if places and self.site in (*_MODULE_SITES, *_HEAD_SITES):
+            edits[self.site, layer] = self._edit_rows(layer, places)
+        with hooked(self.lm, set(), edits):
+            out = first_tensor(self.lm.anatomy.blocks[layer].module(torch.cat([prefix, x], 1), *args, **kwargs))
+        assert out is not None
+        if row is None:
+            group.x = out[:, start:]
+        else:
+            group.x[rows] = out[:, start:]
+
+    def _edit_rows(self, layer: int, places: list[tuple[int, Cell]]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Put the source's values into whole rows of it (rows, seq, ...), of patterns (rows, head, seq, seq)."""
+
+        def edit(x: torch.Tensor) -> torch.Tensor:
+            x = x.clone()
+            for row, cell in places:
+                into, source = x[row], self.source[layer].to(x.dtype)
+                if self.site == "pattern":  # positions are queries
+                    into, source = into.transpose(0, 1), source.transpose(0, 1)
+                span = _span(cell, 0)
+                if cell.head is None:
+                    into[span] = source[span]
+                else:
+                    into[span, cell.head] = source[span, cell.head]
+            return x
+
+        return edit
+
+    # -- which way each layer can be restarted -------------------------------------------------------------------
+
+    def _find_restarts(self) -> None:
+        """For each layer the fastest way that gives what the layer itself gives on a changed residual stream."""
+        for layer in range(len(self.lm.anatomy.blocks)):
+            if layer in self.lm.restarts:
+                continue
+            x = self.base.resid[layer][None]
+            start = self.base.length // 2
+            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(layer)).to(x)
+            x = torch.cat([x[:, :start], x[:, start:] + x.float().std().to(x.dtype) * noise[:, start:]], 1)
+            args, kwargs = self.base.calls[layer]
+            out = first_tensor(self.lm.anatomy.blocks[layer].module(x, *args, **kwargs))
+            assert out is not None
+            before = self.base.resid[layer + 1][:start]
+            if start and not _same(out[0, :start], before, x[0, :start]):
+                raise Unsupported(f"layer {layer} of {self.lm.name} gives something else when it is run alone")
+            ways = (["packed"] if heads_of(self.lm)[layer].attention is not None else []) + ["rows", "one"]
+            self.lm.restarts[layer] = next(way for way in ways if way == "one" or self._agrees(layer, way, x, out))
+
+    def _agrees(self, layer: int, way: str, x: torch.Tensor, out: torch.Tensor) -> bool:
+        start = self.base.length // 2
+        groups = [_Group(0, x.repeat_interleave(2, 0), [0, 1]), _Group(start, x[:, start:].clone(), [2])]
+        self.lm.restarts[layer] = way
+        try:
+            self._block(layer, groups, set(), [])
+        except Exception:  # a form of argument that this way cannot handle; a slower way can
+            return False
+        finally:
+            del self.lm.restarts[layer]
+        return all(
+            g.x.shape[1:] == out[:, g.start :].shape[1:]
+            and all(_same(row, out[0, g.start :], x[0, g.start :]) for row in g.x)
+            for g in groups
+        )
 
     def _edit(
         self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
@@ -257,11 +381,12 @@ class Wavefront:
         def edit(x: torch.Tensor) -> torch.Tensor:
             x = x.clone()
             for group, part in zip(groups, x[0].split([g.tokens for g in groups]), strict=True):
-                rows = part.view(*group.x.shape[:2], -1)
+                rows = part.view(*group.x.shape[:2], *part.shape[1:])
                 for row, index in enumerate(group.cells):
                     if index in new:
                         span = _span(cells[index], group.start)
-                        rows[row, span] = self.source[layer][group.start :][span]
+                        heads = () if cells[index].head is None else (slice(None), cells[index].head)
+                        rows[row, span][heads] = self.source[layer][group.start :][span][heads]
             return x
 
         return edit
@@ -270,10 +395,10 @@ class Wavefront:
         self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
     ) -> Callable[[AttentionCall], torch.Tensor]:
         """Attention of packed rows: each group against the base run's keys and values before its start."""
-        by_head = self.site if self.site in ("q", "k", "v", "z", "pattern") else None
+        by_head = self.site if self.site in _HEAD_SITES else None
 
         def task(call: AttentionCall) -> torch.Tensor:
-            stored = self.base.attention[call.module]
+            stored = self.base.attention[layer]
             sizes = [g.tokens for g in groups]
             parts = zip(
                 groups, call.q[0].split(sizes, 1), call.k[0].split(sizes, 1), call.v[0].split(sizes, 1), strict=True
@@ -351,9 +476,28 @@ def _fast(call: AttentionCall) -> torch.Tensor:
     return out.transpose(1, 2)
 
 
+def _same(out: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> bool:
+    """Is what a block gave (seq, ...) what it gives, at every position, beside the change that it makes to x?"""
+    rms = lambda t: t.float().flatten(1).pow(2).mean(1).sqrt()  # noqa: E731
+    share, rounding = (1e-4, 1e-5) if out.dtype == torch.float32 else (0.02, 2**-7)
+    limit = share * rms(expected - x).max() + rounding * rms(expected).max()
+    return bool((rms(out - expected) <= limit).all())
+
+
 def _span(cell: Cell, start: int) -> slice:
     """The positions that a cell patches, counted from its row's start."""
     return slice(None) if cell.position is None else slice(cell.position - start, cell.position - start + 1)
+
+
+def _expanded(value: Any, rows: int) -> Any:
+    """One argument of a block, for several rows: what has a batch axis of one is shared by all."""
+    if isinstance(value, tuple | list):
+        return type(value)(_expanded(item, rows) for item in value)
+    if isinstance(value, dict):
+        return {key: _expanded(item, rows) for key, item in value.items()}
+    if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[0] == 1 and rows > 1:
+        return value.expand(rows, *value.shape[1:])
+    return value
 
 
 def _reindexed(name: str, value: Any, at: torch.Tensor, length: int) -> Any:

@@ -11,8 +11,11 @@ notes which tensor came in and which went out, and the places follow from who ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -25,10 +28,15 @@ class Block:
 
     module: nn.Module
     attention: nn.Module | None
+    attn_out: nn.Module | None  # puts out what attention adds: attention itself, or inside one that adds it, its last
     output_projection: nn.Module | None  # takes z, all heads side by side
     mlp: nn.Module | None
+    mlp_out: nn.Module | None
     down_projection: nn.Module | None  # takes the neurons, mlp_act
     mid: nn.Module | None  # takes resid_mid
+    experts: nn.Module | None  # called with (tokens, width), expert numbers (tokens, k) and their weights (tokens, k)
+    router: nn.Module | None  # where experts are not called so: puts out the weights of all of them, (tokens, expert)
+    latent: nn.Module | None  # takes the compressed keys and values of multi-head latent attention
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,17 @@ class Anatomy:
 
     embed: nn.Module
     blocks: tuple[Block, ...]
-    norm: nn.Module | None
+    tail: tuple[nn.Module, ...]  # from the last residual stream to the unembedding: the final norm, and what follows it
     unembed: nn.Module
+    streams_first: bool  # several residual streams on an axis before batch and position, as in Gemma 3n
+    repeated: bool  # the layers run more than once in a pass, as in hierarchical reasoning models
+
+    @cached_property
+    def shared(self) -> frozenset[nn.Module]:
+        """Modules that more than one block runs, as Zamba's attention."""
+        parts = [{b.attention, b.output_projection, b.mlp, b.down_projection, b.latent} - {None} for b in self.blocks]
+        seen: set[Any] = set()
+        return frozenset(m for part in parts for m in part if m in seen or seen.add(m))  # type: ignore[func-returns-value, misc]
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:
@@ -71,11 +88,33 @@ def find_anatomy(hf: Any) -> Anatomy:
         )
     blocks = _blocks(hf)
     flow = _watch(hf, embed)
-    parts = tuple(_parts(block, _declared(hf, "attentions"), flow) for block in blocks)
-    after = [call for call in flow.calls if call.order > flow.last_of[blocks[-1]]]
-    last_out = flow.outputs[blocks[-1]]
-    norm = next((call.module for call in after if call.came_in == last_out and call.module is not unembed), None)
-    return Anatomy(embed, parts, norm, unembed)
+    if missing := [n for n, block in enumerate(blocks) if block not in flow.last_of]:
+        raise ValueError(f"{type(hf).__name__} passes its layers {missing} by; labkit reads stacks that run in order")
+    rank = getattr(hf.config.get_text_config(decoder=True), "kv_lora_rank", None)
+    parts = tuple(_parts(block, _declared(hf, "attentions"), flow, rank) for block in blocks)
+    return Anatomy(
+        embed,
+        parts,
+        _tail(blocks[-1], unembed, flow),
+        unembed,
+        streams_first=flow.shapes[blocks[0]][:2] != (1, _WATCHED),
+        repeated=sum(call.module in blocks for call in flow.calls) > len(blocks),
+    )
+
+
+def _tail(last: nn.Module, unembed: nn.Module, flow: _Flow) -> tuple[nn.Module, ...]:
+    """The modules, outermost ones, that hand the last residual stream on to the unembedding."""
+    tail: list[nn.Module] = []
+    at, after = flow.outputs[last], flow.last_of[last]
+    while True:
+        takers = [c for c in flow.calls if c.order > after and c.came_in == at and c.module is not unembed]
+        if not takers:
+            return tuple(tail)
+        outermost = max(takers, key=lambda c: c.order)
+        if unembed in set(outermost.module.modules()):
+            return tuple(tail)
+        tail.append(outermost.module)
+        at, after = outermost.went_out, outermost.order
 
 
 def _declared(hf: nn.Module, what: str) -> tuple[type, ...]:
@@ -99,6 +138,9 @@ def _blocks(hf: nn.Module) -> list[nn.Module]:
     return max(of_class or stacks, key=len)
 
 
+_WATCHED = 3  # tokens in the watched pass
+
+
 @dataclass(frozen=True)
 class _Call:
     module: nn.Module
@@ -112,10 +154,12 @@ class _Flow:
 
     def __init__(self) -> None:
         self.calls: list[_Call] = []
-        self.alive: list[torch.Tensor] = []
+        self.alive: list[Any] = []
         self.inputs: dict[nn.Module, int] = {}
         self.outputs: dict[nn.Module, int] = {}
+        self.shapes: dict[nn.Module, torch.Size] = {}
         self.last_of: dict[nn.Module, int] = {}
+        self.whole: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         came_in, went_out = hidden_input(args, kwargs), first_tensor(output)
@@ -125,6 +169,8 @@ class _Flow:
         call = _Call(module, len(self.calls), came_in.data_ptr(), went_out.data_ptr())
         self.calls.append(call)
         self.inputs[module], self.outputs[module], self.last_of[module] = call.came_in, call.went_out, call.order
+        self.shapes[module] = came_in.shape
+        self.whole[module] = (args, kwargs, output)
 
     def inside(self, parent: nn.Module) -> Iterator[_Call]:
         members = set(parent.modules()) - {parent}
@@ -136,7 +182,7 @@ def _watch(hf: Any, embed: Any) -> _Flow:
     handles = [m.register_forward_hook(flow.note, with_kwargs=True) for m in hf.modules() if m is not hf]
     try:
         with torch.no_grad():
-            ids = torch.arange(3, device=embed.weight.device)[None]
+            ids = torch.arange(_WATCHED, device=embed.weight.device)[None]
             hf(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
@@ -144,29 +190,78 @@ def _watch(hf: Any, embed: Any) -> _Flow:
     return flow
 
 
-def _parts(block: nn.Module, attention_classes: tuple[type, ...], flow: _Flow) -> Block:
+def _parts(block: nn.Module, attention_classes: tuple[type, ...], flow: _Flow, rank: int | None) -> Block:
     children = [child for child in block.children() if child in flow.outputs]
-    attention = next((m for m in block.modules() if attention_classes and isinstance(m, attention_classes)), None)
+    # a block that hands all its work to one child (Zamba's shared transformer) is looked into there as well
+    inner = [m for m in block.modules() if m is not block and m in flow.outputs]
+    attention = next((m for m in inner if attention_classes and isinstance(m, attention_classes)), None)
     if attention is None:
-        attention = next(
-            (child for name, child in block.named_children() if "attn" in name or "attention" in name), None
-        )
-    mlp = _mlp(block, children, attention)
+        named = [child for name, child in block.named_children() if "attn" in name or "attention" in name]
+        attention = next((c for c in named if c in flow.outputs and any(map(_is_projection, c.modules()))), None)
+    rest = [c for c in children if c is not attention and not (attention and attention in set(c.modules()))]
+    mixing = [c for c in rest if any(_is_projection(m) for m in c.modules()) and not _is_positionwise(c, flow)]
+    mixer = attention or max(mixing, key=_size, default=None)
+    named_mlp = {m for name, m in block.named_children() if _MLP_NAME.fullmatch(name)}
+    mlp = _mlp([c for c in rest if c not in mixing], named_mlp, mixer, flow)
+    experts = next((c.module for c in flow.inside(mlp) if _is_experts(c.module, flow)), None) if mlp else None
+    router = next((c.module for c in flow.inside(mlp) if _is_router(c.module, flow)), None) if mlp else None
     return Block(
         block,
         attention,
+        _adds(attention, flow),
         _last_projection(attention, flow),
         mlp,
-        _last_projection(mlp, flow),
-        _mid(block, children, attention, flow),
+        _adds(mlp, flow),
+        None if experts or router else _last_projection(mlp, flow),
+        _mid(block, children, mixer, flow),
+        experts,
+        router,
+        _latent(attention, rank, flow),
     )
 
 
-def _mlp(block: nn.Module, children: list[nn.Module], attention: nn.Module | None) -> nn.Module | None:
-    """The child with the most weights that is neither attention nor a norm."""
-    rest = [c for c in children if c is not attention and not (attention and attention in set(c.modules()))]
-    with_layers = [c for c in rest if any(_is_projection(m) for m in c.modules() if m is not c)]
-    return max(with_layers, key=lambda c: sum(p.numel() for p in c.parameters()), default=None)
+_MLP_NAME = re.compile(r"(.*_)?(mlp|ffn|moe|feed_?forward)(_block)?")
+
+
+def _adds(part: nn.Module | None, flow: _Flow) -> nn.Module | None:
+    """The module whose output a part adds: the part, unless it is handed the residual and adds it itself (BLOOM)."""
+    if part is None or "residual" not in signature(part.forward).parameters:
+        return part
+    return max(
+        (c.module for c in flow.inside(part) if _is_projection(c.module)), key=lambda m: flow.last_of[m], default=None
+    )
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _is_positionwise(module: nn.Module, flow: _Flow) -> bool:
+    """Does a module give the last position the same without the positions before it? An MLP does, a mixer does not."""
+    args, kwargs, output = flow.whole[module]
+    before, whole = first_tensor(output), flow.shapes[module]
+    if whole[:2] != (1, _WATCHED) or before is None or before.numel() // before.shape[-1] != _WATCHED:
+        return False
+    last = lambda x: x[:, -1:] if isinstance(x, torch.Tensor) and x.shape[:2] == (1, _WATCHED) else x  # noqa: E731
+    try:
+        with torch.no_grad():
+            again = module(*map(last, args), **{name: last(value) for name, value in kwargs.items()})
+    except Exception:  # whatever a part asks for beyond its input, it is not a plain MLP
+        return False
+    after = first_tensor(again)
+    if after is None or after.numel() != before.shape[-1]:
+        return False
+    last_row = before.reshape(_WATCHED, -1)[-1]  # some hand their tokens on without the batch axis
+    return float((after.reshape(-1) - last_row).abs().max()) <= 0.02 * (float(before.abs().max()) or 1.0)
+
+
+def _mlp(rest: list[nn.Module], named: set[nn.Module], mixer: nn.Module | None, flow: _Flow) -> nn.Module | None:
+    """The position-wise child with the most weights; where there is none, the last of the block's own projections."""
+    with_layers = [c for c in rest if any(_is_projection(m) or _is_experts(m, flow) for m in c.modules() if m is not c)]
+    if with_layers:
+        return max([c for c in with_layers if c in named] or with_layers, key=_size)
+    own = [c for c in rest if _is_projection(c) and (mixer is None or flow.last_of[c] > flow.last_of[mixer])]
+    return max(own, key=lambda c: flow.last_of[c]) if len(own) >= 2 else None
 
 
 def _is_projection(module: nn.Module) -> bool:
@@ -174,18 +269,48 @@ def _is_projection(module: nn.Module) -> bool:
     return not list(module.children()) and isinstance(weight, torch.Tensor) and weight.ndim == 2
 
 
+def routing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Expert numbers and their weights, both (tokens, k), among the arguments of a module that runs experts."""
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+    if len(tensors) != 3 or tensors[1].ndim != 2 or tensors[1].shape != tensors[2].shape:
+        return None
+    if tensors[1].dtype.is_floating_point or not tensors[2].dtype.is_floating_point:
+        return None
+    return tensors[1], tensors[2]
+
+
+def _is_experts(module: nn.Module, flow: _Flow) -> bool:
+    return module in flow.whole and routing(*flow.whole[module][:2]) is not None
+
+
+def _is_router(module: nn.Module, flow: _Flow) -> bool:
+    """Does it put out weights and logits of all experts, both (tokens, expert), as Llama 4's does?"""
+    output = flow.whole[module][2]
+    return (
+        isinstance(output, tuple)
+        and len(output) == 2
+        and all(isinstance(x, torch.Tensor) and x.ndim == 2 for x in output)
+        and output[0].shape == output[1].shape
+    )
+
+
 def _last_projection(parent: nn.Module | None, flow: _Flow) -> nn.Module | None:
     if parent is None or parent not in flow.outputs:
         return None
+    if _is_projection(parent):
+        return parent
+    added = _adds(parent, flow)
+    if added is not parent:
+        return added
     out = flow.outputs[parent]
     return next((c.module for c in flow.inside(parent) if c.went_out == out and _is_projection(c.module)), None)
 
 
-def _mid(block: nn.Module, children: list[nn.Module], attention: nn.Module | None, flow: _Flow) -> nn.Module | None:
-    if attention is None or attention not in flow.last_of:
+def _mid(block: nn.Module, children: list[nn.Module], mixer: nn.Module | None, flow: _Flow) -> nn.Module | None:
+    if mixer is None or mixer not in flow.last_of:
         return None
     made = {call.went_out for call in flow.inside(block)}
-    later = sorted((c for c in children if flow.last_of[c] > flow.last_of[attention]), key=lambda c: flow.last_of[c])
+    later = sorted((c for c in children if flow.last_of[c] > flow.last_of[mixer]), key=lambda c: flow.last_of[c])
     for child in later:
         came_in = flow.inputs[child]
         if came_in == flow.inputs[block]:
@@ -193,3 +318,13 @@ def _mid(block: nn.Module, children: list[nn.Module], attention: nn.Module | Non
         if came_in not in made:
             return child
     return None
+
+
+def _latent(attention: nn.Module | None, rank: int | None, flow: _Flow) -> nn.Module | None:
+    """The projection in attention that takes the compressed keys and values, by the width that the config declares."""
+    if attention is None or not rank:
+        return None
+    inner = [c.module for c in flow.inside(attention) if _is_projection(c.module)]
+    named = [m for m in inner if flow.shapes[m][-1] == rank and flow.shapes[m][:2] == (1, _WATCHED)]
+    keys = {name.rsplit(".", 1)[-1]: m for name, m in attention.named_modules() if m in named}
+    return next((m for name, m in keys.items() if "kv" in name), None)

@@ -1,63 +1,189 @@
-"""Open models that the kit knows: sizes and licences, for suggestions and for `labkit models`.
+"""Open models that the kit knows: how large, what their licences allow, how open they are, where they run.
 
-Facts are from each model's card on the hub.
+The facts, each model's configuration among them, are in catalog.json with their sources. Parameters and memory are
+computed from the configuration on the meta device, as `load` does before it reads weights, and kept there too:
+`python -m labkit.models.catalog` computes them again.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from labkit.models.memory import NF4_BYTES
+if TYPE_CHECKING:
+    import pandas as pd
+
+DATA = Path(__file__).with_suffix(".json")
+BITS = (4, 8, 16)
+GPUS = {"T4 16 GB": 16e9, "L4 24 GB": 24e9, "A100 40 GB": 40e9, "H100 80 GB": 80e9}
+ROOM = 1.5e9  # bytes beside the weights: activations and caches of a prompt of some hundred tokens, CUDA itself
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """One model: hub id, parameters in billions, licence, and whether its licence has to be accepted first."""
+    """One open model.
+
+    Attributes:
+        id: on the Hugging Face hub.
+        family: its family's name.
+        parameters: in billions, experts included.
+        published: the same as its makers state it.
+        context: the longest prompt its makers recommend or trained for, in tokens.
+        licence: its name; `also` a second one that it inherits.
+        commercial: `yes`, `with conditions` or `no`.
+        allows: what the licence allows, in one sentence; the licence itself decides.
+        gated: whether the licence has to be accepted on the hub first.
+        code, data, recipe: what else is open. `yes`; `part` (code to run it, not to train it; a report, not all that is
+            needed to do it again); `no`.
+        bytes: of weights, by bits (4, 8, 16).
+        licence_url, paper: sources.
+    """
 
     id: str
+    family: str
     parameters: float
+    published: float
+    context: int
     licence: str
-    gated: bool = False
+    also: str | None
+    commercial: str
+    allows: str
+    gated: bool
+    code: str
+    data: str
+    recipe: str
+    bytes: dict[int, int]
+    licence_url: str
+    paper: str
 
-    def weights(self, bits: int) -> float:
-        """Bytes of weights, roughly; embeddings stay in 16 bits, about a tenth of a small model."""
-        packed = {4: NF4_BYTES, 8: 1.0, 16: 2.0, 32: 4.0}[bits]
-        return self.parameters * 1e9 * (0.9 * packed + 0.1 * max(2.0, packed))
+    @property
+    def card(self) -> str:
+        return f"https://huggingface.co/{self.id}"
+
+    @property
+    def gpu(self) -> str:
+        """The smallest common GPU, or how many of the largest, that holds it in 4 bits and has room to work."""
+        return smallest_gpu(self.bytes[4])
 
 
-MODELS = (
-    OpenModel("HuggingFaceTB/SmolLM2-135M-Instruct", 0.135, "Apache-2.0"),
-    OpenModel("HuggingFaceTB/SmolLM2-360M-Instruct", 0.362, "Apache-2.0"),
-    OpenModel("EleutherAI/pythia-410m", 0.405, "Apache-2.0"),
-    OpenModel("Qwen/Qwen2.5-0.5B-Instruct", 0.494, "Apache-2.0"),
-    OpenModel("Qwen/Qwen3-0.6B", 0.596, "Apache-2.0"),
-    OpenModel("meta-llama/Llama-3.2-1B", 1.24, "Llama 3.2 Community", gated=True),
-    OpenModel("allenai/OLMo-2-0425-1B", 1.48, "Apache-2.0"),
-    OpenModel("Qwen/Qwen2.5-1.5B-Instruct", 1.54, "Apache-2.0"),
-    OpenModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1.71, "Apache-2.0"),
-    OpenModel("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1.78, "MIT"),
-    OpenModel("google/gemma-2-2b", 2.61, "Gemma", gated=True),
-    OpenModel("meta-llama/Llama-2-7b-hf", 6.74, "Llama 2 Community", gated=True),
-    OpenModel("meta-llama/Llama-2-7b-chat-hf", 6.74, "Llama 2 Community", gated=True),
-    OpenModel("deepseek-ai/deepseek-llm-7b-base", 6.91, "DeepSeek"),
-    OpenModel("mistralai/Mistral-7B-v0.3", 7.25, "Apache-2.0"),
-    OpenModel("allenai/OLMo-2-1124-7B", 7.30, "Apache-2.0"),
-    OpenModel("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7.62, "MIT"),
-    OpenModel("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", 8.03, "MIT"),
-    OpenModel("meta-llama/Llama-3.1-8B", 8.03, "Llama 3.1 Community", gated=True),
-    OpenModel("meta-llama/Llama-2-13b-hf", 13.0, "Llama 2 Community", gated=True),
-    OpenModel("deepseek-ai/DeepSeek-V2-Lite", 15.7, "DeepSeek"),
-)
+def smallest_gpu(size: float) -> str:
+    """The smallest common GPU that holds so many bytes of weights and has room to work; or how many of the largest."""
+    for name, has in GPUS.items():
+        if size + ROOM <= 0.95 * has:
+            return name
+    return f"{-int(-size // (0.95 * has - ROOM))} x {name}"
+
+
+def catalog() -> pd.DataFrame:
+    """The open models that labkit knows, one row each, by hub id.
+
+    Memory is of the weights, in gigabytes (1e9 bytes); in 8 bits a mixture's experts stay in 16, as bitsandbytes leaves
+    them. Licences are summed up in a few words, not advised on: read the
+    licence, its address is in the last columns with the other sources.
+    """
+    import pandas as pd
+
+    rows = []
+    for model in models():
+        rows.append(
+            {
+                "id": model.id,
+                "family": model.family,
+                "parameters (B)": model.parameters,
+                "context": model.context,
+                "licence": model.licence + (f", {model.also}" if model.also else ""),
+                "commercial use": model.commercial,
+                "allows": model.allows,
+                "gated": model.gated,
+                "weights": "open",
+                "code": model.code,
+                "data": model.data,
+                "recipe": model.recipe,
+                **{f"{bits} bits (GB)": round(model.bytes[bits] / 1e9, 2) for bits in BITS},
+                "smallest GPU, 4 bits": model.gpu,
+                "card": model.card,
+                "licence text": model.licence_url,
+                "paper": model.paper,
+            }
+        )
+    return pd.DataFrame(rows).set_index("id")
+
+
+@lru_cache(maxsize=1)
+def models() -> tuple[OpenModel, ...]:
+    """All of them, in the order of catalog.json."""
+    return tuple(_model(*entry) for entry in _entries(json.loads(DATA.read_text())))
+
+
+def _entries(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """Each model with its family and its licence."""
+    for family in data["families"]:
+        for model in family["models"]:
+            yield model, family, data["licences"][model["licence"]]
+
+
+def _model(model: dict[str, Any], family: dict[str, Any], licence: dict[str, Any]) -> OpenModel:
+    return OpenModel(
+        **{name: model[name] for name in ("id", "parameters", "published", "context", "licence", "gated")},
+        **{name: family[name] for name in ("family", "code", "data", "recipe")},
+        also=model.get("also"),
+        commercial=licence["commercial"],
+        allows=licence["allows"],
+        bytes=dict(zip(BITS, model["bytes"], strict=True)),
+        licence_url=licence["url"],
+        paper=model.get("paper", family["paper"]),
+    )
 
 
 def nearest(name: str) -> list[str]:
     """Up to three known ids that look like a name, with or without the maker's part."""
-    by_key = {key: model.id for model in MODELS for key in (model.id.lower(), model.id.split("/")[1].lower())}
+    by_key = {key: model.id for model in models() for key in (model.id.lower(), model.id.split("/")[1].lower())}
     keys = [key for part in (name, name.split("/")[-1]) for key in get_close_matches(part.lower(), by_key, 3, 0.6)]
     return list(dict.fromkeys(by_key[key] for key in keys))[:3]
 
 
 def that_fit(size: float, *, bits: int) -> list[OpenModel]:
-    """Known models whose weights fit into so many bytes, largest first."""
-    return sorted((m for m in MODELS if m.weights(bits) <= size), key=lambda m: -m.parameters)
+    """Known models whose weights fit into so many bytes, largest first, those that need no acceptance before others."""
+    found = [model for model in models() if model.bytes[bits] <= size]
+    return sorted(found, key=lambda model: (model.gated, -model.parameters))
+
+
+# -- computed from configurations -------------------------------------------------------------------------------------
+
+
+def computed(config: dict[str, Any]) -> tuple[float, list[int]]:
+    """Parameters in billions, and bytes of weights in 4, 8 and 16 bits, of a configuration."""
+    import torch
+    from transformers import AutoConfig
+
+    from labkit.models.memory import empty_model, predict
+
+    skeleton = empty_model(AutoConfig.for_model(**config))
+    count = sum(parameter.numel() for parameter in skeleton.parameters())
+    return round(count / 1e9, 4), [predict(skeleton, bits=bits, dtype=torch.bfloat16) for bits in BITS]
+
+
+def main() -> None:
+    """Compute parameters and memory again and write them to catalog.json, one line a model."""
+    data = json.loads(DATA.read_text())
+    for model, _, _ in _entries(data):
+        model["parameters"], model["bytes"] = computed(model["config"])
+        model["config"] = model.pop("config")  # last, as it is long
+        print(f"{model['id']:<48} {model['parameters']:9.3f} B, published {model['published']:g} B")
+    lines = lambda items, by: f",\n{by}".join(items)  # noqa: E731
+    licences = lines((f"{json.dumps(name)}: {json.dumps(of)}" for name, of in data["licences"].items()), "  ")
+    families = []
+    for family in data["families"]:
+        head = json.dumps({name: value for name, value in family.items() if name != "models"})
+        families.append(f'{head[:-1]}, "models": [\n   {lines(map(json.dumps, family["models"]), "   ")}\n  ]}}')
+    text = f'{{\n "licences": {{\n  {licences}\n }},\n "families": [\n  {lines(families, "  ")}\n ]\n}}\n'
+    DATA.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

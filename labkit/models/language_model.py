@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,6 +57,8 @@ class LanguageModel:
         self.bits = bits
         self.lock = threading.RLock()
         self.checked: set[str] = set()  # sites whose fast patching has been held against the naive path
+        self.heads: tuple[Any, ...] | None = None  # what `internals.heads` saw of each layer
+        self.restarts: dict[int, str] = {}  # how `internals.wavefront` restarts each layer
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 
@@ -66,11 +69,12 @@ class LanguageModel:
 
     @property
     def n_layers(self) -> int:
-        return int(self.config.num_hidden_layers)
+        return len(self.anatomy.blocks)
 
     @property
     def n_heads(self) -> int:
-        return int(self.config.num_attention_heads)
+        """Attention heads a layer; 0 for a model without any."""
+        return int(getattr(self.config, "num_attention_heads", None) or 0)
 
     @property
     def n_kv_heads(self) -> int:
@@ -83,7 +87,7 @@ class LanguageModel:
 
     @property
     def d_head(self) -> int:
-        return int(getattr(self.config, "head_dim", None) or self.d_model // self.n_heads)
+        return int(getattr(self.config, "head_dim", None) or self.d_model // max(1, self.n_heads))
 
     @property
     def n_vocab(self) -> int:
@@ -106,11 +110,17 @@ class LanguageModel:
         return self.hf.get_input_embeddings().weight.device
 
     @cached_property
+    def only_last(self) -> dict[str, int]:
+        """What to ask a forward pass for the last position's logits alone; nothing where it cannot be asked."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.hf.forward).parameters else {}
+
+    @cached_property
     def anatomy(self) -> Anatomy:
         """Where blocks, attention, MLP, norms, embedding and unembedding are."""
         from labkit.models.anatomy import find_anatomy
 
-        return find_anatomy(self.hf)
+        with self.busy():
+            return find_anatomy(self.hf)
 
     # -- text and tokens -----------------------------------------------------------------------------------------
 
@@ -150,6 +160,14 @@ class LanguageModel:
         from labkit.internals.sites import describe_sites
 
         return describe_sites(self)
+
+    def weight(
+        self, name: str, layer: int, *, expert: int | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """A weight matrix (out, in) of a layer, such as `lm.weight("o_proj", 5)`; see `labkit.models.weights.named`."""
+        from labkit.models.weights import named
+
+        return named(self, name, layer, expert=expert, dtype=dtype or self.dtype)
 
     def generate(self, prompt: Prompt, **settings: Any) -> Generation:
         """Continue a prompt; see `labkit.generation.generate`."""

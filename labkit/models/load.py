@@ -20,8 +20,10 @@ import torch
 from labkit.models import packaged
 from labkit.models.catalog import that_fit
 from labkit.models.errors import ModelNotFound, NotADecoder, NotEnoughMemory, UnsafeWeights, told
+from labkit.models.experts import METHOD, register
 from labkit.models.language_model import LanguageModel
-from labkit.models.memory import available, in_words, predict
+from labkit.models.memory import available, empty_model, in_words, predict
+from labkit.models.quantise import finish, has_experts, quantisation_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,10 +70,17 @@ def load(
             raise ValueError(f"{label} is stored in {stored} bits; bits={bits} contradicts it. Leave bits out")
         bits = stored or bits or 4
         dtype = dtype or compute_dtype(where.type, bits)
-        _check_fits(label, config, bits=bits, dtype=dtype, device=where, trust_remote_code=trust_remote_code)
+        skeleton = empty_model(config, trust_remote_code=trust_remote_code)
+        _check_fits(label, skeleton, bits=bits, dtype=dtype, device=where)
+        experts = bits == 4 and has_experts(skeleton)
         if folder is not None:
             _refuse_pickles(folder)
-        hf = _weights(source, revision, bits, stored, dtype, where, spread, trust_remote_code=trust_remote_code)
+        settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if experts:
+            settings["experts_implementation"] = "eager"  # one expert after another, one at a time dequantised
+        if stored is None and bits < 16:
+            settings["quantization_config"] = quantisation_config(bits, dtype, skeleton)
+        hf = _weights(source, revision, stored, dtype, where, spread, settings)
         tokenizer = _tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     commit = pinned or getattr(config, "_commit_hash", None) or revision
     return LanguageModel(hf, tokenizer, name=label, revision=commit, bits=bits)
@@ -129,6 +138,7 @@ def _device(asked: str | torch.device | None) -> tuple[torch.device, bool]:
 def _config(source: str, *, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
+    register()  # a checkpoint may have been saved with its experts in 4 bits
     config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
     _check_decoder(config, source)
     return config
@@ -155,6 +165,8 @@ def _stored_bits(config: Any) -> int | None:
     if stored is None:
         return None
     stored = stored if isinstance(stored, dict) else stored.to_dict()
+    if stored.get("quant_method") == METHOD:
+        return 4
     if stored.get("load_in_4bit") or stored.get("_load_in_4bit"):
         return 4
     return 8 if stored.get("load_in_8bit") or stored.get("_load_in_8bit") else int(stored.get("bits", 16))
@@ -191,33 +203,17 @@ def _bfloat16_is_faster() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
-def quantisation_config(bits: int, dtype: torch.dtype) -> Any:
-    """bitsandbytes' settings for 4 or 8 bits; None for 16 and 32."""
-    from transformers import BitsAndBytesConfig
-
-    if bits == 4:
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    return BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else None
-
-
 # -- will it fit ----------------------------------------------------------------------------------------------------
 
 
-def _check_fits(
-    label: str, config: Any, *, bits: int, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
-) -> None:
+def _check_fits(label: str, skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype, device: torch.device) -> None:
     """Compare what the weights will take with what there is, before any is read."""
-    need = predict(config, bits=bits, dtype=dtype, trust_remote_code=trust_remote_code)
+    need = predict(skeleton, bits=bits, dtype=dtype)
     have = available(device)
     if need <= 0.95 * have:
         return
     kind = device.type
-    fits = lambda b: predict(config, bits=b, dtype=compute_dtype(kind, b)) <= 0.8 * have  # noqa: E731
+    fits = lambda b: predict(skeleton, bits=b, dtype=compute_dtype(kind, b)) <= 0.8 * have  # noqa: E731
     smaller = [b for b in BITS if b < bits and fits(b)]
     advice = f" It would fit with bits={max(smaller)}." if smaller else ""
     if models := that_fit(0.8 * have, bits=4):
@@ -234,30 +230,23 @@ def _check_fits(
 def _weights(
     source: str,
     revision: str | None,
-    bits: int,
     stored: int | None,
     dtype: torch.dtype,
     device: torch.device,
     spread: bool,
-    *,
-    trust_remote_code: bool,
+    settings: dict[str, Any],
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    settings: dict[str, Any] = {} if stored else {"quantization_config": quantisation_config(bits, dtype)}
     hf = AutoModelForCausalLM.from_pretrained(
         source,
         revision=revision or "main",
         dtype=dtype,
         device_map="auto" if spread else {"": device},
         use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        **{name: value for name, value in settings.items() if value is not None},
+        **settings,
     )
-    if stored == 4:
-        for module in hf.modules():  # a checkpoint made on other hardware computes in what is best here
-            if hasattr(module, "compute_dtype"):
-                module.compute_dtype = dtype
+    finish(hf, dtype)
     return hf
 
 

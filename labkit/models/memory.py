@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from labkit.models.experts import fused
+from labkit.models.quantise import kept_layers
+
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedModel
 
     from labkit.models.language_model import LanguageModel
 
@@ -83,24 +87,36 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return found
 
 
-def predict(config: Any, *, bits: int, dtype: torch.dtype, trust_remote_code: bool = False) -> int:
-    """Bytes of weights that a model of this configuration will take, without making it (on the meta device)."""
-    from accelerate import init_empty_weights
+def empty_model(config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model of this configuration without weights, on the meta device."""
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 
-    with init_empty_weights():
+    # not accelerate's init_empty_weights: it makes each tensor before it empties it, 30 GB for one layer of DeepSeek-V3
+    with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
         hf = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     hf.tie_weights()
+    return hf
+
+
+def predict(skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype) -> int:
+    """Bytes of weights that a model will take, from one without weights (`empty_model`)."""
     size = torch.finfo(dtype).bits / 8
-    head = hf.get_output_embeddings()
+    head = skeleton.get_output_embeddings()
+    kept = {skeleton.get_submodule(name) for name in kept_layers(skeleton)} | {head}
+    experts = {id(getattr(module, name)) for module, name, _ in fused(skeleton)}
     total, seen = 0.0, set()
-    for module in hf.modules():
+    for module in skeleton.modules():
+        linear = (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module not in kept
         for parameter in module.parameters(recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            packed = isinstance(module, nn.Linear) and module is not head and parameter.ndim == 2
-            each = {4: NF4_BYTES, 8: 1 + 4 / parameter.shape[-1]}.get(bits, size) if packed else size
+            each = size
+            if linear and parameter.ndim == 2:
+                each = {4: NF4_BYTES, 8: 1 + 4 / parameter.shape[-1]}.get(bits, size)
+            elif bits == 4 and id(parameter) in experts:
+                each = NF4_BYTES
             total += parameter.numel() * each
     return int(total)
 

@@ -103,7 +103,9 @@ def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from labkit.models.load import quantisation_config, quiet
+    from labkit.models.load import quiet
+    from labkit.models.memory import empty_model
+    from labkit.models.quantise import has_experts, quantisation_config
 
     steps = ["tokenizer", "weights", "saving"] + (["4 bits", "saving"] if bits == 4 else [])
     with tqdm(total=len(steps), desc="converting", unit="step", disable=not progress, leave=False) as bar, quiet():
@@ -129,13 +131,14 @@ def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
             hf.save_pretrained(part)
             step()
             return
+        skeleton = empty_model(hf.config)
         with tempfile.TemporaryDirectory(dir=part.parent) as full:
             hf.save_pretrained(full)
             del hf
             step()
-            quantised = AutoModelForCausalLM.from_pretrained(
-                full, quantization_config=quantisation_config(4, torch.bfloat16), dtype=torch.bfloat16
-            )
+            settings = quantisation_config(4, torch.bfloat16, skeleton)
+            quantised = AutoModelForCausalLM.from_pretrained(full, quantization_config=settings, dtype=torch.bfloat16)
         step()
-        quantised.save_pretrained(part)
+        # packed experts have no place in the format that hubs keep mixtures in, one tensor an expert
+        quantised.save_pretrained(part, save_original_format=not has_experts(skeleton))
         step()

@@ -7,10 +7,16 @@ with, so that is how a packed one is read: one layer at a time, nothing kept.
 
 from __future__ import annotations
 
-from typing import Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from labkit.models.experts import PackedExperts
+
+if TYPE_CHECKING:
+    from labkit.models.language_model import LanguageModel
 
 
 def bias_of(layer: nn.Module) -> torch.Tensor | None:
@@ -39,6 +45,57 @@ def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
         return weight.detach().T.to(dtype)
     columns = getattr(layer, "in_features", None) or weight.shape[1]
     with torch.no_grad():
-        out = layer(torch.eye(columns, dtype=dtype, device=weight.device))  # (in, out)
+        # `forward`, not a call: hooks on the layer are for the model's own passes
+        out = layer.forward(torch.eye(columns, dtype=dtype, device=weight.device))  # (in, out)
         bias = bias_of(layer)
         return (out if bias is None else out - bias.to(out.dtype)).T
+
+
+def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None, dtype: torch.dtype) -> torch.Tensor:
+    """A matrix of one layer by the name that the architecture gives it, dequantised; a copy of it alone.
+
+    Args:
+        lm: the model, in any bits.
+        name: the end of its name in the layer: `o_proj`, `mlp.down_proj`, `experts.gate_up_proj`.
+        layer: counted from 0, or from the end if negative.
+        expert: which one of a mixture; without it all of them, (expert, out, in).
+        dtype: of the copy.
+
+    Returns:
+        (out, in): `x @ weight.T` is what the layer does to x, less its bias.
+
+    Raises:
+        ValueError: no such layer, name or expert, or several matrices of that name; the message lists the names.
+    """
+    if not -lm.n_layers <= layer < lm.n_layers:
+        raise ValueError(f"layer {layer} is out of range; {lm.name} has layers 0 to {lm.n_layers - 1}")
+    matrices = _matrices(lm.anatomy.blocks[layer].module)
+    found = [full for full in matrices if full == name or full.endswith(f".{name}")]
+    if len(found) != 1:
+        what = f"has several: {', '.join(found)}" if found else f"has {', '.join(matrices)}"
+        near = get_close_matches(name, {part for full in matrices for part in (full, full.split(".")[-1])}, 1)
+        hint = f"; did you mean {near[0]!r}?" if near and not found else ""
+        raise ValueError(f"layer {layer} of {lm.name} has no one weight {name!r}{hint} It {what}")
+    matrix = matrices[found[0]]
+    with lm.busy():
+        if isinstance(matrix, nn.Module) and not isinstance(matrix, PackedExperts):
+            if expert is not None:
+                raise ValueError(f"{found[0]} belongs to no mixture; leave expert out")
+            return weight_of(matrix, dtype=dtype).clone()
+        if expert is not None and not -len(matrix) <= expert < len(matrix):
+            raise ValueError(f"expert {expert} is out of range; {found[0]} has experts 0 to {len(matrix) - 1}")
+        if expert is not None:
+            return matrix[expert % len(matrix)].detach().to(dtype).clone()
+        return (matrix.dense() if isinstance(matrix, PackedExperts) else matrix.detach()).to(dtype).clone()
+
+
+def _matrices(block: nn.Module) -> dict[str, Any]:
+    """A layer's matrices by name: linear layers, and the stacks of a mixture's experts."""
+    found: dict[str, Any] = {}
+    for name, module in block.named_modules():
+        if isinstance(module, PackedExperts | nn.Linear) or type(module).__name__ == "Conv1D":
+            found[name] = module
+        for own, value in module.named_parameters(recurse=False):
+            if value.ndim == 3 and "expert" in type(module).__name__.lower():
+                found[f"{name}.{own}" if name else own] = value
+    return found

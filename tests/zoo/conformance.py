@@ -1,0 +1,238 @@
+"""DESIGN's promises on one architecture: each is `yes`, `no` with what went wrong, or absent.
+
+Used by `test_zoo.py`, and by `table.py`, which writes docs/architectures.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from shrink import tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import labkit as lk
+from labkit.analysis.patching import PatchJob
+from labkit.internals.sites import Site, layers_with
+from labkit.internals.wavefront import SOFTCAPS
+from labkit.models.weights import bias_of
+
+IDS = torch.tensor([[11, 42, 7, 99, 3, 58, 120, 64, 33, 5, 77, 21]])
+CORRUPT = IDS.clone()
+CORRUPT[0, 5] = 140
+ANSWER, FOIL = 9, 10
+ABSENT = "-"
+
+
+class Absent(Exception):
+    """The architecture has no such site."""
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte."""
+    vocabulary = {symbol: n for n, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bytes_only)
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> None:
+    worst = float((a - b).abs().max())
+    assert worst <= tolerance * max(1.0, float(b.abs().max())), f"off by {worst:.1e}"
+
+
+def here(lm: lk.LanguageModel, *kinds: str) -> list[str]:
+    found = [kind for kind in kinds if layers_with(lm, kind)]
+    if not found:
+        raise Absent
+    return found
+
+
+# -- the promises ---------------------------------------------------------------------------------------------------
+
+
+def logits(lm: lk.LanguageModel) -> None:
+    """The plain forward's, also when everything is read; left-padded rows give what single rows give."""
+    with torch.no_grad():
+        plain = lm.hf(IDS, use_cache=False).logits
+    close(lm.run(IDS).logits, plain, 1e-5)
+    everything = here(lm, "embed", "resid_pre", "q", "k", "v", "pattern", "z", "head_out", "router")
+    close(lm.run(IDS, read=everything).logits, plain)
+
+
+def written_back(lm: lk.LanguageModel, *kinds: str) -> None:
+    """Writing what was read changes nothing; writing something else does."""
+    plain = lm.run(IDS).logits
+    for kind in here(lm, *kinds):
+        for layer in layers_with(lm, kind):
+            site = f"{kind}.{layer}"
+            run = lm.run(IDS, read=[site])
+            close(run.logits, plain)
+            close(lm.run(IDS, write={site: run[site]}).logits, plain)
+            written = lm.run(IDS, write={site: lambda x: x * 0.5}, read=[site])
+            close(written[site], run[site] * 0.5)
+            assert not torch.equal(written.logits, plain), f"writing {site} changes nothing"
+
+
+def resid(lm: lk.LanguageModel) -> None:
+    """Write-back, and the clean resid_pre.0 at every position gives the clean logits."""
+    written_back(lm, "resid_pre", "resid_mid", "resid_post")
+    clean = lm.run(IDS, read=["resid_pre.0", "embed"])
+    if not uses_ids_inside(lm):
+        close(lm.run(CORRUPT, write={"embed": clean["embed"]}).logits, clean.logits)
+
+
+def uses_ids_inside(lm: lk.LanguageModel) -> bool:
+    """Some layers look at the token ids again: embeddings by layer (Gemma 3n), routing by hash (DeepSeek-V4)."""
+    names = " ".join(name for name, _ in lm.hf.named_modules())
+    return any(word in names for word in ("per_layer", "ngram", "value_embed")) or "hash" in str(lm.config).lower()
+
+
+def pattern(lm: lk.LanguageModel) -> None:
+    """Rows sum to at most 1, nothing ahead is looked at, pattern @ v = z; write-back."""
+    written_back(lm, *here(lm, "pattern"))
+    run = lm.run(IDS, read=["pattern", "v", "z"])
+    for layer in layers_with(lm, "pattern"):
+        shown, v, z = (run[f"{kind}.{layer}"] for kind in ("pattern", "v", "z"))
+        assert float(shown.sum(-1).max()) <= 1 + 1e-4
+        assert float(shown.min()) >= 0
+        ahead = torch.ones(shown.shape[-2:]).triu(1).bool()
+        ahead[:, IDS.shape[1] :] = False  # DeepSeek-V4's compressed keys come after those of the positions
+        assert float(shown[..., ahead].max()) == 0, "a pattern looks ahead"
+        shared = v.repeat_interleave(shown.shape[1] // v.shape[2], 2)
+        close(torch.einsum("bhqk,bkhd->bqhd", shown, shared), z)
+
+
+def head_out(lm: lk.LanguageModel) -> None:
+    """The heads' outputs and the bias add up to attention's; write-back."""
+    written_back(lm, *here(lm, "head_out"))
+    run = lm.run(IDS, read=["head_out", "attn_out"])
+    for layer in layers_with(lm, "head_out"):
+        bias = bias_of(lm.anatomy.blocks[layer].output_projection)
+        close(run[f"head_out.{layer}"].sum(-2) + (0 if bias is None else bias), run[f"attn_out.{layer}"], 2e-4)
+
+
+def router(lm: lk.LanguageModel) -> None:
+    """Each token is taken by some experts and not by all; another choice gives other logits; write-back."""
+    written_back(lm, *here(lm, "router"))
+    for layer in layers_with(lm, "router"):
+        taken = lm.run(IDS, read=[f"router.{layer}"])[f"router.{layer}"] != 0
+        assert taken.shape[:2] == IDS.shape
+        assert 0 < int(taken.sum(-1).min()) <= int(taken.sum(-1).max()) < taken.shape[-1]
+        turned = lm.run(IDS, write={f"router.{layer}": lambda x: x.roll(1, -1)}).logits
+        assert not torch.equal(turned, lm.run(IDS).logits), "turning the experts round changes nothing"
+
+
+def direct(lm: lk.LanguageModel) -> None:
+    """The parts' shares add up to the logit difference, the heads' to their attention's."""
+    logits = lm.run(IDS).logits[0, -1]
+    try:
+        found = lk.direct_logit_attribution(lm, IDS, ANSWER, FOIL)
+    except ValueError as error:
+        if "has no direct attribution" in str(error):
+            raise Absent from None
+        raise
+    size = max(1.0, float(abs(found.attn).sum() + abs(found.mlp).sum()))
+    if not any(getattr(lm.config, name, None) for name in SOFTCAPS):
+        assert abs(found.total - float(logits[ANSWER] - logits[FOIL])) <= 1e-4 * size, "not the model's logits"
+    assert abs(found.rest) <= 1e-4 * size, f"{found.rest:.1e} is left over"
+    for layer in layers_with(lm, "head_out"):
+        names = [name for name, _ in lm.anatomy.blocks[layer].attention.named_parameters()]
+        if not any(name.endswith("bias") for name in names):
+            assert abs(found.attn_bias[layer]) <= 1e-4 * size, "the heads do not add up to attention"
+
+
+def grid(lm: lk.LanguageModel) -> None:
+    """Fast grid = naive grid; identical prompts have no effect."""
+    for site in here(lm, "resid_pre", "mlp_out", "z", "pattern", "head_out", "router"):
+        job = PatchJob(lm, IDS, CORRUPT, ANSWER, FOIL, site=site)
+        list(job.steps())
+        fast = torch.tensor(job.grid.values).flatten()
+        assert not bool(fast.isnan().any())
+        if job.engine == "whole runs":
+            raise Slow
+        whole = []
+        for cell in job.cells:
+            at = Site(site, cell.layer, cell.head, cell.position)
+            value = lm.run(IDS, read=[at])[at]
+            patched = lm.run(CORRUPT, write={at: value}).logits[0, -1]
+            whole.append(float(patched[ANSWER] - patched[FOIL]))
+        close(fast, torch.tensor(whole), 1e-4 if lm.bits == 32 else 2e-3)
+    same = PatchJob(lm, IDS, IDS, ANSWER, FOIL)
+    list(same.steps())
+    assert float(abs(same.grid.values - same.grid.clean).max()) == 0
+
+
+class Slow(Exception):
+    """The promise holds, one whole run a cell."""
+
+
+def generation(lm: lk.LanguageModel) -> None:
+    """The same tokens as transformers' own greedy generation."""
+    ours = lm.generate(IDS, max_new_tokens=6)
+    theirs = lm.hf.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(IDS))
+    assert [t.id for t in ours.tokens] == theirs[0, IDS.shape[1] :].tolist()
+
+
+def clean_up(lm: lk.LanguageModel) -> None:
+    """After an exception in the middle of a run no hook of ours is left, and the logits are the same."""
+    plain = lm.run(IDS).logits
+
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("on purpose")
+
+    for kind in here(lm, "embed", "resid_post", "pattern", "head_out"):
+        with pytest.raises(RuntimeError, match="on purpose"):
+            lm.run(IDS, write={f"{kind}.{layers_with(lm, kind)[-1]}": fail})
+    hooks = [h for m in lm.hf.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    assert not [h for h in hooks if getattr(h, "__module__", "").startswith("labkit")]
+    assert torch.equal(lm.run(IDS).logits, plain)
+
+
+PROMISES: dict[str, Callable[[lk.LanguageModel], None]] = {
+    "logits": logits,
+    "resid": resid,
+    "attn/mlp out": lambda lm: written_back(lm, "attn_out", "mlp_out", "mlp_act", "latent"),
+    "q/k/v": lambda lm: written_back(lm, "q", "k", "v"),
+    "pattern": pattern,
+    "z": lambda lm: written_back(lm, "z"),
+    "head_out": head_out,
+    "router": router,
+    "direct": direct,
+    "fast = naive": grid,
+    "generation": generation,
+    "clean up": clean_up,
+}
+
+
+def conformance(lm: lk.LanguageModel, promises: Iterable[str] = PROMISES) -> dict[str, str]:
+    """Each promise: `yes`, `-` (no such site), `slow` (kept, one whole run a cell), or `no: ` and what went wrong."""
+    row = {}
+    for name in promises:
+        try:
+            PROMISES[name](lm)
+            row[name] = "yes"
+        except Absent:
+            row[name] = ABSENT
+        except Slow:
+            row[name] = "slow"
+        except Exception as error:
+            row[name] = f"no: {type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}".strip()
+    return row
+
+
+def passes(row: dict[str, str]) -> bool:
+    return not any(value.startswith("no") for value in row.values())
+
+
+def model(model_type: str, bits: int, folder: Path) -> lk.LanguageModel:
+    """A tiny model of a type: in 32 bits as made, in 4 bits saved to a folder and loaded as any model is."""
+    hf = tiny(model_type)
+    if bits == 32:
+        return lk.LanguageModel(hf, tokenizer(), name=model_type, bits=32)
+    hf.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return lk.load(folder, bits=bits, dtype=torch.float32, device="cpu", progress=False)
