@@ -6,12 +6,15 @@ they are known, and a display text in which spaces, newlines, lone bytes and spe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from labkit.chat import render
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
@@ -90,9 +93,7 @@ def encode(lm: LanguageModel, prompt: Prompt) -> torch.Tensor:
             raise ValueError("the prompt is empty; give it at least one character")
         ids = _with_one_bos(lm.tokenizer, lm.tokenizer(prompt, return_tensors="pt").input_ids)
     elif isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) for m in prompt):
-        if not lm.tokenizer.chat_template:
-            raise ValueError(f"{lm.name} has no chat template; give plain text instead of messages")
-        text = lm.tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+        text = render(lm, prompt)  # type: ignore[arg-type]
         ids = _with_one_bos(lm.tokenizer, lm.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids)
     else:
         raise TypeError(f"a prompt is text, a list of chat messages, or token ids (1, seq); got {prompt!r:.80}")
@@ -107,6 +108,70 @@ def encode(lm: LanguageModel, prompt: Prompt) -> torch.Tensor:
     if int(ids.max()) >= lm.hf.get_input_embeddings().weight.shape[0] or int(ids.min()) < 0:
         raise ValueError(f"token ids go from 0 to {lm.n_vocab - 1}; got {int(ids.min())} to {int(ids.max())}")
     return ids.to(device=lm.device, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A stretch of a prompt, positions `start` to `stop` - 1: what a `system`, `user` or `assistant` message says, or
+    `thinking`, what a reasoning model says to itself, its marks included."""
+
+    kind: str
+    start: int
+    stop: int
+
+
+def regions(lm: LanguageModel, prompt: Prompt) -> list[Region]:
+    """Which part of a prompt is whose, in order; what is in no region is the chat template's own.
+
+    Messages are known for a prompt of messages, `<think>` for any.
+    """
+    ids = lm.encode(prompt)[0].tolist()
+    found = thinking(describe(lm.tokenizer, ids))
+    if not isinstance(prompt, str | torch.Tensor):
+        found += _messages(lm, prompt, len(ids))
+    return sorted(found, key=lambda region: (region.start, -region.stop))
+
+
+def thinking(tokens: Sequence[Token]) -> list[Region]:
+    """The `<think>` regions among tokens, marks included; one that is not closed goes on to the end.
+
+    A `</think>` that nothing opened closes what began after the last special token: models whose template opens it
+    put out the rest alone.
+    """
+    text, at = "", []  # at: the position of each character
+    for position, token in enumerate(tokens):
+        text += token.text
+        at += [position] * len(token.text)
+    found, opened, after_special = [], None, 0
+    for mark in re.finditer(r"<(/?)think>", text):
+        if not mark[1]:
+            opened = at[mark.start()] if opened is None else opened
+            continue
+        if opened is None:
+            after_special = max((n + 1 for n in range(at[mark.start()]) if tokens[n].special), default=0)
+        found.append(Region("thinking", after_special if opened is None else opened, at[mark.end() - 1] + 1))
+        opened = None
+    if opened is not None:
+        found.append(Region("thinking", opened, len(tokens)))
+    return found
+
+
+def _messages(lm: LanguageModel, messages: Sequence[Mapping[str, str]], length: int) -> list[Region]:
+    """Where each message stands: its text is looked for in what the template made, one after the other."""
+    if not lm.tokenizer.is_fast:
+        return []
+    text = render(lm, messages)
+    spans = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][-length:]
+    found, here = [], 0
+    for message in messages:
+        for content in (message["content"].strip(), message["content"].split("</think>")[-1].strip()):
+            begin = text.find(content, here)
+            if content and begin >= 0:
+                here = begin + len(content)
+                inside = [n for n, (a, b) in enumerate(spans) if a < here and b > begin and b > a]
+                found.append(Region(message["role"], inside[0], inside[-1] + 1))
+                break
+    return found
 
 
 def _with_one_bos(tokenizer: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from labkit.internals.run import Run
     from labkit.models.anatomy import Anatomy
     from labkit.models.memory import MemoryReport
-    from labkit.tokens import Token
+    from labkit.tokens import Region, Token
 
 Prompt = str | Sequence[Mapping[str, str]] | torch.Tensor
 """A prompt: text, a list of chat messages ({"role": ..., "content": ...}), or token ids (1, seq)."""
@@ -140,6 +140,12 @@ class LanguageModel:
         from labkit.tokens import describe
 
         return describe(self.tokenizer, self.encode(prompt)[0].tolist())
+
+    def regions(self, prompt: Prompt) -> list[Region]:
+        """Which part of a prompt is whose: messages and `<think>` regions; see `labkit.tokens.regions`."""
+        from labkit.tokens import regions
+
+        return regions(self, prompt)
 
     # -- looking inside ------------------------------------------------------------------------------------------
 
