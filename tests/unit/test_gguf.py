@@ -1,0 +1,145 @@
+"""GGUF files of other architectures than the default model's: written here, from tiny models, with gguf itself."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Qwen3MoeConfig
+
+import labkit as lk
+from labkit.models.errors import NotEnoughMemory
+from labkit.models.experts import PackedExperts
+
+IDS = torch.tensor([[11, 42, 7, 99, 3, 58, 120, 64]])
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+SIZES |= {"intermediate_size": 128, "vocab_size": 257, "max_position_embeddings": 64}
+
+
+def qwen3_moe():
+    mixture = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 768,
+    }  # transformers takes its default
+    config = Qwen3MoeConfig(**SIZES, **mixture, norm_topk_prob=True, tie_word_embeddings=False)
+    return (
+        config,
+        gguf.MODEL_ARCH.QWEN3MOE,
+        {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 768},
+    )
+
+
+def gemma2():
+    config = Gemma2Config(**SIZES, sliding_window=8)
+    more = {"attention.sliding_window": 8, "attention.key_length": 32, "attention.value_length": 32}
+    return config, gguf.MODEL_ARCH.GEMMA2, more
+
+
+def gpt2():
+    config = GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=1024, vocab_size=257, tie_word_embeddings=False)
+    return config, gguf.MODEL_ARCH.GPT2, {}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(params=[qwen3_moe, gemma2, gpt2], ids=lambda make: make.__name__)
+def made(request, tmp_path):
+    """A model, and the GGUF file that it was written to."""
+    config, arch, more = request.param()
+    torch.manual_seed(0)
+    hf = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    path = tmp_path / f"tiny-{request.param.__name__}.gguf"
+    write(hf, path, arch, more)
+    return hf, path
+
+
+def write(hf, path, arch, more):
+    config = hf.config
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer.add_context_length(64)
+    writer.add_block_count(2)
+    writer.add_embedding_length(64)
+    writer.add_head_count(4)
+    writer.add_feed_forward_length(getattr(config, "intermediate_size", 256))
+    writer.add_vocab_size(257)
+    if hasattr(config, "num_key_value_heads"):
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(config.head_dim)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    else:
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    for name, value in more.items():
+        writer.add_uint32(f"{gguf.MODEL_ARCH_NAMES[arch]}.{name}", value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*sorted(pre_tokenizers.ByteLevel.alphabet()), "th"])
+    writer.add_token_merges(["t h"])
+    writer.add_token_types([gguf.TokenType.NORMAL] * 257)
+    writer.add_eos_token_id(0)
+    names = gguf.get_tensor_name_map(arch, 2)
+    for name, value in hf.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        for part, tensor in parts(hf, name, value):
+            place = names.get_name(part, try_suffixes=(".weight", ".bias"))
+            assert place is not None, part
+            writer.add_tensor(place, np.ascontiguousarray(tensor.float().numpy()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def parts(hf, name, value):
+    """A tensor as GGUF keeps it: gate and up of experts apart, Gemma's norms with their one, GPT-2's as (out, in)."""
+    if name.endswith("experts.gate_up_proj"):
+        gate, up = value.chunk(2, 1)
+        stem = name.removesuffix("gate_up_proj")
+        return [(f"{stem}gate_proj.weight", gate), (f"{stem}up_proj.weight", up)]
+    if name.endswith("experts.down_proj"):
+        return [(f"{name}.weight", value)]
+    if hf.config.model_type == "gemma2" and name.endswith("norm.weight"):
+        return [(name, value + 1)]
+    if hf.config.model_type == "gpt2" and value.ndim == 2 and ".h." in name:
+        return [(name, value.T)]
+    return [(name, value)]
+
+
+def test_a_gguf_of_any_architecture_gives_the_logits_of_the_model_it_was_made_from(made):
+    hf, path = made
+    lm = lk.load(path, bits=32, progress=False)
+    with torch.no_grad():
+        torch.testing.assert_close(lm.run(IDS).logits, hf(IDS).logits, atol=1e-5, rtol=0)
+
+
+def test_in_four_bits_its_experts_are_packed_and_heads_are_read(made):
+    hf, path = made
+    lm = lk.load(path, dtype=torch.float32, progress=False)
+    stacks = [m for m in lm.hf.modules() if isinstance(m, PackedExperts)]
+    assert bool(stacks) == (hf.config.model_type == "qwen3_moe")
+    with torch.no_grad():
+        worst = float((lm.run(IDS).logits - hf(IDS).logits).abs().max())
+        assert 0 < worst < 0.3 * float(hf(IDS).logits.abs().max())
+    run = lm.run(IDS, read=["pattern", "z", "head_out"])
+    torch.testing.assert_close(run["pattern"].sum(-1), torch.ones_like(run["pattern"][..., 0]), atol=1e-5, rtol=0)
+    assert repr(lk.load(path, dtype=torch.float32, progress=False)) == repr(lm)
+
+
+def test_converting_shows_its_progress(made, capsys):
+    lk.load(made[1])
+    shown = capsys.readouterr().err
+    assert "converting" in shown
+    assert "4 bits" in shown
+
+
+def test_one_too_large_to_convert_is_told_before_it_is_read(made, monkeypatch):
+    monkeypatch.setattr("labkit.models.memory.available", lambda device: 1e5)
+    with pytest.raises(NotEnoughMemory, match="while it is converted"):
+        lk.load(made[1], progress=False)
