@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from labkit.internals.sites import checked
+from labkit.internals.sites import checked, layers_with, n_heads_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -34,7 +35,8 @@ class AttentionPatterns:
 
     Attributes:
         tokens: the prompt's tokens.
-        n_layers, n_heads: how many there are.
+        layers: those that have patterns; in a hybrid not all do.
+        n_layers, n_heads: how many layers the model has, and how many heads a layer, at most.
     """
 
     def __init__(self, lm: LanguageModel, prompt: Prompt) -> None:
@@ -42,7 +44,8 @@ class AttentionPatterns:
         self.lm, self.prompt = lm, prompt
         self.ids = lm.encode(prompt)
         self.tokens = lm.tokens(self.ids)
-        self.n_layers, self.n_heads = lm.n_layers, lm.n_heads
+        self.layers = layers_with(lm, "pattern")
+        self.n_layers, self.n_heads = lm.n_layers, n_heads_of(lm, "pattern")
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()  # the layers looked at last
         self._most = max(1, int(KEEP / (2 * self.n_heads * len(self.tokens) ** 2)))
         self._lock = threading.Lock()
@@ -69,19 +72,19 @@ class AttentionPatterns:
         """Small pictures of all heads, uint8 (layer, head, size, size), 255 = all attention; from one forward pass.
 
         Cells are pooled by their maximum, so that a lone bright cell does not vanish. A prompt shorter than `size`
-        gives pictures of its own length.
+        gives pictures of its own length. Layers without attention are black.
         """
         size = min(size, len(self.tokens))
-        small: list[np.ndarray] = []
+        small = np.zeros((self.n_layers, self.n_heads, size, size), np.uint8)
 
-        def shrink(pattern: torch.Tensor) -> torch.Tensor:
+        def shrink(layer: int, pattern: torch.Tensor) -> torch.Tensor:
             # each layer is pooled as it passes; no layer's full pattern outlives it
             pooled = F.adaptive_max_pool2d(pattern[0], size)
-            small.append((pooled * 255).round().to(torch.uint8).cpu().numpy())
+            small[layer, : len(pooled)] = (pooled * 255).round().to(torch.uint8).cpu().numpy()
             return pattern
 
-        self.lm.run(self.ids, write={f"pattern.{layer}": shrink for layer in range(self.n_layers)})
-        return np.stack(small)
+        self.lm.run(self.ids, write={f"pattern.{layer}": partial(shrink, layer) for layer in self.layers})
+        return small
 
     def figure(self, layer: int, head: int) -> go.Figure:
         """A plotly heatmap of one head: queries down, keys across."""

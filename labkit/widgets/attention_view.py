@@ -105,7 +105,7 @@ class AttentionView(Tool):
             raise ValueError("the text is empty; write at least one character")
         self.status.say("Reading…")
         patterns = attention(self.lm, self.text)
-        thumbnails = patterns.thumbnails(thumbnail_side(self.lm.n_layers, self.lm.n_heads))
+        thumbnails = patterns.thumbnails(thumbnail_side(patterns.n_layers, patterns.n_heads))
         if stop.is_set():
             self.status.say("Stopped.")
             return
@@ -117,11 +117,12 @@ class AttentionView(Tool):
             self.strip.tokens = [token.display for token in patterns.tokens]
             self.strip.marks = {"special": special(patterns.tokens)}
         head = self.selection
-        if head is None or head[0] >= self.lm.n_layers or head[1] >= self.lm.n_heads:
-            head = self.selection = _telling(thumbnails)
+        if head is None or head[0] not in patterns.layers or head[1] >= patterns.n_heads:
+            telling = _telling(thumbnails)
+            head = self.selection = telling if telling[0] in patterns.layers else (patterns.layers[0], 0)
         self._show_head(head)
         tokens = "token" if len(patterns.tokens) == 1 else "tokens"
-        self.status.say(f"{len(patterns.tokens)} {tokens} · {self.lm.n_layers} layers × {self.lm.n_heads} heads")
+        self.status.say(f"{len(patterns.tokens)} {tokens} · {patterns.n_layers} layers × {patterns.n_heads} heads")
 
     def _ask_for_head(self) -> None:
         if self._reading or self.patterns is None or self.selection is None:
