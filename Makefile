@@ -33,7 +33,7 @@ test: $(VENV)/.test  ## every test: lint, types, promises, notebooks, a real bro
 	$(BIN)/labkit pull
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(ARGS)
 
-test-quick: $(VENV)/.test  ## the promises on the default model and ten architectures, no notebooks, no browser
+test-quick: $(VENV)/.test  ## the promises on the default model and ten architectures; under four minutes
 	$(BIN)/python -m pytest tests/unit tests/zoo -m "not long" $(ARGS)
 
 lint: $(VENV)/.test  ## ruff and mypy

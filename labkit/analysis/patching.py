@@ -286,6 +286,11 @@ class PatchJob:
     def _work(self) -> Iterator[int]:
         if self._ready is None:
             self._prepare()
+        if self._fast and self.method == "exact":
+            try:
+                self._check_engine()
+            except Cancelled:  # before it began: the check is made when the work goes on
+                return
         yield self.done
         if self.method == "attribution":
             open_cells = self._open()
@@ -340,8 +345,6 @@ class PatchJob:
             elif torch.equal(_of_cell(own, kind, cell), _of_cell(activations, kind, cell)):
                 flat[i] = self._unpatched
         self._ready = _Ready(activations, metric, readout)
-        if base_run is not None and self.method == "exact":
-            self._check_engine()
 
     @property
     def _kind(self) -> str:

@@ -84,6 +84,25 @@ def _largest_part(answer: Any, lm: LanguageModel) -> Verdict:
     return Verdict(False, "Look at lm.memory() again: which part has the most megabytes?")
 
 
+@exercise("00.3")
+def _largest_with_open_data(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.models.catalog import models
+
+    known = {model.id: model for model in models()}
+    if answer not in known:
+        return Verdict(False, "That is no id in lk.catalog(); it looks like 'maker/model'.")
+    model = known[answer]
+    if model.data != "yes":
+        return Verdict(False, f"What {answer} was trained on is not public, so nobody outside can look a text up.")
+    if not model.gpu.startswith("T4"):
+        return Verdict(False, f"In 4 bits {answer} wants a {model.gpu}.")
+    if larger := [
+        m for m in known.values() if (m.data, m.gpu) == ("yes", model.gpu) and m.parameters > model.parameters
+    ]:
+        return Verdict(False, f"It would do, and so would something larger: there are {len(larger)} of them.")
+    return Verdict(True, f"{answer}: {model.parameters:.1f} billion parameters, its training data there to search.")
+
+
 @exercise("01.1")
 def _paris(answer: Any, lm: LanguageModel) -> Verdict:
     if "paris" in str(answer).lower():

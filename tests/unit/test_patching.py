@@ -21,6 +21,7 @@ LONG = (
 PAIR = (CLEAN, CORRUPT, " Mary", " John")
 BY_POSITION = [site for site in patching.POSITION_SITES if site not in ("router", "latent")]  # no Llama has those
 BY_HEAD = ("q", "k", "v", "pattern", "z", "head_out")
+QUICK = ("resid_pre", "attn_out", "q", "pattern", "head_out")  # one of each way to be patched
 
 
 def naive(lm, grid: lk.PatchGrid, cells: np.ndarray) -> np.ndarray:
@@ -50,8 +51,10 @@ def close(lm, fast: np.ndarray, slow: np.ndarray) -> bool:
     return bool(np.abs(fast - slow).max() <= (1e-4 if lm.bits == 32 else 0.5))
 
 
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
-@pytest.mark.parametrize("site", [*BY_POSITION, *BY_HEAD])
+@pytest.mark.parametrize("direction", ["denoise", pytest.param("noise", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "site", [pytest.param(s, marks=[] if s in QUICK else pytest.mark.long) for s in (*BY_POSITION, *BY_HEAD)]
+)
 def test_the_fast_grid_is_the_naive_grid(lm, site, direction):
     job = PatchJob(lm, *PAIR, site=site, direction=direction)
     for _ in job.steps():
@@ -190,6 +193,7 @@ def test_cancelling_from_another_thread_ends_soon(lm32):
     assert job.done < job.total
 
 
+@pytest.mark.long
 def test_fifty_runs_and_cancels_leave_the_same_logits_and_no_hook(lm4):
     before = lm4.run(CLEAN).logits
     for _ in range(50):

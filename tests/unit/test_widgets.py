@@ -416,6 +416,7 @@ def test_repr_is_the_same_every_time(lm4: lk.LanguageModel) -> None:
         assert "0x" not in repr(one)
 
 
+@pytest.mark.long
 def test_a_notebook_without_a_front_end_is_saved_with_the_pictures(lm4: lk.LanguageModel) -> None:
     """As nbval, nbconvert and papermill run it; the picture is the one of the finished work."""
     cells = [
