@@ -1,0 +1,40 @@
+"""Activation patching: where an answer is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from labkit.course.checks import CLEAN, CORRUPT, Verdict, exercise, logit_diff
+
+if TYPE_CHECKING:
+    from labkit.models.language_model import LanguageModel
+
+
+@exercise("04.1")
+def _layer_of_the_move(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.patching import patch
+
+    last = len(lm.tokens(CLEAN)) - 1
+    grid = patch(lm, CLEAN, CORRUPT, " Mary", " John", positions=[9, last], progress=False)
+    at_name, at_end = grid.normalized.T
+    crossing = next(layer for layer in range(lm.n_layers) if at_end[layer] > at_name[layer])
+    if abs(int(answer) - crossing) <= 1:
+        return Verdict(True, f"At layer {crossing} the last position overtakes the position of the name.")
+    return Verdict(
+        False, "Compare the two columns of grid.normalized, at position 9 and at the last: where do they cross?"
+    )
+
+
+@exercise("04.2")
+def _a_pair_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.tokens import align
+
+    clean, corrupt, right, wrong = answer
+    if clean in (CLEAN, CORRUPT):
+        return Verdict(False, "That is the pair of this notebook. Make another one.")
+    align(lm, clean, corrupt)
+    a, b = (logit_diff(lm, prompt, right, wrong) for prompt in (clean, corrupt))
+    said = f"The logit difference is {a:.1f} on clean and {b:.1f} on corrupt."
+    if a > 1 and b < a - 2:
+        return Verdict(True, said + " A pair to patch with.")
+    return Verdict(False, said + " Clean should favour the answer by more than 1, and corrupt at least 2 less.")

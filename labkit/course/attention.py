@@ -1,0 +1,31 @@
+"""Attention: heads found by what they do, and heads that matter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from labkit.course.checks import CLEAN, Verdict, a_head, exercise, logit_diff
+
+if TYPE_CHECKING:
+    from labkit.models.language_model import LanguageModel
+
+
+@exercise("03.1")
+def _previous_token_head(answer: Any, lm: LanguageModel) -> Verdict:
+    layer, head = a_head(answer, lm)
+    text = "The quick brown fox jumps over the lazy dog, and the slow red hen walks under the old bridge."
+    pattern = lm.run(text, read=[f"pattern.{layer}"])[f"pattern.{layer}.{head}"][0]
+    score = float(pattern.diagonal(-1).mean())
+    said = f"On another sentence layer {layer}, head {head} gives {score:.0%} of its attention to the token before."
+    return Verdict(score > 0.5, said if score > 0.5 else said + " Look for more than half.")
+
+
+@exercise("03.2")
+def _head_that_matters(answer: Any, lm: LanguageModel) -> Verdict:
+    layer, head = a_head(answer, lm)
+    before = logit_diff(lm, CLEAN, " Mary", " John")
+    after = logit_diff(lm, CLEAN, " Mary", " John", write={f"z.{layer}.{head}": torch.zeros(1)})
+    said = f"Without layer {layer} head {head} the logit difference goes from {before:.1f} to {after:.1f}."
+    return Verdict(before - after > 1, said if before - after > 1 else said + " Look for a drop of more than 1.")

@@ -1,0 +1,47 @@
+"""Start here: tokens, memory, and which model to take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from labkit.course.checks import Verdict, exercise
+
+if TYPE_CHECKING:
+    from labkit.models.language_model import LanguageModel
+
+
+@exercise("00.1")
+def _tokens_of_a_sentence(answer: Any, lm: LanguageModel) -> Verdict:
+    count = len(lm.tokens("The cat sat on the mat."))
+    if answer == count:
+        return Verdict(True, "Six words, and the full stop has a token of its own.")
+    return Verdict(False, f"The model does not see {answer} tokens. Ask it: lm.tokens(...) gives a list.")
+
+
+@exercise("00.2")
+def _largest_part(answer: Any, lm: LanguageModel) -> Verdict:
+    parts = lm.memory().parts
+    largest = max(parts, key=lambda part: parts[part])
+    if str(answer).lower() in largest.lower():
+        share = parts[largest] / sum(parts.values())
+        return Verdict(True, f"The embedding stays in 16 bits and is {share:.0%} of this small model.")
+    return Verdict(False, "Look at lm.memory() again: which part has the most megabytes?")
+
+
+@exercise("00.3")
+def _largest_with_open_data(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.models.catalog import models
+
+    known = {model.id: model for model in models()}
+    if answer not in known:
+        return Verdict(False, "That is no id in lk.catalog(); it looks like 'maker/model'.")
+    model = known[answer]
+    if model.data != "yes":
+        return Verdict(False, f"What {answer} was trained on is not public, so nobody outside can look a text up.")
+    if not model.gpu.startswith("T4"):
+        return Verdict(False, f"In 4 bits {answer} wants a {model.gpu}.")
+    if larger := [
+        m for m in known.values() if (m.data, m.gpu) == ("yes", model.gpu) and m.parameters > model.parameters
+    ]:
+        return Verdict(False, f"It would do, and so would something larger: there are {len(larger)} of them.")
+    return Verdict(True, f"{answer}: {model.parameters:.1f} billion parameters, its training data there to search.")
