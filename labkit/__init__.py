@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labkit.analysis.attention import AttentionPatterns, attention
+    from labkit.analysis.attribution_patching import attribution_patch
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
     from labkit.analysis.grid import PatchGrid, open_grid
+    from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
     from labkit.internals.run import Run
     from labkit.internals.sites import Site
@@ -35,9 +37,11 @@ _HOME = {
     "Run": "labkit.internals.run",
     "attention": "labkit.analysis.attention",
     "AttentionPatterns": "labkit.analysis.attention",
+    "attribution_patch": "labkit.analysis.attribution_patching",
     "direct_logit_attribution": "labkit.analysis.direct_attribution",
     "DirectAttribution": "labkit.analysis.direct_attribution",
     "patch": "labkit.analysis.patching",
+    "PairRuns": "labkit.analysis.pair_runs",
     "PatchJob": "labkit.analysis.patching",
     "PatchGrid": "labkit.analysis.grid",
     "open_grid": "labkit.analysis.grid",
@@ -56,6 +60,7 @@ __all__ = [
     "HeadGrid",
     "Heatmap",
     "LanguageModel",
+    "PairRuns",
     "PatchGrid",
     "PatchJob",
     "PatchLab",
@@ -64,6 +69,7 @@ __all__ = [
     "Site",
     "TokenStrip",
     "attention",
+    "attribution_patch",
     "catalog",
     "direct_logit_attribution",
     "load",

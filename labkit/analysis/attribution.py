@@ -1,4 +1,4 @@
-"""Attribution patching: the gradient estimate of every cell of a grid from one forward and one backward pass.
+"""Attribution patching: the gradient estimate of every place of many sites from one forward and one backward pass.
 
 The effect of putting activation a' in the place of a is estimated as (a' - a) . d metric / d a, with the gradient of
 the run that is patched into (Nanda 2023, "Attribution patching"). It is exact where the model is linear in the patched
@@ -7,7 +7,7 @@ site, and tends to be furthest off in the early residual stream, where it is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -15,53 +15,60 @@ import torch
 from torch import nn
 
 from labkit.internals.run import hooked
-from labkit.internals.wavefront import Cell, last_logits
+from labkit.internals.wavefront import last_logits
 from labkit.models.weights import is_quantised, weight_of
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
 
+UNIT_KINDS = ("mlp_act", "router")  # whose last axis is one of units: neurons, experts
 
-def estimate(
+
+def estimates(
     lm: LanguageModel,
     ids: torch.Tensor,
-    source: Mapping[int, torch.Tensor],
+    source: Mapping[str, Mapping[int, torch.Tensor]],
     *,
-    site: str,
     metric: Callable[[torch.Tensor], torch.Tensor],
-    cells: Sequence[Cell],
-) -> torch.Tensor:
-    """Estimated change of the metric for each cell, float32 (len(cells),).
+) -> dict[str, dict[int, torch.Tensor]]:
+    """Estimated change of the metric for every place of some kinds of site, from one forward and one backward pass.
 
     Args:
         lm: the model.
         ids: the prompt that is patched into (1, seq).
-        source: the site's activation in each layer of the other run, without the batch axis.
-        site: its kind.
+        source: by kind and layer the activation of the other run, without the batch axis.
         metric: logits (rows, vocab) -> (rows,), at the last position.
-        cells: what is patched.
+
+    Returns:
+        By kind and layer (position, unit), float32 on the CPU; units are heads, neurons or experts, and one where a
+        site is a whole vector.
+
+    Raises:
+        ValueError: the metric has no gradient.
     """
-    places = {(site, layer) for layer in source}
+    places = [(kind, layer) for kind, layers in source.items() for layer in layers]
     start = {("embed", 0): lambda x: x.detach().requires_grad_(True)}
     with lm.lock, torch.enable_grad():
-        with hooked(lm, places, start, keep=lambda x: x) as found, _differentiable(lm.hf):
+        with hooked(lm, set(places), start, keep=lambda x: x) as found, _differentiable(lm.hf):
             value = metric(last_logits(lm, ids).float())[0]
-        order = sorted(found)
-        grads = torch.autograd.grad(value, [found[place] for place in order], allow_unused=True)
-    products: dict[int, torch.Tensor] = {}
-    for place, grad in zip(order, grads, strict=True):
-        here = found[place].detach()[0].float()
-        change = source[place[1]].float() - here
-        products[place[1]] = torch.zeros_like(here) if grad is None else grad[0].float() * change
-    return torch.stack([_sum(products[cell.layer], site, cell) for cell in cells]).cpu()
+        if not value.requires_grad:
+            raise ValueError("no gradient reaches this metric (a rank has none), so patching cannot be estimated")
+        grads = torch.autograd.grad(value, [found[place] for place in places], allow_unused=True)
+    effects: dict[str, dict[int, torch.Tensor]] = {kind: {} for kind in source}
+    for (kind, layer), grad in zip(places, grads, strict=True):
+        here = found[kind, layer].detach()[0].float()
+        change = source[kind][layer].to(here.device).float() - here
+        effects[kind][layer] = _by_unit(torch.zeros_like(here) if grad is None else grad[0].float() * change, kind)
+    return effects
 
 
-def _sum(product: torch.Tensor, site: str, cell: Cell) -> torch.Tensor:
-    """The part of (position, [head,] width), or (head, query, key) for patterns, that belongs to a cell, summed."""
-    if site == "pattern":
-        product = product.transpose(0, 1)  # (query, head, key)
-    part = product if cell.position is None else product[cell.position, None]
-    return part.sum() if cell.head is None else part[:, cell.head].sum()
+def _by_unit(product: torch.Tensor, kind: str) -> torch.Tensor:
+    """(position, [head,] width), or (head, query, key) for patterns, summed to (position, unit)."""
+    if kind == "pattern":
+        return product.sum(-1).T.cpu()
+    if kind in UNIT_KINDS:
+        return product.cpu()
+    return product.flatten(2).sum(-1).cpu() if product.ndim == 3 else product.sum(-1, keepdim=True).cpu()
 
 
 class _Through(torch.autograd.Function):

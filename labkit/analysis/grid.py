@@ -5,30 +5,33 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labkit.tokens import Token
+from labkit.tokens import Pair, Token, describe
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from labkit.analysis.axes import Axes
+    from labkit.models.language_model import LanguageModel, Prompt
+
 FORMAT = 1
-AXES = ("layer", "head", "position")
 
 
 @dataclass
 class PatchGrid:
-    """Patching effects over layers x positions, layers x heads, or layers x heads x positions.
+    """Patching effects over layers x positions, layers x heads, or any other axes that `labkit.patch` knows.
 
     Attributes:
         values: the metric of each patched run, float32, one axis for each of `over`; NaN where not computed (yet).
         over: the names of the axes, such as `("layer", "position")`.
-        index: what each axis runs over: layer numbers, head numbers, positions.
+        index: what each axis runs over: layer numbers, head numbers, neuron numbers, positions.
         clean, corrupt: the metric on the two unpatched runs.
         clean_tokens, corrupt_tokens: the two prompts, up to the position that the metric reads.
         recipe: what repeats it: model, revision, bits, dtype, prompts, ids, site, metric, direction, versions.
@@ -101,7 +104,8 @@ class PatchGrid:
         what = f"{self.recipe['metric']} of {self.answer!r}" if self.answer else str(self.recipe["metric"])
         what += f" minus {self.foil!r}" if self.foil and self.recipe["metric"] == "logit_diff" else ""
         estimate = ", gradient estimate" if self.recipe.get("method") == "attribution" else ""
-        return f"{self.site}: {source} activation put into the {base} run ({what}{estimate})"
+        where = "" if self.recipe.get("layer") is None else f" of layer {self.recipe['layer']}"
+        return f"{self.site}{where}: {source} activation put into the {base} run ({what}{estimate})"
 
     def figure(self, *, normalized: bool = True) -> go.Figure:
         """A plotly heatmap with token labels: 0 as the corrupt run, 1 as the clean run, or in the metric's own unit.
@@ -156,6 +160,8 @@ class PatchGrid:
         ]
         if self.over != recipe["usual_over"]:
             arguments.append(f"over={self.over!r}")
+        if recipe.get("layer") is not None:
+            arguments.append(f"layers=[{recipe['layer']}]")
         for axis, numbers in zip(self.over, self.index, strict=True):
             if numbers != list(range(recipe["sizes"][axis])):
                 arguments.append(f"{axis}s={numbers!r}")
@@ -193,6 +199,49 @@ class PatchGrid:
             f"PatchGrid({self.site}, {self.direction}, {shape}, {self.recipe['metric']}: "
             f"clean {self.clean:.3f}, corrupt {self.corrupt:.3f}{partly})"
         )
+
+
+def recipe_of(
+    lm: LanguageModel, pair: Pair, clean: Prompt, corrupt: Prompt, *, answer: int | None, foil: int | None, site: str,
+    metric: str | Callable[..., Any] | None, direction: str, method: str, at: int, axes: Axes,
+) -> dict[str, Any]:  # fmt: skip
+    """What repeats a grid, as JSON can hold it."""
+    import torch
+    import transformers
+
+    import labkit
+
+    texts = lambda prompt: prompt if isinstance(prompt, str | list) else None  # noqa: E731
+    own = callable(metric)
+    word = lambda id: None if id is None else describe(lm.tokenizer, [id])[0].text  # noqa: E731
+    default = "logit_diff" if foil is not None else "logprob"
+    return {
+        "model": lm.name,
+        "load": lm.code(),
+        "revision": lm.revision,
+        "bits": lm.bits,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "clean": texts(clean) or pair.clean[0].tolist(),
+        "corrupt": texts(corrupt) or pair.corrupt[0].tolist(),
+        "clean_ids": pair.clean[0].tolist(),
+        "corrupt_ids": pair.corrupt[0].tolist(),
+        "answer": word(answer),
+        "foil": word(foil),
+        "site": site,
+        "metric": getattr(metric, "__name__", "metric") if own else (metric or default),
+        "own_metric": own,
+        "direction": direction,
+        "method": method,
+        "at": -1 if at == pair.clean.shape[1] - 1 else at,
+        "layer": axes.layer,
+        "usual_over": axes.usual,
+        "sizes": axes.sizes,
+        "versions": {
+            "labkit": labkit.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
 
 
 _USUAL = {"direction": "denoise", "method": "exact", "at": -1}

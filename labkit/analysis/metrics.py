@@ -6,8 +6,8 @@ is (Heimersheim and Nanda 2024, "How to use and interpret activation patching").
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,6 +23,7 @@ class Metric:
     unit: str
     function: MetricFunction
     columns: tuple[int, ...] | None = None
+    key: Hashable = None  # the same for metrics that give the same numbers
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """(rows, vocab or len(columns)) float32 -> (rows,) float32.
@@ -57,10 +58,14 @@ def metric_of(
         ValueError: an unknown name, or a name that needs an answer or a foil that was not given.
     """
     if callable(metric):
-        return Metric(getattr(metric, "__name__", "metric"), "", metric)
+        return Metric(getattr(metric, "__name__", "metric"), "", metric, key=metric)
     name = metric or ("logit_diff" if foil is not None else "logprob")
     if name not in NAMES:
         raise ValueError(f"there is no metric {name!r}; use one of {', '.join(NAMES)}, or a function of the logits")
+    return replace(_named(name, answer, foil, reference), key=(name, answer, foil))
+
+
+def _named(name: str, answer: int | None, foil: int | None, reference: torch.Tensor) -> Metric:
     if name == "kl":
         target = reference.log_softmax(-1)
         return Metric("kl", "nats", lambda logits: (target.exp() * (target - logits.log_softmax(-1))).sum(-1))

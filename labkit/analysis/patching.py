@@ -11,24 +11,23 @@ not agree with running the model whole on a few cells (looked at once a model an
 
 from __future__ import annotations
 
-import itertools
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from labkit.analysis.attribution import estimate
+from labkit.analysis.axes import axes_of
 from labkit.analysis.batching import is_out_of_memory, tokens_at_once
-from labkit.analysis.grid import PatchGrid
+from labkit.analysis.grid import PatchGrid, recipe_of
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
-from labkit.internals.run import run
-from labkit.internals.sites import HEAD_IN, HEAD_KINDS, Site, checked, layers_with, n_heads_of
-from labkit.internals.wavefront import Cancelled, Cell, Readout, Unsupported, Wavefront, readout_of, record
-from labkit.tokens import Pair, align, describe, single_token
+from labkit.analysis.pair_runs import ENDS, Activations, PairRuns, engine_kind
+from labkit.internals.run import hooked
+from labkit.internals.sites import HEAD_KINDS, checked
+from labkit.internals.wavefront import Cancelled, Cell, Unsupported, Wavefront, last_logits, put_whole
+from labkit.tokens import align, single_token
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
@@ -52,6 +51,7 @@ def patch(
     over: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
+    neurons: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     at: int = -1,
     progress: bool = True,
@@ -69,10 +69,12 @@ def patch(
         metric: `logit_diff`, `logprob`, `kl` (from the clean run), `rank`, or a function of the logits,
             (rows, vocab) -> (rows,); without one `logit_diff`, or `logprob` where there is no foil.
         method: `exact` reruns the model from each patch on; `attribution` is the gradient estimate of the same, from
-            one forward and one backward pass.
+            one forward and one backward pass (`attribution_patch` has it for all sites at once).
         direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
-        over: other axes, such as `("layer", "head", "position")` or `("layer", "position")` for a site by head.
-        layers, heads, positions: only these.
+        over: other axes: `("layer", "position")` or `("layer", "head", "position")` for a site by head,
+            `("layer", "neuron")` for `mlp_act`; and with one layer in `layers`, `("head", "position")` or
+            `("neuron", "position")`.
+        layers, heads, neurons, positions: only these.
         at: the position whose logits the metric reads.
         progress: show a progress bar.
 
@@ -84,7 +86,7 @@ def patch(
     """
     job = PatchJob(
         lm, clean, corrupt, answer, foil, site=site, metric=metric, method=method, direction=direction,
-        over=over, layers=layers, heads=heads, positions=positions, at=at,
+        over=over, layers=layers, heads=heads, neurons=neurons, positions=positions, at=at,
     )  # fmt: skip
     from tqdm.auto import tqdm
 
@@ -103,25 +105,21 @@ def patch(
     return job.grid
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """What the two unpatched runs left: the source's activations, the metric, and how to read logits out."""
-
-    source: dict[int, torch.Tensor]
-    metric: Metric
-    readout: Readout | None  # None where runs cannot be restarted in the middle
-
-
 class PatchJob:
     """Patching that can be watched and stopped.
 
     `for _ in job.steps(): ...` does the work in the calling thread; after each step `job.grid.values` has more cells.
     `job.cancel()`, from any thread, ends it soon; what is done is kept, and `steps()` goes on from there.
 
+    Args:
+        runs: the two runs of the same prompts, from another job's `runs`, so that they are not done again.
+        everything else: as for `patch`.
+
     Attributes:
         grid: the `PatchGrid` so far.
         total, done: how many cells there are, and how many have their value.
         engine: `wavefront` or `whole runs`.
+        runs: the two unpatched runs, and the gradient estimates.
     """
 
     def __init__(
@@ -139,8 +137,10 @@ class PatchJob:
         over: Sequence[str] | None = None,
         layers: Sequence[int] | None = None,
         heads: Sequence[int] | None = None,
+        neurons: Sequence[int] | None = None,
         positions: Sequence[int] | None = None,
         at: int = -1,
+        runs: PairRuns | None = None,
     ) -> None:
         if direction not in DIRECTIONS:
             raise ValueError(f"direction is one of {', '.join(DIRECTIONS)}; got {direction!r}")
@@ -158,30 +158,42 @@ class PatchJob:
         if not -length <= at < length:
             raise ValueError(f"at={at} is out of range; the prompts have positions 0 to {length - 1}")
         self.at = at % length
-        self.ids = {"clean": pair.clean[:, : self.at + 1], "corrupt": pair.corrupt[:, : self.at + 1]}
+        clean_ids, corrupt_ids = (ids[:, : self.at + 1] for ids in (pair.clean, pair.corrupt))
+        if runs is not None and not (
+            runs.lm is lm
+            and torch.equal(runs.ids["clean"], clean_ids)
+            and torch.equal(runs.ids["corrupt"], corrupt_ids)
+        ):
+            raise ValueError("`runs` belongs to another model or to other prompts; leave it out")
+        self.runs = runs or PairRuns(lm, clean_ids, corrupt_ids)
         self.answer = None if answer is None else single_token(lm, answer, role="answer")
         self.foil = None if foil is None else single_token(lm, foil, role="foil")
         self.metric_asked = metric
         metric_of(metric, answer=self.answer, foil=self.foil, reference=torch.zeros(1))  # a wrong one fails here
+        if metric == "rank" and method == "attribution":
+            raise ValueError("a rank has no gradient, so it cannot be estimated; use method='exact' or another metric")
         self.direction = direction
-        over, index = self._axes(over, layers, heads, positions)
-        self.cells = [
-            Cell(place["layer"], place.get("head"), place.get("position"))
-            for place in (dict(zip(over, numbers, strict=True)) for numbers in itertools.product(*index))
-        ]
+        axes = axes_of(
+            lm, self.site, over, length=self.at + 1, layers=layers, heads=heads, neurons=neurons, positions=positions
+        )
+        self.cells = axes.cells()
         self.engine = "wavefront"
         self._stop = threading.Event()
-        self._ready: _Ready | None = None
+        self._metric: Metric | None = None  # set when the unpatched runs are there
+        self._wavefront: Wavefront | None = None
         self.grid = PatchGrid(
-            np.full([len(numbers) for numbers in index], np.nan, np.float32),
-            over,
-            index,
+            np.full([len(numbers) for numbers in axes.index], np.nan, np.float32),
+            axes.over,
+            axes.index,
             float("nan"),
             float("nan"),
             pair.clean_tokens[: self.at + 1],
             pair.corrupt_tokens[: self.at + 1],
-            self._recipe(pair, clean, corrupt, method),
-        )
+            recipe_of(
+                lm, pair, clean, corrupt, answer=self.answer, foil=self.foil, site=self.site, metric=metric,
+                direction=direction, method=method, at=self.at, axes=axes,
+            ),
+        )  # fmt: skip
 
     @property
     def total(self) -> int:
@@ -197,83 +209,6 @@ class PatchJob:
 
     # -- what is asked for ---------------------------------------------------------------------------------------
 
-    def _axes(
-        self,
-        over: Sequence[str] | None,
-        layers: Sequence[int] | None,
-        heads: Sequence[int] | None,
-        positions: Sequence[int] | None,
-    ) -> tuple[tuple[str, ...], tuple[list[int], ...]]:
-        by_head = self.site in HEAD_KINDS
-        names = tuple(over) if over is not None else self.usual_over
-        allowed = [("layer", "position"), ("layer", "head"), ("layer", "head", "position")]
-        if names not in (allowed if by_head else allowed[:1]):
-            raise ValueError(
-                f"over={names!r} is not possible for {self.site}; use {allowed if by_head else allowed[0]}"
-            )
-        sizes = self.sizes
-        index = []
-        for name, asked in (("layer", layers), ("head", heads), ("position", positions)):
-            if name not in names:
-                if asked is not None:
-                    raise ValueError(f"{name}s={list(asked)!r} was given, but the grid is over {names!r}")
-                continue
-            for number in asked if asked is not None else ():
-                if not -sizes[name] <= number < sizes[name]:
-                    raise ValueError(f"{name} {number} is out of range; {name}s go from 0 to {sizes[name] - 1}")
-                if name == "layer":
-                    checked(self.lm, Site(self.site, number))
-            every = layers_with(self.lm, self.site) if name == "layer" else list(range(sizes[name]))
-            index.append([n % sizes[name] for n in asked] if asked is not None else every)
-            if len(set(index[-1])) != len(index[-1]) or not index[-1]:
-                raise ValueError(f"{name}s={list(asked or ())!r} is empty or names one twice")
-        return names, tuple(index)
-
-    @property
-    def usual_over(self) -> tuple[str, ...]:
-        return ("layer", "head") if self.site in HEAD_KINDS else ("layer", "position")
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        heads = n_heads_of(self.lm, self.site) if self.site in HEAD_KINDS else self.lm.n_heads
-        return {"layer": self.lm.n_layers, "head": heads, "position": self.at + 1}
-
-    def _recipe(self, pair: Pair, clean: Prompt, corrupt: Prompt, method: str) -> dict[str, Any]:
-        import transformers
-
-        import labkit
-
-        texts = lambda prompt: prompt if isinstance(prompt, str | list) else None  # noqa: E731
-        own = callable(self.metric_asked)
-        word = lambda id: None if id is None else describe(self.lm.tokenizer, [id])[0].text  # noqa: E731
-        default = "logit_diff" if self.foil is not None else "logprob"
-        return {
-            "model": self.lm.name,
-            "load": self.lm.code(),
-            "revision": self.lm.revision,
-            "bits": self.lm.bits,
-            "dtype": str(self.lm.dtype).removeprefix("torch."),
-            "clean": texts(clean) or pair.clean[0].tolist(),
-            "corrupt": texts(corrupt) or pair.corrupt[0].tolist(),
-            "clean_ids": pair.clean[0].tolist(),
-            "corrupt_ids": pair.corrupt[0].tolist(),
-            "answer": word(self.answer),
-            "foil": word(self.foil),
-            "site": self.site,
-            "metric": getattr(self.metric_asked, "__name__", "metric") if own else (self.metric_asked or default),
-            "own_metric": own,
-            "direction": self.direction,
-            "method": method,
-            "at": -1 if self.at == pair.clean.shape[1] - 1 else self.at,
-            "usual_over": self.usual_over,
-            "sizes": self.sizes,
-            "versions": {
-                "labkit": labkit.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-        }
-
     # -- the work ------------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[int]:
@@ -283,20 +218,33 @@ class PatchJob:
         finally:
             self._stop.clear()
 
+    @property
+    def estimates(self) -> np.ndarray:
+        """The gradient estimate of every cell, in the metric's unit and the grid's shape, float32.
+
+        Computed when first asked for: one forward and one backward pass.
+
+        Raises:
+            ValueError: the metric has no gradient.
+        """
+        self._prepare()
+        return (self._unpatched + self._estimated()).reshape(self.grid.values.shape)
+
     def _work(self) -> Iterator[int]:
-        if self._ready is None:
-            self._prepare()
-        if self._fast and self.method == "exact":
+        self._prepare()
+        if self.method == "attribution":
+            yield self.done
+            missing = self._open()
+            self.grid.values.reshape(-1)[missing] = self.estimates.reshape(-1)[missing]
+            yield self.done
+            return
+        self._restart()
+        if self._wavefront is not None:
             try:
                 self._check_engine()
             except Cancelled:  # before it began: the check is made when the work goes on
                 return
         yield self.done
-        if self.method == "attribution":
-            open_cells = self._open()
-            self.grid.values.reshape(-1)[open_cells] = self._unpatched + self._estimates(open_cells)
-            yield self.done
-            return
         waiting = self._chunks(tokens_at_once(self.lm))
         while waiting and not self._stop.is_set():
             chunk = waiting.pop(0)
@@ -316,46 +264,43 @@ class PatchJob:
             yield self.done
 
     def _prepare(self) -> None:
-        """The two unpatched runs, the metric on them, and the cells that need no run at all."""
-        source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
-        kind = self._kind
-        try:
-            source_run, activations = record(self.lm, self.ids[source], site=kind)
-            base_run, own = record(self.lm, self.ids[base], site=kind)
-            readout = readout_of(base_run)
-            self._wavefront = Wavefront(base_run, activations, site=kind, first=self._first)
-            logits = {source: source_run.logits, base: base_run.logits}
-        except Unsupported as why:
-            self._fall_back(str(why))
-            runs = {name: run(self.lm, ids, read=[kind]) for name, ids in self.ids.items()}
-            logits = {name: r.logits[0, -1].float() for name, r in runs.items()}
-            activations, own = (
-                {layer: runs[name][f"{kind}.{layer}"][0] for layer in layers_with(self.lm, kind)}
-                for name in (source, base)
-            )
-            base_run, readout = None, None
-        metric = metric_of(self.metric_asked, answer=self.answer, foil=self.foil, reference=logits["clean"])
-        self.grid.clean, self.grid.corrupt = (float(metric.of(logits[name][None])[0]) for name in ("clean", "corrupt"))
+        """The metric on the two unpatched runs, and the cells that need no run at all."""
+        if self._metric is not None:
+            return
+        source, base = ENDS[self.direction]
+        kind = engine_kind(self.site)
+        activations, own = self.runs.activations(source, kind), self.runs.activations(base, kind)
+        metric = metric_of(self.metric_asked, answer=self.answer, foil=self.foil, reference=self.runs.logits("clean"))
+        self.grid.clean, self.grid.corrupt = (
+            float(metric.of(self.runs.logits(name)[None])[0]) for name in ("clean", "corrupt")
+        )
         self.grid.recipe["unit"] = metric.unit
         flat = self.grid.values.reshape(-1)
-        self._unpatched = self.grid.corrupt if base == "corrupt" else self.grid.clean
         for i, cell in enumerate(self.cells):
-            if self._first > self.at or (cell.position is not None and cell.position < self._first):
+            if self.runs.first > self.at or (cell.position is not None and cell.position < self.runs.first):
                 flat[i] = self._unpatched  # nothing before the first difference can have an effect
             elif torch.equal(_of_cell(own, kind, cell), _of_cell(activations, kind, cell)):
                 flat[i] = self._unpatched
-        self._ready = _Ready(activations, metric, readout)
+        self._metric = metric
 
     @property
-    def _kind(self) -> str:
-        """What is patched: head_out is linear in what the output projection takes in, so that is the same patch."""
-        return HEAD_IN if self.site == "head_out" else self.site
+    def _unpatched(self) -> float:
+        """The metric on the run that is patched into."""
+        return self.grid.corrupt if self.direction == "denoise" else self.grid.clean
 
-    @property
-    def _first(self) -> int:
-        """The first position at which the prompts differ; nothing before it can have an effect."""
-        differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
-        return int(differ[0]) if len(differ) else self.at + 1
+    def _restart(self) -> None:
+        """Get ready to start the base run again from any cell, where this architecture allows it."""
+        if self._wavefront is not None or self.engine != "wavefront":
+            return
+        source, base = ENDS[self.direction]
+        kind = engine_kind(self.site)
+        try:
+            self.runs.readout(base)
+            self._wavefront = Wavefront(
+                self.runs.base(base), self.runs.activations(source, kind), site=kind, first=self.runs.first
+            )
+        except Unsupported as why:
+            self._fall_back(str(why))
 
     def _open(self) -> list[int]:
         cells: list[int] = np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()
@@ -364,15 +309,16 @@ class PatchJob:
     def _chunks(self, budget: int) -> list[list[int]]:
         """The open cells in chunks of about `budget` tokens, those with the largest estimated effects first."""
         waiting = self._open()
-        length = {i: self.at + 1 - self._wavefront.start_of(self.cells[i]) if self._fast else 1 for i in waiting}
+        fast = self._wavefront
+        length = {i: self.at + 1 - fast.start_of(self.cells[i]) if fast is not None else 1 for i in waiting}
         importance = dict.fromkeys(waiting, 0.0)
-        if self._fast and sum(length.values()) > 2 * budget:  # a grid of one chunk or two is there at once anyway
+        if fast is not None and sum(length.values()) > 2 * budget:  # a grid of one or two chunks is there at once
             # Rows of one start share their prefix, so a position's cells stay together and go by its largest.
             by_start: dict[int | None, float] = {}
-            for i, value in zip(waiting, np.abs(self._estimates(waiting)), strict=True):
-                importance[i] = float(value)
+            for i, value in zip(waiting, self._importance(waiting), strict=True):
+                importance[i] = value
                 start = self.cells[i].position
-                by_start[start] = max(by_start.get(start, 0.0), float(value))
+                by_start[start] = max(by_start.get(start, 0.0), value)
             for i in waiting:
                 if self.cells[i].position is not None:
                     importance[i] = by_start[self.cells[i].position]
@@ -387,43 +333,55 @@ class PatchJob:
             tokens += length[i]
         return chunks
 
-    @property
-    def _fast(self) -> bool:
-        return self.engine == "wavefront"
+    def _importance(self, cells: list[int]) -> list[float]:
+        """How far the gradient says each cell moves the metric; 0 for a metric without one."""
+        try:
+            values: list[float] = np.abs(self._estimated()[cells]).tolist()
+        except ValueError:
+            return [0.0] * len(cells)
+        return values
 
-    def _estimates(self, cells: list[int]) -> np.ndarray:
-        """The gradient estimate of each cell's effect, float32."""
-        assert self._ready is not None
-        return estimate(
-            self.lm,
-            self.ids["corrupt" if self.direction == "denoise" else "clean"],
-            self._ready.source,
-            site=self._kind,
-            metric=self._ready.metric.of,
-            cells=[self.cells[i] for i in cells],
-        ).numpy()
+    def _estimated(self) -> np.ndarray:
+        """The gradient estimate of each cell's effect, float32 (cells,)."""
+        assert self._metric is not None
+        kind = engine_kind(self.site)
+        effects = self.runs.effects(kind, direction=self.direction, metric=self._metric)
+        # (layer, position, unit), layers without the site empty
+        parts = {layer: effect.numpy() for layer, effect in effects.items()}
+        whole = {layer: part.sum(1) for layer, part in parts.items()}  # every unit at a position
+        over_all = {layer: part.sum(0) for layer, part in parts.items()}  # a unit at every position
+        values = []
+        for cell in self.cells:
+            if cell.head is None:
+                values.append(whole[cell.layer][slice(None) if cell.position is None else cell.position].sum())
+            elif cell.position is None:
+                values.append(over_all[cell.layer][cell.head])
+            else:
+                values.append(parts[cell.layer][cell.position, cell.head])
+        return np.array(values, np.float32)
 
     def _values(self, cells: list[Cell]) -> np.ndarray:
         """The metric of each patched run, float32 (len(cells),)."""
-        assert self._ready is not None
-        metric, readout = self._ready.metric, self._ready.readout
-        if readout is None or not self._fast:
+        assert self._metric is not None
+        if self._wavefront is None:
             return np.array([self._whole(cell) for cell in cells], np.float32)
+        metric, readout = self._metric, self.runs.readout(ENDS[self.direction][1])
         x = self._wavefront(cells, cancelled=self._stop.is_set)
         rows = max(1, (64 << 20) // (4 * self.lm.n_vocab))  # logits of at most 64 MB at once
         with self.lm.busy():
             return torch.cat([metric(readout(part, metric.columns)) for part in x.split(rows)]).cpu().numpy()
 
     def _whole(self, cell: Cell) -> float:
-        """One cell by the naive path: run the source, run the base with the site written."""
+        """One cell by the naive path: the base run once more, whole, with the source's activation written."""
         if self._stop.is_set():
             raise Cancelled
-        assert self._ready is not None
-        source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
-        site = Site(self.site, cell.layer, cell.head, cell.position)
-        value = run(self.lm, self.ids[source], read=[site])[site]
-        logits = run(self.lm, self.ids[base], write={site: value}).logits[:, -1].float()
-        return float(self._ready.metric.of(logits)[0])
+        assert self._metric is not None
+        source, base = ENDS[self.direction]
+        kind = engine_kind(self.site)
+        taken = {(kind, cell.layer): put_whole(self.runs.activations(source, kind)[cell.layer], kind, cell)}
+        with self.lm.busy(), hooked(self.lm, set(), taken):
+            logits = last_logits(self.lm, self.runs.ids[base]).float()
+        return float(self._metric.of(logits)[0])
 
     def _check_engine(self) -> None:
         """On the first grid of a site in this model, hold a few cells against the naive path."""
@@ -442,15 +400,14 @@ class PatchJob:
             self.lm.checked.add(self.site)
 
     def _fall_back(self, why: str) -> None:
-        self.engine = "whole runs"
+        self.engine, self._wavefront = "whole runs", None
         warnings.warn(f"patching {self.site} one whole run a cell, which is slow: {why}", stacklevel=4)
 
 
-def _of_cell(activations: dict[int, torch.Tensor], kind: str, cell: Cell) -> torch.Tensor:
+def _of_cell(activations: Activations, kind: str, cell: Cell) -> torch.Tensor:
     """The part of an activation that a cell patches: (seq, ...) or, for patterns, (head, seq, seq)."""
     value = activations[cell.layer]
     if kind == "pattern":
-        value = value if cell.head is None else value[cell.head]
-        return value if cell.position is None else value[..., cell.position, :]
-    value = value if cell.position is None else value[cell.position]
-    return value if cell.head is None else value[..., cell.head, :]
+        value = value.transpose(0, 1)  # (query, head, key)
+    value = value if cell.position is None else value[cell.position, None]
+    return value if cell.head is None else value[:, cell.head]

@@ -16,6 +16,7 @@ run's prefix put back in front; once a model each layer is tried, which way give
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +51,10 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Cell:
-    """One patch: a layer, a head (None: the whole vector) and a position (None: all positions)."""
+    """One patch: a layer, a head or a neuron (None: the whole vector) and a position (None: all positions)."""
 
     layer: int
-    head: int | None = None
+    head: int | None = None  # or, in `mlp_act`, a neuron
     position: int | None = None
 
 
@@ -73,11 +74,13 @@ class Base:
         return self.ids.shape[1]
 
 
-def record(lm: LanguageModel, ids: torch.Tensor, *, site: str | None = None) -> tuple[Base, dict[int, torch.Tensor]]:
-    """Run a prompt (1, seq) once and keep what the wavefront needs, and one kind of site if asked.
+def record(
+    lm: LanguageModel, ids: torch.Tensor, *, sites: Sequence[str] = ()
+) -> tuple[Base, dict[str, dict[int, torch.Tensor]]]:
+    """Run a prompt (1, seq) once and keep what the wavefront needs, and some kinds of site.
 
     Returns:
-        The base, and the site's activation in each layer that has it, without the batch axis: (seq, ...), patterns
+        The base, and each kind's activation in each layer that has it, without the batch axis: (seq, ...), patterns
         (head, seq, seq).
 
     Raises:
@@ -103,21 +106,32 @@ def record(lm: LanguageModel, ids: torch.Tensor, *, site: str | None = None) -> 
         resid.append(x[0].detach().clone())
 
     blocks = [block.module for block in lm.anatomy.blocks]
-    layers = layers_with(lm, site) if site else []
     heads_of(lm)  # looked at now, before there are hooks
-    handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
-    handles.append(blocks[-1].register_forward_hook(after))
-    try:
-        with lm.busy(), hooked(lm, {(site or "", layer) for layer in layers}, {}, watch=attention.__setitem__) as found:
-            logits = last_logits(lm, ids)[0].float()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+        stack.callback(blocks[-1].register_forward_hook(after).remove)
+        logits, found = recorded(lm, ids, sites=sites, watch=attention.__setitem__)
     if len(calls) != len(blocks):
         raise Unsupported(f"the layers of {lm.name} run more than once in a pass")
     if any(x.shape[0] != ids.shape[1] for x in resid):
         raise Unsupported(f"the residual stream of {lm.name} has no axis of positions")
-    return Base(lm, ids, resid, calls, attention, logits), {layer: found[site or "", layer][0] for layer in layers}
+    return Base(lm, ids, resid, calls, attention, logits), found
+
+
+def recorded(
+    lm: LanguageModel,
+    ids: torch.Tensor,
+    *,
+    sites: Sequence[str],
+    watch: Callable[[int, AttentionCall], None] | None = None,
+) -> tuple[torch.Tensor, dict[str, dict[int, torch.Tensor]]]:
+    """Logits (vocab,) at the last position, float32, and kinds of site by layer as `record` gives them."""
+    places = {kind: layers_with(lm, kind) for kind in sites}
+    wanted = {(kind, layer) for kind, layers in places.items() for layer in layers}
+    with lm.busy(), hooked(lm, wanted, {}, watch=watch) as found:
+        logits = last_logits(lm, ids)[0].float()
+    return logits, {kind: {layer: found[kind, layer][0] for layer in layers} for kind, layers in places.items()}
 
 
 def last_logits(lm: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
@@ -325,14 +339,7 @@ class Wavefront:
         def edit(x: torch.Tensor) -> torch.Tensor:
             x = x.clone()
             for row, cell in places:
-                into, source = x[row], self.source[layer].to(x.dtype)
-                if self.site == "pattern":  # positions are queries
-                    into, source = into.transpose(0, 1), source.transpose(0, 1)
-                span = _span(cell, 0)
-                if cell.head is None:
-                    into[span] = source[span]
-                else:
-                    into[span, cell.head] = source[span, cell.head]
+                _put_cell(x[row], self.source[layer].to(x.dtype), self.site, cell)
             return x
 
         return edit
@@ -482,6 +489,28 @@ def _same(out: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> bool:
     share, rounding = (1e-4, 1e-5) if out.dtype == torch.float32 else (0.02, 2**-7)
     limit = share * rms(expected - x).max() + rounding * rms(expected).max()
     return bool((rms(out - expected) <= limit).all())
+
+
+def put_whole(source: torch.Tensor, kind: str, cell: Cell) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An edit that puts a cell's part of the source's activation (seq, ...) into a whole run's (1, seq, ...)."""
+
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        _put_cell(x[0], source.to(x), kind, cell)
+        return x
+
+    return edit
+
+
+def _put_cell(into: torch.Tensor, source: torch.Tensor, kind: str, cell: Cell) -> None:
+    """Copy a cell's part from one activation to another, both (seq, ...), of patterns (head, seq, seq); in place."""
+    if kind == "pattern":  # positions are queries
+        into, source = into.transpose(0, 1), source.transpose(0, 1)
+    span = _span(cell, 0)
+    if cell.head is None:
+        into[span] = source[span]
+    else:
+        into[span, cell.head] = source[span, cell.head]
 
 
 def _span(cell: Cell, start: int) -> slice:

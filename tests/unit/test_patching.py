@@ -9,7 +9,7 @@ import torch
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
-from labkit.analysis import patching
+from labkit.analysis import pair_runs, patching
 from labkit.analysis.inspect import inspect
 from labkit.analysis.patching import PatchJob
 
@@ -78,6 +78,69 @@ def test_a_whole_layer_of_heads_by_position_is_the_naive_cell(lm32):
     grid = lk.patch(lm32, *PAIR, site="z", over=("layer", "position"), progress=False)
     cells = some(grid, 6)
     assert close(lm32, grid.values[tuple(cells.T)], naive(lm32, grid, cells))
+
+
+@pytest.mark.parametrize("site", ["z", "mlp_act"])
+def test_heads_and_neurons_of_one_layer_by_position_are_the_naive_cells(lm32, site):
+    unit = "neuron" if site == "mlp_act" else "head"
+    units = [0, 3, 700] if site == "mlp_act" else [0, 3, 7]
+    how = {"site": site, "over": (unit, "position"), "layers": [20], f"{unit}s": units, "positions": [9, 13]}
+    grid = lk.patch(lm32, *PAIR, progress=False, **how)
+    assert grid.values.shape == (3, 2)
+    assert f"{site} of layer 20" in grid.title()
+    value = lm32.run(CLEAN, read=[f"{site}.20"])[f"{site}.20"]
+
+    def one(x, unit, position):
+        x = x.clone()
+        x[0, position, unit] = value[0, position, unit]
+        return x
+
+    for row, number in enumerate(units):
+        for column, position in enumerate((9, 13)):
+            run = lm32.run(CORRUPT, write={f"{site}.20": lambda x: one(x, number, position)})  # noqa: B023
+            right = run.logits[0, -1, lm32.encode(" Mary")[0, 0]] - run.logits[0, -1, lm32.encode(" John")[0, 0]]
+            assert abs(grid.values[row, column] - float(right)) < 1e-4
+    assert "layers=[20]" in grid.code()
+    namespace = {}
+    exec(grid.code().replace(", progress=False", ""), namespace)
+    assert np.array_equal(namespace["grid"].index[0], units)
+
+
+def test_one_pass_estimates_every_site_as_one_estimate_each(lm32):
+    found = lk.attribution_patch(lm32, *PAIR, sites=["resid_pre", "z", "pattern", "mlp_act", "head_out"])
+    for site, grid in found.items():
+        alone = lk.patch(lm32, *PAIR, site=site, method="attribution", progress=False)
+        assert grid.over == alone.over
+        assert np.abs(grid.values - alone.values).max() < 1e-4, site
+
+
+def test_grids_over_the_same_runs_are_those_over_runs_of_their_own(lm32):
+    first = PatchJob(lm32, *PAIR, site="resid_pre", layers=[5, 20])
+    list(first.steps())
+    for site, direction in (("z", "denoise"), ("mlp_out", "noise")):
+        shared = PatchJob(lm32, *PAIR, site=site, direction=direction, layers=[5, 20], runs=first.runs)
+        list(shared.steps())
+        alone = lk.patch(lm32, *PAIR, site=site, direction=direction, layers=[5, 20], progress=False)
+        assert np.abs(shared.grid.values - alone.values).max() < 1e-5
+    with pytest.raises(ValueError, match="other prompts"):
+        PatchJob(lm32, CORRUPT, CLEAN, " Mary", " John", runs=first.runs)
+
+
+def test_estimates_of_a_job_are_those_of_attribution(lm32):
+    job = PatchJob(lm32, *PAIR, site="attn_out")
+    grid = lk.patch(lm32, *PAIR, site="attn_out", method="attribution", progress=False)
+    assert np.allclose(job.estimates, grid.values, atol=1e-4)
+    assert job.done < job.total
+
+
+def test_a_metric_without_a_gradient_is_patched_and_not_estimated(lm32, monkeypatch):
+    monkeypatch.setattr(patching, "tokens_at_once", lambda lm: 60)  # many chunks, which are put in order of estimates
+    grid = lk.patch(lm32, *PAIR, metric=lambda x: x.argmax(-1).float(), layers=[5, 20], progress=False)
+    assert grid.complete
+    with pytest.raises(ValueError, match="no gradient"):
+        lk.patch(lm32, *PAIR, metric="rank", method="attribution", progress=False)
+    with pytest.raises(ValueError, match="no gradient"):
+        lk.patch(lm32, *PAIR, metric=lambda x: x.argmax(-1).float(), method="attribution", progress=False)
 
 
 def test_identical_prompts_have_no_effect_anywhere(lm):
@@ -211,12 +274,11 @@ def test_a_model_that_cannot_be_restarted_falls_back_to_whole_runs_with_a_warnin
     def refuse(base):
         raise patching.Unsupported("no readout")
 
-    monkeypatch.setattr(patching, "readout_of", refuse)
+    monkeypatch.setattr(pair_runs, "readout_of", refuse)
     with pytest.warns(UserWarning, match="one whole run a cell"):
         whole = lk.patch(lm32, *PAIR, layers=[5], progress=False)
     assert np.abs(fast.values - whole.values).max() < 1e-4
-    with pytest.warns(UserWarning, match="one whole run a cell"):
-        estimate = lk.patch(lm32, *PAIR, layers=[5], method="attribution", progress=False)
+    estimate = lk.patch(lm32, *PAIR, layers=[5], method="attribution", progress=False)  # restarts nothing
     assert estimate.complete
 
 

@@ -1,0 +1,126 @@
+"""The clean and the corrupt run of a pair, done once and shared by every grid over them.
+
+A grid needs the residual stream of the run that is patched into, one kind of activation of the other, and the gradient
+estimate of every cell. All three are kept here: a grid over another site, or in the other direction, finds the runs
+there, and one forward and one backward pass estimate every site that was asked for together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from labkit.analysis.attribution import estimates
+from labkit.analysis.metrics import Metric
+from labkit.internals.sites import HEAD_IN
+from labkit.internals.wavefront import Base, Readout, Unsupported, readout_of, record, recorded
+
+if TYPE_CHECKING:
+    from labkit.models.language_model import LanguageModel
+
+ENDS = {"denoise": ("clean", "corrupt"), "noise": ("corrupt", "clean")}
+"""By direction: the run that activations are taken from, and the run that they are put into."""
+
+Activations = dict[int, torch.Tensor]
+"""One kind of site by layer, without the batch axis: (seq, ...), patterns (head, seq, seq)."""
+
+
+def engine_kind(site: str) -> str:
+    """What is read and written for a site: head_out is linear in what the output projection takes in."""
+    return HEAD_IN if site == "head_out" else site
+
+
+class PairRuns:
+    """Two runs of one model on prompts of the same length, with what has been kept of them.
+
+    Args:
+        lm: the model.
+        clean, corrupt: token ids (1, seq), up to the position that the metric reads.
+        together: kinds of site that are estimated in one pass as soon as the first of them is.
+
+    Attributes:
+        ids: `{"clean": (1, seq), "corrupt": (1, seq)}`.
+        unsupported: why the model cannot be restarted in the middle; None where it can.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, clean: torch.Tensor, corrupt: torch.Tensor, *, together: Sequence[str] = ()
+    ) -> None:
+        self.lm = lm
+        self.ids = {"clean": clean, "corrupt": corrupt}
+        self.together = tuple(dict.fromkeys(map(engine_kind, together)))
+        self.unsupported: str | None = None
+        self._bases: dict[str, Base] = {}
+        self._readouts: dict[str, Readout] = {}
+        self._logits: dict[str, torch.Tensor] = {}
+        self._kept: dict[tuple[str, str], Activations] = {}
+        self._effects: dict[Hashable, dict[str, Activations]] = {}
+
+    @property
+    def first(self) -> int:
+        """The first position at which the prompts differ; the length where they do not. Nothing before it matters."""
+        differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
+        return int(differ[0]) if len(differ) else self.ids["clean"].shape[1]
+
+    def activations(self, name: str, kind: str) -> Activations:
+        """One kind of site in the run called `clean` or `corrupt`, by layer."""
+        if (name, kind) not in self._kept:
+            self._run(name, kind)
+        return self._kept[name, kind]
+
+    def base(self, name: str) -> Base:
+        """The run and all it takes to start again from anywhere in it.
+
+        Raises:
+            Unsupported: the model cannot be restarted in the middle.
+        """
+        if name not in self._bases and self.unsupported is None:
+            self._run(name, None)
+        if name not in self._bases:
+            raise Unsupported(self.unsupported)
+        return self._bases[name]
+
+    def logits(self, name: str) -> torch.Tensor:
+        """Logits (vocab,) at the last position, float32."""
+        if name not in self._logits:
+            self._run(name, None)
+        return self._logits[name]
+
+    def readout(self, name: str) -> Readout:
+        """From the last residual stream of a run to logits. Raises `Unsupported` as `base` does."""
+        if name not in self._readouts:
+            self._readouts[name] = readout_of(self.base(name))
+        return self._readouts[name]
+
+    def effects(self, kind: str, *, direction: str, metric: Metric) -> Activations:
+        """The gradient estimate of what patching each place of a site does to the metric, by layer, float32.
+
+        Returns:
+            (position,), or (position, unit) where a site has heads, neurons or experts.
+        """
+        key = (direction, metric.key)
+        known = self._effects.setdefault(key, {})
+        if kind not in known:
+            source, base = ENDS[direction]
+            wanted = self.together if kind in self.together else (kind,)
+            taken = {k: self.activations(source, k) for k in wanted if k not in known}
+            known |= estimates(self.lm, self.ids[base], taken, metric=metric.of)
+        return known[kind]
+
+    def _run(self, name: str, kind: str | None) -> None:
+        """Run a prompt for what has not been kept of it yet."""
+        kinds = list(self.together) if kind is None or kind in self.together else [kind]
+        kinds = [k for k in kinds if (name, k) not in self._kept]
+        logits, found = None, None
+        if self.unsupported is None and name not in self._bases:
+            try:
+                self._bases[name], found = record(self.lm, self.ids[name], sites=kinds)
+                logits = self._bases[name].logits
+            except Unsupported as why:
+                self.unsupported = str(why)
+        if logits is None or found is None:
+            logits, found = recorded(self.lm, self.ids[name], sites=kinds)
+        self._logits[name] = logits
+        self._kept |= {(name, k): layers for k, layers in found.items()}
