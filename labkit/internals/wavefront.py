@@ -232,7 +232,7 @@ class Wavefront:
 
     def __init__(self, base: Base, source: Mapping[int, torch.Tensor], *, site: str, first: int) -> None:
         self.lm, self.base, self.source, self.site, self.first = base.lm, base, source, site, first
-        self._masks: dict[tuple[int, int], torch.Tensor | None] = {}
+        self._causal: dict[torch.device, torch.Tensor] = {}
         with self.lm.busy():
             self._find_restarts()
 
@@ -258,9 +258,9 @@ class Wavefront:
                 self._join(groups, layer, new, cells)
                 if layer < n_layers:
                     self._block(layer, list(groups.values()), set(new), cells)
-            final = self.base.resid[-1].new_empty(len(cells), *self.base.resid[-1].shape[1:])
-            for group in groups.values():
-                final[group.cells] = group.x[:, -1]
+            last = torch.cat([group.x[:, -1] for group in groups.values()])
+            final = torch.empty_like(last)
+            final[_indices([index for group in groups.values() for index in group.cells], last.device)] = last
         return final
 
     def _join(self, groups: dict[int, _Group], layer: int, new: list[int], cells: Sequence[Cell]) -> None:
@@ -271,9 +271,7 @@ class Wavefront:
         for start, indices in by_start.items():
             x = self.base.resid[layer][start:][None].repeat_interleave(len(indices), 0)
             if self.site in ("resid_pre", "resid_post"):
-                for row, index in enumerate(indices):
-                    span = _span(cells[index], start)
-                    x[row, span] = self.source[cells[index].layer][start:][span]
+                _put(x, self.source[cells[indices[0]].layer][start:], [cells[index] for index in indices])
             old = groups.get(start)
             if old is None:
                 groups[start] = _Group(start, x, indices)
@@ -294,8 +292,8 @@ class Wavefront:
     def _packed(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
         """All rows as one list of tokens, end to end, each row from its start on."""
         block, length = self.lm.anatomy.blocks[layer], self.base.length
-        device = self.base.resid[layer].device
-        at = torch.cat([torch.arange(g.start, length, device=device).repeat(len(g.cells)) for g in groups])  # (tokens,)
+        at = torch.cat([torch.arange(g.start, length).repeat(len(g.cells)) for g in groups])  # (tokens,)
+        at = at.to(self.base.resid[layer].device, non_blocking=True)
         packed = torch.cat([g.x.flatten(0, 1) for g in groups])[None]  # (1, tokens, d_model)
         args, kwargs = self.base.calls[layer]
         args = tuple(_reindexed("", value, at, length) for value in args)
@@ -389,11 +387,7 @@ class Wavefront:
             x = x.clone()
             for group, part in zip(groups, x[0].split([g.tokens for g in groups]), strict=True):
                 rows = part.view(*group.x.shape[:2], *part.shape[1:])
-                for row, index in enumerate(group.cells):
-                    if index in new:
-                        span = _span(cells[index], group.start)
-                        heads = () if cells[index].head is None else (slice(None), cells[index].head)
-                        rows[row, span][heads] = self.source[layer][group.start :][span][heads]
+                _put(rows, self.source[layer][group.start :], [cells[i] for i in group.cells if i in new])
             return x
 
         return edit
@@ -414,62 +408,76 @@ class Wavefront:
             for group, *flat in parts:
                 shape, start = group.x.shape[:2], group.start
                 q, k, v = (x.unflatten(1, shape).transpose(0, 1) for x in flat)  # (rows, head, length, d_head)
-                edited = [(row, cells[i]) for row, i in enumerate(group.cells) if by_head and i in new]
+                edited = [cells[i] for i in group.cells if by_head and i in new]
                 for name, x in (("q", q), ("k", k), ("v", v)):
                     if by_head == name:
-                        self._put(x.transpose(1, 2), layer, start, edited)
+                        _put(x.transpose(1, 2), self.source[layer][start:], edited)
                 k = torch.cat([stored.k[:, :, :start].expand(len(group.cells), -1, -1, -1), k], 2)
                 v = torch.cat([stored.v[:, :, :start].expand(len(group.cells), -1, -1, -1), v], 2)
-                here = AttentionCall(call.module, q, k, v, self._mask(stored, layer, start), call.scaling, call.options)
+                here = AttentionCall(call.module, q, k, v, self._mask(stored, start), call.scaling, call.options)
                 out = _fast(here)  # (rows, length, head, d_head)
                 if by_head == "z":
-                    self._put(out, layer, start, edited)
-                elif by_head == "pattern" and edited:
-                    self._put_pattern(out, here, layer, edited)
+                    _put(out, self.source[layer][start:], edited)
+                elif by_head == "pattern":
+                    _put_pattern(out, here, self.source[layer][:, start:], edited)
                 z.append(out.flatten(0, 1))
             return torch.cat(z)[None]
 
         return task
 
-    def _put(self, x: torch.Tensor, layer: int, start: int, edited: list[tuple[int, Cell]]) -> None:
-        """Write the source's vectors of a head (or of all) into x (rows, length, head, d_head), in place."""
-        for row, cell in edited:
-            span = _span(cell, start)
-            heads = slice(None) if cell.head is None else cell.head
-            x[row, span, heads] = self.source[layer][start:][span, heads]
-
-    def _put_pattern(self, z: torch.Tensor, call: AttentionCall, layer: int, edited: list[tuple[int, Cell]]) -> None:
-        """Recompute z (rows, length, head, d_head) of the edited rows with the source's pattern, in place."""
-        start = call.k.shape[2] - call.q.shape[2]
-        for row, cell in edited:
-            span = _span(cell, start)
-            heads = slice(None) if cell.head is None else cell.head
-            one = AttentionCall(
-                call.module,
-                call.q[row, None],
-                call.k[row, None],
-                call.v[row, None],
-                call.mask,
-                call.scaling,
-                call.options,
-            )
-            pattern = pattern_of(one)  # (1, head, length, seq)
-            pattern[0, heads, span] = self.source[layer][:, start:][heads, span].to(pattern.dtype)
-            z[row] = apply_pattern(pattern, one.v)[0]
-
-    def _mask(self, stored: AttentionCall, layer: int, start: int) -> torch.Tensor | None:
+    def _mask(self, stored: AttentionCall, start: int) -> torch.Tensor | None:
         """The base run's mask for the queries from `start` on, (..., length, seq)."""
         if start == 0:
             return stored.mask
-        key = (-1 if stored.mask is None else layer, start)
-        if key not in self._masks:
-            if stored.mask is not None:
-                self._masks[key] = stored.mask[..., start:, :]
-            else:
-                length = self.base.length
-                causal = torch.ones(length - start, length, dtype=torch.bool, device=stored.k.device)
-                self._masks[key] = causal.tril(start)
-        return self._masks[key]
+        if stored.mask is not None:
+            return stored.mask[..., start:, :]
+        device = stored.k.device
+        if device not in self._causal:  # one for all starts: theirs are its last rows
+            length = self.base.length
+            self._causal[device] = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        return self._causal[device][start:]
+
+
+# -- writing into many rows at once, with no copy to the host and no kernel a row ------------------------------------
+
+
+def _indices(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    """An index (n,), sent to the device without waiting for it."""
+    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
+
+
+def _put(x: torch.Tensor, source: torch.Tensor, cells: Sequence[Cell]) -> None:
+    """Write the source's values (length, ...) into these cells' rows, the last of x (rows, length, ...), in place.
+
+    A cell that has a position has it where its row starts, so that one write does for all rows.
+    """
+    if not cells:
+        return
+    rows, source = x[len(x) - len(cells) :], source.to(x.dtype)
+    span = slice(None) if cells[0].position is None else slice(0, 1)
+    if cells[0].head is None:
+        rows[:, span] = source[span]
+        return
+    heads = _indices([cell.head or 0 for cell in cells], x.device)
+    rows[torch.arange(len(cells), device=x.device), span, heads] = source[span, heads].transpose(0, 1)
+
+
+def _put_pattern(z: torch.Tensor, call: AttentionCall, source: torch.Tensor, cells: Sequence[Cell]) -> None:
+    """Recompute z (rows, length, head, d_head) of these cells' rows, the last, with the source's pattern, in place.
+
+    So many rows at a time that their patterns take 256 MB at most.
+    """
+    first, size = len(z) - len(cells), call.q.shape[1] * call.q.shape[2] * call.k.shape[2]
+    step = max(1, (64 << 20) // size)
+    for begin in range(0, len(cells), step):
+        some = cells[begin : begin + step]
+        rows = slice(first + begin, first + begin + len(some))
+        part = AttentionCall(
+            call.module, call.q[rows], call.k[rows], call.v[rows], call.mask, call.scaling, call.options
+        )
+        pattern = pattern_of(part)  # (rows, head, length, seq)
+        _put(pattern.transpose(1, 2), source.transpose(0, 1), some)
+        z[rows] = apply_pattern(pattern, part.v)
 
 
 def _fast(call: AttentionCall) -> torch.Tensor:
