@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from labkit.internals.cells import by_unit
 from labkit.internals.run import hooked
 from labkit.internals.wavefront import last_logits
 from labkit.models.weights import is_quantised, weight_of
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
-
-UNIT_KINDS = ("mlp_act", "router")  # whose last axis is one of units: neurons, experts
 
 
 def estimates(
@@ -58,17 +57,9 @@ def estimates(
     for (kind, layer), grad in zip(places, grads, strict=True):
         here = found[kind, layer].detach()[0].float()
         change = source[kind][layer].to(here.device).float() - here
-        effects[kind][layer] = _by_unit(torch.zeros_like(here) if grad is None else grad[0].float() * change, kind)
+        product = torch.zeros_like(here) if grad is None else grad[0].float() * change
+        effects[kind][layer] = by_unit(product, kind).sum(-1).cpu()
     return effects
-
-
-def _by_unit(product: torch.Tensor, kind: str) -> torch.Tensor:
-    """(position, [head,] width), or (head, query, key) for patterns, summed to (position, unit)."""
-    if kind == "pattern":
-        return product.sum(-1).T.cpu()
-    if kind in UNIT_KINDS:
-        return product.cpu()
-    return product.flatten(2).sum(-1).cpu() if product.ndim == 3 else product.sum(-1, keepdim=True).cpu()
 
 
 class _Through(torch.autograd.Function):

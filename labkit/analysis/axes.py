@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from labkit.internals.cells import Cell
 from labkit.internals.sites import HEAD_KINDS, Site, checked, layers_with, n_heads_of
-from labkit.internals.wavefront import Cell
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel

@@ -23,10 +23,11 @@ from labkit.analysis.axes import axes_of
 from labkit.analysis.batching import is_out_of_memory, tokens_at_once
 from labkit.analysis.grid import PatchGrid, recipe_of
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
-from labkit.analysis.pair_runs import ENDS, Activations, PairRuns, engine_kind
+from labkit.analysis.pair_runs import ENDS, PairRuns, engine_kind
+from labkit.internals.cells import Cell, at_cell, by_unit, put_whole
 from labkit.internals.run import hooked
 from labkit.internals.sites import HEAD_KINDS, checked
-from labkit.internals.wavefront import Cancelled, Cell, Unsupported, Wavefront, last_logits, put_whole
+from labkit.internals.wavefront import Cancelled, Unsupported, Wavefront, last_logits
 from labkit.tokens import align, single_token
 
 if TYPE_CHECKING:
@@ -276,10 +277,14 @@ class PatchJob:
         )
         self.grid.recipe["unit"] = metric.unit
         flat = self.grid.values.reshape(-1)
+        moved = {
+            layer: by_unit(own[layer] != activations[layer], kind).any(-1).cpu().numpy()
+            for layer in {cell.layer for cell in self.cells}
+        }
         for i, cell in enumerate(self.cells):
-            if self.runs.first > self.at or (cell.position is not None and cell.position < self.runs.first):
-                flat[i] = self._unpatched  # nothing before the first difference can have an effect
-            elif torch.equal(_of_cell(own, kind, cell), _of_cell(activations, kind, cell)):
+            # nothing before the first difference can have an effect, and neither can putting in what is there
+            before = self.runs.first > self.at or (cell.position is not None and cell.position < self.runs.first)
+            if before or not at_cell(moved[cell.layer], cell).any():
                 flat[i] = self._unpatched
         self._metric = metric
 
@@ -346,19 +351,8 @@ class PatchJob:
         assert self._metric is not None
         kind = engine_kind(self.site)
         effects = self.runs.effects(kind, direction=self.direction, metric=self._metric)
-        # (layer, position, unit), layers without the site empty
-        parts = {layer: effect.numpy() for layer, effect in effects.items()}
-        whole = {layer: part.sum(1) for layer, part in parts.items()}  # every unit at a position
-        over_all = {layer: part.sum(0) for layer, part in parts.items()}  # a unit at every position
-        values = []
-        for cell in self.cells:
-            if cell.head is None:
-                values.append(whole[cell.layer][slice(None) if cell.position is None else cell.position].sum())
-            elif cell.position is None:
-                values.append(over_all[cell.layer][cell.head])
-            else:
-                values.append(parts[cell.layer][cell.position, cell.head])
-        return np.array(values, np.float32)
+        tables = {layer: effect.numpy() for layer, effect in effects.items()}  # (position, unit)
+        return np.array([at_cell(tables[cell.layer], cell).sum() for cell in self.cells], np.float32)
 
     def _values(self, cells: list[Cell]) -> np.ndarray:
         """The metric of each patched run, float32 (len(cells),)."""
@@ -402,12 +396,3 @@ class PatchJob:
     def _fall_back(self, why: str) -> None:
         self.engine, self._wavefront = "whole runs", None
         warnings.warn(f"patching {self.site} one whole run a cell, which is slow: {why}", stacklevel=4)
-
-
-def _of_cell(activations: Activations, kind: str, cell: Cell) -> torch.Tensor:
-    """The part of an activation that a cell patches: (seq, ...) or, for patterns, (head, seq, seq)."""
-    value = activations[cell.layer]
-    if kind == "pattern":
-        value = value.transpose(0, 1)  # (query, head, key)
-    value = value if cell.position is None else value[cell.position, None]
-    return value if cell.head is None else value[:, cell.head]

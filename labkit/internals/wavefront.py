@@ -31,6 +31,7 @@ from labkit.internals.attention_hook import (
     needs_pattern,
     pattern_of,
 )
+from labkit.internals.cells import Cell, put_cell, put_rows, to_index
 from labkit.internals.heads import heads_of
 from labkit.internals.run import hooked
 from labkit.internals.sites import HEAD_IN, layers_with
@@ -47,15 +48,6 @@ class Unsupported(Exception):
 
 class Cancelled(Exception):
     """The caller asked to stop in the middle of a pass."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One patch: a layer, a head or a neuron (None: the whole vector) and a position (None: all positions)."""
-
-    layer: int
-    head: int | None = None  # or, in `mlp_act`, a neuron
-    position: int | None = None
 
 
 @dataclass
@@ -260,7 +252,7 @@ class Wavefront:
                     self._block(layer, list(groups.values()), set(new), cells)
             last = torch.cat([group.x[:, -1] for group in groups.values()])
             final = torch.empty_like(last)
-            final[_indices([index for group in groups.values() for index in group.cells], last.device)] = last
+            final[to_index([index for group in groups.values() for index in group.cells], last.device)] = last
         return final
 
     def _join(self, groups: dict[int, _Group], layer: int, new: list[int], cells: Sequence[Cell]) -> None:
@@ -271,7 +263,7 @@ class Wavefront:
         for start, indices in by_start.items():
             x = self.base.resid[layer][start:][None].repeat_interleave(len(indices), 0)
             if self.site in ("resid_pre", "resid_post"):
-                _put(x, self.source[cells[indices[0]].layer][start:], [cells[index] for index in indices])
+                put_rows(x, self.source[cells[indices[0]].layer][start:], [cells[index] for index in indices])
             old = groups.get(start)
             if old is None:
                 groups[start] = _Group(start, x, indices)
@@ -337,7 +329,7 @@ class Wavefront:
         def edit(x: torch.Tensor) -> torch.Tensor:
             x = x.clone()
             for row, cell in places:
-                _put_cell(x[row], self.source[layer].to(x.dtype), self.site, cell)
+                put_cell(x[row], self.source[layer].to(x.dtype), self.site, cell)
             return x
 
         return edit
@@ -387,7 +379,7 @@ class Wavefront:
             x = x.clone()
             for group, part in zip(groups, x[0].split([g.tokens for g in groups]), strict=True):
                 rows = part.view(*group.x.shape[:2], *part.shape[1:])
-                _put(rows, self.source[layer][group.start :], [cells[i] for i in group.cells if i in new])
+                put_rows(rows, self.source[layer][group.start :], [cells[i] for i in group.cells if i in new])
             return x
 
         return edit
@@ -411,13 +403,13 @@ class Wavefront:
                 edited = [cells[i] for i in group.cells if by_head and i in new]
                 for name, x in (("q", q), ("k", k), ("v", v)):
                     if by_head == name:
-                        _put(x.transpose(1, 2), self.source[layer][start:], edited)
+                        put_rows(x.transpose(1, 2), self.source[layer][start:], edited)
                 k = torch.cat([stored.k[:, :, :start].expand(len(group.cells), -1, -1, -1), k], 2)
                 v = torch.cat([stored.v[:, :, :start].expand(len(group.cells), -1, -1, -1), v], 2)
                 here = AttentionCall(call.module, q, k, v, self._mask(stored, start), call.scaling, call.options)
                 out = _fast(here)  # (rows, length, head, d_head)
                 if by_head == "z":
-                    _put(out, self.source[layer][start:], edited)
+                    put_rows(out, self.source[layer][start:], edited)
                 elif by_head == "pattern":
                     _put_pattern(out, here, self.source[layer][:, start:], edited)
                 z.append(out.flatten(0, 1))
@@ -438,30 +430,6 @@ class Wavefront:
         return self._causal[device][start:]
 
 
-# -- writing into many rows at once, with no copy to the host and no kernel a row ------------------------------------
-
-
-def _indices(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
-    """An index (n,), sent to the device without waiting for it."""
-    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
-
-
-def _put(x: torch.Tensor, source: torch.Tensor, cells: Sequence[Cell]) -> None:
-    """Write the source's values (length, ...) into these cells' rows, the last of x (rows, length, ...), in place.
-
-    A cell that has a position has it where its row starts, so that one write does for all rows.
-    """
-    if not cells:
-        return
-    rows, source = x[len(x) - len(cells) :], source.to(x.dtype)
-    span = slice(None) if cells[0].position is None else slice(0, 1)
-    if cells[0].head is None:
-        rows[:, span] = source[span]
-        return
-    heads = _indices([cell.head or 0 for cell in cells], x.device)
-    rows[torch.arange(len(cells), device=x.device), span, heads] = source[span, heads].transpose(0, 1)
-
-
 def _put_pattern(z: torch.Tensor, call: AttentionCall, source: torch.Tensor, cells: Sequence[Cell]) -> None:
     """Recompute z (rows, length, head, d_head) of these cells' rows, the last, with the source's pattern, in place.
 
@@ -476,7 +444,7 @@ def _put_pattern(z: torch.Tensor, call: AttentionCall, source: torch.Tensor, cel
             call.module, call.q[rows], call.k[rows], call.v[rows], call.mask, call.scaling, call.options
         )
         pattern = pattern_of(part)  # (rows, head, length, seq)
-        _put(pattern.transpose(1, 2), source.transpose(0, 1), some)
+        put_rows(pattern.transpose(1, 2), source.transpose(0, 1), some)
         z[rows] = apply_pattern(pattern, part.v)
 
 
@@ -497,33 +465,6 @@ def _same(out: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> bool:
     share, rounding = (1e-4, 1e-5) if out.dtype == torch.float32 else (0.02, 2**-7)
     limit = share * rms(expected - x).max() + rounding * rms(expected).max()
     return bool((rms(out - expected) <= limit).all())
-
-
-def put_whole(source: torch.Tensor, kind: str, cell: Cell) -> Callable[[torch.Tensor], torch.Tensor]:
-    """An edit that puts a cell's part of the source's activation (seq, ...) into a whole run's (1, seq, ...)."""
-
-    def edit(x: torch.Tensor) -> torch.Tensor:
-        x = x.clone()
-        _put_cell(x[0], source.to(x), kind, cell)
-        return x
-
-    return edit
-
-
-def _put_cell(into: torch.Tensor, source: torch.Tensor, kind: str, cell: Cell) -> None:
-    """Copy a cell's part from one activation to another, both (seq, ...), of patterns (head, seq, seq); in place."""
-    if kind == "pattern":  # positions are queries
-        into, source = into.transpose(0, 1), source.transpose(0, 1)
-    span = _span(cell, 0)
-    if cell.head is None:
-        into[span] = source[span]
-    else:
-        into[span, cell.head] = source[span, cell.head]
-
-
-def _span(cell: Cell, start: int) -> slice:
-    """The positions that a cell patches, counted from its row's start."""
-    return slice(None) if cell.position is None else slice(cell.position - start, cell.position - start + 1)
 
 
 def _expanded(value: Any, rows: int) -> Any:
