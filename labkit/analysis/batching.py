@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
+
+from labkit.internals.wavefront import Cancelled
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
+
+T = TypeVar("T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -32,3 +38,46 @@ def tokens_at_once(lm: LanguageModel) -> int:
     else:
         free, most = psutil.virtual_memory().available, 4096
     return int(min(most, max(256, 0.4 * free / (width * size))))
+
+
+def in_chunks(
+    waiting: list[list[T]], work: Callable[[list[T]], np.ndarray], *, stopped: Callable[[], bool]
+) -> Iterator[tuple[list[T], np.ndarray]]:
+    """Do chunk after chunk, and yield each with its values; ends when `stopped()` is true or the work is cancelled.
+
+    A chunk that memory does not hold is halved and tried again.
+
+    Raises:
+        RuntimeError: what the work raised, out of memory only where a chunk of one does not fit.
+    """
+    waiting = list(waiting)
+    while waiting and not stopped():
+        chunk = waiting.pop(0)
+        try:
+            values = work(chunk)
+        except Cancelled:
+            return
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(chunk) == 1:
+                raise
+            half = len(chunk) // 2
+            waiting[:0] = [chunk[:half], chunk[half:]]
+            values = None
+        if values is None:  # outside of the handler, whose error holds on to what did not fit
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        yield chunk, values
+
+
+def chunked(order: list[T], tokens: Callable[[T], int], *, budget: int) -> list[list[T]]:
+    """Items in their order, in chunks of about `budget` tokens."""
+    chunks: list[list[T]] = []
+    filled = 0
+    for item in order:
+        if not chunks or filled + tokens(item) > budget:
+            chunks.append([])
+            filled = 0
+        chunks[-1].append(item)
+        filled += tokens(item)
+    return chunks

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from labkit.analysis.axes import axes_of
-from labkit.analysis.batching import is_out_of_memory, tokens_at_once
+from labkit.analysis.batching import chunked, in_chunks, tokens_at_once
 from labkit.analysis.grid import PatchGrid, recipe_of
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.pair_runs import ENDS, PairRuns, engine_kind
 from labkit.internals.cells import Cell, at_cell, by_unit, put_whole
 from labkit.internals.run import hooked
 from labkit.internals.sites import HEAD_KINDS, checked
-from labkit.internals.wavefront import Cancelled, Unsupported, Wavefront, last_logits
+from labkit.internals.wavefront import Cancelled, Lane, Unsupported, Wavefront, last_logits
 from labkit.tokens import align, single_token
 
 if TYPE_CHECKING:
@@ -204,6 +204,15 @@ class PatchJob:
     def done(self) -> int:
         return int((~np.isnan(self.grid.values)).sum())
 
+    def go_on(self) -> None:
+        """Take a request to end back; `steps` does so when it has ended."""
+        self._stop.clear()
+
+    @property
+    def cancelled(self) -> bool:
+        """Has the job been asked to end, and not gone on since?"""
+        return self._stop.is_set()
+
     def cancel(self) -> None:
         """Ask the job to end; it does before the next block of the model."""
         self._stop.set()
@@ -217,7 +226,7 @@ class PatchJob:
         try:
             yield from self._work()
         finally:
-            self._stop.clear()
+            self.go_on()
 
     @property
     def estimates(self) -> np.ndarray:
@@ -235,32 +244,15 @@ class PatchJob:
         self._prepare()
         if self.method == "attribution":
             yield self.done
-            missing = self._open()
+            missing = self.waiting()
             self.grid.values.reshape(-1)[missing] = self.estimates.reshape(-1)[missing]
             yield self.done
             return
-        self._restart()
-        if self._wavefront is not None:
-            try:
-                self._check_engine()
-            except Cancelled:  # before it began: the check is made when the work goes on
-                return
+        if not self.ready():
+            return
         yield self.done
-        waiting = self._chunks(tokens_at_once(self.lm))
-        while waiting and not self._stop.is_set():
-            chunk = waiting.pop(0)
-            try:
-                values = self._values([self.cells[i] for i in chunk])
-            except Cancelled:
-                return
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or len(chunk) == 1:
-                    raise
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                half = len(chunk) // 2
-                waiting[:0] = [chunk[:half], chunk[half:]]
-                continue
+        work = lambda chunk: self._values([self.cells[i] for i in chunk])  # noqa: E731
+        for chunk, values in in_chunks(self._chunks(tokens_at_once(self.lm)), work, stopped=self._stop.is_set):
             self.grid.values.reshape(-1)[chunk] = values
             yield self.done
 
@@ -293,29 +285,43 @@ class PatchJob:
         """The metric on the run that is patched into."""
         return self.grid.corrupt if self.direction == "denoise" else self.grid.clean
 
+    def ready(self) -> bool:
+        """Get ready to patch exactly; False if the job was cancelled meanwhile (it is got ready when it goes on)."""
+        self._prepare()
+        self._restart()
+        if self._wavefront is not None:
+            try:
+                self._check_engine()
+            except Cancelled:
+                return False
+        return True
+
     def _restart(self) -> None:
         """Get ready to start the base run again from any cell, where this architecture allows it."""
         if self._wavefront is not None or self.engine != "wavefront":
             return
-        source, base = ENDS[self.direction]
-        kind = engine_kind(self.site)
         try:
-            self.runs.readout(base)
-            self._wavefront = Wavefront(
-                self.runs.base(base), self.runs.activations(source, kind), site=kind, first=self.runs.first
-            )
+            self.runs.readout(ENDS[self.direction][1])
+            self._wavefront = Wavefront([self.lane()], site=engine_kind(self.site))
         except Unsupported as why:
             self._fall_back(str(why))
 
-    def _open(self) -> list[int]:
+    def lane(self) -> Lane:
+        """The run that this job patches into, for the engine. Raises `Unsupported` where it cannot be restarted."""
+        source, base = ENDS[self.direction]
+        activations = self.runs.activations(source, engine_kind(self.site))
+        return Lane(self.runs.base(base), activations, self.runs.first)
+
+    def waiting(self) -> list[int]:
+        """The numbers of the cells that have no value yet."""
         cells: list[int] = np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()
         return cells
 
     def _chunks(self, budget: int) -> list[list[int]]:
         """The open cells in chunks of about `budget` tokens, those with the largest estimated effects first."""
-        waiting = self._open()
+        waiting = self.waiting()
         fast = self._wavefront
-        length = {i: self.at + 1 - fast.start_of(self.cells[i]) if fast is not None else 1 for i in waiting}
+        length = {i: self.at + 1 - fast.lanes[0].start_of(self.cells[i]) if fast is not None else 1 for i in waiting}
         importance = dict.fromkeys(waiting, 0.0)
         if fast is not None and sum(length.values()) > 2 * budget:  # a grid of one or two chunks is there at once
             # Rows of one start share their prefix, so a position's cells stay together and go by its largest.
@@ -328,15 +334,7 @@ class PatchJob:
                 if self.cells[i].position is not None:
                     importance[i] = by_start[self.cells[i].position]
         waiting.sort(key=lambda i: (-importance[i], self.cells[i].position or 0, self.cells[i].layer))
-        chunks: list[list[int]] = []
-        tokens = 0
-        for i in waiting:
-            if not chunks or tokens + length[i] > budget:
-                chunks.append([])
-                tokens = 0
-            chunks[-1].append(i)
-            tokens += length[i]
-        return chunks
+        return chunked(waiting, length.__getitem__, budget=budget)
 
     def _importance(self, cells: list[int]) -> list[float]:
         """How far the gradient says each cell moves the metric; 0 for a metric without one."""
@@ -359,8 +357,12 @@ class PatchJob:
         assert self._metric is not None
         if self._wavefront is None:
             return np.array([self._whole(cell) for cell in cells], np.float32)
+        return self.read(self._wavefront(cells, cancelled=self._stop.is_set))
+
+    def read(self, x: torch.Tensor) -> np.ndarray:
+        """The metric (rows,), float32, of last residual streams (rows, d_model)."""
+        assert self._metric is not None
         metric, readout = self._metric, self.runs.readout(ENDS[self.direction][1])
-        x = self._wavefront(cells, cancelled=self._stop.is_set)
         rows = max(1, (64 << 20) // (4 * self.lm.n_vocab))  # logits of at most 64 MB at once
         with self.lm.busy():
             return torch.cat([metric(readout(part, metric.columns)) for part in x.split(rows)]).cpu().numpy()

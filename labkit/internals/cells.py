@@ -18,6 +18,7 @@ class Cell:
     layer: int
     head: int | None = None  # or, in `mlp_act`, a neuron
     position: int | None = None
+    lane: int = 0  # which run it belongs to, where several are patched together
 
 
 def by_unit(value: torch.Tensor, kind: str) -> torch.Tensor:

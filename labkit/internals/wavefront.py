@@ -1,4 +1,4 @@
-"""The wavefront: many patched runs of one prompt in a single pass up the blocks.
+"""The wavefront: many patched runs of one prompt, or of several, in a single pass up the blocks.
 
 A patch at layer L and position p changes nothing below L and nothing before p. So each patched run, a *row*, joins the
 batch at block L with the stored residual stream from position p on, and looks back at the stored keys and values of
@@ -196,10 +196,29 @@ _MODULE_SITES = ("resid_mid", "attn_out", "mlp_out", "mlp_act", "router", "laten
 _HEAD_SITES = ("q", "k", "v", "z", "pattern")
 
 
+@dataclass(frozen=True)
+class Lane:
+    """One run that is patched into, and what is put into it.
+
+    Attributes:
+        base: the run.
+        source: the site's activation of each layer of the other run, as `record` gives it.
+        first: the first position at which the two prompts differ; nothing before it can have an effect.
+    """
+
+    base: Base
+    source: Mapping[int, torch.Tensor]
+    first: int
+
+    def start_of(self, cell: Cell) -> int:
+        return self.first if cell.position is None else cell.position
+
+
 @dataclass
 class _Group:
-    """Rows that start at the same position."""
+    """Rows of one lane that start at the same position."""
 
+    lane: int
     start: int
     x: torch.Tensor  # (rows, length, d_model)
     cells: list[int]  # the cell of each row
@@ -210,26 +229,21 @@ class _Group:
 
 
 class Wavefront:
-    """Patches of one kind of site, put into one base run from the same site of a source run.
+    """Patches of one kind of site, put into one base run or into several at once.
 
     Args:
-        base: the run that is patched into.
-        source: the site's activation of each layer, as `record` gives it.
-        site: its kind.
-        first: the first position at which the two prompts differ; nothing before it can have an effect.
+        lanes: the runs, all of the same length; a cell's `lane` says which one it belongs to.
+        site: the kind of site.
 
     Raises:
         Unsupported: a layer gives something else when it is run alone.
     """
 
-    def __init__(self, base: Base, source: Mapping[int, torch.Tensor], *, site: str, first: int) -> None:
-        self.lm, self.base, self.source, self.site, self.first = base.lm, base, source, site, first
+    def __init__(self, lanes: Sequence[Lane], *, site: str) -> None:
+        self.lanes, self.site, self.lm, self.length = lanes, site, lanes[0].base.lm, lanes[0].base.length
         self._causal: dict[torch.device, torch.Tensor] = {}
         with self.lm.busy():
             self._find_restarts()
-
-    def start_of(self, cell: Cell) -> int:
-        return self.first if cell.position is None else cell.position
 
     def __call__(self, cells: Sequence[Cell], *, cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
         """The last residual stream (len(cells), d_model) at the last position of each patched run.
@@ -241,7 +255,7 @@ class Wavefront:
         joins: dict[int, list[int]] = {}
         for index, cell in enumerate(cells):
             joins.setdefault(cell.layer + (self.site == "resid_post"), []).append(index)
-        groups: dict[int, _Group] = {}
+        groups: dict[tuple[int, int], _Group] = {}
         with self.lm.busy():
             for layer in range(min(joins), n_layers + 1):
                 if cancelled():
@@ -249,26 +263,28 @@ class Wavefront:
                 new = joins.get(layer, [])
                 self._join(groups, layer, new, cells)
                 if layer < n_layers:
-                    self._block(layer, list(groups.values()), set(new), cells)
+                    self._block(layer, [groups[key] for key in sorted(groups)], set(new), cells)
             last = torch.cat([group.x[:, -1] for group in groups.values()])
             final = torch.empty_like(last)
             final[to_index([index for group in groups.values() for index in group.cells], last.device)] = last
         return final
 
-    def _join(self, groups: dict[int, _Group], layer: int, new: list[int], cells: Sequence[Cell]) -> None:
-        """Rows whose patch is at this layer enter with the base run's residual stream."""
-        by_start: dict[int, list[int]] = {}
+    def _join(self, groups: dict[tuple[int, int], _Group], layer: int, new: list[int], cells: Sequence[Cell]) -> None:
+        """Rows whose patch is at this layer enter with their base run's residual stream."""
+        by_start: dict[tuple[int, int], list[int]] = {}
         for index in new:
-            by_start.setdefault(self.start_of(cells[index]), []).append(index)
-        for start, indices in by_start.items():
-            x = self.base.resid[layer][start:][None].repeat_interleave(len(indices), 0)
+            cell = cells[index]
+            by_start.setdefault((cell.lane, self.lanes[cell.lane].start_of(cell)), []).append(index)
+        for (number, start), indices in by_start.items():
+            lane = self.lanes[number]
+            x = lane.base.resid[layer][start:][None].repeat_interleave(len(indices), 0)
             if self.site in ("resid_pre", "resid_post"):
-                put_rows(x, self.source[cells[indices[0]].layer][start:], [cells[index] for index in indices])
-            old = groups.get(start)
+                put_rows(x, lane.source[cells[indices[0]].layer][start:], [cells[index] for index in indices])
+            old = groups.get((number, start))
             if old is None:
-                groups[start] = _Group(start, x, indices)
+                groups[number, start] = _Group(number, start, x, indices)
             else:
-                groups[start] = _Group(start, torch.cat([old.x, x]), old.cells + indices)
+                groups[number, start] = _Group(number, start, torch.cat([old.x, x]), old.cells + indices)
 
     def _block(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
         """One block over all rows; rows that are new here get their patch on the way."""
@@ -283,13 +299,18 @@ class Wavefront:
 
     def _packed(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
         """All rows as one list of tokens, end to end, each row from its start on."""
-        block, length = self.lm.anatomy.blocks[layer], self.base.length
-        at = torch.cat([torch.arange(g.start, length).repeat(len(g.cells)) for g in groups])  # (tokens,)
-        at = at.to(self.base.resid[layer].device, non_blocking=True)
+        block = self.lm.anatomy.blocks[layer]
         packed = torch.cat([g.x.flatten(0, 1) for g in groups])[None]  # (1, tokens, d_model)
-        args, kwargs = self.base.calls[layer]
-        args = tuple(_reindexed("", value, at, length) for value in args)
-        kwargs = {name: _reindexed(name, value, at, length) for name, value in kwargs.items()}
+        used = sorted({g.lane for g in groups})
+        at = [  # of each lane, the position of each of its tokens
+            torch.cat([torch.arange(g.start, self.length).repeat(len(g.cells)) for g in groups if g.lane == lane]).to(
+                packed.device, non_blocking=True
+            )
+            for lane in used
+        ]
+        calls = [self.lanes[lane].base.calls[layer] for lane in used]
+        args = tuple(_reindexed("", values, at, self.length) for values in zip(*(c[0] for c in calls), strict=True))
+        kwargs = {name: _reindexed(name, [c[1][name] for c in calls], at, self.length) for name in calls[0][1]}
         edits = (
             {(self.site, layer): self._edit(layer, groups, new, cells)} if self.site in _MODULE_SITES and new else {}
         )
@@ -305,10 +326,10 @@ class Wavefront:
     def _whole(self, layer: int, group: _Group, row: int | None, new: set[int], cells: Sequence[Cell]) -> None:
         """A group's rows (or one of them) from the first position on, the base run's residual stream in front."""
         rows = slice(None) if row is None else slice(row, row + 1)
-        indices, start = group.cells[rows], group.start
+        indices, start, base = group.cells[rows], group.start, self.lanes[group.lane].base
         x = group.x[rows]
-        prefix = self.base.resid[layer][:start][None].expand(len(indices), *(-1,) * (x.ndim - 1))
-        args, kwargs = self.base.calls[layer]
+        prefix = base.resid[layer][:start][None].expand(len(indices), *(-1,) * (x.ndim - 1))
+        args, kwargs = base.calls[layer]
         args = tuple(_expanded(value, len(indices)) for value in args)
         kwargs = {name: _expanded(value, len(indices)) for name, value in kwargs.items()}
         places = [(n, cells[index]) for n, index in enumerate(indices) if index in new]
@@ -329,7 +350,7 @@ class Wavefront:
         def edit(x: torch.Tensor) -> torch.Tensor:
             x = x.clone()
             for row, cell in places:
-                put_cell(x[row], self.source[layer].to(x.dtype), self.site, cell)
+                put_cell(x[row], self.lanes[cell.lane].source[layer].to(x.dtype), self.site, cell)
             return x
 
         return edit
@@ -338,25 +359,26 @@ class Wavefront:
 
     def _find_restarts(self) -> None:
         """For each layer the fastest way that gives what the layer itself gives on a changed residual stream."""
+        base = self.lanes[0].base
         for layer in range(len(self.lm.anatomy.blocks)):
             if layer in self.lm.restarts:
                 continue
-            x = self.base.resid[layer][None]
-            start = self.base.length // 2
+            x = base.resid[layer][None]
+            start = base.length // 2
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(layer)).to(x)
             x = torch.cat([x[:, :start], x[:, start:] + x.float().std().to(x.dtype) * noise[:, start:]], 1)
-            args, kwargs = self.base.calls[layer]
+            args, kwargs = base.calls[layer]
             out = first_tensor(self.lm.anatomy.blocks[layer].module(x, *args, **kwargs))
             assert out is not None
-            before = self.base.resid[layer + 1][:start]
+            before = base.resid[layer + 1][:start]
             if start and not _same(out[0, :start], before, x[0, :start]):
                 raise Unsupported(f"layer {layer} of {self.lm.name} gives something else when it is run alone")
             ways = (["packed"] if heads_of(self.lm)[layer].attention is not None else []) + ["rows", "one"]
             self.lm.restarts[layer] = next(way for way in ways if way == "one" or self._agrees(layer, way, x, out))
 
     def _agrees(self, layer: int, way: str, x: torch.Tensor, out: torch.Tensor) -> bool:
-        start = self.base.length // 2
-        groups = [_Group(0, x.repeat_interleave(2, 0), [0, 1]), _Group(start, x[:, start:].clone(), [2])]
+        start = self.length // 2
+        groups = [_Group(0, 0, x.repeat_interleave(2, 0), [0, 1]), _Group(0, start, x[:, start:].clone(), [2])]
         self.lm.restarts[layer] = way
         try:
             self._block(layer, groups, set(), [])
@@ -379,7 +401,9 @@ class Wavefront:
             x = x.clone()
             for group, part in zip(groups, x[0].split([g.tokens for g in groups]), strict=True):
                 rows = part.view(*group.x.shape[:2], *part.shape[1:])
-                put_rows(rows, self.source[layer][group.start :], [cells[i] for i in group.cells if i in new])
+                source = self.lanes[group.lane].source
+                if (edited := [cells[i] for i in group.cells if i in new]) and layer in source:
+                    put_rows(rows, source[layer][group.start :], edited)
             return x
 
         return edit
@@ -387,31 +411,31 @@ class Wavefront:
     def _attend(
         self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
     ) -> Callable[[AttentionCall], torch.Tensor]:
-        """Attention of packed rows: each group against the base run's keys and values before its start."""
+        """Attention of packed rows: each group against its base run's keys and values before its start."""
         by_head = self.site if self.site in _HEAD_SITES else None
 
         def task(call: AttentionCall) -> torch.Tensor:
-            stored = self.base.attention[layer]
             sizes = [g.tokens for g in groups]
             parts = zip(
                 groups, call.q[0].split(sizes, 1), call.k[0].split(sizes, 1), call.v[0].split(sizes, 1), strict=True
             )
             z = []
             for group, *flat in parts:
-                shape, start = group.x.shape[:2], group.start
+                shape, start, lane = group.x.shape[:2], group.start, self.lanes[group.lane]
+                stored = lane.base.attention[layer]
                 q, k, v = (x.unflatten(1, shape).transpose(0, 1) for x in flat)  # (rows, head, length, d_head)
                 edited = [cells[i] for i in group.cells if by_head and i in new]
                 for name, x in (("q", q), ("k", k), ("v", v)):
-                    if by_head == name:
-                        put_rows(x.transpose(1, 2), self.source[layer][start:], edited)
+                    if by_head == name and edited:
+                        put_rows(x.transpose(1, 2), lane.source[layer][start:], edited)
                 k = torch.cat([stored.k[:, :, :start].expand(len(group.cells), -1, -1, -1), k], 2)
                 v = torch.cat([stored.v[:, :, :start].expand(len(group.cells), -1, -1, -1), v], 2)
                 here = AttentionCall(call.module, q, k, v, self._mask(stored, start), call.scaling, call.options)
                 out = _fast(here)  # (rows, length, head, d_head)
-                if by_head == "z":
-                    put_rows(out, self.source[layer][start:], edited)
-                elif by_head == "pattern":
-                    _put_pattern(out, here, self.source[layer][:, start:], edited)
+                if by_head == "z" and edited:
+                    put_rows(out, lane.source[layer][start:], edited)
+                elif by_head == "pattern" and edited:
+                    _put_pattern(out, here, lane.source[layer][:, start:], edited)
                 z.append(out.flatten(0, 1))
             return torch.cat(z)[None]
 
@@ -425,8 +449,7 @@ class Wavefront:
             return stored.mask[..., start:, :]
         device = stored.k.device
         if device not in self._causal:  # one for all starts: theirs are its last rows
-            length = self.base.length
-            self._causal[device] = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+            self._causal[device] = torch.ones(self.length, self.length, dtype=torch.bool, device=device).tril()
         return self._causal[device][start:]
 
 
@@ -478,16 +501,20 @@ def _expanded(value: Any, rows: int) -> Any:
     return value
 
 
-def _reindexed(name: str, value: Any, at: torch.Tensor, length: int) -> Any:
-    """One argument of a block, for packed tokens: what has a position axis is taken at each token's position."""
+def _reindexed(name: str, values: Sequence[Any], at: Sequence[torch.Tensor], length: int) -> Any:
+    """One argument of a block, for packed tokens: what has a position axis is taken at each token's position.
+
+    `values` has the argument of each lane, and `at` the positions of its tokens.
+    """
+    value = values[0]
     if isinstance(value, tuple | list):
-        return type(value)(_reindexed(name, item, at, length) for item in value)
+        return type(value)(_reindexed(name, items, at, length) for items in zip(*values, strict=True))
     if isinstance(value, dict):
-        return {key: _reindexed(f"{name}.{key}", item, at, length) for key, item in value.items()}
+        return {key: _reindexed(f"{name}.{key}", [v[key] for v in values], at, length) for key in value}
     if not isinstance(value, torch.Tensor):
         return value
     if "mask" in name or value.ndim == 4:
         return None  # masks are taken from the recorded attention calls, group by group
     if value.ndim >= 2 and value.shape[:2] == (1, length):
-        return value[:, at]
-    return value[at] if value.shape == (length,) else value
+        return torch.cat([v[:, p] for v, p in zip(values, at, strict=True)], 1)
+    return torch.cat([v[p] for v, p in zip(values, at, strict=True)]) if value.shape == (length,) else value

@@ -9,8 +9,9 @@ import torch
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
-from labkit.analysis import pair_runs, patching
+from labkit.analysis import joint, pair_runs, patching
 from labkit.analysis.inspect import inspect
+from labkit.analysis.joint import steps_together
 from labkit.analysis.patching import PatchJob
 
 LONG = (
@@ -124,6 +125,31 @@ def test_grids_over_the_same_runs_are_those_over_runs_of_their_own(lm32):
         assert np.abs(shared.grid.values - alone.values).max() < 1e-5
     with pytest.raises(ValueError, match="other prompts"):
         PatchJob(lm32, CORRUPT, CLEAN, " Mary", " John", runs=first.runs)
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "pattern"])
+def test_pairs_patched_together_have_the_grids_they_have_alone(lm32, site):
+    other = (CLEAN.replace("Mary", "Anna"), CORRUPT.replace("Mary", "Anna"), " Anna", " John")
+    longer = (f"Well. {CLEAN}", f"Well. {CORRUPT}", " Mary", " John")
+    settings = [(PAIR, "denoise"), (other, "denoise"), (PAIR, "noise"), (longer, "denoise")]
+    jobs = [PatchJob(lm32, *pair, site=site, direction=way, layers=[4, 20]) for pair, way in settings]
+    done = list(steps_together(jobs))
+    assert done[-1] == sum(job.total for job in jobs)
+    for job, (pair, way) in zip(jobs, settings, strict=True):
+        alone = lk.patch(lm32, *pair, site=site, direction=way, layers=[4, 20], progress=False)
+        assert np.abs(job.grid.values - alone.values).max() < 1e-4
+
+
+def test_pairs_patched_together_can_be_cancelled_and_go_on(lm32, monkeypatch):
+    monkeypatch.setattr(joint, "tokens_at_once", lambda lm: 40)
+    jobs = [PatchJob(lm32, *PAIR, layers=[4, 20], direction=way) for way in ("denoise", "noise")]
+    steps = steps_together(jobs)
+    next(steps)
+    jobs[1].cancel()
+    assert len(list(steps)) <= 1
+    assert 0 < sum(job.done for job in jobs) < sum(job.total for job in jobs)
+    list(steps_together(jobs))
+    assert all(job.grid.complete for job in jobs)
 
 
 def test_estimates_of_a_job_are_those_of_attribution(lm32):
