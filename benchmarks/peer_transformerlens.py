@@ -1,8 +1,9 @@
-"""TransformerLens's own `resid_pre` grid, as its users run it. Usage: python peer_transformerlens.py FOLDER OUT"""
+"""TransformerLens's own grids, as its users run them. Usage: python peer_transformerlens.py FOLDER OUT"""
 
 import json
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from prompts import ANSWER, FOIL, PAIRS
@@ -21,14 +22,34 @@ def logit_diff(logits: torch.Tensor) -> torch.Tensor:
     return logits[0, -1, answer] - logits[0, -1, foil]
 
 
+GRIDS = {
+    "attn_out": patching.get_act_patch_attn_out,
+    "mlp_out": patching.get_act_patch_mlp_out,
+    "z": patching.get_act_patch_attn_head_out_all_pos,
+    "q": patching.get_act_patch_attn_head_q_all_pos,
+    "k": patching.get_act_patch_attn_head_k_all_pos,
+    "v": patching.get_act_patch_attn_head_v_all_pos,
+    "pattern": patching.get_act_patch_attn_head_pattern_all_pos,
+}
+
+
+def timed(grid_of: Callable, texts: tuple[str, str]) -> dict:
+    clean, corrupt = (tokenizer(text, return_tensors="pt").input_ids for text in texts)
+    begin = time.perf_counter()
+    _, cache = model.run_with_cache(clean)
+    grid = grid_of(model, corrupt, cache, logit_diff)
+    return {"seconds": time.perf_counter() - begin, "grid": grid.tolist()}
+
+
 results = {}
 with torch.no_grad():
     model(tokenizer("warm up", return_tensors="pt").input_ids)
     for name, texts in PAIRS.items():
-        clean, corrupt = (tokenizer(text, return_tensors="pt").input_ids for text in texts)
-        begin = time.perf_counter()
-        _, cache = model.run_with_cache(clean)
-        grid = patching.get_act_patch_resid_pre(model, corrupt, cache, logit_diff)
-        results[name] = {"seconds": time.perf_counter() - begin, "grid": grid.tolist()}
+        results[name] = timed(patching.get_act_patch_resid_pre, texts)
+    for site, grid_of in GRIDS.items():
+        try:
+            results[f"short {site}"] = timed(grid_of, PAIRS["short"])
+        except Exception as error:  # grouped queries have fewer key and value heads than it counts
+            results[f"short {site}"] = {"failed": f"{type(error).__name__}: {error}"[:200]}
 with open(out, "w") as file:
     json.dump(results, file)
