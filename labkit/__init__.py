@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
+    from labkit.analysis.tasks import PromptPair, Task, task, tasks
     from labkit.internals.run import Run
     from labkit.internals.sites import Site
     from labkit.models.catalog import catalog
@@ -45,6 +46,10 @@ _HOME = {
     "PatchJob": "labkit.analysis.patching",
     "PatchGrid": "labkit.analysis.grid",
     "open_grid": "labkit.analysis.grid",
+    "task": "labkit.analysis.tasks",
+    "tasks": "labkit.analysis.tasks",
+    "Task": "labkit.analysis.tasks",
+    "PromptPair": "labkit.analysis.tasks",
     "PromptLab": "labkit.widgets.prompt_lab",
     "AttentionView": "labkit.widgets.attention_view",
     "PatchLab": "labkit.widgets.patch_lab",
@@ -65,8 +70,10 @@ __all__ = [
     "PatchJob",
     "PatchLab",
     "PromptLab",
+    "PromptPair",
     "Run",
     "Site",
+    "Task",
     "TokenStrip",
     "attention",
     "attribution_patch",
@@ -75,6 +82,8 @@ __all__ = [
     "load",
     "open_grid",
     "patch",
+    "task",
+    "tasks",
     "wrap",
 ]
 
