@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from labkit.analysis.attention import AttentionPatterns, attention
     from labkit.analysis.attribution_patching import attribution_patch
+    from labkit.analysis.average import Sweep
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
+    from labkit.analysis.sweep import open_sweep, sweep
     from labkit.analysis.tasks import PromptPair, Task, task, tasks
     from labkit.internals.run import Run
     from labkit.internals.sites import Site
@@ -50,6 +52,9 @@ _HOME = {
     "tasks": "labkit.analysis.tasks",
     "Task": "labkit.analysis.tasks",
     "PromptPair": "labkit.analysis.tasks",
+    "sweep": "labkit.analysis.sweep",
+    "open_sweep": "labkit.analysis.sweep",
+    "Sweep": "labkit.analysis.average",
     "PromptLab": "labkit.widgets.prompt_lab",
     "AttentionView": "labkit.widgets.attention_view",
     "PatchLab": "labkit.widgets.patch_lab",
@@ -73,6 +78,7 @@ __all__ = [
     "PromptPair",
     "Run",
     "Site",
+    "Sweep",
     "Task",
     "TokenStrip",
     "attention",
@@ -81,7 +87,9 @@ __all__ = [
     "direct_logit_attribution",
     "load",
     "open_grid",
+    "open_sweep",
     "patch",
+    "sweep",
     "task",
     "tasks",
     "wrap",
