@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from labkit.analysis.attention import AttentionPatterns, attention
     from labkit.analysis.attribution_patching import attribution_patch
     from labkit.analysis.average import Sweep
+    from labkit.analysis.controls import ControlsJob, controls
+    from labkit.analysis.controls_result import Controls
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.pair_runs import PairRuns
@@ -48,6 +50,9 @@ _HOME = {
     "PatchJob": "labkit.analysis.patching",
     "PatchGrid": "labkit.analysis.grid",
     "open_grid": "labkit.analysis.grid",
+    "controls": "labkit.analysis.controls",
+    "ControlsJob": "labkit.analysis.controls",
+    "Controls": "labkit.analysis.controls_result",
     "task": "labkit.analysis.tasks",
     "tasks": "labkit.analysis.tasks",
     "Task": "labkit.analysis.tasks",
@@ -66,6 +71,8 @@ _HOME = {
 __all__ = [
     "AttentionPatterns",
     "AttentionView",
+    "Controls",
+    "ControlsJob",
     "DirectAttribution",
     "HeadGrid",
     "Heatmap",
@@ -84,6 +91,7 @@ __all__ = [
     "attention",
     "attribution_patch",
     "catalog",
+    "controls",
     "direct_logit_attribution",
     "load",
     "open_grid",
