@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from labkit.models.language_model import LanguageModel
 
-_PATIENCE = 3000  # draws in a row that give nothing new, before it is said that there are no more
+_PATIENCE = 1500  # draws in a row that give nothing new, before it is said that there are no more
 
 
 class PromptPair(NamedTuple):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from labkit.analysis.grid import PatchGrid
 from labkit.analysis.patching import PatchJob
 from labkit.analysis.store import Results
 from labkit.models.language_model import LanguageModel
@@ -102,17 +103,19 @@ def plan_for(source: ModelSource, settings: dict[str, Any], *, threads: int | No
     )
 
 
-def each(plan: Plan, pairs: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[tuple[int, Any]]:
+def each(plan: Plan, pairs: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[tuple[int, PatchGrid | str]]:
     """The pairs' numbers with their grids; for a pair that fails, with what went wrong in words."""
     lm = plan.model()
     for number, pair in pairs:
         try:
-            job = PatchJob(lm, *pair, **plan.settings)
-            for _ in job.steps():
-                pass
-            yield number, job.grid
+            with lm.lock:  # threads that share a model take turns, a whole pair each
+                job = PatchJob(lm, *pair, **plan.settings)
+                for _ in job.steps():
+                    pass
+            result: PatchGrid | str = job.grid
         except Exception as error:
-            yield number, f"{type(error).__name__}: {error}"
+            result = f"{type(error).__name__}: {error}"
+        yield number, result
 
 
 def whole_shard(plan: Plan, pairs: Sequence[tuple[int, Sequence[Any]]]) -> Results:
