@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from labkit.analysis.bootstrap import LEVEL, RESAMPLES, interval
 from labkit.analysis.grid import PatchGrid
+from labkit.analysis.statistics import LEVEL, RESAMPLES, interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,7 +169,7 @@ class Sweep:
     def interval(
         self, *, normalized: bool = True, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Low and high ends of each cell's bootstrap interval over the pairs; see `labkit.analysis.bootstrap`.
+        """Low and high ends of each cell's bootstrap interval over the pairs; see `labkit.analysis.statistics`.
 
         Raises:
             ValueError: there are fewer than two pairs.
@@ -206,7 +206,8 @@ class Sweep:
         source, base = ("clean", "corrupt") if self.one.direction == "denoise" else ("corrupt", "clean")
         estimate = ", gradient estimate" if self.one.recipe["method"] == "attribution" else ""
         what = f"{self.one.recipe['metric']}, mean of {len(self.done)} pairs{estimate}"
-        return f"{self.one.site}: {source} activation put into the {base} run ({what})"
+        where = "" if self.one.recipe["layer"] is None else f" of layer {self.one.recipe['layer']}"
+        return f"{self.one.site}{where}: {source} activation put into the {base} run ({what})"
 
     def figure(self, *, sure: bool = False, level: float = LEVEL) -> go.Figure:
         """A plotly heatmap of the normalised mean; the interval of a cell is shown when it is pointed at.
@@ -264,6 +265,8 @@ class Sweep:
                 arguments.append(f"{name}={recipe[name] if own else repr(recipe[name])}")
         if self.over != recipe["usual_over"]:
             arguments.append(f"over={self.over!r}")
+        if recipe["layer"] is not None:
+            arguments.append(f"layers=[{recipe['layer']}]")
         for axis, numbers in zip(self.over, index, strict=True):
             if numbers != list(range(recipe["sizes"][axis])):
                 arguments.append(f"{axis}s={numbers!r}")

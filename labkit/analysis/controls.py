@@ -22,19 +22,14 @@ from labkit.analysis.controls_result import Check, Controls
 from labkit.analysis.grid import PatchGrid
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.patching import PatchJob
+from labkit.analysis.statistics import rank_correlation
+from labkit.analysis.task_words import PLAIN
+from labkit.internals.cells import Cell, put_whole
 from labkit.internals.run import run
 from labkit.internals.sites import Site, absent
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
-
-PLAIN = (
-    "The old lighthouse keeper painted his door every spring, although nobody came to see it. Rain fell on the hills "
-    "for three days and filled the wells. A baker in the next town sold bread that tasted of salt and smoke. In winter "
-    "the ferry ran twice a week, and children counted the gulls on its railing. Some letters took a month to arrive; "
-    "others were lost, and no one asked for them. When the road was finished, the maps had to be drawn again."
-)
-"""Text about nothing in particular: where unrelated prompts come from if no pairs are given."""
 
 
 def controls(
@@ -125,11 +120,9 @@ class ControlsJob:
     ) -> None:
         if cells < 1 or n < 1:
             raise ValueError(f"cells={cells} and n={n}: look at one cell at least, and try one activation at least")
-        over = None if grid is None else grid.over
-        axes = {} if grid is None else {f"{name}s": n for name, n in zip(grid.over, grid.index, strict=True)}
         at = -1 if grid is None else grid.recipe["at"]
         self._how: dict[str, Any] = {"site": site, "metric": metric, "direction": direction, "at": at}
-        self._all: dict[str, Any] = {"over": over, **axes}
+        self._all = {} if grid is None else _axes(grid, grid.index)
         self.lm = lm
         self._exact = self._job(clean, corrupt, answer, foil)
         self._pair = clean, corrupt, answer, foil
@@ -182,22 +175,24 @@ class ControlsJob:
     def _begin(self) -> None:
         self.grid = self._finished(self._exact)
         source, base = ("clean", "corrupt") if self._how["direction"] == "denoise" else ("corrupt", "clean")
-        self._source, self._base = self._exact.ids[source], self._exact.ids[base]
+        self._ids = self._exact.runs.ids
+        self._source, self._base = self._ids[source], self._ids[base]
         self._from, self._to = getattr(self.grid, base), getattr(self.grid, source)
         if self._from == self._to:
             raise ValueError("the metric is the same on both prompts, so that there is nothing to explain")
-        reference = run(self.lm, self._exact.ids["clean"]).logits[0, -1].float()
+        reference = run(self.lm, self._ids["clean"]).logits[0, -1].float()
         answer, foil = self._exact.answer, self._exact.foil
         self._metric: Metric = metric_of(self._how["metric"], answer=answer, foil=foil, reference=reference)
         self._shares = self._share(self.grid.values)
         self._places = self._strongest()
-        self._top = [
-            {axis: self.grid.index[k][place[k]] for k, axis in enumerate(self.grid.over)} for place in self._places
-        ]
-        self._sites = [Site(self.site, cell["layer"], cell.get("head"), cell.get("position")) for cell in self._top]
+        fixed = {} if (layer := self.grid.recipe["layer"]) is None else {"layer": layer}
+        numbers = [[self.grid.index[k][n] for k, n in enumerate(place)] for place in self._places]
+        self._top = [{**fixed, **dict(zip(self.grid.over, cell, strict=True))} for cell in numbers]
+        flat = [int(np.ravel_multi_index(place, self._shares.shape)) for place in self._places]
+        self._cells = [self._exact.cells[i] for i in flat]
         self._noise = 1e-3 if self.lm.dtype == torch.float32 else 0.06
         pool = [pair[side] for pair in self.pairs for side in (0, 1)]
-        self._pool = [ids for ids in map(self.lm.encode, pool) if ids.shape == self._exact.ids["clean"].shape]
+        self._pool = [ids for ids in map(self.lm.encode, pool) if ids.shape == self._ids["clean"].shape]
 
     def _job(self, *pair: Any, **other: Any) -> PatchJob:
         """A grid like ours, of another pair or in another way."""
@@ -237,15 +232,25 @@ class ControlsJob:
     def _share(self, values: Any) -> Any:
         return (values - self._from) / (self._to - self._from)
 
-    def _run(self, write: dict[Any, torch.Tensor], *, base: torch.Tensor | None = None) -> float:
+    def _value(self, write: dict[Any, Any], *, base: torch.Tensor | None = None) -> float:
         """The metric after a whole run with something written."""
         self._go_on()
         logits = run(self.lm, self._base if base is None else base, write=write).logits[:, -1].float()
         return float(self._metric.of(logits)[0])
 
-    def _read(self, ids: torch.Tensor, site: Site) -> torch.Tensor:
+    def _read(self, ids: torch.Tensor, cell: Cell) -> torch.Tensor:
+        """The activation of a cell's layer, whole: (seq, ...), of patterns (head, seq, seq)."""
         self._go_on()
-        return run(self.lm, ids, read=[site])[site]
+        site = Site(self.site, cell.layer)
+        return run(self.lm, ids, read=[site])[site][0]
+
+    def _put(self, activation: torch.Tensor, cell: Cell) -> dict[Any, Any]:
+        """What writes the cell's part of an activation, and no more."""
+        return {Site(self.site, cell.layer): put_whole(activation, self.site, cell)}
+
+    def _moved(self, activation: torch.Tensor, cell: Cell) -> float:
+        """How far the metric goes when a cell is taken from this activation."""
+        return float(self._share(self._value(self._put(activation, cell))))
 
     def _unrelated(self) -> Iterator[torch.Tensor]:
         """Prompts of this length that have nothing to do with this one, (1, seq), without end."""
@@ -265,7 +270,7 @@ class ControlsJob:
     # -- the checks ----------------------------------------------------------------------------------------------
 
     def _whole_runs(self, name: str) -> Check:
-        whole = [self._share(self._run({site: self._read(self._source, site)})) for site in self._sites]
+        whole = [self._moved(self._read(self._source, cell), cell) for cell in self._cells]
         off = max(abs(float(self._shares[place]) - share) for place, share in zip(self._places, whole, strict=True))
         said = f"The {len(whole)} strongest cells, each run whole, differ from the grid by at most {off:.3f}."
         return Check(name, off <= self._noise, said, {"largest difference": off})
@@ -273,8 +278,7 @@ class ControlsJob:
     def _identical(self, name: str) -> Check:
         grid = self._finished(self._job(self._base, self._base, self._exact.answer, self._exact.foil, at=-1))
         moved = float(np.abs(grid.values - grid.corrupt).max())
-        own = {site: self._read(self._base, site) for site in self._sites}
-        back = abs(float(self._share(self._run(own))))
+        back = max(abs(self._moved(self._read(self._base, cell), cell)) for cell in self._cells)
         cells = int((grid.values != grid.corrupt).sum())
         said = (
             f"With identical prompts {cells} cells have an effect; the strongest cells' own activations, written back, "
@@ -286,7 +290,8 @@ class ControlsJob:
         if (why := absent(self.lm, "resid_pre")) is not None:
             return Check(name, None, f"Not done: {why}", {})
         site = Site("resid_pre", 0)
-        share = float(self._share(self._run({site: self._read(self._source, site)})))
+        self._go_on()
+        share = float(self._share(self._value({site: run(self.lm, self._source, read=[site])[site]})))
         said = f"Everything patched at once, before the first layer, gives {share:.3f}; it has to give 1."
         return Check(name, abs(share - 1) <= self._noise, said, {"share": share})
 
@@ -294,25 +299,22 @@ class ControlsJob:
         if self.site == "pattern":
             return Check(name, None, "Not done: a pattern belongs to its positions.", {})
         length, found = self._source.shape[1], []
-        for site in self._sites:
-            whole = self._read(self._source, Site(site.kind, site.layer, site.head))  # (1, seq, ...)
-            shares = []
+        for cell in self._cells:
+            right, shares = self._read(self._source, cell), []
             for _ in range(self.n):
-                if site.position is None:
-                    value = whole[:, torch.from_numpy(self._random.permutation(length)).to(whole.device)]
+                if cell.position is None:
+                    other = right[torch.from_numpy(self._random.permutation(length)).to(right.device)]
                 else:  # the first token's activation is unlike all others (Sun et al. 2024): not a fair control
-                    others = [p for p in range(1, length) if p != site.position]
-                    value = whole[:, int(self._random.choice(others))]
-                shares.append(float(self._share(self._run({site: value}))))
+                    others = [p for p in range(1, length) if p != cell.position]
+                    other = right[int(self._random.choice(others)), None].expand_as(right)
+                shares.append(self._moved(other, cell))
             found.append(shares)
-        return self._against(name, found, "from a random position" if site.position is not None else "in random order")
+        by_position = self._cells[0].position is not None
+        return self._against(name, found, "from a random position" if by_position else "in random order")
 
     def _random_prompts(self, name: str) -> Check:
         prompts = self._unrelated()
-        found = [
-            [float(self._share(self._run({site: self._read(next(prompts), site)}))) for _ in range(self.n)]
-            for site in self._sites
-        ]
+        found = [[self._moved(self._read(next(prompts), cell), cell) for _ in range(self.n)] for cell in self._cells]
         return self._against(name, found, "from a random prompt")
 
     def _against(self, name: str, found: list[list[float]], what: str) -> Check:
@@ -330,19 +332,16 @@ class ControlsJob:
 
     def _ablation(self, name: str) -> Check:
         """What the clean run loses of its answer, by three ways of taking a cell away."""
-        clean, corrupt = self._exact.ids["clean"], self._exact.ids["corrupt"]
-        lost = lambda value: (self.grid.clean - value) / (self.grid.clean - self.grid.corrupt)  # noqa: E731
+        clean, corrupt = self._ids["clean"], self._ids["corrupt"]
         rows: dict[str, list[float]] = {"patch": [], "mean": [], "resample": []}
         prompts = self._unrelated()
-        for site in self._sites:
-            others = torch.cat([self._read(next(prompts), site) for _ in range(self.n)])
-            ways: dict[str, list[torch.Tensor]] = {
-                "patch": [self._read(corrupt, site)],
-                "mean": [others.mean(0, keepdim=True)],
-                "resample": list(others.split(1)),
-            }
-            for way, values in ways.items():
-                rows[way].append(float(np.mean([lost(self._run({site: v}, base=clean)) for v in values])))
+        for cell in self._cells:
+            others = [self._read(next(prompts), cell) for _ in range(self.n)]
+            ways = {"patch": [self._read(corrupt, cell)], "mean": [torch.stack(others).mean(0)], "resample": others}
+            for way, tried in ways.items():
+                values = [self._value(self._put(activation, cell), base=clean) for activation in tried]
+                lost = (self.grid.clean - np.mean(values)) / (self.grid.clean - self.grid.corrupt)
+                rows[way].append(float(lost))
         patch, average, other = (shares[0] for shares in rows.values())
         agree = min(average, other) >= 0.5 * patch if patch >= 0.2 else max(average, other) < 0.5
         said = (
@@ -353,7 +352,7 @@ class ControlsJob:
         return Check(name, agree, said, rows)
 
     def _estimate(self, name: str) -> Check:
-        rough = self._finished(self._job(*self._pair, method="attribution"))
+        rough = self._finished(self._job(*self._pair, method="attribution", runs=self._exact.runs))
         exact, guess = self._shares.ravel(), self._share(rough.values).ravel()
         felt = (exact != 0) | (guess != 0)
         rho = rank_correlation(exact[felt], guess[felt])
@@ -375,7 +374,7 @@ class ControlsJob:
             said = "Not done: give pairs of the same kind, such as pairs=lk.task('indirect object').pairs(lm, n=50)."
             return Check(name, None, said, {})
         cell, here = self._top[0], layout_of(self.grid)
-        only: dict[str, Any] = {"over": self.grid.over, **{f"{axis}s": [number] for axis, number in cell.items()}}
+        only = _axes(self.grid, [[cell[axis]] for axis in self.grid.over])
         grids: list[PatchGrid | None] = []
         for pair in self.pairs:
             job = self._job(*pair, **only)
@@ -396,15 +395,13 @@ class ControlsJob:
         return Check(name, ok, said, numbers)
 
 
+def _axes(grid: PatchGrid, index: Sequence[list[int]]) -> dict[str, Any]:
+    """What makes `PatchJob` run over the axes of a grid, and over these numbers."""
+    axes: dict[str, Any] = {f"{name}s": list(numbers) for name, numbers in zip(grid.over, index, strict=True)}
+    if grid.recipe["layer"] is not None:
+        axes["layers"] = [grid.recipe["layer"]]
+    return {"over": grid.over, **axes}
+
+
 class _Cancelled(Exception):
     """The job was asked to end."""
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation of two arrays of one length; ties share their mean rank; NaN if one is constant."""
-    import pandas as pd
-
-    first, second = (pd.Series(np.asarray(values).ravel()).rank() for values in (a, b))
-    if first.nunique() < 2 or second.nunique() < 2:
-        return float("nan")
-    return float(first.corr(second))

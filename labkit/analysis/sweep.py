@@ -45,6 +45,7 @@ def sweep(
     over: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
+    neurons: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     at: int = -1,
     executor: Executor | Client | None = None,
@@ -58,7 +59,7 @@ def sweep(
         lm: the model; or, to load it only where the work is done, a name for `lk.load`, a dict of its arguments, or a
             function that returns a model.
         pairs: tuples `(clean, corrupt, answer, foil)`, such as `lk.task("indirect object").pairs(lm, n=200)`.
-        site, metric, direction, method, over, layers, heads, positions, at: as for `lk.patch`.
+        site, metric, direction, method, over, layers, heads, neurons, positions, at: as for `lk.patch`.
         executor: who does the work. None: this thread. A `concurrent.futures.Executor`: its threads, which share this
             model, or its processes, which load their own. A `distributed.Client`: the workers of a Dask cluster, each
             of which loads the model once; where a machine has several GPUs, each takes one of its own.
@@ -75,7 +76,7 @@ def sweep(
         ValueError: anything about the input that cannot work, before the model has run; a store that holds another
             sweep. An error that ends the sweep has what was computed in its attribute `sweep`.
     """
-    numbers = {"layers": layers, "heads": heads, "positions": positions}
+    numbers = {"layers": layers, "heads": heads, "neurons": neurons, "positions": positions}
     settings: dict[str, Any] = {
         "site": site, "metric": metric, "direction": direction, "method": method, "at": at,
         "over": None if over is None else tuple(over),

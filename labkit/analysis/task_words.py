@@ -62,3 +62,10 @@ PARAMETERS = _words(
     "size name path text value key index count mode type data level date label width height start end limit rate state "
     "color source target file line node list group code"
 )
+PLAIN = (
+    "The old lighthouse keeper painted his door every spring, although nobody came to see it. Rain fell on the hills "
+    "for three days and filled the wells. A baker in the next town sold bread that tasted of salt and smoke. In winter "
+    "the ferry ran twice a week, and children counted the gulls on its railing. Some letters took a month to arrive; "
+    "others were lost, and no one asked for them. When the road was finished, the maps had to be drawn again."
+)
+"""Text about nothing in particular: where unrelated prompts for controls come from if no pairs are given."""

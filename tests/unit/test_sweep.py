@@ -19,7 +19,7 @@ from filelock import FileLock
 
 import labkit as lk
 from labkit.analysis import workers
-from labkit.analysis.bootstrap import interval
+from labkit.analysis.statistics import interval
 from labkit.analysis.workers import fingerprint, free_gpu, plan_for
 
 HERE = Path(__file__).parent

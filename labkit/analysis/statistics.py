@@ -1,8 +1,4 @@
-"""Bootstrap intervals over pairs: how far an average would move had other pairs of the same kind been drawn.
-
-Pairs are drawn again with replacement and the average is taken anew, many times; the interval is what lies between the
-quantiles of these averages (Efron 1979). It speaks of pairs like these, not of sentences of another kind.
-"""
+"""Two numbers to doubt with: bootstrap intervals over pairs, and the rank correlation of two grids."""
 
 from __future__ import annotations
 
@@ -21,7 +17,11 @@ def interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The low and the high end of the interval; the same for the same seed.
+    """The low and the high end of a bootstrap interval; the same for the same seed.
+
+    Pairs are drawn again with replacement and the average is taken anew, many times; the interval is what lies between
+    the quantiles of these averages (Efron 1979): how far the average would move had other pairs of the same kind been
+    drawn. It does not speak of sentences of another kind.
 
     Args:
         average: from weights (resamples, n) that sum to 1 in each row to averages (resamples, ...).
@@ -40,3 +40,13 @@ def interval(
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
     low, high = np.quantile(average(weights), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low.astype(np.float32), high.astype(np.float32)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation of two arrays of one length; ties share their mean rank; NaN if one is constant."""
+    import pandas as pd
+
+    first, second = (pd.Series(np.asarray(values).ravel()).rank() for values in (a, b))
+    if first.nunique() < 2 or second.nunique() < 2:
+        return float("nan")
+    return float(first.corr(second))
