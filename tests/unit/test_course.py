@@ -64,11 +64,14 @@ def test_some_layer_is_where_the_answer_moves(lm4, capsys):
 def test_some_pair_misleads_and_others_do_not(lm4, capsys):
     import labkit as lk
 
-    for pair in lk.task("indirect object").pairs(lm4, n=8):
+    said = ""
+    for pair in lk.task("indirect object").pairs(lm4, n=30):
         check("10.1", pair, lm4)
-    out = capsys.readouterr().out
-    assert "10.1: Right." in out
-    assert "10.1: Not yet. Here, too, the strongest head is" in out
+        said += capsys.readouterr().out
+        if "Right." in said:
+            break
+    assert "10.1: Right. Here the strongest head is layer" in said
+    assert "10.1: Not yet. Here, too, the strongest head is layer" in said
 
 
 def test_no_answer_is_not_a_wrong_one(lm4, capsys):
