@@ -41,12 +41,12 @@ def agreement(lm: lk.LanguageModel, pair: lk.PromptPair) -> dict[str, tuple[floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("-n", type=int, default=6, help="pairs a task")
+    parser.add_argument("-n", type=int, default=4, help="pairs a task")
     options = parser.parse_args()
     lm = lk.load(progress=False)
     rows, record = [], {}
     for task in TASKS:
-        pairs = task.verify(lm, task.pairs(lm, n=3 * options.n)).done[: options.n]
+        pairs = task.verify(lm, task.pairs(lm, n=2 * options.n)).done[: options.n]
         found = [agreement(lm, pair) for pair in pairs]
         means = {site: np.mean([each[site] for each in found], axis=0).tolist() for site in SITES}
         record[task.name] = {"pairs": len(pairs), **means}

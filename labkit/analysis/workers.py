@@ -13,7 +13,8 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from labkit.analysis.grid import PatchGrid
+from labkit.analysis.joint import steps_together
 from labkit.analysis.patching import PatchJob
 from labkit.analysis.store import Results
 from labkit.models.language_model import LanguageModel
@@ -31,6 +33,8 @@ from labkit.models.weights import is_quantised
 
 ModelSource = LanguageModel | str | Mapping[str, Any] | Callable[[], LanguageModel]
 """A model, or what loads one where the work is done: a name, arguments of `lk.load`, or a function."""
+
+TOGETHER = 8  # pairs that share a pass up the blocks
 
 _at_home: weakref.WeakValueDictionary[str, LanguageModel] = weakref.WeakValueDictionary()
 _loaded: dict[str, LanguageModel] = {}  # at most one: what this worker loaded last
@@ -103,19 +107,36 @@ def plan_for(source: ModelSource, settings: dict[str, Any], *, threads: int | No
     )
 
 
-def each(plan: Plan, pairs: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[tuple[int, PatchGrid | str]]:
-    """The pairs' numbers with their grids; for a pair that fails, with what went wrong in words."""
+def each(plan: Plan, pairs: Sequence[tuple[int, Sequence[Any]]]) -> Iterator[tuple[int, PatchGrid | str]]:
+    """The pairs' numbers with their grids, as they are done; for a pair that fails, with what went wrong in words."""
     lm = plan.model()
-    for number, pair in pairs:
-        try:
-            with lm.lock:  # threads that share a model take turns, a whole pair each
-                job = PatchJob(lm, *pair, **plan.settings)
-                for _ in job.steps():
+    for start in range(0, len(pairs), TOGETHER):
+        jobs: dict[int, PatchJob] = {}
+        for number, pair in pairs[start : start + TOGETHER]:
+            try:
+                jobs[number] = PatchJob(lm, *pair, **plan.settings)
+            except Exception as error:
+                yield number, f"{type(error).__name__}: {error}"
+        with suppress(Exception):  # a pair that fails among others is found when each goes on alone
+            steps = steps_together(list(jobs.values()))
+            while _next(lm, steps):
+                for number in [n for n, job in jobs.items() if job.grid.complete]:
+                    yield number, jobs.pop(number).grid
+        for number, job in jobs.items():
+            try:
+                steps = job.steps()
+                while _next(lm, steps):
                     pass
-            result: PatchGrid | str = job.grid
-        except Exception as error:
-            result = f"{type(error).__name__}: {error}"
-        yield number, result
+            except Exception as error:
+                yield number, f"{type(error).__name__}: {error}"
+            else:
+                yield number, job.grid
+
+
+def _next(lm: LanguageModel, steps: Iterator[int]) -> bool:
+    """One step of a job; threads that share a model take turns. False at the end."""
+    with lm.lock:
+        return next(steps, None) is not None
 
 
 def whole_shard(plan: Plan, pairs: Sequence[tuple[int, Sequence[Any]]]) -> Results:
