@@ -37,6 +37,7 @@ ModelSource = LanguageModel | str | Mapping[str, Any] | Callable[[], LanguageMod
 TOGETHER = 8  # pairs that share a pass up the blocks
 
 _at_home: weakref.WeakValueDictionary[str, LanguageModel] = weakref.WeakValueDictionary()
+_functions: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _loaded: dict[str, LanguageModel] = {}  # at most one: what this worker loaded last
 _loading = threading.Lock()
 _gpu: tuple[int, FileLock] | None = None  # this process's own; its lock is held for as long as the process lives
@@ -87,24 +88,30 @@ class Plan:
 
 def plan_for(source: ModelSource, settings: dict[str, Any], *, threads: int | None = None) -> Plan:
     """The plan for a model that is here, or that is to be loaded where the work is done."""
-    key = uuid.uuid4().hex
     if isinstance(source, LanguageModel):
         # Workers compute in the dtype of the asker, so that a sweep gives one result wherever its shards are done.
         name = None if source.name == NAME else source.name
         spec: dict[str, Any] = {"name": name, "revision": source.revision if name else None, "bits": source.bits}
         spec |= {"dtype": source.dtype, "device": source.device.type}
+        weights = fingerprint(source)
+        key = _key(spec, weights)
         _at_home[key] = source
-        return Plan(os.getpid(), key, spec, fingerprint(source), settings, threads)
-    if isinstance(source, str):
-        return Plan(os.getpid(), key, {"name": source}, None, settings, threads)
-    if isinstance(source, Mapping):
-        return Plan(os.getpid(), key, dict(source), None, settings, threads)
+        return Plan(os.getpid(), key, spec, weights, settings, threads)
+    if isinstance(source, str | Mapping):
+        spec = {"name": source} if isinstance(source, str) else dict(source)
+        return Plan(os.getpid(), _key(spec, None), spec, None, settings, threads)
     if callable(source):
+        key = _functions.setdefault(source, uuid.uuid4().hex)
         return Plan(os.getpid(), key, source, None, settings, threads)
     raise TypeError(
         "a sweep needs a model from lk.load, or what loads one: a name, a dict of lk.load's arguments, or a function; "
         f"got {source!r:.80}"
     )
+
+
+def _key(spec: dict[str, Any], weights: str | None) -> str:
+    """The same for the same model, so that a worker that has it does not load it again for the next sweep."""
+    return hashlib.sha256(repr([sorted(spec.items()), weights]).encode()).hexdigest()
 
 
 def each(plan: Plan, pairs: Sequence[tuple[int, Sequence[Any]]]) -> Iterator[tuple[int, PatchGrid | str]]:

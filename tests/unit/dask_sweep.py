@@ -3,6 +3,7 @@
 Usage: python dask_sweep.py STORE. Prints the process ids of the workers once they run, and the mean at the end.
 """
 
+import os
 import sys
 
 from distributed import Client, LocalCluster
@@ -20,7 +21,7 @@ def pairs(lm: lk.LanguageModel) -> list[lk.PromptPair]:
 def main(store: str) -> None:
     lm = lk.load(progress=False)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
-        print(*client.run(__import__("os").getpid).values(), flush=True)
+        print(*client.run(os.getpid).values(), flush=True)
         sweep = lk.sweep(lm, pairs(lm), **SITE, executor=client, store=store, progress=False)
         print(sweep, flush=True)
 
