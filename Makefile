@@ -16,7 +16,7 @@ $(BIN)/python:
 # torch comes first and exactly, so that nothing else can pull in another build of it.
 $(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --editable ".[lab]"
+	$(PIP) --editable ".[lab,scale]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.lab
@@ -50,6 +50,7 @@ lint: $(VENV)/.test  ## ruff and mypy
 bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run (about 15 minutes on two cores)
 	.venv-peers/bin/python benchmarks/peer_zoo.py benchmarks/results/zoo.json
 	$(BIN)/python tests/zoo/table.py
+	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 
 clean:  ## remove the environments; the model cache stays

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from labkit.analysis.attention import AttentionPatterns, attention
     from labkit.analysis.attribution_patching import attribution_patch
+    from labkit.analysis.average import Sweep
+    from labkit.analysis.controls import ControlsJob, controls
+    from labkit.analysis.controls_result import Controls
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
+    from labkit.analysis.sweep import open_sweep, sweep
+    from labkit.analysis.tasks import PromptPair, Task, task, tasks
     from labkit.internals.run import Run
     from labkit.internals.sites import Site
     from labkit.models.catalog import catalog
@@ -45,6 +50,16 @@ _HOME = {
     "PatchJob": "labkit.analysis.patching",
     "PatchGrid": "labkit.analysis.grid",
     "open_grid": "labkit.analysis.grid",
+    "controls": "labkit.analysis.controls",
+    "ControlsJob": "labkit.analysis.controls",
+    "Controls": "labkit.analysis.controls_result",
+    "task": "labkit.analysis.tasks",
+    "tasks": "labkit.analysis.tasks",
+    "Task": "labkit.analysis.tasks",
+    "PromptPair": "labkit.analysis.tasks",
+    "sweep": "labkit.analysis.sweep",
+    "open_sweep": "labkit.analysis.sweep",
+    "Sweep": "labkit.analysis.average",
     "PromptLab": "labkit.widgets.prompt_lab",
     "AttentionView": "labkit.widgets.attention_view",
     "PatchLab": "labkit.widgets.patch_lab",
@@ -56,6 +71,8 @@ _HOME = {
 __all__ = [
     "AttentionPatterns",
     "AttentionView",
+    "Controls",
+    "ControlsJob",
     "DirectAttribution",
     "HeadGrid",
     "Heatmap",
@@ -65,16 +82,24 @@ __all__ = [
     "PatchJob",
     "PatchLab",
     "PromptLab",
+    "PromptPair",
     "Run",
     "Site",
+    "Sweep",
+    "Task",
     "TokenStrip",
     "attention",
     "attribution_patch",
     "catalog",
+    "controls",
     "direct_logit_attribution",
     "load",
     "open_grid",
+    "open_sweep",
     "patch",
+    "sweep",
+    "task",
+    "tasks",
     "wrap",
 ]
 

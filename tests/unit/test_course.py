@@ -17,6 +17,7 @@ RIGHT = {
         " Tom",
         " James",
     ),
+    "10.2": 120,
 }
 WRONG = {
     "00.1": (6, "does not see 6 tokens"),
@@ -28,6 +29,8 @@ WRONG = {
     "03.2": ((0, 0), "goes from"),
     "04.1": (0, "where do they cross"),
     "04.2": (("a", "b", " Mary", " John"), "The logit difference is"),
+    "10.1": (("a", "b"), "A pair is"),
+    "10.2": (60, "0.71 times as wide"),
 }
 
 
@@ -56,6 +59,19 @@ def test_some_layer_is_where_the_answer_moves(lm4, capsys):
     for layer in range(lm4.n_layers - 1, 0, -3):
         check("04.1", layer, lm4)
     assert "Right." in capsys.readouterr().out
+
+
+def test_some_pair_misleads_and_others_do_not(lm4, capsys):
+    import labkit as lk
+
+    said = ""
+    for pair in lk.task("indirect object").pairs(lm4, n=30):
+        check("10.1", pair, lm4)
+        said += capsys.readouterr().out
+        if "Right." in said:
+            break
+    assert "10.1: Right. Here the strongest head is layer" in said
+    assert "10.1: Not yet. Here, too, the strongest head is layer" in said
 
 
 def test_no_answer_is_not_a_wrong_one(lm4, capsys):

@@ -1,0 +1,52 @@
+"""Two numbers to doubt with: bootstrap intervals over pairs, and the rank correlation of two grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+LEVEL, RESAMPLES = 0.95, 2000
+
+
+def interval(
+    average: Callable[[np.ndarray], np.ndarray],
+    n: int,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The low and the high end of a bootstrap interval; the same for the same seed.
+
+    Pairs are drawn again with replacement and the average is taken anew, many times; the interval is what lies between
+    the quantiles of these averages (Efron 1979): how far the average would move had other pairs of the same kind been
+    drawn. It does not speak of sentences of another kind.
+
+    Args:
+        average: from weights (resamples, n) that sum to 1 in each row to averages (resamples, ...).
+        n: how many pairs there are.
+        level: the share of the averages that lies between the ends.
+        resamples: how often to draw.
+        seed: of the drawing.
+
+    Raises:
+        ValueError: fewer than two pairs, or a level that is not between 0 and 1.
+    """
+    if n < 2:
+        raise ValueError(f"an interval needs at least two pairs; there {'is' if n == 1 else 'are'} {n}")
+    if not 0 < level < 1:
+        raise ValueError(f"level is a share between 0 and 1, such as 0.95; got {level!r}")
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
+    low, high = np.quantile(average(weights), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation of two arrays of one length; ties share their mean rank; NaN if one is constant."""
+    import pandas as pd
+
+    first, second = (pd.Series(np.asarray(values).ravel()).rank() for values in (a, b))
+    if first.nunique() < 2 or second.nunique() < 2:
+        return float("nan")
+    return float(first.corr(second))
