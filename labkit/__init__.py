@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.pair_runs import PairRuns
+    from labkit.analysis.lens import LogitLens, logit_lens, open_lens
     from labkit.analysis.patching import PatchJob, patch
+    from labkit.analysis.steering import SteeringVector, open_steering_vector, steering_vector
     from labkit.internals.run import Run
     from labkit.internals.sites import Site
     from labkit.models.catalog import catalog
@@ -44,6 +46,12 @@ _HOME = {
     "PairRuns": "labkit.analysis.pair_runs",
     "PatchJob": "labkit.analysis.patching",
     "PatchGrid": "labkit.analysis.grid",
+    "logit_lens": "labkit.analysis.lens",
+    "LogitLens": "labkit.analysis.lens",
+    "open_lens": "labkit.analysis.lens",
+    "steering_vector": "labkit.analysis.steering",
+    "SteeringVector": "labkit.analysis.steering",
+    "open_steering_vector": "labkit.analysis.steering",
     "open_grid": "labkit.analysis.grid",
     "PromptLab": "labkit.widgets.prompt_lab",
     "AttentionView": "labkit.widgets.attention_view",
@@ -61,20 +69,26 @@ __all__ = [
     "Heatmap",
     "LanguageModel",
     "PairRuns",
+    "LogitLens",
     "PatchGrid",
     "PatchJob",
     "PatchLab",
     "PromptLab",
     "Run",
     "Site",
+    "SteeringVector",
     "TokenStrip",
     "attention",
     "attribution_patch",
     "catalog",
     "direct_logit_attribution",
     "load",
+    "logit_lens",
     "open_grid",
+    "open_lens",
+    "open_steering_vector",
     "patch",
+    "steering_vector",
     "wrap",
 ]
 
