@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from labkit.widgets.attention_view import AttentionView
     from labkit.widgets.head_grid import HeadGrid
     from labkit.widgets.heatmap import Heatmap
+    from labkit.widgets.lens_view import LensView
     from labkit.widgets.patch_lab import PatchLab
     from labkit.widgets.prompt_lab import PromptLab
+    from labkit.widgets.steer_lab import SteerLab
     from labkit.widgets.token_strip import TokenStrip
 
 __version__ = "0.1.0"
@@ -56,6 +58,8 @@ _HOME = {
     "PromptLab": "labkit.widgets.prompt_lab",
     "AttentionView": "labkit.widgets.attention_view",
     "PatchLab": "labkit.widgets.patch_lab",
+    "LensView": "labkit.widgets.lens_view",
+    "SteerLab": "labkit.widgets.steer_lab",
     "TokenStrip": "labkit.widgets.token_strip",
     "Heatmap": "labkit.widgets.heatmap",
     "HeadGrid": "labkit.widgets.head_grid",
@@ -69,6 +73,7 @@ __all__ = [
     "Heatmap",
     "LanguageModel",
     "PairRuns",
+    "LensView",
     "LogitLens",
     "PatchGrid",
     "PatchJob",
@@ -76,6 +81,7 @@ __all__ = [
     "PromptLab",
     "Run",
     "Site",
+    "SteerLab",
     "SteeringVector",
     "TokenStrip",
     "attention",

@@ -16,11 +16,6 @@ SCALES: dict[str, dict[str, list[str]]] = {
         "light": ["#ffffff", "#e3eef9", "#b5d4ed", "#6caed6", "#2f7fbc", "#0f559c", "#08306b"],
         "dark": ["#111418", "#142a41", "#194264", "#1f5f94", "#2f80c4", "#58a6e8", "#a5d5ff"],
     },
-    # Places in an order, where the first ones count: ranks. The low end is strong.
-    "order": {
-        "light": ["#08306b", "#0f559c", "#2f7fbc", "#6caed6", "#b5d4ed", "#e3eef9", "#ffffff"],
-        "dark": ["#a5d5ff", "#58a6e8", "#2f80c4", "#1f5f94", "#194264", "#142a41", "#111418"],
-    },
     # Probability of a token that was chosen: certain is plain, a surprise is warm.
     "surprise": {
         "light": ["#ef8a45", "#f5a469", "#f9bd8f", "#fcd5b5", "#fee8d5", "#fff5ec", "#ffffff"],
@@ -36,6 +31,11 @@ SCALES: dict[str, dict[str, list[str]]] = {
             "#ffc27a", "#e8953f", "#bb6c1f", "#804a17", "#432a15", "#14171b",
             "#15314c", "#1b4f80", "#2874ba", "#4f9fe3", "#96cdff",
         ],
+    },
+    # Places in an order, where the first ones count: ranks. The low end is strong.
+    "order": {
+        "light": ["#08306b", "#0f559c", "#2f7fbc", "#6caed6", "#b5d4ed", "#e3eef9", "#ffffff"],
+        "dark": ["#a5d5ff", "#58a6e8", "#2f80c4", "#1f5f94", "#194264", "#142a41", "#111418"],
     },
 }  # fmt: skip
 
