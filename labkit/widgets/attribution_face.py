@@ -48,11 +48,12 @@ class AttributionFace(widgets.VBox):
             "max_height": 480,
         }
         self.heads = Heatmap(title="By head", column_axis="head", unit="share in logits", **what)
-        self.parts = Heatmap(title="By layer", unit="share in logits", **what)
-        self.heads.layout.flex, self.heads.layout.width = "1 1 460px", "auto"
-        self.parts.layout.flex, self.parts.layout.width = "0 1 300px", "auto"
+        self.parts = Heatmap(title="By layer", column_axis="part", unit="share in logits", **what)
+        self.heads.layout.flex, self.heads.layout.width = "1 1 380px", "auto"
+        self.parts.layout.flex, self.parts.layout.width = "0 0 240px", "auto"
         self.sum = StatusLine()
         super().__init__()
+        self.add_class("labkit-column")
         for name, word in self._words.items():
             t.link((self, name), (word, "value"))
         self.observe(lambda _: ask(), ["answer", "foil"])
@@ -76,7 +77,7 @@ class AttributionFace(widgets.VBox):
         foil: str | int = self.foil or (second.id if answer not in (second.id, second.text) else first.id)
         for name, given in (("answer", answer), ("foil", foil)):
             shown = "" if isinstance(given, str) else describe(self.lm.tokenizer, [given])[0].display
-            self._words[name].placeholder = f"{shown} (what it says)" if shown else ""
+            self._words[name].placeholder = f"{shown} (automatic)" if shown else ""
         return answer, foil
 
     def draw(self) -> None:
@@ -89,7 +90,7 @@ class AttributionFace(widgets.VBox):
         reach = max(float(np.nanmax(np.abs(found.heads), initial=0)), float(np.abs(parts).max()), 1e-6)
         for heatmap, values, labels in (
             (self.heads, found.heads, [str(n) for n in range(found.heads.shape[1])]),
-            (self.parts, parts, ["attention", "MLP"]),
+            (self.parts, parts, ["attn", "MLP"]),
         ):
             with heatmap.hold_sync():
                 heatmap.max_height = min(1400, max(480, 9 * len(layers)))

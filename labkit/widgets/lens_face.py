@@ -19,7 +19,7 @@ from labkit.widgets.curve import Curve
 from labkit.widgets.heatmap import Heatmap
 from labkit.widgets.snapshot import note
 from labkit.widgets.token_bars import TokenBars
-from labkit.widgets.tool import column, row
+from labkit.widgets.tool import row
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 AT_FIRST = 20  # positions of a long prompt that are read at first: the last ones
 MOST_WORDS = 64  # positions beyond which cells are too narrow for words
 _SITE_WORDS = {
-    "resid_post": "resid_post: the whole stream after each layer",
-    "attn_out": "attn_out: what attention puts out",
-    "mlp_out": "mlp_out: what the MLP puts out",
+    "resid_post": "resid_post (whole stream)",
+    "attn_out": "attn_out (attention)",
+    "mlp_out": "mlp_out (MLP)",
 }
 _SHADE_WORDS = {
-    "probability": "probability of the token",
-    "entropy": "entropy: how undecided",
-    "rank": "rank of the followed token",
-    "kl": "KL to the final layer",
+    "probability": "probability",
+    "entropy": "entropy",
+    "rank": "rank of followed token",
+    "kl": "KL to final layer",
 }
 
 
@@ -65,7 +65,7 @@ class LensFace(widgets.VBox):
         self._follow = widgets.Text(description="follow")
         self._follow.continuous_update = False
         self._window = widgets.IntRangeSlider(description="positions", continuous_update=False)
-        for control, width in ((self._site, "330px"), (self._shade, "250px"), (self._follow, "190px")):
+        for control, width in ((self._site, "250px"), (self._shade, "234px"), (self._follow, "200px")):
             control.style, control.layout.width = {"description_width": "initial"}, width
         self._window.style, self._window.layout.width = {"description_width": "initial"}, "340px"
         self._window.layout.display = "none"
@@ -75,6 +75,7 @@ class LensFace(widgets.VBox):
         self.curve = Curve(axis="layer")
         self.curve.layout.flex, self.curve.layout.width = "1 1 380px", "auto"
         super().__init__()
+        self.add_class("labkit-column")
         for name, control in {"site": self._site, "shade": self._shade, "follow": self._follow}.items():
             t.link((self, name), (control, "value"))
         self.observe(lambda _: None if self._reading else ask(), ["site", "follow", "window"])
@@ -84,7 +85,7 @@ class LensFace(widgets.VBox):
         self.heatmap.observe(self._clicked, "selection")
         self.curve.observe(self._climbed, "selection")
         self.children = [
-            row(self._site, self._shade, self._follow, self._window), column(self.heatmap),
+            row(self._site, self._shade, self._follow, self._window), self.heatmap,
             row(self.bars, self.curve, wide=True),
         ]  # fmt: skip
 
@@ -102,7 +103,7 @@ class LensFace(widgets.VBox):
             follow=self._token(ids), stop=stop,
         )  # fmt: skip
         self._followed = lens.followed[0]
-        self._follow.placeholder = "" if self.follow else f"{self._followed.display} (what it says)"
+        self._follow.placeholder = "" if self.follow else f"{self._followed.display} (automatic)"
         kept = self.selection
         self.lens = lens
         if kept is None or kept[0] not in lens.layers or kept[1] not in lens.positions:
@@ -161,7 +162,7 @@ class LensFace(widgets.VBox):
         elif self.shade == "probability":
             look |= {"high": 1.0, "unit": "probability"}
         else:
-            look |= {"high": max(float(values.max()), 1e-3), "unit": f"{_SHADE_WORDS[self.shade].split(':')[0]} (nats)"}
+            look |= {"high": max(float(values.max()), 1e-3), "unit": f"{_SHADE_WORDS[self.shade]} (nats)"}
         worded = len(lens.positions) <= MOST_WORDS
         words = [lens.words[int(id)].display for id in lens.top_ids[:, :, 0].ravel()] if worded else []
         with self.heatmap.hold_sync():
@@ -183,7 +184,7 @@ class LensFace(widgets.VBox):
             lens.top_probabilities[:, :, 0].ravel(), lens.entropy.ravel(), lens.kl.ravel(), lens.ranks[0].ravel(),
             strict=True,
         )  # fmt: skip
-        return [f"{p:.1%} · entropy {h:.2f} · KL {kl:.2f} · rank of {word} {r}" for p, h, kl, r in each]
+        return [f"{p:.1%}\nentropy {h:.2f}, KL {kl:.2f} nats\nrank of {word}: {r}" for p, h, kl, r in each]
 
     def _look(self) -> None:
         """The ten likeliest tokens of the selected cell, and the followed token's way at its position."""

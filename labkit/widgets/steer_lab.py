@@ -91,9 +91,9 @@ class SteerLab(Tool):
             description="strength", min=-REACH, max=REACH, step=0.1, readout_format="+.1f",
             continuous_update=self.desk.background,
         )  # fmt: skip
-        self._control = widgets.Checkbox(description="random direction instead", indent=False)
+        self._control = widgets.Checkbox(description="random instead", indent=False)
         self._most = widgets.BoundedIntText(description="max tokens", min=1, max=lm.context or 100_000)
-        for control_, width in ((self._layer, "300px"), (self._strength, "380px"), (self._most, "150px")):
+        for control_, width in ((self._layer, "240px"), (self._strength, "300px"), (self._most, "150px")):
             control_.style, control_.layout.width = {"description_width": "initial"}, width
         self._control.layout.width = "auto"
         self.strips = {
@@ -101,7 +101,7 @@ class SteerLab(Tool):
             for name, title in (("before", "Before: not steered"), ("after", "After: steered"))
         }
         for block in (*self.sides.values(), *self.strips.values()):
-            block.layout.flex, block.layout.width = "1 1 380px", "auto"
+            block.layout.flex, block.layout.width = "1 1 300px", "auto"
         for name, control_ in {
             **self.sides, "layer": self._layer, "strength": self._strength, "control": self._control,
             "max_new_tokens": self._most,
