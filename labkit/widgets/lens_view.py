@@ -96,6 +96,7 @@ class LensView(Tool):
         self.box.on_submit(self.start)
         self.observe(lambda _: self._stale(), "prompt")
         self.observe(lambda _: self._turn(), "face")
+        self.observe(lambda _: self.refresh_snapshot(), ["face", "shade", "selection"])
         self._controls = row(self.run_button, self.stop_button, self.status)
         self.children = [self.box, self._face, self._controls, self.lens_face, self.direct_face]
         self._turn()
@@ -120,6 +121,7 @@ class LensView(Tool):
         if self._steering is None:
             self._steering = SteerLab(self.lm, self.prompt, background=self.desk.background)
             share_prompt(self, self._steering)
+            self._steering.observe(lambda _: self.refresh_snapshot(), "after")
             self._steering.children = self._steering.panel  # the prompt's box is this view's own
             self.children = [*self.children, self._steering]
         return self._steering

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -183,6 +184,20 @@ def test_a_bad_token_is_answered_in_words_and_nothing_is_lost(page: Page) -> Non
     expect(the_view(page).get_by_role("alert")).to_contain_text("it has to be one")
     expect(the_map(page)).to_be_visible()
     expect(the_view(page).locator(".labkit-token-bars tr")).to_have_count(10)
+
+
+def test_a_saved_notebook_shows_words_and_numbers_without_a_kernel(page: Page, lab: Lab, browser: Browser) -> None:
+    page.keyboard.press("Control+s")
+    expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
+    path = lab.root / "lens.ipynb"
+    assert path.stat().st_size < 1_000_000
+    shutil.copy(path, lab.root / "lens_saved.ipynb")
+    with open_notebook(browser, lab, "lens_saved.ipynb") as reader:
+        picture = reader.locator(".labkit-snapshot")
+        expect(picture).to_be_visible()
+        expect(picture).to_contain_text("LensView · SmolLM2-135M-Instruct · Lens")
+        assert picture.locator("svg text", has_text="·Mary").count() >= 1
+        expect(picture.locator("svg")).to_have_count(2)
 
 
 def test_no_widget_raised_an_error_in_the_browser(page: Page) -> None:
