@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from labkit.analysis.attribution_patching import attribution_patch
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
     from labkit.analysis.grid import PatchGrid, open_grid
-    from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.lens import LogitLens, logit_lens, open_lens
+    from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
     from labkit.analysis.steering import SteeringVector, open_steering_vector, steering_vector
     from labkit.internals.run import Run
@@ -72,9 +72,9 @@ __all__ = [
     "HeadGrid",
     "Heatmap",
     "LanguageModel",
-    "PairRuns",
     "LensView",
     "LogitLens",
+    "PairRuns",
     "PatchGrid",
     "PatchJob",
     "PatchLab",
