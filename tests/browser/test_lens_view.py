@@ -116,7 +116,7 @@ def test_the_slider_writes_the_text_anew_beside_the_old_one(page: Page) -> None:
     expect(said).to_contain_text("Added after layer 18 at every position", timeout=60_000)
     old, new = before.locator(".labkit-tokens").inner_text(), after.locator(".labkit-tokens").inner_text()
     assert old != new
-    handle = view.get_by_role("slider", name=re.compile("strength")).first
+    handle = view.locator(".widget-slider").filter(has_text="strength").locator(".noUi-handle")
     handle.focus()
     for _ in range(5):
         page.keyboard.press("ArrowRight")
