@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from labkit.analysis.controls_result import Controls
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
     from labkit.analysis.grid import PatchGrid, open_grid
+    from labkit.analysis.lens import LogitLens, logit_lens, open_lens
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
+    from labkit.analysis.steering import SteeringVector, open_steering_vector, steering_vector
     from labkit.analysis.sweep import open_sweep, sweep
     from labkit.analysis.tasks import PromptPair, Task, task, tasks
     from labkit.internals.run import Run
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from labkit.widgets.attention_view import AttentionView
     from labkit.widgets.head_grid import HeadGrid
     from labkit.widgets.heatmap import Heatmap
+    from labkit.widgets.lens_view import LensView
     from labkit.widgets.patch_lab import PatchLab
     from labkit.widgets.prompt_lab import PromptLab
+    from labkit.widgets.steer_lab import SteerLab
     from labkit.widgets.token_strip import TokenStrip
 
 __version__ = "0.1.0"
@@ -49,6 +53,12 @@ _HOME = {
     "PairRuns": "labkit.analysis.pair_runs",
     "PatchJob": "labkit.analysis.patching",
     "PatchGrid": "labkit.analysis.grid",
+    "logit_lens": "labkit.analysis.lens",
+    "LogitLens": "labkit.analysis.lens",
+    "open_lens": "labkit.analysis.lens",
+    "steering_vector": "labkit.analysis.steering",
+    "SteeringVector": "labkit.analysis.steering",
+    "open_steering_vector": "labkit.analysis.steering",
     "open_grid": "labkit.analysis.grid",
     "controls": "labkit.analysis.controls",
     "ControlsJob": "labkit.analysis.controls",
@@ -63,6 +73,8 @@ _HOME = {
     "PromptLab": "labkit.widgets.prompt_lab",
     "AttentionView": "labkit.widgets.attention_view",
     "PatchLab": "labkit.widgets.patch_lab",
+    "LensView": "labkit.widgets.lens_view",
+    "SteerLab": "labkit.widgets.steer_lab",
     "TokenStrip": "labkit.widgets.token_strip",
     "Heatmap": "labkit.widgets.heatmap",
     "HeadGrid": "labkit.widgets.head_grid",
@@ -77,6 +89,8 @@ __all__ = [
     "HeadGrid",
     "Heatmap",
     "LanguageModel",
+    "LensView",
+    "LogitLens",
     "PairRuns",
     "PatchGrid",
     "PatchJob",
@@ -85,6 +99,8 @@ __all__ = [
     "PromptPair",
     "Run",
     "Site",
+    "SteerLab",
+    "SteeringVector",
     "Sweep",
     "Task",
     "TokenStrip",
@@ -94,9 +110,13 @@ __all__ = [
     "controls",
     "direct_logit_attribution",
     "load",
+    "logit_lens",
     "open_grid",
+    "open_lens",
+    "open_steering_vector",
     "open_sweep",
     "patch",
+    "steering_vector",
     "sweep",
     "task",
     "tasks",

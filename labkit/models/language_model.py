@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from labkit.analysis.steering import SteeringVector
     from labkit.generation import Generation
     from labkit.internals.run import Run
     from labkit.models.anatomy import Anatomy
@@ -180,6 +181,14 @@ class LanguageModel:
         from labkit.generation import generate
 
         return generate(self, prompt, **settings)
+
+    def steer(
+        self, vector: SteeringVector | torch.Tensor, strength: float = 1.0, *, layer: int | None = None
+    ) -> AbstractContextManager[None]:
+        """Add a vector to what leaves a layer while a `with` block runs; see `labkit.analysis.steering.steer`."""
+        from labkit.analysis.steering import steer
+
+        return steer(self, vector, strength, layer=layer)
 
     def code(self) -> str:
         """The Python that loads this model again."""

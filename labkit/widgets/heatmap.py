@@ -25,12 +25,15 @@ class Heatmap(Block):
         origin: `top` or `bottom`: where row 0 is.
         square: cells as high as they are wide.
         column_marks: columns whose label stands out.
+        texts: a word for each cell, row by row, written into it; cut where it does not fit, whole in the note.
+        notes: for each cell what its note says instead of the number.
+        ticks: (value, label) pairs for the colour bar, where numbers alone would not do.
 
     Traits:
         selection, hovered: (row, column) or None.
     """
 
-    _esm = module("heatmap")
+    _esm = module("heatmap_texts", "heatmap")
     _css = style("heatmap")
 
     values = Array(2)
@@ -48,6 +51,9 @@ class Heatmap(Block):
     origin = t.Enum(["top", "bottom"], "top").tag(sync=True)
     square = t.Bool(False).tag(sync=True)
     max_height = t.Int(520).tag(sync=True)
+    texts = t.List(t.Unicode()).tag(sync=True)
+    notes = t.List(t.Unicode()).tag(sync=True)
+    ticks: t.List = t.List().tag(sync=True)
     selection = cell().tag(sync=True)
     hovered = cell().tag(sync=True)
 
@@ -107,13 +113,13 @@ class Heatmap(Block):
         return heatmap_svg(
             self.numbers(), self.row_labels, self.column_labels, scale=self.scale, low=self.low, high=self.high,
             centre=self.centre, row_axis=self.row_axis, column_axis=self.column_axis, unit=self.unit,
-            origin=self.origin, square=self.square, title=self.title,
+            origin=self.origin, square=self.square, title=self.title, texts=self.texts, ticks=self.ticks,
         )  # fmt: skip
 
     def code(self) -> str:
         """The Python that makes the same heatmap."""
         names = ["row_labels", "column_labels", "row_axis", "column_axis", "title", "unit", "low", "high", "centre"]
-        names += ["scale", "origin", "square"]
+        names += ["scale", "origin", "square", *(name for name in ("texts", "notes", "ticks") if getattr(self, name))]
         given = "".join(f"    {name}={getattr(self, name)!r},\n" for name in names)
         values = literal(self.values).split("  #")
         about = f"  #{values[1]}" if len(values) > 1 else ""

@@ -32,6 +32,11 @@ SCALES: dict[str, dict[str, list[str]]] = {
             "#15314c", "#1b4f80", "#2874ba", "#4f9fe3", "#96cdff",
         ],
     },
+    # Places in an order, where the first ones count: ranks. The low end is strong.
+    "order": {
+        "light": ["#08306b", "#0f559c", "#2f7fbc", "#6caed6", "#b5d4ed", "#e3eef9", "#ffffff"],
+        "dark": ["#a5d5ff", "#58a6e8", "#2f80c4", "#1f5f94", "#194264", "#142a41", "#111418"],
+    },
 }  # fmt: skip
 
 

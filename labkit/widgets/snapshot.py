@@ -22,6 +22,7 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 _SANS = "font:13px/1.5 system-ui,sans-serif"
 _MOST_TOKENS = 600  # in a picture; a saved notebook should stay small
 _MOST_CELLS = 256
+_MOST_TEXTS = 800  # words in the cells of a picture
 _MONO = "font-family:ui-monospace,Menlo,Consolas,monospace"
 
 
@@ -138,21 +139,29 @@ def heatmap_svg(
     origin: str,
     square: bool,
     title: str,
+    texts: Sequence[str] = (),
+    ticks: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """A heatmap as inline SVG: the cells are one small PNG, the labels are text."""
+    """A heatmap as inline SVG: the cells are one small PNG, the labels are text, and so are words in the cells."""
     rows, columns = values.shape
-    width = min(max(columns * (18 if square else 34), 160), 640)
+    worded = len(texts) == rows * columns <= _MOST_TEXTS
+    width = min(max(columns * (18 if square else 58 if worded else 34), 160), 820 if worded else 640)
     height = width * rows / columns if square else min(max(rows * 13, 60), 420)
     left = 40 + 7 * max([len(label) for label in row_labels[:200]] + [2])
     bottom = 34 + 6 * max([len(label) for label in column_labels[:200]] + [2])
     picture = painted(_strongest(values, centre or 0.0), scale=scale, low=low, high=high, centre=centre)
     if origin == "bottom":
         picture = picture[::-1]
+    if worded:
+        height = min(max(rows * 15, 60), 900)
     out = [
         f'<image x="{left}" y="8" width="{width:.0f}" height="{height:.0f}" preserveAspectRatio="none" '
         f'style="image-rendering:pixelated" href="{png(picture)}"/>'
     ]
     text = 'font-family="ui-monospace,Menlo,Consolas,monospace" font-size="11" fill="#1f2328"'
+    if worded:
+        colours = painted(values, scale=scale, low=low, high=high, centre=centre)
+        out += _words(texts, colours, left, width / columns, height / rows, upwards=origin == "bottom")
     every = max(1, int(np.ceil(13 * rows / height)))
     for row in range(0, rows, every):
         place = rows - 1 - row if origin == "bottom" else row
@@ -178,7 +187,7 @@ def heatmap_svg(
         f'<text x="12" y="{middle:.0f}" text-anchor="middle" transform="rotate(-90 12 {middle:.0f})" {quiet}>'
         f"{escape(row_axis)}</text>"
     )
-    out.append(_bar(left + width + 18, min(height, 160), scale, low, high, centre, unit))
+    out.append(_bar(left + width + 18, min(height, 160), scale, low, high, centre, unit, ticks))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 110:.0f}" height="{total:.0f}" role="img" '
         f'aria-label="{escape(title or unit)}">{"".join(out)}</svg>'
@@ -201,18 +210,46 @@ def _strongest(values: np.ndarray, centre: float) -> np.ndarray:
     return values
 
 
-def _bar(x: float, long: float, scale: str, low: float, high: float, centre: float | None, unit: str) -> str:
+def _words(
+    texts: Sequence[str], colours: np.ndarray, left: float, wide: float, high: float, *, upwards: bool
+) -> list[str]:
+    """A word in each cell, cut to what fits; `colours` (row, column, 3)."""
+    rows, columns, _ = colours.shape
+    room = max(1, int((wide - 4) / 5.5))
+    groups = ['<g font-family="ui-monospace,Menlo,Consolas,monospace" font-size="9" text-anchor="middle">']
+    for row in range(rows):
+        y = 8 + ((rows - 1 - row if upwards else row) + 0.5) * high + 3
+        for column in range(columns):
+            text = texts[row * columns + column]
+            text = text if len(text) <= room else text[: room - 1] + "…"
+            red, green, blue = (int(c) for c in colours[row, column])
+            fill = ' fill="#fff"' if ink((red, green, blue)) == "#ffffff" else ""
+            groups.append(f'<text x="{left + (column + 0.5) * wide:.0f}" y="{y:.0f}"{fill}>{escape(text)}</text>')
+    return [*groups, "</g>"]
+
+
+def _bar(
+    x: float,
+    long: float,
+    scale: str,
+    low: float,
+    high: float,
+    centre: float | None,
+    unit: str,
+    given: Sequence[tuple[float, str]] = (),
+) -> str:
     if centre is not None:
         reach = max(high - centre, centre - low) or 1.0
         low, high = centre - reach, centre + reach
     steps = np.linspace(high, low, 64)[:, None]
     address = png(painted(steps, scale=scale, low=low, high=high))
     words = 'font-family="system-ui,sans-serif" font-size="11" fill="#59636e"'
-    ticks = "".join(
-        f'<text x="{x + 18:.0f}" y="{8 + place * long + (9 if place == 0 else 0 if place == 1 else 4):.0f}" {words}>'
-        f"{value:.3g}</text>"
-        for place, value in ((0, high), (0.5, (low + high) / 2), (1, low))
-    )
+    marks = given or [(value, f"{value:.3g}") for value in (high, (low + high) / 2, low)]
+    ticks = ""
+    for value, label in marks:
+        place = (high - value) / ((high - low) or 1.0)
+        y = 8 + place * long + (9 if place == 0 else 0 if place == 1 else 4)
+        ticks += f'<text x="{x + 18:.0f}" y="{y:.0f}" {words}>{escape(label)}</text>'
     return (
         f'<image x="{x:.0f}" y="8" width="12" height="{long:.0f}" preserveAspectRatio="none" href="{address}"/>{ticks}'
         f'<text x="{x + 62:.0f}" y="{8 + long / 2:.0f}" text-anchor="middle" '

@@ -76,3 +76,33 @@ def picture(page: Page, number: int, name: str) -> None:
         frame["height"] = max(frame["height"], end["y"] + end["height"] + 8 - frame["y"])
     page.screenshot(path=file, clip=frame)  # type: ignore[arg-type]
     assert file.stat().st_size < 300_000
+
+
+LENSES = [LOAD, f"lk.LensView(lm, {CLEAN!r}, answer=' Mary', foil=' John')", "lk.SteerLab(lm, strength=1.5)"]
+
+
+@pytest.mark.skipif(not FOLDER, reason="set LABKIT_PICTURES to the folder the pictures go to")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_pictures_of_lens_and_steering(lab: Lab, browser: Browser, theme: str) -> None:
+    path = lab.write(f"lenses_{theme}.ipynb", LENSES)
+    with open_notebook(browser, lab, path, scale=2, dark=theme == "dark", width=1400) as page:
+        run_all(page)
+        assert errors(page) == []
+        tools = page.locator(".labkit-tool")
+
+        view = to_top(tools.nth(0))
+        expect(view.locator(".labkit-status").first).to_contain_text("positions in")
+        view.locator(".labkit-heatmap .labkit-stage").first.hover(position={"x": 760, "y": 110})
+        expect(view.locator(".labkit-note:visible")).to_have_count(1)
+        picture(page, 0, f"lens_view_{theme}")
+
+        view.get_by_role("button", name="Direct attribution").click()
+        expect(view.locator(".labkit-status").first).to_contain_text("heads in")
+        page.mouse.move(5, 5)
+        picture(page, 0, f"lens_view_direct_{theme}")
+
+        steering = to_top(tools.nth(1))
+        steering.get_by_role("button", name="Run").click()
+        expect(steering.locator(".labkit-status")).to_contain_text("Added after", timeout=60_000)
+        page.mouse.move(5, 5)
+        picture(page, 1, f"steer_lab_{theme}")

@@ -50,7 +50,7 @@ function render({ model, el }) {
     const right = BAR.gap + BAR.width + BAR.label;
     const room = Math.max(el.clientWidth - left - right, 60);
     const tall = get("max_height");
-    let cellWidth = Math.min(room / columns, 48);
+    let cellWidth = Math.min(room / columns, cellTexts(model, "texts", cells) ? WORDS.widest : 48);
     let cellHeight = Math.min(tall / rows, 22);
     if (get("square")) cellWidth = cellHeight = Math.min(room / columns, tall / rows, 40);
     if (cellWidth >= 3) cellWidth = Math.floor(cellWidth);
@@ -164,6 +164,12 @@ function render({ model, el }) {
     }
     context.strokeStyle = colours.line;
     context.strokeRect(left - 0.5, top - 0.5, width + 1, height + 1);
+    const inkAt = (row, column) => {
+      const value = valueAt(cells, row, column);
+      return Number.isFinite(value) ? inkOn(table, shade(value, low, most, centre)) : colours.ink;
+    };
+    const texts = cellTexts(model, "texts", cells);
+    if (texts) drawTexts(context, texts, plan, flip, inkAt, colours.mono);
   }
 
   const flipDot = (y, high) => (get("origin") === "bottom" ? high - 1 - y : y);
@@ -225,10 +231,11 @@ function render({ model, el }) {
     context.fillStyle = colours.muted;
     context.textAlign = "left";
     context.textBaseline = "middle";
-    const ticks = centre === null ? [low, (low + high) / 2, high] : [low, centre, high];
-    for (const at of ticks) {
+    const plain = centre === null ? [low, (low + high) / 2, high] : [low, centre, high];
+    const ticks = get("ticks").length ? get("ticks") : plain.map((at) => [at, tick(at)]);
+    for (const [at, label] of ticks) {
       const y = top + long * (1 - (at - low) / (high - low || 1));
-      context.fillText(tick(at), x + BAR.width + 6, Math.min(Math.max(y, top + 5), top + long - 5));
+      context.fillText(label, x + BAR.width + 6, Math.min(Math.max(y, top + 5), top + long - 5));
     }
     if (get("unit")) {
       context.save();
@@ -264,7 +271,16 @@ function render({ model, el }) {
 
   function sentence([row, column]) {
     const name = (axis, at) => [get(`${axis}_axis`).split(" (")[0] || axis, labelOf(axis, at)];
-    return { row: name("row", row), column: name("column", column), value: say(valueAt(grid(), row, column)) };
+    const at = row * plan.columns + column;
+    const told = cellTexts(model, "notes", grid());
+    const text = cellTexts(model, "texts", grid());
+    return {
+      row: name("row", row),
+      column: name("column", column),
+      value: told ? told[at] : say(valueAt(grid(), row, column)),
+      unit: told ? "" : get("unit"),
+      text: text ? text[at] : "",
+    };
   }
 
   function showCell(cell) {
@@ -278,12 +294,13 @@ function render({ model, el }) {
       return line;
     });
     const value = element("div", "labkit-note-value", said.value);
-    if (get("unit") && said.value !== "not computed yet") value.append(element("span", "labkit-muted", ` ${get("unit")}`));
+    if (said.unit && said.value !== "not computed yet") value.append(element("span", "labkit-muted", ` ${said.unit}`));
     note.show(
       { left: frame.left + x + plan.cellWidth + 8, top: frame.top + y, bottom: frame.top + y + plan.cellHeight },
-      [value, ...lines],
+      said.text ? [element("div", "labkit-mono labkit-note-text", said.text), value, ...lines] : [value, ...lines],
     );
-    live.textContent = `${said.row.join(" ")}, ${said.column.join(" ")}: ${said.value}`;
+    const word = said.text ? `${said.text}, ` : "";
+    live.textContent = `${said.row.join(" ")}, ${said.column.join(" ")}: ${word}${said.value}`;
   }
 
   function look(cell) {
@@ -371,7 +388,7 @@ function render({ model, el }) {
     });
   }
   const whole = ["values", "low", "high", "centre", "stops", "title", "unit", "square", "origin", "max_height"]
-    .concat(["row", "column"].flatMap((axis) => [`${axis}_labels`, `${axis}_axis`]), ["column_marks", "description"])
+    .concat(["row", "column"].flatMap((axis) => [`${axis}_labels`, `${axis}_axis`]), ["column_marks", "description", "texts", "notes", "ticks"])
     .map((name) => `change:${name}`)
     .join(" ");
   model.on(whole, redraw);

@@ -1,0 +1,51 @@
+"""Results on disk: numpy arrays and what describes them, in one `.npz` file without pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def save_arrays(path: str | os.PathLike[str], kind: str, about: dict[str, Any], **arrays: np.ndarray) -> Path:
+    """Write arrays and a JSON-able description to one file, in one step: the file is whole or not there."""
+    path = Path(path)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, about=np.array(json.dumps({"kind": kind, **about})), **arrays)  # type: ignore[arg-type]
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def open_arrays(
+    path: str | os.PathLike[str], kind: str, *, newest: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The description and the arrays of a file that `save_arrays` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is something else, or comes from a labkit newer than format `newest`.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays.pop("about")))
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{str(path)!r} is not a {kind} saved by labkit ({error})") from None
+    if about.get("kind") != kind:
+        raise ValueError(f"{str(path)!r} is not a {kind} saved by labkit; it holds a {about.get('kind', 'grid')}")
+    if about["format"] > newest:
+        raise ValueError(
+            f"{str(path)!r} was saved by a newer labkit (format {about['format']}); update labkit to open it"
+        )
+    return about, arrays

@@ -1,0 +1,52 @@
+"""The logit lens and direct attribution: what a layer would say, and who writes the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labkit.course.checks import CLEAN, Verdict, a_head, exercise
+
+if TYPE_CHECKING:
+    from labkit.models.language_model import LanguageModel
+
+TOWER = "The Eiffel Tower is in the city of"
+
+
+@exercise("02.1")
+def _where_paris_comes_first(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.lens import logit_lens
+
+    ranks = logit_lens(lm, TOWER, follow=" Paris", positions=[-1]).ranks[0, :, 0]
+    layer = int(answer)
+    if not 0 <= layer < lm.n_layers:
+        raise ValueError(f"layers go from 0 to {lm.n_layers - 1}")
+    first = int((ranks == 0).argmax())
+    if abs(layer - first) <= 1:
+        return Verdict(True, f"From layer {first} on ' Paris' is what the lens reads; one layer earlier it is not.")
+    said = f"After layer {layer} there are {ranks[layer]} tokens likelier than ' Paris'."
+    return Verdict(False, said if ranks[layer] else said + " Is there an earlier layer of which that is true?")
+
+
+@exercise("02.2")
+def _attention_that_says_mary(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.lens import logit_lens
+
+    lens = logit_lens(lm, CLEAN, site="attn_out", follow=" Mary", positions=[-1])
+    row, _ = lens.place(int(answer))
+    rank, top = int(lens.ranks[0, row, 0]), lens.top(int(answer))[0][0]
+    said = f"Read alone, the attention of layer {answer} says {top!r}; ' Mary' is at rank {rank}."
+    return Verdict(rank == 0, said)
+
+
+@exercise("02.3")
+def _head_against_the_answer(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.direct_attribution import direct_logit_attribution
+
+    layer, head = a_head(answer, lm)
+    share = float(direct_logit_attribution(lm, CLEAN, " Mary", " John").heads[layer, head])
+    if np.isnan(share):
+        return Verdict(False, f"The heads of layer {layer} cannot be taken apart.")
+    said = f"Layer {layer}, head {head} writes {share:+.2f} to the logit difference."
+    return Verdict(share < -0.5, said if share < -0.5 else said + " Look for less than -0.5.")

@@ -1,0 +1,113 @@
+"""Steering: a direction that does something, and what else it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from labkit.course.checks import Verdict, exercise
+from labkit.tokens import single_token
+
+if TYPE_CHECKING:
+    from labkit.models.language_model import LanguageModel
+
+LAYER = 18
+POSITIVE = [
+    "The film was wonderful", "What a beautiful day", "The food was delicious", "My neighbours are kind",
+    "Everything is going well",
+]  # fmt: skip
+NEGATIVE = [
+    "The film was terrible", "What an awful day", "The food was disgusting", "My neighbours are cruel",
+    "Everything is going badly",
+]  # fmt: skip
+OPENINGS = ["My week at work was", "The weather today is", "The book that I read was", "Her new job is"]
+GOOD = [" good", " great", " wonderful", " beautiful", " perfect", " amazing", " lovely"]
+BAD = [" bad", " terrible", " awful", " horrible", " poor", " worse", " difficult"]
+PLAIN = (
+    "The sun rises in the east and sets in the west. Water boils at one hundred degrees. "
+    "A week has seven days, and a year has twelve months."
+)
+
+
+def mood(lm: LanguageModel) -> float:
+    """How much likelier a good word is than a bad one after some openings that say neither: mean log odds, in nats."""
+    found = []
+    for opening in OPENINGS:
+        logits = lm.run(opening).logits[0, -1].float()
+        good, bad = (logits[[single_token(lm, word) for word in words]].logsumexp(0) for words in (GOOD, BAD))
+        found.append(float(good - bad))
+    return sum(found) / len(found)
+
+
+def cost(lm: LanguageModel, text: str = PLAIN) -> float:
+    """What a token of a plain text costs the model on average, in nats; lower is better."""
+    ids = lm.encode(text)
+    logprobs = lm.run(ids).logits[0, :-1].float().log_softmax(-1)
+    return -float(logprobs.gather(1, ids[0, 1:, None]).mean())
+
+
+def _shift(lm: LanguageModel, layer: int) -> float:
+    from labkit.analysis.steering import steering_vector
+
+    with lm.steer(steering_vector(lm, POSITIVE, NEGATIVE, layer)):
+        return mood(lm)
+
+
+@exercise("06.1")
+def _a_layer_that_steers(answer: Any, lm: LanguageModel) -> Verdict:
+    layer = int(answer)
+    before, after = mood(lm), _shift(lm, layer)
+    first = _shift(lm, 0)
+    said = (
+        f"A vector of layer {layer} moves the mood by {after - before:+.1f}, one of layer 0 by {first - before:+.1f}."
+    )
+    good = after - before > 4 and after > first
+    return Verdict(good, said if good else said + " Look for more than +4.")
+
+
+@exercise("06.2")
+def _a_strength_that_costs_little(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.steering import steering_vector
+
+    vector = steering_vector(lm, POSITIVE, NEGATIVE, LAYER)
+    found = []
+    for block in (nullcontext(), lm.steer(vector, float(answer))):
+        with block:
+            found.append((mood(lm), cost(lm)))
+    moved, more = found[1][0] - found[0][0], found[1][1] - found[0][1]
+    said = f"At {float(answer):g} the mood moves by {moved:+.1f}, and plain text costs {more:+.2f} nats a token more."
+    if moved > 3 and more < 0.4:
+        return Verdict(True, said)
+    return Verdict(False, said + (" That moves too little." if moved <= 3 else " That costs too much."))
+
+
+@exercise("06.3")
+def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.steering import steering_vector
+
+    positive, negative = ([str(text) for text in side] for side in _two(answer))
+    if set(positive) & set(POSITIVE) or set(negative) & set(NEGATIVE):
+        return Verdict(False, "Those are the pairs of this notebook. Make others, about something else.")
+    if len(positive) != len(negative) or len(positive) < 4:
+        return Verdict(
+            False, f"Four pairs at least, please; that is {len(positive)} positive and {len(negative)} negative."
+        )
+    agree = 0
+    for left in range(len(positive)):
+        others = [[text for n, text in enumerate(side) if n != left] for side in (positive, negative)]
+        vector = steering_vector(lm, others[0], others[1], LAYER)
+        one = steering_vector(lm, positive[left], negative[left], LAYER)
+        agree += float(vector.values @ one.values) > 0
+    said = f"{agree} of {len(positive)} pairs point the way that the others do."
+    return Verdict(
+        agree == len(positive),
+        said if agree == len(positive) else said + " Let every pair differ in the same one thing.",
+    )
+
+
+def _two(answer: Any) -> tuple[Sequence[str], Sequence[str]]:
+    if not isinstance(answer, list | tuple) or len(answer) != 2:
+        raise ValueError("hand in two lists: (positive, negative)")
+    positive, negative = answer
+    return positive, negative

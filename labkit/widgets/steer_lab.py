@@ -1,0 +1,269 @@
+"""SteerLab: a direction from pairs of prompts, and the text with and without it, side by side, as the slider moves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import traitlets as t
+
+from labkit.analysis.steering import SteeringVector, steering_vector
+from labkit.widgets.given_prompt import GivenPrompt, share_prompt
+from labkit.widgets.prompt_box import PromptBox
+from labkit.widgets.snapshot import card, note
+from labkit.widgets.token_strip import TokenStrip
+from labkit.widgets.tool import FRAME, Tool, row, special
+
+if TYPE_CHECKING:
+    from labkit.generation import GeneratedToken, Generation
+    from labkit.models.language_model import LanguageModel, Prompt
+
+# Pairs that differ in one thing, and end in it.
+POSITIVE = (
+    "The film was wonderful", "What a beautiful day", "The food was delicious", "My neighbours are kind",
+    "Everything is going well",
+)  # fmt: skip
+NEGATIVE = (
+    "The film was terrible", "What an awful day", "The food was disgusting", "My neighbours are cruel",
+    "Everything is going badly",
+)  # fmt: skip
+PROMPT = "I went to the new restaurant in town, and"
+REACH = 3.0  # the slider goes from minus to plus this
+
+
+class SteerLab(Tool):
+    """Steer what a model writes. Move the strength, and the text on the right is written anew.
+
+    Args:
+        lm: the model.
+        prompt: the text to continue; chat messages or token ids (1, seq) as well.
+        positive, negative: prompts that have what is wanted, and that lack it.
+        layer: after which layer the vector is taken and added; by default a little above the middle.
+        strength: how many times the vector is added; negative for the opposite.
+        control: use a random direction of the same length instead.
+        max_new_tokens: at most this many tokens.
+        background: do the work in a thread of its own; by default everywhere but in Colab.
+
+    Traits:
+        prompt, positive, negative, layer, strength, control, max_new_tokens: the settings; the first is any prompt,
+            positive and negative are texts with one prompt a line.
+        vector: the `SteeringVector`, or None.
+        before, after: the two `Generation`s, or None.
+    """
+
+    prompt = t.Any("")
+    positive = t.Unicode()
+    negative = t.Unicode()
+    layer = t.Int(0)
+    strength = t.Float(1.0)
+    control = t.Bool(False)
+    max_new_tokens = t.Int(40)
+    vector = t.Any(None)
+    before = t.Any(None)
+    after = t.Any(None)
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompt: Prompt = PROMPT,
+        positive: Sequence[str] = POSITIVE,
+        negative: Sequence[str] = NEGATIVE,
+        *,
+        layer: int | None = None,
+        strength: float = 1.0,
+        control: bool = False,
+        max_new_tokens: int = 40,
+        background: bool | None = None,
+    ) -> None:
+        super().__init__(lm, background=background)
+        self._known: dict[str, tuple[Any, Any]] = {}  # what was computed last, by name: (from what, what)
+        self.box = GivenPrompt(lm, label="Prompt to continue")
+        self.sides = {
+            "positive": PromptBox(label="Towards: one prompt a line", rows=5),
+            "negative": PromptBox(label="Away from: one prompt a line, in the same order", rows=5),
+        }
+        self._layer = widgets.IntSlider(description="after layer", min=0, max=lm.n_layers - 1, continuous_update=False)
+        self._strength = widgets.FloatSlider(
+            description="strength", min=-REACH, max=REACH, step=0.1, readout_format="+.1f",
+            continuous_update=self.desk.background,
+        )  # fmt: skip
+        self._control = widgets.Checkbox(description="random instead", indent=False)
+        self._most = widgets.BoundedIntText(description="max tokens", min=1, max=lm.context or 100_000)
+        for control_, width in ((self._layer, "240px"), (self._strength, "300px"), (self._most, "150px")):
+            control_.style, control_.layout.width = {"description_width": "initial"}, width
+        self._control.layout.width = "auto"
+        self.strips = {
+            name: TokenStrip(scale="surprise", unit="probability", title=title)
+            for name, title in (("before", "Before: not steered"), ("after", "After: steered"))
+        }
+        for block in (*self.sides.values(), *self.strips.values()):
+            block.layout.flex, block.layout.width = "1 1 300px", "auto"
+        for name, control_ in {
+            **self.sides, "layer": self._layer, "strength": self._strength, "control": self._control,
+            "max_new_tokens": self._most,
+        }.items():  # fmt: skip
+            t.link((self, name), (control_, "value"))
+        share_prompt(self, self.box)
+        self.positive, self.negative = ("\n".join(side) for side in (positive, negative))
+        self.layer = round(0.6 * lm.n_layers) if layer is None else layer % lm.n_layers
+        self._widen(strength)
+        self.strength, self.control, self.max_new_tokens = strength, control, max_new_tokens
+        self.prompt = prompt
+        self.observe(self._changed, ["layer", "strength", "control"])
+        for box in (self.box, *self.sides.values()):
+            box.on_submit(self.start)
+        self.panel = [
+            row(*self.sides.values(), wide=True),
+            row(self._layer, self._strength, self._control),
+            row(self.run_button, self.stop_button, self._most, self.status),
+            row(*self.strips.values(), wide=True),
+        ]
+        self.children = [self.box, *self.panel]
+        self.status.say("Move the strength, or press Run.")
+
+    def _widen(self, strength: float) -> None:
+        reach = max(REACH, abs(strength))
+        self._strength.min, self._strength.max = -reach, reach
+
+    @t.observe("strength")
+    def _room(self, change: Any) -> None:
+        if hasattr(self, "_strength") and abs(change["new"]) > self._strength.max:
+            self._widen(change["new"])
+
+    def _changed(self, _change: Any) -> None:
+        if self.before is not None or self.desk.busy:
+            self.start()
+
+    # -- the work ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._ask(self._steer)
+
+    def run(self, timeout: float | None = None) -> tuple[Generation, Generation]:
+        """Write both texts, and wait until they are there. Raises what `wait` raises."""
+        self.start()
+        self.wait(timeout)
+        return self.before, self.after
+
+    def _steer(self, stop: threading.Event) -> None:
+        if stop.is_set():
+            return  # the slider has moved on
+        if isinstance(self.prompt, str) and not self.prompt:
+            raise ValueError("the prompt is empty; write at least one character")
+        strength, prompt = self.strength, self.prompt
+        pairs = tuple(tuple(lines(side)) for side in (self.positive, self.negative))
+        self.status.say("Taking the direction from the pairs…")
+        vector: SteeringVector = self._kept(
+            "vector", (pairs, self.layer), lambda: steering_vector(self.lm, list(pairs[0]), list(pairs[1]), self.layer)
+        )
+        self.vector = vector = vector.random() if self.control else vector
+        ids = tuple(self.lm.encode(prompt)[0].tolist())
+        plain = self._kept("before", (ids, self.max_new_tokens), lambda: self._write("before", prompt, stop, None))
+        self.before = plain
+        if stop.is_set():
+            self._known.pop("before", None)  # it was cut short
+            self.status.say("Stopped.")
+            return
+        self.strips[
+            "after"
+        ].title = f"After: {strength:+.1f} × the {'random ' if self.control else ''}direction".replace("-", "−")
+        self.after = after = self._write("after", prompt, stop, (vector, strength))
+        if stop.is_set():
+            self.status.say("Stopped.")
+            return
+        self._mark(plain, after)
+        share = (
+            f", {abs(strength) * vector.norm / vector.typical:.2f} of the stream's own length" if vector.typical else ""
+        )
+        self.status.say(
+            f"Added after layer {vector.layer} at every position: length {abs(strength) * vector.norm:.1f}{share}."
+        )
+
+    def _overtaken(self, stop: threading.Event) -> bool:
+        """Has a newer request come? Then what this one has is not worth showing."""
+        return stop.is_set() and self.desk.last is not None and self.desk.last.stop is not stop
+
+    def _kept(self, name: str, made_from: Any, make: Callable[[], Any]) -> Any:
+        """What was made last, if it was made from the same; else made now."""
+        if name not in self._known or self._known[name][0] != made_from:
+            self._known[name] = made_from, make()
+        return self._known[name][1]
+
+    def _write(
+        self, name: str, prompt: Prompt, stop: threading.Event, steered: tuple[SteeringVector, float] | None
+    ) -> Generation:
+        """Have the model write into one of the strips, with what it has so far shown every now and then."""
+        written: list[GeneratedToken] = []
+        due = time.monotonic()
+        strip = self.strips[name]
+
+        def show() -> None:
+            with strip.hold_sync():
+                strip.selection = None
+                strip.tokens = [one.token.display for one in written]
+                strip.values = [one.probability for one in written]
+                strip.alternatives = [[[text, p] for _, text, p in one.alternatives] for one in written]
+                strip.marks = {"special": special([one.token for one in written])}
+
+        def on_token(token: GeneratedToken) -> None:
+            nonlocal due
+            written.append(token)
+            if time.monotonic() >= due and not stop.is_set():
+                show()
+                due = time.monotonic() + FRAME
+
+        self.status.say("Writing…")
+        try:
+            with self.lm.steer(*steered) if steered else nullcontext():
+                return self.lm.generate(prompt, max_new_tokens=self.max_new_tokens, stop=stop, on_token=on_token)
+        finally:
+            if written and not self._overtaken(stop):
+                show()
+
+    def _mark(self, plain: Generation, after: Generation) -> None:
+        """Mark the first token at which the two texts part."""
+        ids = [[one.id for one in text.tokens] for text in (plain, after)]
+        shared = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
+        for strip, own in zip(self.strips.values(), ids, strict=True):
+            strip.marks = {**strip.marks, "differs": [shared] if shared < len(own) else []}
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    def code(self) -> str:
+        shown = repr(self.prompt) if not hasattr(self.prompt, "tolist") else f"torch.tensor({self.prompt.tolist()})"
+        imports = "import torch\n" if hasattr(self.prompt, "tolist") else ""
+        sides = "".join(f"    {lines(side)!r},\n" for side in (self.positive, self.negative))
+        control = "vector = vector.random()  # the control\n" if self.control else ""
+        made = f"vector = lk.steering_vector(\n    lm,\n{sides}    layer={self.layer},\n)\n{control}"
+        return (
+            f"{imports}{self.lm.code()}{made}"
+            f"prompt = {shown}\n"
+            f"print(lm.generate(prompt, max_new_tokens={self.max_new_tokens}).text)\n"
+            f"with lm.steer(vector, {self.strength:g}):\n"
+            f"    print(lm.generate(prompt, max_new_tokens={self.max_new_tokens}).text)\n"
+        )
+
+    def picture(self) -> str:
+        """Both texts as HTML without a frame, for the snapshot."""
+        if self.after is None:
+            return note("Nothing has been written yet.")
+        sides = "".join(
+            f'<div style="flex:1 1 300px">{note(strip.title)}{strip.picture()}</div>' for strip in self.strips.values()
+        )
+        return note(str(self.box.value)) + f'<div style="display:flex;flex-wrap:wrap;gap:24px">{sides}</div>'
+
+    def snapshot(self) -> str:
+        return card(self.picture(), note(self.status.text), title=f"SteerLab · {self.lm.name}")
+
+    def __repr__(self) -> str:
+        which = ", control=True" if self.control else ""
+        return f"SteerLab({self.lm.name!r}, {self.box.value!r}, layer={self.layer}, strength={self.strength:g}{which})"
+
+
+def lines(text: str) -> list[str]:
+    """The prompts in a text with one a line; empty lines are none."""
+    return [line for line in text.splitlines() if line.strip()]
