@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
+    from labkit.analysis.path_grid import PathGrid
+    from labkit.analysis.path_patching import path_patch
     from labkit.internals.run import Run
     from labkit.internals.sites import Site
     from labkit.models.catalog import catalog
@@ -45,6 +47,8 @@ _HOME = {
     "PatchJob": "labkit.analysis.patching",
     "PatchGrid": "labkit.analysis.grid",
     "open_grid": "labkit.analysis.grid",
+    "path_patch": "labkit.analysis.path_patching",
+    "PathGrid": "labkit.analysis.path_grid",
     "PromptLab": "labkit.widgets.prompt_lab",
     "AttentionView": "labkit.widgets.attention_view",
     "PatchLab": "labkit.widgets.patch_lab",
@@ -64,6 +68,7 @@ __all__ = [
     "PatchGrid",
     "PatchJob",
     "PatchLab",
+    "PathGrid",
     "PromptLab",
     "Run",
     "Site",
@@ -75,6 +80,7 @@ __all__ = [
     "load",
     "open_grid",
     "patch",
+    "path_patch",
     "wrap",
 ]
 
