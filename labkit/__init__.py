@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from labkit.analysis.attention import AttentionPatterns, attention
     from labkit.analysis.attribution_patching import attribution_patch
+    from labkit.analysis.circuit import Circuit, Faithfulness
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
+    from labkit.analysis.edges import EdgeScores, edge_attribution, open_edges
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
@@ -49,6 +51,11 @@ _HOME = {
     "open_grid": "labkit.analysis.grid",
     "path_patch": "labkit.analysis.path_patching",
     "PathGrid": "labkit.analysis.path_grid",
+    "edge_attribution": "labkit.analysis.edges",
+    "EdgeScores": "labkit.analysis.edges",
+    "open_edges": "labkit.analysis.edges",
+    "Circuit": "labkit.analysis.circuit",
+    "Faithfulness": "labkit.analysis.circuit",
     "PromptLab": "labkit.widgets.prompt_lab",
     "AttentionView": "labkit.widgets.attention_view",
     "PatchLab": "labkit.widgets.patch_lab",
@@ -60,7 +67,10 @@ _HOME = {
 __all__ = [
     "AttentionPatterns",
     "AttentionView",
+    "Circuit",
     "DirectAttribution",
+    "EdgeScores",
+    "Faithfulness",
     "HeadGrid",
     "Heatmap",
     "LanguageModel",
@@ -77,7 +87,9 @@ __all__ = [
     "attribution_patch",
     "catalog",
     "direct_logit_attribution",
+    "edge_attribution",
     "load",
+    "open_edges",
     "open_grid",
     "patch",
     "path_patch",
