@@ -1,22 +1,16 @@
 """Path patching: the fast way against the definition, on the real model and on tiny ones of many shapes."""
 
-import sys
 import warnings
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
 from labkit.internals.rows import Rows
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "zoo"))
-from conformance import ANSWER, FOIL, IDS, tokenizer
-from conformance import CORRUPT as CORRUPT_IDS
-from shrink import tiny
 
 ASKED = {"answer": " Mary", "foil": " John", "progress": False}
 TINY = {"answer": ANSWER, "foil": FOIL, "progress": False}
@@ -132,7 +126,7 @@ def whole(lm, sender, receivers, *, mlps, base=CORRUPT_IDS, source=IDS):
 @pytest.mark.parametrize("mlps", ["recompute", "freeze"])
 def test_paths_equal_whole_runs_on_every_shape_of_block(model_type, mlps):
     """Sequential and parallel blocks, norms before and after, multipliers, grouped queries, experts, sinks."""
-    lm = lk.wrap(tiny(model_type), tokenizer())
+    lm = loud(model_type)
     for receiver in ("logits", "q.1.3", ["k.1.1", "v.1.0"], "resid_post.0"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # no falling back
@@ -141,13 +135,13 @@ def test_paths_equal_whole_runs_on_every_shape_of_block(model_type, mlps):
         scale = max(1.0, abs(grid.clean), abs(grid.corrupt))
         moved = 0.0
         for row in grid.to_frame().itertuples():
-            assert row.value == pytest.approx(whole(lm, row.sender, receivers, mlps=mlps), abs=1e-4 * scale), row.sender
+            assert row.value == pytest.approx(whole(lm, row.sender, receivers, mlps=mlps), abs=1e-5 * scale), row.sender
             moved = max(moved, abs(row.value - grid.corrupt))
-        assert moved > 0
+        assert moved > 3e-4 * scale, "too little happens for the test to say anything"
 
 
 def test_a_model_that_cannot_be_restarted_is_run_whole_with_a_warning():
-    lm = lk.wrap(tiny("gemma3n_text"), tokenizer())  # several residual streams, keys and values shared by layers
+    lm = loud("gemma3n_text")  # several residual streams, keys and values shared by layers
     with pytest.warns(UserWarning, match="two whole runs a sender"):
         grid = lk.path_patch(lm, IDS, CORRUPT_IDS, receiver="q.1.3", senders=["z.0.0", "z.0.2"], **TINY)
     for row in grid.to_frame().itertuples():
@@ -155,7 +149,7 @@ def test_a_model_that_cannot_be_restarted_is_run_whole_with_a_warning():
 
 
 def test_rows_that_disagree_with_whole_runs_are_not_trusted(monkeypatch):
-    lm = lk.wrap(tiny("llama"), tokenizer())
+    lm = loud("llama")
     right = lk.path_patch(lm, IDS, CORRUPT_IDS, **TINY)
     lm.checked.clear()
     block = Rows.block
@@ -166,7 +160,7 @@ def test_rows_that_disagree_with_whole_runs_are_not_trusted(monkeypatch):
 
 
 def test_a_model_without_attention_has_no_paths():
-    lm = lk.wrap(tiny("mamba"), tokenizer())
+    lm = loud("mamba")
     with pytest.raises(ValueError, match="no paths to patch"):
         lk.path_patch(lm, IDS, CORRUPT_IDS, **TINY)
 
