@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
     from labkit.models.load import load, wrap
     from labkit.widgets.attention_view import AttentionView
+    from labkit.widgets.circuit_view import CircuitView
     from labkit.widgets.head_grid import HeadGrid
     from labkit.widgets.heatmap import Heatmap
     from labkit.widgets.patch_lab import PatchLab
@@ -62,12 +63,14 @@ _HOME = {
     "TokenStrip": "labkit.widgets.token_strip",
     "Heatmap": "labkit.widgets.heatmap",
     "HeadGrid": "labkit.widgets.head_grid",
+    "CircuitView": "labkit.widgets.circuit_view",
 }
 
 __all__ = [
     "AttentionPatterns",
     "AttentionView",
     "Circuit",
+    "CircuitView",
     "DirectAttribution",
     "EdgeScores",
     "Faithfulness",

@@ -202,22 +202,16 @@ class _Paths:
         self.fast = True
         self.metric: Metric | None = None
         kinds = sorted({self.heads if s.kind == "z" else s.kind for s in self.senders})
-        said = {kind: record(self.lm, self.ids[self.source], site=kind) for kind in kinds}
-        self.said = {kind: values for kind, (_, values) in said.items()}
-        base, attn = record(self.lm, self.ids[self.base], site="attn_out")
-        held = {"attn_out": attn}
-        if self.mlps == "freeze":
-            held["mlp_out"] = record(self.lm, self.ids[self.base], site="mlp_out")[1]
-        self.held = held
-        if self.heads in kinds:  # the other heads of a sender's layer
-            self.held[self.heads] = record(self.lm, self.ids[self.base], site=self.heads)[1]
+        source, self.said = record(self.lm, self.ids[self.source], sites=kinds)
+        held = {"attn_out", *(["mlp_out"] if self.mlps == "freeze" else [])}
+        held |= {self.heads} & set(kinds)  # the other heads of a sender's layer
+        base, self.held = record(self.lm, self.ids[self.base], sites=sorted(held))
         # what is held does not mix positions: nothing changes before the first difference, and logits read the last
         differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
         last = base.length - 1
         self.start = last if not self.receivers or not len(differ) else int(differ[0])
         self.rows, self.whole_rows, self.readout = Rows(base, start=self.start), Rows(base), readout_of(base)
-        logits = {self.base: base.logits, self.source: next(iter(said.values()))[0].logits}
-        self._measure(logits)
+        self._measure({self.base: base.logits, self.source: source.logits})
 
     def _measure(self, logits: dict[str, torch.Tensor]) -> None:
         self.metric = metric_of(self.metric_asked, answer=self.answer, foil=self.foil, reference=logits["clean"])
