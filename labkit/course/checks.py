@@ -21,7 +21,7 @@ class Verdict(NamedTuple):
 
 Exercise = Callable[[Any, "LanguageModel"], Verdict]
 EXERCISES: dict[str, Exercise] = {}
-NOTEBOOKS = ("start_here", "prompting", "attention", "activation_patching")
+NOTEBOOKS = ("start_here", "prompting", "attention", "activation_patching", "circuits")
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+import labkit as lk
 from labkit.course import check
-from labkit.course.checks import exercises
+from labkit.course.checks import CLEAN, CORRUPT, exercises
 
 RIGHT = {
     "00.1": 7,
@@ -11,6 +12,8 @@ RIGHT = {
     "00.3": "allenai/OLMo-2-1124-13B",
     "01.1": "The Eiffel Tower is in the city of",
     "01.2": "ꙮꙮꙮꙮ",
+    "05.1": (24, 4),
+    "05.2": "v",
     "04.2": (
         "When Tom and James went to the park, James gave a ball to",
         "When Tom and James went to the park, Tom gave a ball to",
@@ -28,6 +31,9 @@ WRONG = {
     "03.2": ((0, 0), "goes from"),
     "04.1": (0, "where do they cross"),
     "04.2": (("a", "b", " Mary", " John"), "The logit difference is"),
+    "05.1": ((23, 3), "Look for the smallest number"),
+    "05.2": ("q", "Try the others"),
+    "05.3": (1500, "Hand in a circuit"),
 }
 
 
@@ -56,6 +62,13 @@ def test_some_layer_is_where_the_answer_moves(lm4, capsys):
     for layer in range(lm4.n_layers - 1, 0, -3):
         check("04.1", layer, lm4)
     assert "Right." in capsys.readouterr().out
+
+
+def test_a_circuit_is_judged_by_pairs_that_it_was_not_found_with(lm4, capsys):
+    edges = lk.edge_attribution(lm4, CLEAN, CORRUPT, " Mary", " John", steps=2, progress=False)
+    for n_edges, says in ((1500, "Right."), (60, "Get to 0.6"), (5000, "2.5% is the most")):
+        check("05.3", edges.circuit(n_edges), lm4)
+        assert says in capsys.readouterr().out
 
 
 def test_no_answer_is_not_a_wrong_one(lm4, capsys):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import traitlets
 from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 from pair import CLEAN, CORRUPT
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -225,3 +226,23 @@ def test_what_cannot_work_is_said(llama, scored):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=says):
             call()
+
+
+def test_a_circuit_view_shows_the_circuit_and_leaves_a_picture(lm4, real):
+    circuit = real.circuit(80)
+    view = lk.CircuitView(circuit)
+    assert repr(view) == f"CircuitView({repr(circuit)[8:-1]})"
+    assert view.code() == circuit.code() + "lk.CircuitView(circuit)\n"
+    assert len(view.names) == len(view.strengths) == circuit.n_edges
+    assert {node[0] for node in view.nodes} == set(circuit.nodes)
+    picture = view.snapshot()
+    assert picture.count("<path") == len(view.lines) >= circuit.n_edges
+    assert ">23.3</text>" in picture
+    assert len(picture) < 60_000
+    sent = view.get_state()
+    assert sent["strengths"]["data"].nbytes == 4 * circuit.n_edges
+    for trait, wrong in (("selection", circuit.n_edges), ("node", "z.0.99")):
+        with pytest.raises(traitlets.TraitError):
+            setattr(view, trait, wrong)
+    evil = lk.CircuitView(circuit, title="<script>harm()</script>")
+    assert "<script" not in evil.snapshot()
