@@ -115,7 +115,7 @@ class _Paths:
     ) -> None:
         if mlps not in MLPS or direction not in ("denoise", "noise"):
             raise ValueError(f"mlps is recompute or freeze, direction denoise or noise; got {mlps!r}, {direction!r}")
-        for kind in ("attn_out", "mlp_out"):
+        for kind in ("attn_out", "mlp_out") if mlps == "freeze" else ("attn_out",):
             if len(layers_with(lm, kind)) < lm.n_layers:
                 raise ValueError(f"{lm.name} has no paths to patch: not every layer has {kind}, which has to be held")
         self.lm, self.mlps, self.direction, self.metric_asked = lm, mlps, direction, metric
@@ -165,14 +165,14 @@ class _Paths:
             try:
                 values = self._values(chunk)
                 self._check(chunk, values)
-            except Unsupported as why:
-                self._fall_back(str(why))
-                waiting.insert(0, chunk)
-                continue
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or len(chunk) == 1:
+            except Exception as error:
+                if is_out_of_memory(error) and len(chunk) > 1:
+                    waiting[:0] = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
+                elif not self.fast:
                     raise
-                waiting[:0] = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
+                else:
+                    self._slower(str(error))
+                    waiting.insert(0, chunk)
                 continue
             for sender, value in zip(chunk, values, strict=True):
                 self.grid.values[self._cell(sender)] = value
@@ -231,6 +231,12 @@ class _Paths:
         if not np.all(np.abs(values[most] - whole) <= scale * (1e-3 if self.lm.dtype == torch.float32 else 0.1)):
             raise Unsupported(f"rows gave {values[most].tolist()} where whole runs gave {whole.tolist()}")
         self.lm.checked.add(key)
+
+    def _slower(self, why: str) -> None:
+        """The next slower way: rows from the first position on, and then whole runs."""
+        if self.start == 0:
+            self._fall_back(why)
+        self.start, self.rows = 0, self.whole_rows
 
     def _fall_back(self, why: str) -> None:
         warnings.warn(f"patching paths with two whole runs a sender, which is slow: {why}", stacklevel=4)

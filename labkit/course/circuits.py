@@ -31,7 +31,7 @@ def _a_head_that_speaks_against(answer: Any, lm: LanguageModel) -> Verdict:
 
     layer, head = a_head(answer, lm)
     path = path_patch(lm, CLEAN, CORRUPT, " Mary", " John", senders=[f"z.{layer}.{head}"], progress=False)
-    effect = float(path.normalized[0, 0])
+    effect = float(path.normalized[0, head])
     if effect < -0.1:
         return Verdict(True, f"With its clean words alone the answer is {-effect:.0%} of the way further off.")
     return Verdict(

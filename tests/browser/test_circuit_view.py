@@ -12,6 +12,12 @@ from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD, kernel_says
 SMALL = f"circuit = lk.edge_attribution(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', progress=False).circuit(80)"
 CELLS = [LOAD, f"{SMALL}\nview = lk.CircuitView(circuit)\nview"]
 
+MIDDLE = """path => {
+    const at = path.getPointAtLength(path.getTotalLength() / 2);
+    const box = path.ownerSVGElement.getBoundingClientRect();
+    return [box.left + at.x, box.top + at.y];
+}"""
+
 
 @pytest.fixture(scope="module")
 def page(lab: Lab, browser: Browser) -> Iterator[Page]:
@@ -41,13 +47,7 @@ def test_the_pointer_finds_an_edge_and_the_kernel_knows_it(page: Page) -> None:
     first = view.locator(".labkit-circuit-option").first
     first.hover()
     expect(view.locator(".labkit-circuit-on")).not_to_have_count(0)
-    point = view.locator(".labkit-circuit-touch").last.evaluate(
-        """path => {
-            const at = path.getPointAtLength(path.getTotalLength() / 2);
-            const box = path.ownerSVGElement.getBoundingClientRect();
-            return [box.left + at.x, box.top + at.y];
-        }"""
-    )
+    point = view.locator(".labkit-circuit-touch").last.evaluate(MIDDLE)
     page.mouse.move(*point)
     note = view.locator(".labkit-note")
     expect(note).to_be_visible()

@@ -148,6 +148,15 @@ def test_a_model_that_cannot_be_restarted_is_run_whole_with_a_warning():
         assert row.value == pytest.approx(whole(lm, row.sender, ["q.1.3"], mlps="recompute"), abs=1e-4)
 
 
+def test_attention_that_cannot_be_run_on_some_positions_is_run_on_all_of_them():
+    lm = loud("bloom")  # its biases by distance come as a tensor of all positions
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grid = lk.path_patch(lm, IDS, CORRUPT_IDS, receiver="logits", **TINY)
+    for row in grid.to_frame().itertuples():
+        assert row.value == pytest.approx(whole(lm, row.sender, [], mlps="recompute"), abs=1e-4), row.sender
+
+
 def test_rows_that_disagree_with_whole_runs_are_not_trusted(monkeypatch):
     lm = loud("llama")
     right = lk.path_patch(lm, IDS, CORRUPT_IDS, **TINY)
