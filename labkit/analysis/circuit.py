@@ -8,6 +8,7 @@ same senders share a row; those that keep none are as in the corrupt run.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from labkit.analysis.edges import EdgeScores, Prepared, prepared
 from labkit.analysis.wiring import Wiring
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
 
 PAIR = ("clean", "corrupt", "answer", "foil")
+_MANY = 10  # pairs, from which on there is a progress bar
 
 
 @dataclass(repr=False)
@@ -120,13 +123,21 @@ class Circuit:
         if not asked:
             raise ValueError("faithfulness needs at least one pair: [(clean, corrupt, answer, foil)]")
         numbers: list[tuple[float, float, float]] = []
-        for clean, corrupt, answer, foil in asked:
-            work = prepared(lm, clean, corrupt, answer, foil, metric=metric)
-            if _wiring_of(work) != self.wiring:
-                raise ValueError(f"this circuit is of {self.scores.recipe['model']}, not of {lm.name}")
-            numbers.append((work.metrics["clean"], work.metrics["corrupt"], patched(work, kept, self.wiring)))
+        try:
+            for clean, corrupt, answer, foil in tqdm(
+                asked, desc="pairs", unit="pair", disable=len(asked) < _MANY, leave=False
+            ):
+                work = prepared(lm, clean, corrupt, answer, foil, metric=metric)
+                if _wiring_of(work) != self.wiring:
+                    raise ValueError(f"this circuit is of {self.scores.recipe['model']}, not of {lm.name}")
+                numbers.append((work.metrics["clean"], work.metrics["corrupt"], patched(work, kept, self.wiring)))
+        except KeyboardInterrupt:
+            if not numbers:
+                raise
+            warnings.warn(f"interrupted: this is of the first {len(numbers)} of {len(asked)} pairs", stacklevel=3)
         clean_runs, corrupt_runs, circuit_runs = np.array(numbers, np.float64).T
-        return Faithfulness(clean_runs, corrupt_runs, circuit_runs, [(pair[0], pair[1]) for pair in asked])
+        prompts = [(pair[0], pair[1]) for pair in asked[: len(numbers)]]
+        return Faithfulness(clean_runs, corrupt_runs, circuit_runs, prompts)
 
 
 @dataclass(repr=False)
