@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -300,7 +300,7 @@ class _Sweep:
         with self.lm.busy():
             self.changes = self._changes()
 
-    def scores(self):  # type: ignore[no-untyped-def]
+    def scores(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Pairs of (receivers, scores (sender, receiver)), from the logits down; senders after them are meaningless."""
         clean, corrupt = (self.work.parts[name].base.resid[0] for name in ("clean", "corrupt"))
         between = torch.arange(1, self.steps + 1, device=clean.device)[:, None, None] / self.steps

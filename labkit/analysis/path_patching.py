@@ -17,7 +17,7 @@ nothing below the receiver, and all senders go up the blocks as the rows of one 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,18 +26,17 @@ from tqdm.auto import tqdm
 
 from labkit.analysis.batching import is_out_of_memory, tokens_at_once
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
+from labkit.analysis.path_ends import RECEIVERS, comes_before, of_head, receivers_of, senders_of
 from labkit.analysis.path_grid import PathGrid, recipe_of
 from labkit.internals.rows import Rows
 from labkit.internals.run import Edit, Place, run
-from labkit.internals.sites import HEAD_IN, Site, checked, layers_with, n_heads_of
+from labkit.internals.sites import HEAD_IN, Site, layers_with, n_heads_of
 from labkit.internals.wavefront import Unsupported, readout_of, record
 from labkit.tokens import align, single_token
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
 
-RECEIVERS = ("q", "k", "v", "resid_pre", "resid_mid", "resid_post")
-SENDERS = ("z", "head_out", "mlp_out")
 MLPS = ("recompute", "freeze")
 
 
@@ -119,8 +118,8 @@ class _Paths:
             if len(layers_with(lm, kind)) < lm.n_layers:
                 raise ValueError(f"{lm.name} has no paths to patch: not every layer has {kind}, which has to be held")
         self.lm, self.mlps, self.direction, self.metric_asked = lm, mlps, direction, metric
-        self.receivers = _receivers(lm, receiver)
-        self.senders = _senders(lm, senders)
+        self.receivers = receivers_of(lm, receiver)
+        self.senders = senders_of(lm, senders)
         pair = align(lm, clean, corrupt)
         length = pair.clean.shape[1]
         if not -length <= at < length:
@@ -150,7 +149,7 @@ class _Paths:
 
     # -- the work ------------------------------------------------------------------------------------------------
 
-    def steps(self):  # type: ignore[no-untyped-def]
+    def steps(self) -> Iterator[int]:
         """Do the work; yields after every chunk how many senders it was."""
         try:
             self._prepare()
@@ -187,7 +186,9 @@ class _Paths:
 
     def _fill_in_zeros(self) -> int:
         """A sender above every receiver says nothing to them."""
-        above = [s for s in self.senders if not any(_before(s, r) for r in self.receivers)] if self.receivers else []
+        above = (
+            [s for s in self.senders if not any(comes_before(s, r) for r in self.receivers)] if self.receivers else []
+        )
         for sender in above:
             self.grid.values[self._cell(sender)] = self._unpatched
         self.done += len(above)
@@ -278,7 +279,7 @@ class _Paths:
             return self.rows.resid[layer + (receiver.kind == "resid_post")]
         place = (receiver.kind, layer)
         _, found = self.rows.block(layer, self.rows.resid[layer][None], reads=[place], edits=self._edits(layer, 1, []))
-        return _head(found[place], receiver)[0]
+        return of_head(found[place], receiver)[0]
 
     def _up(self, senders: list[Site], top: int, values: dict[Site, torch.Tensor]) -> torch.Tensor:
         """The senders' rows up the blocks below `top`, attention held; fills in what receivers get on the way.
@@ -305,7 +306,7 @@ class _Paths:
                 change = out.float() - resid[layer + 1].float()
             for receiver in here:
                 at = {"resid_pre": x, "resid_post": out}.get(receiver.kind)
-                heard = _head(found[receiver.kind, layer], receiver) if at is None else at
+                heard = of_head(found[receiver.kind, layer], receiver) if at is None else at
                 rows = slice(old if receiver.kind in ("q", "k", "v", "resid_pre") else len(x))
                 values[receiver][: len(x)][rows] = heard[rows].to(values[receiver].dtype)
             x = out
@@ -365,7 +366,7 @@ class _Paths:
         def edit(value: torch.Tensor) -> torch.Tensor:
             value = value.clone()
             for site in sites:
-                _head(value, site)[:, self.start :] = values[site].to(value.dtype)
+                of_head(value, site)[:, self.start :] = values[site].to(value.dtype)
             return value
 
         return edit
@@ -393,65 +394,3 @@ class _Paths:
         if self.receivers:
             third = run(lm, base, write={r: third[r] for r in self.receivers})
         return float(self.metric.of(third.logits[:, -1].float())[0])
-
-
-# -- what senders and receivers are ---------------------------------------------------------------------------------
-
-
-def _receivers(lm: LanguageModel, asked: str | Site | Sequence[str | Site]) -> list[Site]:
-    """The receivers, held against the model; none for the logits."""
-    several = [asked] if isinstance(asked, str | Site) else list(asked)
-    if several in (["logits"], ["resid_post.last"]):
-        return []
-    if not several or any(str(one) in ("logits", "resid_post.last") for one in several):
-        raise ValueError("receiver is 'logits' alone, or heads' inputs such as ['q.20.3', 'k.20.1']")
-    found = []
-    for one in several:
-        site = Site.parse(one)
-        if site.kind not in RECEIVERS or site.layer is None or site.position is not None:
-            raise ValueError(
-                f"{one!s} is no receiver; use 'logits', a head's input such as 'q.20.3', or a layer's 'resid_mid.20'"
-            )
-        kv, n_heads = n_heads_of(lm, site.kind), n_heads_of(lm, "q")
-        if site.kind in ("k", "v") and site.head is not None and kv <= site.head < n_heads:
-            raise ValueError(
-                f"{site}: queries are grouped, and layer {site.layer} has {kv} {site.kind} heads; head {site.head} "
-                f"uses {site.kind}.{site.layer}.{site.head // (n_heads // kv)}"
-            )
-        found.append(checked(lm, site))
-    if len(found) > 1 and any(site.kind.startswith("resid") for site in found):
-        raise ValueError("a residual stream is a receiver of its own; give it alone")
-    whole = {(site.kind, site.layer) for site in found if site.head is None}
-    return list(dict.fromkeys(s for s in found if s.head is None or (s.kind, s.layer) not in whole))
-
-
-def _senders(lm: LanguageModel, asked: Sequence[str | Site] | str | None) -> list[Site]:
-    """Every sender by itself, in order of layers."""
-    several = ["z"] if asked is None else [asked] if isinstance(asked, str | Site) else list(asked)
-    if not several:
-        raise ValueError("senders is empty; leave it out for every head, or name some, such as ['z.5.3', 'mlp_out.5']")
-    found: list[Site] = []
-    for one in several:
-        site = Site.parse(one)
-        if site.kind not in SENDERS or site.position is not None:
-            raise ValueError(f"{one!s} is no sender; use heads such as 'z.5.3' and MLPs such as 'mlp_out.5'")
-        kind = "z" if site.kind == "head_out" else site.kind
-        site = checked(lm, Site(kind, site.layer, site.head))
-        for layer in site.layers(lm):
-            every = range(n_heads_of(lm, "z", layer)) if site.head is None else [site.head]
-            found += [Site(kind, layer, head) for head in (every if kind == "z" else [None])]
-    return sorted(dict.fromkeys(found), key=lambda s: (s.layer or 0, s.kind == "mlp_out", s.head or 0))
-
-
-def _before(sender: Site, receiver: Site) -> bool:
-    """Can what a sender says reach a receiver?"""
-    assert sender.layer is not None
-    assert receiver.layer is not None
-    if receiver.kind == "resid_post" or (receiver.kind == "resid_mid" and sender.kind == "z"):
-        return sender.layer <= receiver.layer
-    return sender.layer < receiver.layer
-
-
-def _head(value: torch.Tensor, site: Site) -> torch.Tensor:
-    """One head's part (rows, seq, d_head) of (rows, seq, head, d_head), or the whole."""
-    return value if site.head is None else value[:, :, site.head]

@@ -58,7 +58,7 @@ def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
         point = touch.evaluate(MIDDLE)
         page.mouse.move(*point)
         expect(circuit.locator(".labkit-note")).to_be_visible()
-        picture(page, 0, f"circuit_view_{theme}", of=".labkit-circuit")
+        picture(page, 0, f"circuit_view_{theme}", of=".labkit-circuit", small=True)
 
 
 def to_top(tool: Locator) -> Locator:
@@ -72,7 +72,7 @@ def to_top(tool: Locator) -> Locator:
     return tool
 
 
-def picture(page: Page, number: int, name: str, *, of: str = ".labkit-tool") -> None:
+def picture(page: Page, number: int, name: str, *, of: str = ".labkit-tool", small: bool = False) -> None:
     assert FOLDER
     file = Path(FOLDER) / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,5 +85,5 @@ def picture(page: Page, number: int, name: str, *, of: str = ".labkit-tool") -> 
     note = page.locator(".labkit-note:visible").first
     if note.count() and (end := note.bounding_box()):
         frame["height"] = max(frame["height"], end["y"] + end["height"] + 8 - frame["y"])
-    page.screenshot(path=file, clip=frame)  # type: ignore[arg-type]
+    page.screenshot(path=file, clip=frame, scale="css" if small else "device")  # type: ignore[arg-type]
     assert file.stat().st_size < 300_000
