@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from labkit.analysis.attention import AttentionPatterns, attention
     from labkit.analysis.attribution_patching import attribution_patch
     from labkit.analysis.average import Sweep
+    from labkit.analysis.circuit import Circuit, Faithfulness
     from labkit.analysis.controls import ControlsJob, controls
     from labkit.analysis.controls_result import Controls
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
+    from labkit.analysis.edges import EdgeScores, edge_attribution, open_edges
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.lens import LogitLens, logit_lens, open_lens
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
+    from labkit.analysis.path_grid import PathGrid
+    from labkit.analysis.path_patching import path_patch
     from labkit.analysis.steering import SteeringVector, open_steering_vector, steering_vector
     from labkit.analysis.sweep import open_sweep, sweep
     from labkit.analysis.tasks import PromptPair, Task, task, tasks
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
     from labkit.models.load import load, wrap
     from labkit.widgets.attention_view import AttentionView
+    from labkit.widgets.circuit_view import CircuitView
     from labkit.widgets.head_grid import HeadGrid
     from labkit.widgets.heatmap import Heatmap
     from labkit.widgets.lens_view import LensView
@@ -70,6 +75,13 @@ _HOME = {
     "sweep": "labkit.analysis.sweep",
     "open_sweep": "labkit.analysis.sweep",
     "Sweep": "labkit.analysis.average",
+    "path_patch": "labkit.analysis.path_patching",
+    "PathGrid": "labkit.analysis.path_grid",
+    "edge_attribution": "labkit.analysis.edges",
+    "EdgeScores": "labkit.analysis.edges",
+    "open_edges": "labkit.analysis.edges",
+    "Circuit": "labkit.analysis.circuit",
+    "Faithfulness": "labkit.analysis.circuit",
     "PromptLab": "labkit.widgets.prompt_lab",
     "AttentionView": "labkit.widgets.attention_view",
     "PatchLab": "labkit.widgets.patch_lab",
@@ -78,14 +90,19 @@ _HOME = {
     "TokenStrip": "labkit.widgets.token_strip",
     "Heatmap": "labkit.widgets.heatmap",
     "HeadGrid": "labkit.widgets.head_grid",
+    "CircuitView": "labkit.widgets.circuit_view",
 }
 
 __all__ = [
     "AttentionPatterns",
     "AttentionView",
+    "Circuit",
+    "CircuitView",
     "Controls",
     "ControlsJob",
     "DirectAttribution",
+    "EdgeScores",
+    "Faithfulness",
     "HeadGrid",
     "Heatmap",
     "LanguageModel",
@@ -95,6 +112,7 @@ __all__ = [
     "PatchGrid",
     "PatchJob",
     "PatchLab",
+    "PathGrid",
     "PromptLab",
     "PromptPair",
     "Run",
@@ -109,13 +127,16 @@ __all__ = [
     "catalog",
     "controls",
     "direct_logit_attribution",
+    "edge_attribution",
     "load",
     "logit_lens",
+    "open_edges",
     "open_grid",
     "open_lens",
     "open_steering_vector",
     "open_sweep",
     "patch",
+    "path_patch",
     "steering_vector",
     "sweep",
     "task",

@@ -266,7 +266,7 @@ def open_grid(path: str | os.PathLike[str]) -> PatchGrid:
             f"{str(path)!r} was saved by a newer labkit (format {about['format']}); update labkit to open it"
         )
     about["recipe"]["usual_over"] = tuple(about["recipe"]["usual_over"])
-    return PatchGrid(
+    return _class_of(about["recipe"])(
         values,
         tuple(about["over"]),
         tuple(about["index"]),
@@ -276,3 +276,9 @@ def open_grid(path: str | os.PathLike[str]) -> PatchGrid:
         [Token(**t) for t in about["corrupt_tokens"]],
         about["recipe"],
     )
+
+
+def _class_of(recipe: dict[str, Any]) -> type[PatchGrid]:
+    from labkit.analysis.path_grid import PathGrid
+
+    return PathGrid if recipe.get("kind") == "paths" else PatchGrid

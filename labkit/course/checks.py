@@ -21,7 +21,16 @@ class Verdict(NamedTuple):
 
 Exercise = Callable[[Any, "LanguageModel"], Verdict]
 EXERCISES: dict[str, Exercise] = {}
-NOTEBOOKS = ("start_here", "prompting", "lens", "attention", "activation_patching", "steering", "scaling_out")
+NOTEBOOKS = (
+    "start_here",
+    "prompting",
+    "lens",
+    "attention",
+    "activation_patching",
+    "circuits",
+    "steering",
+    "scaling_out",
+)
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 

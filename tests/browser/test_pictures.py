@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from driver import Lab, errors, open_notebook, run_all
 from playwright.sync_api import Browser, Locator, Page, expect
+from test_circuit_view import MIDDLE
 from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD, click_cell
 
 FOLDER = os.environ.get("LABKIT_PICTURES")
@@ -17,6 +18,8 @@ CELLS = [
     "lk.PromptLab(lm, 'Once upon a time, in a small village by the sea,', temperature=0.6, seed=4, max_new_tokens=56)",
     f"lk.AttentionView(lm, {CLEAN!r})",
     f"lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')",
+    f"circuit = lk.edge_attribution(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', progress=False).circuit(80)\n"
+    "lk.CircuitView(circuit)",
 ]
 
 
@@ -49,6 +52,14 @@ def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
         patching.locator(".labkit-heatmap .labkit-stage").blur()
         picture(page, 2, f"patch_lab_{theme}")
 
+        circuit = page.locator(".labkit-circuit")
+        circuit.evaluate("el => { el.style.scrollMarginTop = '24px'; el.scrollIntoView({ block: 'start' }); }")
+        touch = circuit.locator(".labkit-circuit-touch").last  # the strongest
+        point = touch.evaluate(MIDDLE)
+        page.mouse.move(*point)
+        expect(circuit.locator(".labkit-note")).to_be_visible()
+        picture(page, 0, f"circuit_view_{theme}", of=".labkit-circuit", small=True)
+
 
 def to_top(tool: Locator) -> Locator:
     tool.evaluate("""tool => {
@@ -61,11 +72,11 @@ def to_top(tool: Locator) -> Locator:
     return tool
 
 
-def picture(page: Page, number: int, name: str) -> None:
+def picture(page: Page, number: int, name: str, *, of: str = ".labkit-tool", small: bool = False) -> None:
     assert FOLDER
     file = Path(FOLDER) / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
-    tool = page.locator(".labkit-tool").nth(number)
+    tool = page.locator(of).nth(number)
     page.wait_for_timeout(300)
     box = tool.bounding_box()
     assert box
@@ -74,7 +85,7 @@ def picture(page: Page, number: int, name: str) -> None:
     note = page.locator(".labkit-note:visible").first
     if note.count() and (end := note.bounding_box()):
         frame["height"] = max(frame["height"], end["y"] + end["height"] + 8 - frame["y"])
-    page.screenshot(path=file, clip=frame)  # type: ignore[arg-type]
+    page.screenshot(path=file, clip=frame, scale="css" if small else "device")  # type: ignore[arg-type]
     assert file.stat().st_size < 300_000
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+import labkit as lk
 from labkit.course import check
-from labkit.course.checks import exercises
+from labkit.course.checks import CLEAN, CORRUPT, exercises
 
 RIGHT = {
     "00.1": 7,
@@ -20,6 +21,8 @@ RIGHT = {
         ["I will be late", "They will come", "She will be a doctor", "We will eat at home", "It will rain"],
         ["I was late", "They came", "She was a doctor", "We ate at home", "It rained"],
     ),
+    "05.1": (24, 4),
+    "05.2": "v",
     "04.2": (
         "When Tom and James went to the park, James gave a ball to",
         "When Tom and James went to the park, Tom gave a ball to",
@@ -46,6 +49,9 @@ WRONG = {
     "04.2": (("a", "b", " Mary", " John"), "The logit difference is"),
     "10.1": (("a", "b"), "A pair is"),
     "10.2": (60, "0.71 times as wide"),
+    "05.1": ((23, 3), "Look for the smallest number"),
+    "05.2": ("q", "Try the others"),
+    "05.3": (1500, "Hand in a circuit"),
 }
 
 
@@ -87,6 +93,13 @@ def test_some_pair_misleads_and_others_do_not(lm4, capsys):
             break
     assert "10.1: Right. Here the strongest head is layer" in said
     assert "10.1: Not yet. Here, too, the strongest head is layer" in said
+
+
+def test_a_circuit_is_judged_by_pairs_that_it_was_not_found_with(lm4, capsys):
+    edges = lk.edge_attribution(lm4, CLEAN, CORRUPT, " Mary", " John", steps=2, progress=False)
+    for n_edges, says in ((1500, "Right."), (60, "Get to 0.6"), (5000, "2.5% is the most")):
+        check("05.3", edges.circuit(n_edges), lm4)
+        assert says in capsys.readouterr().out
 
 
 def test_no_answer_is_not_a_wrong_one(lm4, capsys):

@@ -1,0 +1,72 @@
+"""Circuits: from one head's words to the edges that do a task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from labkit.course.checks import CLEAN, CORRUPT, Verdict, a_head, exercise
+
+if TYPE_CHECKING:
+    from labkit.models.language_model import LanguageModel
+
+FRESH = [  # pairs that the notebook does not use
+    (
+        "When David and Emma went to the office, Emma gave a letter to",
+        "When David and Emma went to the office, David gave a letter to",
+        " David",
+        " Emma",
+    ),
+    (
+        "When Peter and Lisa went to the house, Lisa gave a present to",
+        "When Peter and Lisa went to the house, Peter gave a present to",
+        " Peter",
+        " Lisa",
+    ),
+]
+
+
+@exercise("05.1")
+def _a_head_that_speaks_against(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.path_patching import path_patch
+
+    layer, head = a_head(answer, lm)
+    path = path_patch(lm, CLEAN, CORRUPT, " Mary", " John", senders=[f"z.{layer}.{head}"], progress=False)
+    effect = float(path.normalized[0, head])
+    if effect < -0.1:
+        return Verdict(True, f"With its clean words alone the answer is {-effect:.0%} of the way further off.")
+    return Verdict(
+        False, f"Its clean words move the answer by {effect:+.2f}. Look for the smallest number in direct.normalized."
+    )
+
+
+@exercise("05.2")
+def _which_input_matters(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.path_patching import path_patch
+
+    if answer not in ("q", "k", "v"):
+        return Verdict(False, "The answer is 'q', 'k' or 'v'.")
+    moved = {}
+    for kind, head in (("q", 3), ("k", 1), ("v", 1)):
+        paths = path_patch(
+            lm, CLEAN, CORRUPT, " Mary", " John", receiver=f"{kind}.23.{head}", senders="mlp_out", progress=False
+        )
+        moved[kind] = float(abs(paths.normalized).max())
+    if moved[answer] == max(moved.values()):
+        return Verdict(True, f"The strongest sender to its {answer} moves the answer by {moved[answer]:.2f}.")
+    return Verdict(
+        False, f"No sender to its {answer} moves the answer by more than {moved[answer]:.2f}. Try the others."
+    )
+
+
+@exercise("05.3")
+def _a_circuit_that_holds_elsewhere(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.circuit import Circuit
+
+    if not isinstance(answer, Circuit):
+        return Verdict(False, "Hand in a circuit, such as edges.circuit(500).")
+    every = int(answer.wiring.exists.sum())
+    if answer.n_edges > 0.025 * every:
+        return Verdict(False, f"It has {answer.n_edges} edges, {answer.n_edges / every:.1%} of all; 2.5% is the most.")
+    value = answer.faithfulness(lm, FRESH).value
+    said = f"On two pairs that it was not found with its faithfulness is {value:.2f}."
+    return Verdict(value >= 0.6, said + ("" if value >= 0.6 else " Get to 0.6 with more edges."))
