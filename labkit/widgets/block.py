@@ -21,9 +21,9 @@ from labkit.widgets.snapshot import Shown
 _FRONT = Path(__file__).parent / "js"
 
 
-def module(name: str) -> str:
-    """The ES module of a block, ready for the browser."""
-    return (_FRONT / "theme.js").read_text("utf-8") + "\n" + (_FRONT / f"{name}.js").read_text("utf-8")
+def module(*names: str) -> str:
+    """The ES module of a block, ready for the browser: what it shares with others first, its own file last."""
+    return "\n".join((_FRONT / f"{name}.js").read_text("utf-8") for name in ("theme", *names))
 
 
 def style(name: str) -> str:

@@ -22,7 +22,7 @@ class HeadGrid(Block):
         selection, hovered: (layer, head) or None.
     """
 
-    _esm = module("head_grid")
+    _esm = module("cell_grid", "head_grid")
     _css = style("head_grid")
 
     thumbnails = Array(4)

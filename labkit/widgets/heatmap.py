@@ -30,7 +30,7 @@ class Heatmap(Block):
         selection, hovered: (row, column) or None.
     """
 
-    _esm = module("heatmap")
+    _esm = module("cell_grid", "heatmap")
     _css = style("heatmap")
 
     values = Array(2)

@@ -6,28 +6,14 @@ const BAR = { width: 12, gap: 18, label: 58 };
 function render({ model, el }) {
   blockRoot(el, "labkit-heatmap");
   const title = element("div", "labkit-title");
-  const stage = element("div", "labkit-stage");
-  const base = element("canvas");
-  const over = element("canvas");
-  stage.append(base, over);
-  stage.tabIndex = 0;
-  stage.setAttribute("role", "application");
-  stage.setAttribute("aria-roledescription", "heatmap");
-  const live = spoken(el);
-  el.append(title, stage);
-  const note = floatingNote(el);
   let table = null;
-  let colours = {};
   let plan = null; // where everything lies, in CSS pixels
-  let cursor = null; // the cell that the keyboard is on
-  let pointed = null; // the cell that the pointer is on
-
   const get = (name) => model.get(name);
   const grid = () => numbers(get("values"));
 
-  function valueAt(cells, row, column) {
-    const raw = cells.data[row * cells.shape[1] + column];
-    return cells.dtype === "uint8" ? get("low") + (raw / 255) * (get("high") - get("low")) : raw;
+  function valueAt(values, row, column) {
+    const raw = values.data[row * values.shape[1] + column];
+    return values.dtype === "uint8" ? get("low") + (raw / 255) * (get("high") - get("low")) : raw;
   }
 
   const labelOf = (axis, at) => get(`${axis}_labels`)[at] ?? String(at);
@@ -36,9 +22,9 @@ function render({ model, el }) {
   /** The plot's own row of pixels for a row of the values, and back. */
   const flip = (row) => (get("origin") === "bottom" ? plan.rows - 1 - row : row);
 
-  function measure(cells) {
+  function measure(values) {
     const context = base.getContext("2d");
-    const [rows, columns] = cells.shape;
+    const [rows, columns] = values.shape;
     context.font = `${FONT}px ${colours.mono}`;
     const widest = (axis, count) => {
       let most = 0;
@@ -66,17 +52,6 @@ function render({ model, el }) {
     };
   }
 
-  function fit(canvas) {
-    const ratio = devicePixelRatio || 1;
-    canvas.width = Math.round(plan.all.width * ratio);
-    canvas.height = Math.round(plan.all.height * ratio);
-    canvas.style.width = `${plan.all.width}px`;
-    canvas.style.height = `${plan.all.height}px`;
-    const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    return context;
-  }
-
   /** Cells that are not computed yet: quiet hatching, so that they are never taken for zero. */
   function hatching(context) {
     const tile = document.createElement("canvas");
@@ -94,25 +69,21 @@ function render({ model, el }) {
 
   function draw() {
     if (!table || !el.clientWidth) return;
-    const cells = grid();
+    const values = grid();
     title.textContent = get("title");
     title.hidden = !get("title");
     stage.setAttribute("aria-label", get("description"));
-    stage.hidden = !cells;
-    if (!cells) return;
-    plan = measure(cells);
-    stage.style.width = `${plan.all.width}px`;
-    stage.style.height = `${plan.all.height}px`;
-    const context = fit(base);
-    context.clearRect(0, 0, plan.all.width, plan.all.height);
-    drawCells(context, cells);
+    stage.hidden = !values;
+    if (!values) return;
+    plan = measure(values);
+    const context = cells.resize(plan.all.width, plan.all.height);
+    drawCells(context, values);
     drawAxes(context);
     drawBar(context);
-    fit(over);
-    drawOver();
+    cells.drawOver();
   }
 
-  function drawCells(context, cells) {
+  function drawCells(context, values) {
     const { rows, columns, left, top, width, height } = plan;
     const ratio = devicePixelRatio || 1;
     context.fillStyle = hatching(context);
@@ -132,7 +103,7 @@ function render({ model, el }) {
         let best = NaN;
         for (let row = firstRow; row < lastRow; row++) {
           for (let column = firstColumn; column < lastColumn; column++) {
-            const value = valueAt(cells, row, column);
+            const value = valueAt(values, row, column);
             if (Number.isFinite(value) && !(Math.abs(value - middle) <= Math.abs(best - middle))) best = value;
           }
         }
@@ -240,119 +211,62 @@ function render({ model, el }) {
     }
   }
 
-  function outline(context, cell, colour, width) {
-    const x = plan.left + cell[1] * plan.cellWidth;
-    const y = plan.top + flip(cell[0]) * plan.cellHeight;
-    const [wide, high] = [Math.max(plan.cellWidth, 4), Math.max(plan.cellHeight, 4)];
-    context.lineWidth = width + 2;
-    context.strokeStyle = colours.page;
-    context.strokeRect(x, y, wide, high);
-    context.lineWidth = width;
-    context.strokeStyle = colour;
-    context.strokeRect(x, y, wide, high);
-  }
+  const inside = (cell) => cell && cell[0] < plan.rows && cell[1] < plan.columns;
 
-  function drawOver() {
-    if (!plan) return;
-    const context = over.getContext("2d");
-    context.clearRect(0, 0, plan.all.width, plan.all.height);
-    const inside = (cell) => cell && cell[0] < plan.rows && cell[1] < plan.columns;
-    if (inside(get("selection"))) outline(context, get("selection"), colours.accent, 2.5);
-    const now = pointed || (document.activeElement === stage ? cursor : null);
-    if (inside(now)) outline(context, now, colours.ink, 1.5);
-  }
-
-  function sentence([row, column]) {
-    const name = (axis, at) => [get(`${axis}_axis`).split(" (")[0] || axis, labelOf(axis, at)];
-    return { row: name("row", row), column: name("column", column), value: say(valueAt(grid(), row, column)) };
-  }
-
-  function showCell(cell) {
-    const said = sentence(cell);
-    const x = plan.left + cell[1] * plan.cellWidth;
-    const y = plan.top + flip(cell[0]) * plan.cellHeight;
-    const frame = stage.getBoundingClientRect();
-    const lines = [said.row, said.column].map(([axis, label]) => {
-      const line = element("div");
-      line.append(element("span", "labkit-muted", `${axis} `), element("span", "labkit-mono", label));
-      return line;
-    });
-    const value = element("div", "labkit-note-value", said.value);
-    if (get("unit") && said.value !== "not computed yet") value.append(element("span", "labkit-muted", ` ${get("unit")}`));
-    note.show(
-      { left: frame.left + x + plan.cellWidth + 8, top: frame.top + y, bottom: frame.top + y + plan.cellHeight },
-      [value, ...lines],
-    );
-    live.textContent = `${said.row.join(" ")}, ${said.column.join(" ")}: ${said.value}`;
-  }
-
-  function look(cell) {
-    tell(model, "hovered", cell);
-    if (cell) showCell(cell);
-    else note.hide();
-    drawOver();
-  }
-
-  function cellUnder(event) {
-    if (!plan) return null;
-    const frame = stage.getBoundingClientRect();
-    const column = Math.floor((event.clientX - frame.left - plan.left) / plan.cellWidth);
-    const row = Math.floor((event.clientY - frame.top - plan.top) / plan.cellHeight);
-    if (row < 0 || column < 0 || row >= plan.rows || column >= plan.columns) return null;
-    return [flip(row), column];
-  }
-
-  stage.addEventListener("pointermove", (event) => {
-    const cell = cellUnder(event);
-    if (JSON.stringify(cell) === JSON.stringify(pointed)) return;
-    pointed = cell;
-    look(cell);
-  });
-  stage.addEventListener("pointerleave", () => {
-    pointed = null;
-    look(null);
-  });
-  stage.addEventListener("click", (event) => {
-    const cell = cellUnder(event);
-    if (!cell) return;
-    cursor = cell;
-    tell(model, "selection", cell);
-    drawOver();
-  });
-  stage.addEventListener("focus", () => {
-    if (!plan || !stage.matches(":focus-visible")) return;
-    cursor = get("selection") || cursor || [get("origin") === "bottom" ? plan.rows - 1 : 0, 0];
-    look(cursor);
-  });
-  stage.addEventListener("blur", () => look(null));
-  stage.addEventListener("keydown", (event) => {
-    if (!plan) return;
-    const up = get("origin") === "bottom" ? 1 : -1;
-    const moves = { ArrowUp: [up, 0], ArrowDown: [-up, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-    const at = cursor || [0, 0];
-    if (event.key in moves) cursor = [at[0] + moves[event.key][0], at[1] + moves[event.key][1]];
-    else if (event.key === "Home") cursor = [at[0], 0];
-    else if (event.key === "End") cursor = [at[0], plan.columns - 1];
-    else if (event.key === "Enter" || event.key === " ") tell(model, "selection", at);
-    else if (event.key === "Escape") {
-      tell(model, "selection", null);
-      note.hide();
-    } else return;
-    event.preventDefault();
-    event.stopPropagation();
-    if (event.key === "Escape") return drawOver();
-    cursor = [Math.max(0, Math.min(plan.rows - 1, cursor[0])), Math.max(0, Math.min(plan.columns - 1, cursor[1]))];
-    pointed = null;
-    look(cursor);
-  });
+  const geometry = {
+    ready: () => plan !== null,
+    first: () => [flip(0), 0],
+    steps: () => {
+      const up = get("origin") === "bottom" ? 1 : -1;
+      return { ArrowUp: [up, 0], ArrowDown: [-up, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    },
+    clamp: ([row, column]) => [
+      Math.max(0, Math.min(plan.rows - 1, row)),
+      Math.max(0, Math.min(plan.columns - 1, column)),
+    ],
+    key: (event, [row]) => ({ Home: [row, 0], End: [row, plan.columns - 1] })[event.key],
+    at(x, y) {
+      const column = Math.floor((x - plan.left) / plan.cellWidth);
+      const row = Math.floor((y - plan.top) / plan.cellHeight);
+      if (row < 0 || column < 0 || row >= plan.rows || column >= plan.columns) return null;
+      return [flip(row), column];
+    },
+    box: ([row, column]) => ({
+      x: plan.left + column * plan.cellWidth,
+      y: plan.top + flip(row) * plan.cellHeight,
+      width: plan.cellWidth,
+      height: plan.cellHeight,
+    }),
+    outline(context, cell, colour, thickness) {
+      if (!inside(cell)) return;
+      const { x, y, width, height } = geometry.box(cell);
+      for (const [style, more] of [[colours.page, 2], [colour, 0]]) {
+        context.lineWidth = thickness + more;
+        context.strokeStyle = style;
+        context.strokeRect(x, y, Math.max(width, 4), Math.max(height, 4));
+      }
+    },
+    say([row, column]) {
+      const name = (axis, at) => [get(`${axis}_axis`).split(" (")[0] || axis, labelOf(axis, at)];
+      const places = [name("row", row), name("column", column)];
+      const number = say(valueAt(grid(), row, column));
+      const lines = places.map(([axis, label]) => {
+        const line = element("div");
+        line.append(element("span", "labkit-muted", `${axis} `), element("span", "labkit-mono", label));
+        return line;
+      });
+      const value = element("div", "labkit-note-value", number);
+      if (get("unit") && number !== "not computed yet") value.append(element("span", "labkit-muted", ` ${get("unit")}`));
+      const spoken = `${places.map((place) => place.join(" ")).join(", ")}: ${number}`;
+      return { spoken, content: [value, ...lines] };
+    },
+  };
+  const cells = cellGrid({ model, el, role: "heatmap", geometry });
+  const { stage, base, colours } = cells;
+  el.append(title, stage);
 
   function dress() {
-    const style = getComputedStyle(el);
-    const of = (name) => style.getPropertyValue(name).trim();
-    colours = {
-      page: of("--lk-page"), ink: of("--lk-ink"), muted: of("--lk-muted"), line: of("--lk-line"),
-      accent: of("--lk-accent"), mono: of("--lk-mono"), sans: of("--lk-sans"),
-    };
+    cells.palette();
     table = colourTable(get("stops")[el.dataset.theme]);
     draw();
   }
@@ -367,7 +281,7 @@ function render({ model, el }) {
     requestAnimationFrame(() => {
       asked = false;
       dress();
-      if (pointed && get("values")) showCell(pointed);
+      if (get("values")) cells.refresh();
     });
   }
   const whole = ["values", "low", "high", "centre", "stops", "title", "unit", "square", "origin", "max_height"]
@@ -375,12 +289,12 @@ function render({ model, el }) {
     .map((name) => `change:${name}`)
     .join(" ");
   model.on(whole, redraw);
-  model.on("change:selection", drawOver);
+  model.on("change:selection", cells.drawOver);
   return () => {
     stopTheme();
     observer.disconnect();
     model.off(whole, redraw);
-    model.off("change:selection", drawOver);
+    model.off("change:selection", cells.drawOver);
   };
 }
 
