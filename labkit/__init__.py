@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labkit.analysis.attention import AttentionPatterns, attention
+    from labkit.analysis.attention_file import SavedAttention, open_attention
     from labkit.analysis.attribution_patching import attribution_patch
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
     from labkit.analysis.grid import PatchGrid, open_grid
+    from labkit.analysis.knock_out import KnockOut, knock_out
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
     from labkit.internals.run import Run
@@ -38,6 +40,10 @@ _HOME = {
     "attention": "labkit.analysis.attention",
     "AttentionPatterns": "labkit.analysis.attention",
     "attribution_patch": "labkit.analysis.attribution_patching",
+    "SavedAttention": "labkit.analysis.attention_file",
+    "open_attention": "labkit.analysis.attention_file",
+    "knock_out": "labkit.analysis.knock_out",
+    "KnockOut": "labkit.analysis.knock_out",
     "direct_logit_attribution": "labkit.analysis.direct_attribution",
     "DirectAttribution": "labkit.analysis.direct_attribution",
     "patch": "labkit.analysis.patching",
@@ -59,6 +65,7 @@ __all__ = [
     "DirectAttribution",
     "HeadGrid",
     "Heatmap",
+    "KnockOut",
     "LanguageModel",
     "PairRuns",
     "PatchGrid",
@@ -66,13 +73,16 @@ __all__ = [
     "PatchLab",
     "PromptLab",
     "Run",
+    "SavedAttention",
     "Site",
     "TokenStrip",
     "attention",
     "attribution_patch",
     "catalog",
     "direct_logit_attribution",
+    "knock_out",
     "load",
+    "open_attention",
     "open_grid",
     "patch",
     "wrap",
