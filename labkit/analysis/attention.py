@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
 
 KEEP = 256e6  # bytes of queries, keys and values to keep
-BLOCK = 16e6  # bytes of float32 pattern to compute at once
+BLOCK = 4e6  # bytes of float32 pattern to compute at once
 
 
 def attention(lm: LanguageModel, prompt: Prompt) -> AttentionPatterns:

@@ -39,7 +39,7 @@ class Array(t.TraitType[Any, Any]):
     def __init__(self, ndim: int) -> None:
         super().__init__(default_value=None, allow_none=True)
         self.ndim = ndim
-        self.tag(sync=True, to_json=_to_wire)
+        self.tag(sync=True, to_json=to_wire)
 
     def validate(self, obj: Any, value: Any) -> np.ndarray:
         array = np.asarray(value)
@@ -57,7 +57,7 @@ class Array(t.TraitType[Any, Any]):
             obj._notify_trait(self.name, old, new)
 
 
-def _to_wire(value: np.ndarray | None, _widget: Any) -> dict[str, Any] | None:
+def to_wire(value: np.ndarray | None, _widget: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     return {"shape": list(value.shape), "dtype": str(value.dtype), "data": memoryview(value.tobytes())}

@@ -4,8 +4,9 @@
 // cell lies as {x, y, width, height}, `clamp(cell)`, `steps()` what each arrow key adds, `first()` where the keyboard
 // begins, `say(cell)` what is read out and shown as {spoken, content}, `outline(context, cell, colour, width)`. It may
 // have `pick(cell, event)`, told of a click or Enter before the cell becomes the selection (true: it took care of it),
-// `key(event, cursor)` for keys of its own (a cell to go to, or true when done), and `under(context)`, drawn beneath
-// the outlines.
+// `key(event, cursor)` for keys of its own (a cell to go to, or true when done), `follow(cell)`, told where the keyboard
+// goes, `dragged()`, whether a click was the end of a drag, and `under(context)`, drawn beneath
+// the outlines. Shift with an arrow key is the block's own.
 
 function cellGrid({ model, el, role, geometry }) {
   const stage = element("div", "labkit-stage");
@@ -99,7 +100,7 @@ function cellGrid({ model, el, role, geometry }) {
     look(null);
   });
   stage.addEventListener("click", (event) => {
-    const cell = under(event);
+    const cell = geometry.dragged?.() ? null : under(event);
     if (!cell) return;
     cursor = cell;
     select(cell, event);
@@ -113,7 +114,7 @@ function cellGrid({ model, el, role, geometry }) {
   stage.addEventListener("keydown", (event) => {
     if (!geometry.ready()) return;
     const at = geometry.clamp(cursor || [0, 0]);
-    const step = geometry.steps()[event.key];
+    const step = event.shiftKey ? null : geometry.steps()[event.key];
     let next = step ? [at[0] + step[0], at[1] + step[1]] : null;
     if (!next) {
       const own = geometry.key?.(event, at);
@@ -130,6 +131,7 @@ function cellGrid({ model, el, role, geometry }) {
     if (!next) return drawOver();
     cursor = geometry.clamp(next);
     pointed = null;
+    geometry.follow?.(cursor);
     look(cursor);
   });
 

@@ -5,15 +5,26 @@ const BAR = { width: 12, gap: 18, label: 58 };
 
 function render({ model, el }) {
   blockRoot(el, "labkit-heatmap");
+  const head = element("div", "labkit-heatmap-head");
   const title = element("div", "labkit-title");
+  const tools = element("div", "labkit-tool-buttons");
+  head.append(title, tools);
   let table = null;
   let plan = null; // where everything lies, in CSS pixels
   const get = (name) => model.get(name);
-  const grid = () => numbers(get("values"));
+  let held = [null, null]; // values as they came, and unpacked
+  const grid = () => {
+    const wire = get("values");
+    if (held[0] !== wire) held = [wire, unpacked(wire)];
+    return held[1];
+  };
 
-  function valueAt(values, row, column) {
-    const raw = values.data[row * values.shape[1] + column];
-    return values.dtype === "uint8" ? get("low") + (raw / 255) * (get("high") - get("low")) : raw;
+  /** A cell of the grid itself, from a source of numbers that may stand for several cells each. */
+  function valueAt(source, row, column) {
+    if (get("triangular") && column > row) return NaN;
+    const [down, across] = [Math.floor((row - source.row) / source.step), Math.floor((column - source.column) / source.step)];
+    const raw = source.data[down * source.shape[1] + across];
+    return source.dtype === "uint8" ? get("low") + (raw / 255) * (get("high") - get("low")) : raw;
   }
 
   const labelOf = (axis, at) => get(`${axis}_labels`)[at] ?? String(at);
@@ -21,17 +32,19 @@ function render({ model, el }) {
 
   /** The plot's own row of pixels for a row of the values, and back. */
   const flip = (row) => (get("origin") === "bottom" ? plan.rows - 1 - row : row);
+  const sources = () => sourceOf(model, grid(), frame.now());
 
   function measure(values) {
     const context = base.getContext("2d");
-    const [rows, columns] = values.shape;
+    const [firstRow, lastRow, firstColumn, lastColumn] = frame.now();
+    const [rows, columns] = [lastRow - firstRow, lastColumn - firstColumn];
     context.font = `${FONT}px ${colours.mono}`;
-    const widest = (axis, count) => {
+    const widest = (axis, from, to) => {
       let most = 0;
-      for (let i = 0; i < count; i++) most = Math.max(most, context.measureText(shorten(labelOf(axis, i))).width);
+      for (let i = from; i < to; i++) most = Math.max(most, context.measureText(shorten(labelOf(axis, i))).width);
       return most;
     };
-    const left = Math.ceil(widest("row", rows)) + 12 + (get("row_axis") ? 22 : 0);
+    const left = Math.ceil(widest("row", ...(get("zoomable") ? [0, get("row_labels").length || lastRow] : [firstRow, lastRow]))) + 12 + (get("row_axis") ? 22 : 0);
     const top = 6;
     const right = BAR.gap + BAR.width + BAR.label;
     const room = Math.max(el.clientWidth - left - right, 60);
@@ -41,13 +54,13 @@ function render({ model, el }) {
     if (get("square")) cellWidth = cellHeight = Math.min(room / columns, tall / rows, 40);
     if (cellWidth >= 3) cellWidth = Math.floor(cellWidth);
     if (cellHeight >= 3) cellHeight = Math.floor(cellHeight);
-    const labelWidth = widest("column", columns);
+    const labelWidth = widest("column", firstColumn, lastColumn);
     const turned = labelWidth > cellWidth - 6;
     const bottom = (turned ? Math.ceil(Math.min(labelWidth, 110) * 0.82) + 16 : FONT + 10) + (get("column_axis") ? 20 : 4);
     const width = Math.max(Math.round(cellWidth * columns), 1);
     const height = Math.max(Math.round(cellHeight * rows), 1);
     return {
-      rows, columns, left, top, right, bottom, cellWidth, cellHeight, width, height, turned,
+      rows, columns, firstRow, firstColumn, left, top, right, bottom, cellWidth, cellHeight, width, height, turned,
       all: { width: left + width + right, height: Math.max(top + height + bottom, 96) },
     };
   }
@@ -74,6 +87,8 @@ function render({ model, el }) {
     title.hidden = !get("title");
     stage.setAttribute("aria-label", get("description"));
     stage.hidden = !values;
+    frame.draw();
+    head.hidden = title.hidden && tools.hidden;
     if (!values) return;
     plan = measure(values);
     const context = cells.resize(plan.all.width, plan.all.height);
@@ -86,7 +101,9 @@ function render({ model, el }) {
   function drawCells(context, values) {
     const { rows, columns, left, top, width, height } = plan;
     const ratio = devicePixelRatio || 1;
-    context.fillStyle = hatching(context);
+    const { firstRow: fromRow, firstColumn: fromColumn } = plan;
+    const source = sources();
+    context.fillStyle = get("triangular") ? colours.page : hatching(context);
     context.fillRect(left, top, width, height);
     // One dot a cell; where cells are smaller than a dot, the strongest of the cells in it.
     const wide = Math.min(columns, Math.round(width * ratio));
@@ -101,9 +118,10 @@ function render({ model, el }) {
         const firstColumn = Math.floor((x * columns) / wide);
         const lastColumn = Math.max(firstColumn + 1, Math.floor(((x + 1) * columns) / wide));
         let best = NaN;
-        for (let row = firstRow; row < lastRow; row++) {
-          for (let column = firstColumn; column < lastColumn; column++) {
-            const value = valueAt(values, row, column);
+        // a pooled number is looked at once, where the grid's cells are more than the numbers
+        for (let row = firstRow; row < lastRow; row += source.step) {
+          for (let column = firstColumn; column < lastColumn; column += source.step) {
+            const value = valueAt(source, fromRow + row, fromColumn + column);
             if (Number.isFinite(value) && !(Math.abs(value - middle) <= Math.abs(best - middle))) best = value;
           }
         }
@@ -148,17 +166,18 @@ function render({ model, el }) {
     context.textAlign = "right";
     const everyRow = Math.ceil((FONT + 2) / cellHeight);
     for (let row = 0; row < rows; row += everyRow) {
-      context.fillText(shorten(labelOf("row", row)), left - 7, top + (flip(row) + 0.5) * cellHeight);
+      context.fillText(shorten(labelOf("row", plan.firstRow + row)), left - 7, top + (flip(row) + 0.5) * cellHeight);
     }
     const everyColumn = Math.ceil((FONT + 2) / cellWidth);
     for (let column = 0; column < columns; column += everyColumn) {
       context.save();
-      context.fillStyle = marked.has(column) ? colours.accent : colours.ink;
-      context.font = `${marked.has(column) ? "bold " : ""}${FONT}px ${colours.mono}`;
+      const stands = marked.has(plan.firstColumn + column);
+      context.fillStyle = stands ? colours.accent : colours.ink;
+      context.font = `${stands ? "bold " : ""}${FONT}px ${colours.mono}`;
       context.translate(left + (column + 0.5) * cellWidth, top + height + (turned ? 7 : 12));
       if (turned) context.rotate(-Math.PI / 3.2);
       context.textAlign = turned ? "right" : "center";
-      context.fillText(shorten(labelOf("column", column)), 0, 0);
+      context.fillText(shorten(labelOf("column", plan.firstColumn + column)), 0, 0);
       context.restore();
     }
     context.font = `${FONT}px ${colours.sans}`;
@@ -211,29 +230,35 @@ function render({ model, el }) {
     }
   }
 
-  const inside = (cell) => cell && cell[0] < plan.rows && cell[1] < plan.columns;
+  const inside = ([row, column]) =>
+    row >= plan.firstRow && column >= plan.firstColumn &&
+    row < plan.firstRow + plan.rows && column < plan.firstColumn + plan.columns;
 
   const geometry = {
     ready: () => plan !== null,
-    first: () => [flip(0), 0],
+    first: () => [plan.firstRow + flip(0), plan.firstColumn],
     steps: () => {
       const up = get("origin") === "bottom" ? 1 : -1;
       return { ArrowUp: [up, 0], ArrowDown: [-up, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
     },
-    clamp: ([row, column]) => [
-      Math.max(0, Math.min(plan.rows - 1, row)),
-      Math.max(0, Math.min(plan.columns - 1, column)),
-    ],
-    key: (event, [row]) => ({ Home: [row, 0], End: [row, plan.columns - 1] })[event.key],
+    clamp([row, column]) {
+      const [rows, columns] = get("extent") ?? grid().shape;
+      return [Math.max(0, Math.min(rows - 1, row)), Math.max(0, Math.min(columns - 1, column))];
+    },
+    key: (event, cursor) =>
+      ({ Home: [cursor[0], plan.firstColumn], End: [cursor[0], plan.firstColumn + plan.columns - 1] })[event.key] ??
+      frame.key(event, cursor),
+    follow: (cell) => frame.follow(cell),
+    dragged: () => frame.dragged(),
     at(x, y) {
       const column = Math.floor((x - plan.left) / plan.cellWidth);
       const row = Math.floor((y - plan.top) / plan.cellHeight);
       if (row < 0 || column < 0 || row >= plan.rows || column >= plan.columns) return null;
-      return [flip(row), column];
+      return [plan.firstRow + flip(row), plan.firstColumn + column];
     },
     box: ([row, column]) => ({
-      x: plan.left + column * plan.cellWidth,
-      y: plan.top + flip(row) * plan.cellHeight,
+      x: plan.left + (column - plan.firstColumn) * plan.cellWidth,
+      y: plan.top + flip(row - plan.firstRow) * plan.cellHeight,
       width: plan.cellWidth,
       height: plan.cellHeight,
     }),
@@ -249,21 +274,23 @@ function render({ model, el }) {
     say([row, column]) {
       const name = (axis, at) => [get(`${axis}_axis`).split(" (")[0] || axis, labelOf(axis, at)];
       const places = [name("row", row), name("column", column)];
-      const number = say(valueAt(grid(), row, column));
+      const ahead = get("triangular") && column > row;
+      const number = ahead ? "it cannot look ahead" : say(valueAt(sources(), row, column));
       const lines = places.map(([axis, label]) => {
         const line = element("div");
         line.append(element("span", "labkit-muted", `${axis} `), element("span", "labkit-mono", label));
         return line;
       });
       const value = element("div", "labkit-note-value", number);
-      if (get("unit") && number !== "not computed yet") value.append(element("span", "labkit-muted", ` ${get("unit")}`));
+      if (get("unit") && !ahead && number !== "not computed yet") value.append(element("span", "labkit-muted", ` ${get("unit")}`));
       const spoken = `${places.map((place) => place.join(" ")).join(", ")}: ${number}`;
       return { spoken, content: [value, ...lines] };
     },
   };
   const cells = cellGrid({ model, el, role: "heatmap", geometry });
   const { stage, base, colours } = cells;
-  el.append(title, stage);
+  el.append(head, stage);
+  const frame = heatmapWindow({ model, stage, tools, plan: () => plan, changed: () => redraw() });
 
   function dress() {
     cells.palette();
@@ -285,6 +312,7 @@ function render({ model, el }) {
     });
   }
   const whole = ["values", "low", "high", "centre", "stops", "title", "unit", "square", "origin", "max_height"]
+    .concat(["window", "detail", "detail_at", "extent", "triangular", "zoomable"])
     .concat(["row", "column"].flatMap((axis) => [`${axis}_labels`, `${axis}_axis`]), ["column_marks", "description"])
     .map((name) => `change:${name}`)
     .join(" ");
