@@ -14,7 +14,7 @@ import traitlets as t
 from labkit.analysis.attention import AttentionPatterns, attention, prompt_code
 from labkit.analysis.head_scores import HeadScore
 from labkit.analysis.knock_out import KnockOut
-from labkit.analysis.weighting import UNITS, weighted, without_sink
+from labkit.analysis.weighting import UNITS, LogitContribution, weighted, without_sink
 from labkit.widgets.block import cell
 from labkit.widgets.head_action import HeadAction
 from labkit.widgets.head_finder import HeadFinder
@@ -99,6 +99,7 @@ class AttentionView(Tool):
         self._others: dict[tuple[str, str], AttentionPatterns] = {}  # what is compared with
         self._made: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()  # matrices shown last
         self._matrices: list[np.ndarray] = []  # of each heatmap that is shown
+        self._contributed: tuple[tuple[str, str], LogitContribution] | None = None  # of an answer and a foil
         self._reading = False
         self._finding, self._acting = (Desk(self.lm, background=background) for _ in range(2))
         self._build(scores)
@@ -120,6 +121,7 @@ class AttentionView(Tool):
             lambda work: self._ask(work, desk=self._finding) if not self._reading else None,
             n_heads=self.lm.n_heads, n_layers=self.lm.n_layers, own=dict(scores or {}),
         )  # fmt: skip
+        self.finder.given["contribution"] = lambda: np.abs(self._contribution().heads)
         self.heads = self.finder.heads
         self.finder.layout.width, self.finder.layout.flex = self.finder.wide(), "0 0 auto"
         self.heatmap, self.other_map = attention_map(), attention_map()
@@ -249,6 +251,7 @@ class AttentionView(Tool):
         self.patterns, self._matrices = patterns, []
         self._made.clear()
         self._others.clear()
+        self._contributed = None
         self.finder.show(patterns, thumbnails)
         self.looks.begin(patterns.tokens)
         head = self.selection
@@ -330,6 +333,7 @@ class AttentionView(Tool):
         return self._made[key]
 
     def _show_difference(self, one: np.ndarray, other: np.ndarray, labels: list[str]) -> None:
+        self.difference.row_axis = self.heatmap.row_axis
         if one.shape != other.shape:
             self.difference.values = None
             self.difference.title = ""
@@ -340,29 +344,36 @@ class AttentionView(Tool):
         gap = one - other
         self._matrices.append(gap)
         reach = 1.0 if self.weighting == "pattern" else float(np.abs(gap).max(initial=0)) or 1.0
-        put(self.difference, gap, (labels, labels), title="Left minus right", unit="difference", high=reach)
+        put(self.difference, gap, (labels, labels), title="First minus second", unit="difference", high=reach)
 
     def _show_contributions(self) -> None:
         """Heads of the layer x tokens looked at from the last one, in logits."""
-        assert self.patterns is not None
-        if not self.answer:
-            raise ValueError("write an answer, such as ' Mary', to see what heads contribute to its logit")
-        found = self.patterns.contribution(self.answer, self.foil or None)
+        found = self._contribution()
         layer, head = self.selection
         values = found.values[layer]
         if self.hide_sink:
             values = without_sink(values, renormalise=False)
         what = f"{found.answer!r}" + (f" − {found.foil!r}" if found.foil else "")
-        reach = float(np.nanmax(np.abs(found.values), initial=0.0)) or 1.0
+        reach = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
         labels = [token.display for token in found.tokens]
         self.difference.selection = None
         self.maps.children = [self.difference]
+        self.difference.row_axis = "head"
         names = [f"head {n}" for n in range(len(values))]
         title = f"Layer {layer}: what looks from the last token add to {what}"
         put(self.difference, values, (names, labels), title=title, unit="logits", high=reach)
         self._matrices = []
         one = f"What layer {layer}, head {head} adds to {what} by looking at each token"
         self.looks.show(values[head][None], unit="logits", one=one)
+
+    def _contribution(self) -> LogitContribution:
+        assert self.patterns is not None
+        if not self.answer:
+            raise ValueError("write an answer, such as ' Mary', to see what heads contribute to its logit")
+        words = (self.answer, self.foil)
+        if self._contributed is None or self._contributed[0] != words:
+            self._contributed = (words, self.patterns.contribution(self.answer, self.foil or None))
+        return self._contributed[1]
 
     def _over_chosen(self, one: np.ndarray) -> np.ndarray:
         """(query, key) of what the text shows."""

@@ -43,6 +43,7 @@ class HeadFinder(widgets.VBox):
         self._ask_for = ask
         self.patterns: AttentionPatterns | None = None
         self.own = dict(own or {})
+        self.given: dict[str, Callable[[], np.ndarray]] = {}  # scores that the owner computes, by name
         side = max(12, min(28, 556 // n_layers))
         self.width = max(250, min(n_heads * side + 64, 420))
         self.heads = HeadGrid(title="Heads", side=side, max_height=600)
@@ -69,7 +70,7 @@ class HeadFinder(widgets.VBox):
         """Other patterns: their thumbnails, and searches over their tokens."""
         self.patterns = patterns
         self.heads.thumbnails = thumbnails
-        names, score = [*SCORES, *self.own], self.score
+        names, score = [*SCORES, *self.own, *self.given], self.score
         self._score.options = [("layer and head", ""), *((name.replace("_", " "), name) for name in names)]
         places = [(f"{n} {token.display}", n) for n, token in enumerate(patterns.tokens)]
         for box, nothing in ((self._from, "any token"), (self._to, "any")):
@@ -88,6 +89,8 @@ class HeadFinder(widgets.VBox):
             return None
         if self.look is not None:
             return self.patterns.looks(*self.look)
+        if self.score in self.given:
+            return self.given[self.score]()
         if self.score in self.own:
             return self.patterns.add_score(self.score, self.own[self.score])
         return self.patterns.grid(self.score) if self.score else None

@@ -2,8 +2,9 @@
 
 import pytest
 
+import labkit as lk
 from labkit.course import check
-from labkit.course.checks import exercises
+from labkit.course.checks import CLEAN, exercises
 
 RIGHT = {
     "00.1": 7,
@@ -25,7 +26,8 @@ WRONG = {
     "01.1": ("The capital of Germany is", "likeliest next token is"),
     "01.2": ("word", "tokens. What is rare"),
     "03.1": ((0, 40), "heads from 0 to 8"),
-    "03.2": ((0, 0), "goes from"),
+    "03.2": ((0, 0), "Look for more than two fifths"),
+    "03.3": ((0, 0), "goes from"),
     "04.1": (0, "where do they cross"),
     "04.2": (("a", "b", " Mary", " John"), "The logit difference is"),
 }
@@ -47,9 +49,12 @@ def test_a_wrong_answer_is_told_what_is_wrong(lm4, capsys, name):
 
 
 def test_the_heads_that_the_notebook_finds_are_right(lm4, capsys):
+    scores = lk.attention(lm4, CLEAN).scores()
+    best = scores.sort_values("repeated_induction").iloc[-1]
     check("03.1", (11, 1), lm4)
-    check("03.2", (23, 3), lm4)
-    assert capsys.readouterr().out.count("Right.") == 2
+    check("03.2", (int(best["layer"]), int(best["head"])), lm4)
+    check("03.3", (23, 3), lm4)
+    assert capsys.readouterr().out.count("Right.") == 3
 
 
 def test_some_layer_is_where_the_answer_moves(lm4, capsys):
