@@ -112,6 +112,12 @@ class AttentionView(Tool):
         else:
             self.status.say("Write a text and run it.")
 
+    @t.validate("compare")
+    def _can_compare(self, proposal: Any) -> str:
+        if proposal["value"] == "model" and self.other_lm is None:
+            raise t.TraitError("there is one model; lk.AttentionView([lm_a, lm_b], text) compares two")
+        return str(proposal["value"])
+
     # -- its parts -------------------------------------------------------------------------------------------------
 
     def _build(self, scores: Mapping[str, HeadScore] | None) -> None:
@@ -301,9 +307,7 @@ class AttentionView(Tool):
             if not self.against:
                 raise ValueError("write another prompt to compare with")
             pairs.append((self._other(self.lm, self.against), head, "other prompt · "))
-        elif self.compare == "model":
-            if self.other_lm is None:
-                raise ValueError("there is one model; lk.AttentionView([lm_a, lm_b], text) compares two")
+        elif self.compare == "model" and self.other_lm is not None:
             pairs[0] = (self.patterns, head, f"{self.lm.bits}-bit · ")
             pairs.append((self._other(self.other_lm, self.prompt), head, f"{self.other_lm.bits}-bit · "))
         return [

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import traitlets
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
@@ -227,7 +228,6 @@ def test_what_is_missing_is_said_in_words_and_nothing_is_lost(lm4):
     before = view.heatmap.values
     for change, said in (
         ({"compare": "prompt"}, "Write another prompt to compare with"),
-        ({"compare": "model"}, "There is one model"),
         ({"compare": "nothing", "weighting": "logit"}, "Write an answer, such as ' Mary'"),
     ):
         for name, value in change.items():
@@ -236,6 +236,8 @@ def test_what_is_missing_is_said_in_words_and_nothing_is_lost(lm4):
             view.wait(60)
         assert view.status.text.startswith(said)
         assert view.heatmap.values is before
+    with pytest.raises(traitlets.TraitError, match="there is one model"):
+        view.compare = "model"
     view.weighting = "pattern"
     view.wait(60)
     view.text = ""
