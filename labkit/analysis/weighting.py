@@ -132,8 +132,13 @@ class LogitContribution:
         """The share of each head, (layer, head)."""
         return self.values.sum(-1)
 
+    @property
+    def what(self) -> str:
+        """The logit in words: `' Mary' − ' John'`."""
+        return repr(self.answer) + ("" if self.foil is None else f" − {self.foil!r}")
+
     def __repr__(self) -> str:
-        what = repr(self.answer) + ("" if self.foil is None else f" - {self.foil!r}")
+        what = self.what.replace("−", "-")
         shares = np.nan_to_num(self.heads)
         most = np.argsort(-np.abs(shares), axis=None)[:3]
         words = ", ".join("{}.{} {:+.2f}".format(*(at := np.unravel_index(i, shares.shape)), shares[at]) for i in most)

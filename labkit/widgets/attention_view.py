@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,11 @@ import traitlets as t
 from labkit.analysis.attention import AttentionPatterns, attention, prompt_code
 from labkit.analysis.head_scores import HeadScore
 from labkit.analysis.knock_out import KnockOut
-from labkit.analysis.weighting import UNITS, LogitContribution, weighted, without_sink
+from labkit.analysis.weighting import UNITS, LogitContribution
 from labkit.widgets.block import cell
 from labkit.widgets.head_action import HeadAction
 from labkit.widgets.head_finder import HeadFinder
-from labkit.widgets.head_picture import attention_map, put, put_window
+from labkit.widgets.head_maps import HeadMaps, Side
 from labkit.widgets.jobs import Desk
 from labkit.widgets.prompt_box import PromptBox
 from labkit.widgets.snapshot import card, note
@@ -97,8 +96,6 @@ class AttentionView(Tool):
             text = self._given[0]
         self.patterns: AttentionPatterns | None = None
         self._others: dict[tuple[str, str], AttentionPatterns] = {}  # what is compared with
-        self._made: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()  # matrices shown last
-        self._matrices: list[np.ndarray] = []  # of each heatmap that is shown
         self._contributed: tuple[tuple[str, str], LogitContribution] | None = None  # of an answer and a foil
         self._reading = False
         self._finding, self._acting = (Desk(self.lm, background=background) for _ in range(2))
@@ -130,8 +127,8 @@ class AttentionView(Tool):
         self.finder.given["contribution"] = lambda: np.abs(self._contribution().heads)
         self.heads = self.finder.heads
         self.finder.layout.width, self.finder.layout.flex = self.finder.wide(), "0 0 auto"
-        self.heatmap, self.other_map = attention_map(), attention_map()
-        self.difference = attention_map(difference=True)
+        self.maps = HeadMaps()
+        self.heatmap, self.other_map, self.difference = self.maps.heatmap, self.maps.other, self.maps.difference
         self.looks = TokenLooks()
         self.strip = self.looks.strip
         self.action = HeadAction()
@@ -145,14 +142,12 @@ class AttentionView(Tool):
             description="head", placeholder="layer.head", continuous_update=False, layout={"width": "130px"},
             style={"description_width": "initial"},
         )  # fmt: skip
-        self.maps = row(self.heatmap, wide=True)
-        self.maps.layout.flex = "1 1 420px"
         self._beside = column()
         self._patching = column()
         self.children = [
             self.box, row(self.run_button, self.stop_button, self.status), self.looks, self.finder.controls,
             row(self._choices["weighting"], self._sink, self._choices["compare"], self._other_head),
-            self._beside, row(self.finder, self.maps, wide=True), self.action, self._patching,
+            self._beside, row(self.finder, self.maps.box, wide=True), self.action, self._patching,
         ]  # fmt: skip
 
     def _wire(self) -> None:
@@ -178,7 +173,7 @@ class AttentionView(Tool):
         self.heatmap.observe(lambda change: self._lock(change["new"]), "selection")
         for other in (self.other_map, self.difference):
             t.link((self.heatmap, "window"), (other, "window"))
-        self.heatmap.observe(lambda _: self._show_window(), "window")
+        self.heatmap.observe(lambda _: self.maps.show_window(), "window")
         self.action.knock_button.on_click(lambda _: self.start_knock_out())
         self.action.send_button.on_click(lambda _: self._ask(lambda stop: self._open_patch_lab(), desk=self._acting))
         self._arrange()
@@ -186,8 +181,6 @@ class AttentionView(Tool):
 
     def _arrange(self) -> None:
         """Room for what is compared."""
-        beside = [] if self.compare == "nothing" else [self.other_map, self.difference]
-        self.maps.children = [self.heatmap, *beside]
         self._other_head.layout.display = "" if self.compare == "head" else "none"
         self._beside.children = [self.against_box] if self.compare == "prompt" or self.against else []
 
@@ -254,8 +247,8 @@ class AttentionView(Tool):
             self._reading = False
 
     def _take(self, patterns: AttentionPatterns, thumbnails: np.ndarray) -> None:
-        self.patterns, self._matrices = patterns, []
-        self._made.clear()
+        self.patterns = patterns
+        self.maps.forget()
         self._others.clear()
         self._contributed = None
         self.finder.show(patterns, thumbnails)
@@ -278,25 +271,22 @@ class AttentionView(Tool):
 
     def _show(self) -> None:
         """Everything that follows from the settings: one head or two and their difference, and what the text shows."""
-        assert self.patterns is not None
         assert self.selection is not None
         if self.status.kind == "error":
             self.status.say("")
         if self.weighting == "logit":
-            self._show_contributions()
-        else:
-            self._arrange()
-            sides = self._sides()
-            high = 1.0 if self.weighting == "pattern" else max(float(matrix.max(initial=0)) for *_, matrix in sides)
-            maps = (self.heatmap, self.other_map)
-            self._matrices = [matrix for *_, matrix in sides]
-            for heatmap, (title, labels, matrix) in zip(maps, sides, strict=False):
-                put(heatmap, matrix, (labels, labels), title=title, unit=UNITS[self.weighting], high=high or 1.0)
-            if len(sides) == 2:
-                self._show_difference(sides[0][2], sides[1][2], sides[0][1])
-            self.looks.show(self._over_chosen(sides[0][2]), unit=UNITS[self.weighting])
+            found, (layer, head) = self._contribution(), self.selection
+            values = self.maps.show_contributions(found, layer, hide_sink=self.hide_sink)
+            one = f"What layer {layer}, head {head} adds to {found.what} by looking at each token"
+            self.looks.show(values[head][None], unit="logits", one=one)
+            return
+        sides = self._sides()
+        if not self.maps.show(sides, self.weighting):
+            lengths = " and ".join(str(len(matrix)) for *_, matrix in sides)
+            self.status.say(f"{lengths} tokens: side by side, but no difference, which takes the same number")
+        self.looks.show(self._over_chosen(sides[0][2]), unit=UNITS[self.weighting])
 
-    def _sides(self) -> list[tuple[str, list[str], np.ndarray]]:
+    def _sides(self) -> list[Side]:
         """(title, token labels, matrix) of the head, and of the one that it is compared with."""
         assert self.patterns is not None
         head: tuple[int, int] = self.selection
@@ -326,49 +316,7 @@ class AttentionView(Tool):
         return self._others[key]
 
     def _matrix(self, patterns: AttentionPatterns, head: tuple[int, int]) -> np.ndarray:
-        place = (head[0], 0) if self.weighting == "rollout" else head
-        key = (id(patterns), place, self.weighting, self.hide_sink)
-        if key not in self._made:
-            shown = weighted(patterns, *place, self.weighting, hide_sink=self.hide_sink)
-            self._made[key] = shown[:, : len(patterns.tokens)]
-            while len(self._made) > 6:
-                self._made.popitem(last=False)
-        self._made.move_to_end(key)
-        return self._made[key]
-
-    def _show_difference(self, one: np.ndarray, other: np.ndarray, labels: list[str]) -> None:
-        self.difference.row_axis = self.heatmap.row_axis
-        if one.shape != other.shape:
-            self.difference.values = None
-            self.difference.title = ""
-            self.status.say(
-                f"{len(one)} tokens and {len(other)}: side by side, but no difference, which takes the same number"
-            )
-            return
-        gap = one - other
-        self._matrices.append(gap)
-        reach = 1.0 if self.weighting == "pattern" else float(np.abs(gap).max(initial=0)) or 1.0
-        put(self.difference, gap, (labels, labels), title="First minus second", unit="difference", high=reach)
-
-    def _show_contributions(self) -> None:
-        """Heads of the layer x tokens looked at from the last one, in logits."""
-        found = self._contribution()
-        layer, head = self.selection
-        values = found.values[layer]
-        if self.hide_sink:
-            values = without_sink(values, renormalise=False)
-        what = f"{found.answer!r}" + (f" − {found.foil!r}" if found.foil else "")
-        reach = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
-        labels = [token.display for token in found.tokens]
-        self.difference.selection = None
-        self.maps.children = [self.difference]
-        self.difference.row_axis = "head"
-        names = [f"head {n}" for n in range(len(values))]
-        title = f"Layer {layer}: what looks from the last token add to {what}"
-        put(self.difference, values, (names, labels), title=title, unit="logits", high=reach)
-        self._matrices = []
-        one = f"What layer {layer}, head {head} adds to {what} by looking at each token"
-        self.looks.show(values[head][None], unit="logits", one=one)
+        return self.maps.matrix(patterns, head, self.weighting, hide_sink=self.hide_sink)
 
     def _contribution(self) -> LogitContribution:
         assert self.patterns is not None
@@ -389,12 +337,6 @@ class AttentionView(Tool):
             matrix = self._matrix(self.patterns, tuple(head))
             total = np.maximum(total, matrix) if self.over == "max" else total + matrix / len(self.chosen)
         return total
-
-    def _show_window(self) -> None:
-        """The numbers of the part that is looked at, where the whole is pooled; taken from what is shown already."""
-        for heatmap, matrix in zip((self.heatmap, self.other_map, self.difference), self._matrices, strict=False):
-            with heatmap.hold_sync():
-                put_window(heatmap, matrix)
 
     def _lock(self, at: tuple[int, int] | None) -> None:
         """A cell that was clicked locks its row."""
@@ -458,7 +400,7 @@ class AttentionView(Tool):
         title = f"AttentionView · {self.lm.name}"
         if self.looks.matrix is None:
             return card(note(self.text or "no text yet"), title=title)
-        large = [one for one in self.maps.children if one.values is not None]
+        large = [one for one in self.maps.box.children if one.values is not None]
         pictures = [("all heads: layers up, heads across", self.heads.picture())]
         pictures += [(one.title, one.picture()) for one in large]
         sides = "".join(f'<div><div style="color:#59636e">{name}</div>{one}</div>' for name, one in pictures)

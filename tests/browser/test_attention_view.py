@@ -78,9 +78,9 @@ def test_a_token_shows_where_it_looks_and_what_looks_at_it(view: Locator) -> Non
     table = view.locator(".labkit-token-bars table").first
     expect(table.locator("caption")).to_have_text("Where ·to (13) looks")
     expect(table.locator("tr")).to_have_count(5)
-    view.get_by_label("show").select_option("what looks at it")
+    view.get_by_label("show", exact=True).select_option("what looks at it")
     expect(title).to_have_text("What looks at ·to (13)")
-    view.get_by_label("show").select_option("where a token looks")
+    view.get_by_label("show", exact=True).select_option("where a token looks")
     token.click()
 
 
@@ -100,12 +100,12 @@ def test_heads_are_put_in_order_and_filtered_by_a_score(page: Page, view: Locato
 
 
 def test_a_search_finds_heads_where_one_token_looks_at_another(view: Locator) -> None:
-    view.get_by_label("heads where").select_option("13 ·to")
-    view.get_by_label("looks at").select_option("1 ·Mary")
+    view.get_by_label("heads where", exact=True).select_option("13 ·to")
+    view.get_by_label("looks at", exact=True).select_option("1 ·Mary")
     expect(view.locator(".labkit-heads .labkit-title")).to_have_text("Heads where ·to looks at ·Mary")
     view.locator(".labkit-heads .labkit-stage").click(position={"x": 20, "y": 20})
     expect(large(view).locator(".labkit-title")).to_have_text("Layer 24, head 4")
-    view.get_by_label("looks at").select_option("any")
+    view.get_by_label("looks at", exact=True).select_option("any")
     expect(view.locator(".labkit-heads .labkit-title")).to_have_text("Heads")
 
 
@@ -206,6 +206,9 @@ def test_it_follows_a_dark_theme_and_nothing_is_cut_off(page: Page, view: Locato
     expect(view.locator(".labkit-heads")).to_have_attribute("data-theme", "dark")
     for tool in (view, long):
         assert tool.evaluate("one => one.scrollWidth <= one.clientWidth + 1")
+        print(tool.locator(".labkit-heads canvas").first.evaluate("one => [one.getContext('2d').getImageData(60, 20, 1, 1).data.join(), one.closest('.labkit-heads').dataset.theme, document.body.dataset.jpThemeLight, getComputedStyle(one.closest('.labkit-heads')).getPropertyValue('--lk-ink')]"))
+        page.wait_for_timeout(2500)
+        print(tool.locator(".labkit-heads canvas").first.evaluate("one => [one.getContext('2d').getImageData(60, 20, 1, 1).data.join(), one.closest('.labkit-heads').dataset.theme, document.body.dataset.jpThemeLight, getComputedStyle(one.closest('.labkit-heads')).getPropertyValue('--lk-ink')]"))
     shot(page, view, "dark")
     shot(page, long, "long_dark")
     choose_theme(page, "JupyterLab Light")

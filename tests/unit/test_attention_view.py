@@ -117,7 +117,7 @@ def test_contributions_to_a_logit_are_of_the_last_token(view):
     view.wait(60)
     assert view.heads.order[0] == np.unravel_index(np.nanargmax(np.abs(found.heads)), found.heads.shape)
     shown(view, weighting="pattern")
-    assert view.maps.children == (view.heatmap,)
+    assert view.maps.box.children == (view.heatmap,)
 
 
 def test_the_text_follows_the_pointer_until_a_token_is_locked(view):
@@ -158,7 +158,7 @@ def test_two_heads_prompts_or_models_are_compared(lm4, lm32, view):
     shown(view, against=CORRUPT + " a", compare="nothing")
     shown(view, compare="prompt")
     assert view.difference.values is None
-    assert view.status.text.startswith("14 tokens and 15: side by side, but no difference")
+    assert view.status.text.startswith("14 and 15 tokens: side by side, but no difference")
 
     two = lk.AttentionView([lm4, lm32], CLEAN, selection=(24, 4), compare="model")
     two.wait(60)
