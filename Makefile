@@ -52,6 +52,7 @@ bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run 
 	$(BIN)/python tests/zoo/table.py
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/compare.py $(ARGS)
+	$(BIN)/python benchmarks/attention.py
 
 clean:  ## remove the environments; the model cache stays
 	rm -rf $(VENV) .venv-peers

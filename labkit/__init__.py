@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labkit.analysis.attention import AttentionPatterns, attention
+    from labkit.analysis.attention_file import SavedAttention, open_attention
     from labkit.analysis.attribution_patching import attribution_patch
     from labkit.analysis.average import Sweep
     from labkit.analysis.circuit import Circuit, Faithfulness
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from labkit.analysis.edges import EdgeScores, edge_attribution, open_edges
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.lens import LogitLens, logit_lens, open_lens
+    from labkit.analysis.knock_out import KnockOut, knock_out
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
     from labkit.analysis.path_grid import PathGrid
@@ -52,6 +54,10 @@ _HOME = {
     "attention": "labkit.analysis.attention",
     "AttentionPatterns": "labkit.analysis.attention",
     "attribution_patch": "labkit.analysis.attribution_patching",
+    "SavedAttention": "labkit.analysis.attention_file",
+    "open_attention": "labkit.analysis.attention_file",
+    "knock_out": "labkit.analysis.knock_out",
+    "KnockOut": "labkit.analysis.knock_out",
     "direct_logit_attribution": "labkit.analysis.direct_attribution",
     "DirectAttribution": "labkit.analysis.direct_attribution",
     "patch": "labkit.analysis.patching",
@@ -105,6 +111,7 @@ __all__ = [
     "Faithfulness",
     "HeadGrid",
     "Heatmap",
+    "KnockOut",
     "LanguageModel",
     "LensView",
     "LogitLens",
@@ -116,6 +123,7 @@ __all__ = [
     "PromptLab",
     "PromptPair",
     "Run",
+    "SavedAttention",
     "Site",
     "SteerLab",
     "SteeringVector",
@@ -131,6 +139,8 @@ __all__ = [
     "load",
     "logit_lens",
     "open_edges",
+    "knock_out",
+    "open_attention",
     "open_grid",
     "open_lens",
     "open_steering_vector",

@@ -1,28 +1,43 @@
-"""Attention patterns on demand: one layer at a time is computed and kept, never all of them at full size at once."""
+"""Attention patterns on demand.
+
+One forward pass keeps the queries, keys and values of each layer, which grow with the text and not with its square; a
+pattern is computed from them when it is looked at, one head or one block of query rows at a time. Never are all layers
+x heads x tokens x tokens there. Where even queries, keys and values are too many, those of the layers looked at last
+are kept, and another layer costs another pass.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from labkit.internals.sites import checked, layers_with, n_heads_of
+from labkit.analysis.head_scores import HeadScore, Tally, repeated_tokens
+from labkit.internals.attention_hook import AttentionCall, pattern_of
+from labkit.internals.run import hooked
+from labkit.internals.sites import HEAD_IN, checked, layers_with, n_heads_of
+from labkit.internals.wavefront import last_logits
+from labkit.tokens import Token
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
+    from labkit.analysis.weighting import LogitContribution
     from labkit.models.language_model import LanguageModel, Prompt
 
-KEEP = 256e6  # bytes of float16 patterns to keep; all layers of a short text, a few of a long one
+KEEP = 256e6  # bytes of queries, keys and values to keep
+BLOCK = 4e6  # bytes of float32 pattern to compute at once
 
 
 def attention(lm: LanguageModel, prompt: Prompt) -> AttentionPatterns:
-    """The attention patterns of a prompt, computed by layer when they are asked for.
+    """The attention patterns of a prompt (text, chat messages, or ids (1, seq)), computed when they are asked for.
 
     Raises:
         ValueError: a bad prompt, or a model whose attention cannot be seen.
@@ -30,14 +45,70 @@ def attention(lm: LanguageModel, prompt: Prompt) -> AttentionPatterns:
     return AttentionPatterns(lm, prompt)
 
 
-class AttentionPatterns:
-    """Where every head of every layer looks.
+class Patterns:
+    """What can be read of patterns wherever they come from, a model or a file.
 
     Attributes:
         tokens: the prompt's tokens.
         layers: those that have patterns; in a hybrid not all do.
         n_layers, n_heads: how many layers the model has, and how many heads a layer, at most.
     """
+
+    tokens: list[Token]
+    layers: list[int]
+    n_layers: int
+    n_heads: int
+
+    def pattern(self, layer: int, head: int | None = None) -> np.ndarray:
+        """The pattern of a layer (head, query, key), or of one head (query, key), float32; rows sum to 1, less a sink's
+        share.
+
+        Raises:
+            ValueError: layer or head out of range.
+        """
+        raise NotImplementedError
+
+    def figure(self, layer: int, head: int, *, weighting: str = "pattern", hide_sink: bool = False) -> go.Figure:
+        """A plotly heatmap of one head: queries down, keys across.
+
+        Args:
+            layer, head: which one.
+            weighting: `pattern`, or of a model's patterns `value` or `rollout` (up to this layer, all heads).
+            hide_sink: leave the first token out, and show what the others get of the rest.
+        """
+        import plotly.graph_objects as go
+
+        from labkit.analysis.weighting import UNITS, weighted
+
+        shown = weighted(self, layer, head, weighting, hide_sink=hide_sink)
+        labels = [f"{n} {token.display}" for n, token in enumerate(self.tokens)]
+        figure = go.Figure(
+            go.Heatmap(
+                z=shown,
+                x=labels,
+                y=labels,
+                zmin=0,
+                zmax=1 if weighting == "pattern" else float(shown.max()),
+                colorscale="Blues",
+                colorbar={"title": {"text": UNITS[weighting], "side": "right"}},
+                hovertemplate="from %{y}<br>to %{x}<br>%{z:.3f}<extra></extra>",
+            )
+        )
+        side = min(1100, max(420, 180 + 20 * len(labels)))
+        what = {"pattern": "Attention of", "value": "Value-weighted attention of", "rollout": "Rollout to"}[weighting]
+        name = f"layer {layer}" if weighting == "rollout" else f"layer {layer}, head {head}"
+        figure.update_layout(
+            title=f"{what} {name}" + (", first token left out" if hide_sink else ""),
+            xaxis={"title": "key: the token looked at", "tickangle": -45, "type": "category"},
+            yaxis={"title": "query: the token that looks", "autorange": "reversed", "type": "category"},
+            width=side,
+            height=side,
+        )
+        return figure
+
+
+class AttentionPatterns(Patterns):
+    """Where every head of every layer looks."""
 
     def __init__(self, lm: LanguageModel, prompt: Prompt) -> None:
         checked(lm, "pattern")
@@ -46,77 +117,239 @@ class AttentionPatterns:
         self.tokens = lm.tokens(self.ids)
         self.layers = layers_with(lm, "pattern")
         self.n_layers, self.n_heads = lm.n_layers, n_heads_of(lm, "pattern")
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()  # the layers looked at last
-        self._most = max(1, int(KEEP / (2 * self.n_heads * len(self.tokens) ** 2)))
-        self._lock = threading.Lock()
+        self._calls: OrderedDict[int, AttentionCall] = OrderedDict()  # of the layers looked at last
+        self._before_projection: dict[int, torch.Tensor] = {}  # (head, d_head) at the last token
+        self._scores: dict[str, np.ndarray] = {}  # each (layer, head)
+        self._thumbnails: np.ndarray | None = None
+        self._lock = threading.RLock()
+
+    # -- patterns --------------------------------------------------------------------------------------------------
 
     def pattern(self, layer: int, head: int | None = None) -> np.ndarray:
-        """The pattern of a layer (head, query, key), or of one head (query, key), float32; rows sum to 1.
-
-        Raises:
-            ValueError: layer or head out of range.
-        """
         site = checked(self.lm, f"pattern.{layer}" + ("" if head is None else f".{head}"))
         assert site.layer is not None
-        with self._lock:
-            if site.layer not in self._kept:
-                found = self.lm.run(self.ids, read=[f"pattern.{site.layer}"])[f"pattern.{site.layer}"]
-                self._kept[site.layer] = found[0].half().cpu().numpy()
-                while len(self._kept) > self._most:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(site.layer)
-            layer_pattern = self._kept[site.layer]
-        return (layer_pattern if site.head is None else layer_pattern[site.head]).astype(np.float32)
+        heads = slice(None) if site.head is None else slice(site.head, site.head + 1)
+        call = self.call(site.layer)
+        n_heads = call.q.shape[1] if site.head is None else 1
+        found = np.zeros((n_heads, call.q.shape[2], call.k.shape[2]), np.float32)
+        for start, block in self.blocks(call, heads):
+            found[:, start : start + block.shape[1], : block.shape[2]] = block.cpu().numpy()
+        return found if site.head is None else found[0]
 
-    def thumbnails(self, size: int = 24) -> np.ndarray:
-        """Small pictures of all heads, uint8 (layer, head, size, size), 255 = all attention; from one forward pass.
+    def looks(self, query: int, key: int) -> np.ndarray:
+        """How much the token at position `query` looks at the one at `key`: (layer, head) float32, NaN without heads.
 
-        Cells are pooled by their maximum, so that a lone bright cell does not vanish. A prompt shorter than `size`
-        gives pictures of its own length. Layers without attention are black.
+        Raises:
+            ValueError: a position that the prompt does not have.
         """
-        size = min(size, len(self.tokens))
-        small = np.zeros((self.n_layers, self.n_heads, size, size), np.uint8)
+        for what, position in (("query", query), ("key", key)):
+            if not -len(self.tokens) <= position < len(self.tokens):
+                raise ValueError(f"{what} {position} is out of range; positions go from 0 to {len(self.tokens) - 1}")
+        query, key = query % len(self.tokens), key % len(self.tokens)
+        found = np.full((self.n_layers, self.n_heads), np.nan, np.float32)
+        for layer in self.layers:
+            part = self.call(layer).part(queries=slice(query, query + 1))
+            row = pattern_of(part)[0, :, 0, key]
+            found[layer, : len(row)] = row.cpu().numpy()
+        return found
 
-        def shrink(layer: int, pattern: torch.Tensor) -> torch.Tensor:
-            # each layer is pooled as it passes; no layer's full pattern outlives it
-            pooled = F.adaptive_max_pool2d(pattern[0], size)
-            small[layer, : len(pooled)] = (pooled * 255).round().to(torch.uint8).cpu().numpy()
-            return pattern
+    def call(self, layer: int) -> AttentionCall:
+        """The queries, keys and values that a layer's attention was called with."""
+        with self._lock:
+            if layer not in self._calls:
+                self._pass(lambda at, call: None, keep=layer)
+            self._calls.move_to_end(layer)
+            return self._calls[layer]
 
-        self.lm.run(self.ids, write={f"pattern.{layer}": partial(shrink, layer) for layer in self.layers})
+    def before_projection(self, layer: int) -> torch.Tensor:
+        """What a layer's output projection takes in at the last token, (head, d_head)."""
+        with self._lock:
+            if layer not in self._before_projection:
+                self._pass(lambda at, call: None, keep=layer)
+            return self._before_projection[layer]
+
+    @staticmethod
+    def blocks(call: AttentionCall, heads: slice = slice(None)) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first query, pattern (head, query, key) float32), block by block, without keys that none of them sees."""
+        queries, keys = call.q.shape[2], call.k.shape[2]
+        n_heads = len(range(call.q.shape[1])[heads])
+        tall = max(1, int(BLOCK / (4 * n_heads * keys)))
+        for start in range(0, queries, tall):
+            yield start, rows_of(call, start, min(start + tall, queries), heads)
+
+    def _pass(self, see: Callable[[int, AttentionCall], None], *, keep: int | None = None) -> None:
+        """One forward pass; `see(layer, call)` at each layer. Calls are kept as far as there is room, `keep` first."""
+        wanted, room = set(self.layers), KEEP
+
+        def watch(layer: int, call: AttentionCall) -> None:
+            nonlocal room
+            if layer not in wanted:
+                return
+            size = sum(x.numel() * x.element_size() for x in (call.q, call.k, call.v))
+            if layer == keep or (size <= room and (keep is None or layer > keep or size <= room - size)):
+                room -= size
+                q, k, v = (x.detach() for x in (call.q, call.k, call.v))
+                self._calls[layer] = AttentionCall(call.module, q, k, v, call.mask, call.scaling, dict(call.options))
+            see(layer, call)
+
+        reads = {(HEAD_IN, layer) for layer in layers_with(self.lm, HEAD_IN) if layer in wanted}
+        with self.lm.busy():
+            self._calls.clear()
+            with hooked(self.lm, reads, {}, keep=lambda x: x[0, -1].detach().clone(), watch=watch) as found:
+                last_logits(self.lm, self.ids)
+        self._before_projection = {layer: value for (_, layer), value in found.items()}
+
+    # -- all heads at once -----------------------------------------------------------------------------------------
+
+    def survey(
+        self, *, size: int = 24, each: Callable[[int, np.ndarray, dict[str, np.ndarray]], None] | None = None
+    ) -> np.ndarray:
+        """Thumbnails and scores of all heads from one forward pass, layer by layer.
+
+        Args:
+            size: rows of a thumbnail, at most.
+            each: told of every layer as it is done: its number, thumbnails (head, size, size), scores; what it raises
+                ends the pass.
+
+        Returns:
+            The thumbnails (layer, head, size, size) uint8, 255 = all attention, pooled by their maximum. Layers without
+            attention are black. Scores are then in `scores()`.
+        """
+        tally = Tally(self.ids[0], size)
+        small = np.zeros((self.n_layers, self.n_heads, tally.side, tally.side), np.uint8)
+        table: dict[str, np.ndarray] = {}
+
+        def see(layer: int, call: AttentionCall) -> None:
+            n_heads = call.q.shape[1]
+            tally.begin(n_heads, call.q.device)
+            for start, stop in tally.rows(n_heads, bytes=BLOCK):
+                tally.add(rows_of(call, start, stop), start)
+            small[layer, :n_heads] = tally.picture.cpu().numpy()
+            scores = tally.scores()
+            for name, values in scores.items():
+                table.setdefault(name, np.full((self.n_layers, self.n_heads), np.nan, np.float32))
+                table[name][layer, :n_heads] = values
+            if each is not None:
+                each(layer, small[layer], scores)
+
+        with self._lock:
+            self._pass(see)
+            self._scores |= table
+            self._thumbnails = small
         return small
 
-    def figure(self, layer: int, head: int) -> go.Figure:
-        """A plotly heatmap of one head: queries down, keys across."""
-        import plotly.graph_objects as go
+    def thumbnails(self, size: int = 24) -> np.ndarray:
+        """Small pictures of all heads, uint8 (layer, head, size, size), 255 = all attention; see `survey`.
 
-        labels = [f"{n} {token.display}" for n, token in enumerate(self.tokens)]
-        figure = go.Figure(
-            go.Heatmap(
-                z=self.pattern(layer, head),
-                x=labels,
-                y=labels,
-                zmin=0,
-                zmax=1,
-                colorscale="Blues",
-                colorbar={"title": {"text": "attention", "side": "right"}},
-                hovertemplate="from %{y}<br>to %{x}<br>%{z:.3f}<extra></extra>",
-            )
-        )
-        side = max(420, 180 + 20 * len(labels))
-        figure.update_layout(
-            title=f"Attention of layer {layer}, head {head}",
-            xaxis={"title": "key: the token looked at", "tickangle": -45, "type": "category"},
-            yaxis={"title": "query: the token that looks", "autorange": "reversed", "type": "category"},
-            width=side,
-            height=side,
-        )
-        return figure
+        A prompt shorter than `size` gives pictures of its own length.
+        """
+        fits = self._thumbnails is not None and self._thumbnails.shape[-1] == Tally(self.ids[0], size).side
+        return self._thumbnails if fits else self.survey(size=size)  # type: ignore[return-value]
+
+    def grid(self, score: str) -> np.ndarray:
+        """One score of all heads, (layer, head) float32, NaN where there is no head; computed once.
+
+        Raises:
+            ValueError: there is no such score.
+        """
+        from labkit.analysis.head_scores import SCORES
+
+        if score not in self._scores:
+            if score not in SCORES:
+                raise ValueError(f"there is no score {score!r}; there are {', '.join([*SCORES, *self._scores])}")
+            if score == "repeated_induction":
+                repeated = AttentionPatterns(self.lm, repeated_tokens(self.lm))
+                repeated.survey(size=1)
+                self._scores[score] = repeated._scores["induction"]
+            else:
+                self.survey()
+        return self._scores[score]
+
+    def add_score(self, name: str, score: HeadScore) -> np.ndarray:
+        """Give every head a score of one's own, from its pattern (query, key) float32 to a number: (layer, head)."""
+        found = np.full((self.n_layers, self.n_heads), np.nan, np.float32)
+        for layer in self.layers:
+            for head in range(self.call(layer).q.shape[1]):
+                found[layer, head] = float(score(self.pattern(layer, head)))
+        self._scores[name] = found
+        return found
+
+    def scores(self, own: Mapping[str, HeadScore] | None = None) -> pd.DataFrame:
+        """One row a head: `layer`, `head`, and a column a score; `head_scores.SCORES` says what each is.
+
+        Args:
+            own: scores of one's own by name, each from a head's pattern (query, key) to a number.
+        """
+        from labkit.analysis.head_scores import SCORES
+
+        for name, score in (own or {}).items():
+            self.add_score(name, score)
+        return frame_of({name: self.grid(name) for name in [*SCORES, *(set(self._scores) - set(SCORES))]}, self.layers)
+
+    # -- what is weighted ------------------------------------------------------------------------------------------
+
+    def value_weighted(self, layer: int, head: int | None = None) -> np.ndarray:
+        """How much each look moves: the norm of pattern x value x output projection (Kobayashi et al. 2020).
+
+        (head, query, key), or (query, key) of one head, float32; see `labkit.analysis.weighting`.
+        """
+        from labkit.analysis.weighting import value_weighted
+
+        return value_weighted(self, layer, head)
+
+    def rollout(self, layer: int | None = None) -> np.ndarray:
+        """Attention followed through the layers up to one (the last): (query, key) float32 (Abnar and Zuidema 2020)."""
+        from labkit.analysis.weighting import rollout
+
+        return rollout(self, self.layers[-1] if layer is None else layer)
+
+    def contribution(self, answer: str | int, foil: str | int | None = None) -> LogitContribution:
+        """What each head's look from the last token at each token writes to the answer's logit, less the foil's."""
+        from labkit.analysis.weighting import contribution
+
+        return contribution(self, answer, foil)
+
+    # -- the rest --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], *, layers: Sequence[int] | None = None) -> Path:
+        """Write patterns, scores and tokens to one file, a layer at a time; `open_attention` opens it.
+
+        Args:
+            path: the file; it is whole or not there.
+            layers: which layers' patterns; all of them unless given. They are kept as float16.
+        """
+        from labkit.analysis.attention_file import save
+
+        return save(self, path, layers=layers)
 
     def code(self) -> str:
         """The Python that computes the same patterns."""
-        prompt = self.prompt if isinstance(self.prompt, str | list) else self.ids[0].tolist()
-        return f"{self.lm.code()}patterns = lk.attention(lm, {prompt!r})\n"
+        return f"{self.lm.code()}patterns = lk.attention(lm, {prompt_code(self.prompt)})\n"
 
     def __repr__(self) -> str:
         return f"AttentionPatterns({len(self.tokens)} tokens, {self.n_layers} layers x {self.n_heads} heads)"
+
+
+def rows_of(call: AttentionCall, start: int, stop: int, heads: slice = slice(None)) -> torch.Tensor:
+    """Query rows `start` to `stop` - 1 of a pattern: (head, query, key) float32, without keys after them."""
+    causal = call.mask is None and call.q.shape[2] == call.k.shape[2]
+    with torch.no_grad():
+        return pattern_of(call.part(heads=heads, queries=slice(start, stop), keys=stop if causal else None))[0]
+
+
+def frame_of(grids: Mapping[str, np.ndarray], layers: Sequence[int]) -> pd.DataFrame:
+    """Grids (layer, head) as one row a head."""
+    import pandas as pd
+
+    n_heads = next(iter(grids.values())).shape[1]
+    places = [(layer, head) for layer in layers for head in range(n_heads)]
+    columns: dict[str, Any] = {"layer": [layer for layer, _ in places], "head": [head for _, head in places]}
+    frame = pd.DataFrame(columns | {name: [grid[at] for at in places] for name, grid in grids.items()})
+    return frame.astype(dict.fromkeys(grids, "float32"))
+
+
+def prompt_code(prompt: Prompt) -> str:
+    """A prompt as Python."""
+    if isinstance(prompt, torch.Tensor):
+        return f"__import__('torch').tensor({prompt.reshape(1, -1).tolist()})"
+    return repr(prompt)

@@ -125,20 +125,8 @@ def direct_logit_attribution(
             that run more than once) or whose last step is not a norm.
     """
     ids = lm.encode(prompt)
-    chosen = single_token(lm, answer)
-    against = None if foil is None else single_token(lm, foil, role="foil")
-    if (why := absent(lm, "resid_post")) is not None:
-        raise ValueError(f"{lm.name} has no direct attribution: {why}")
-    kept = _at_the_end(lm, ids)
+    kept, way, chosen, against = _way_of(lm, ids, answer, foil)
     found = kept.found
-    final = found["resid_post", lm.n_layers - 1]
-    if final.shape[1:] != (lm.d_model,):
-        raise ValueError(f"{lm.name} has no direct attribution: its residual stream has several copies")
-    try:
-        way = _Way.of(lm, readout_of(Base(lm, ids, [final[-1:]], [], {}, kept.logits)), final[-1], chosen, against)
-    except Unsupported as error:
-        raise ValueError(f"{lm.name} has no direct attribution: {error}") from None
-
     n_heads = max(1, n_heads_of(lm, "head_out"))
     attn, mlp, attn_bias = (np.zeros(lm.n_layers, np.float32) for _ in range(3))
     heads = np.full((lm.n_layers, n_heads), np.nan, np.float32)
@@ -164,6 +152,49 @@ def direct_logit_attribution(
     return DirectAttribution(
         way.total, embed, attn, mlp, heads, attn_bias, way.bias, rest, tokens, words[0] or "", words[1], code
     )
+
+
+@dataclass(frozen=True)
+class WayToLogit:
+    """For each layer whose heads can be taken apart, the direction (d_model,) float32 along which what a head puts out
+    at the last position adds to a logit (difference), the final norm's scale held."""
+
+    directions: dict[int, torch.Tensor]
+    answer: str
+    foil: str | None
+
+
+def way_to_logit(lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None = None) -> WayToLogit:
+    """See `WayToLogit`. Raises what `direct_logit_attribution` raises."""
+    kept, way, chosen, against = _way_of(lm, ids, answer, foil)
+    directions = {}
+    for layer in range(lm.n_layers):
+        by_attention = _by_attention(kept.found, layer)
+        if by_attention is None or (HEAD_IN, layer) not in kept.found:
+            continue
+        if (turn := _on_the_way(kept.found["attn_out", layer], by_attention)) is not None:
+            directions[layer] = way.direction * turn
+    words = [None if id is None else lm.tokenizer.decode([id]) for id in (chosen, against)]
+    return WayToLogit(directions, words[0] or "", words[1])
+
+
+def _way_of(
+    lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None
+) -> tuple[_Kept, _Way, int, int | None]:
+    """A run, the way from its last residual stream to the logit (difference), and the ids of answer and foil."""
+    chosen = single_token(lm, answer)
+    against = None if foil is None else single_token(lm, foil, role="foil")
+    if (why := absent(lm, "resid_post")) is not None:
+        raise ValueError(f"{lm.name} has no direct attribution: {why}")
+    kept = _at_the_end(lm, ids)
+    final = kept.found["resid_post", lm.n_layers - 1]
+    if final.shape[1:] != (lm.d_model,):
+        raise ValueError(f"{lm.name} has no direct attribution: its residual stream has several copies")
+    try:
+        way = _Way.of(lm, readout_of(Base(lm, ids, [final[-1:]], [], {}, kept.logits)), final[-1], chosen, against)
+    except Unsupported as error:
+        raise ValueError(f"{lm.name} has no direct attribution: {error}") from None
+    return kept, way, chosen, against
 
 
 # -- what was there, at the last two positions ----------------------------------------------------------------------

@@ -23,6 +23,19 @@ def _previous_token_head(answer: Any, lm: LanguageModel) -> Verdict:
 
 
 @exercise("03.2")
+def _induction_head(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.attention import attention
+    from labkit.analysis.head_scores import repeated_tokens
+
+    layer, head = a_head(answer, lm)
+    pattern = attention(lm, repeated_tokens(lm, length=20, seed=7)).pattern(layer, head)
+    length = len(pattern)
+    score = float(pattern.diagonal(-19)[length - 39 :].mean())  # from the second copy to what came after the first
+    said = f"On other random tokens, shown twice, layer {layer}, head {head} gives {score:.0%} to the token to copy."
+    return Verdict(score > 0.4, said if score > 0.4 else said + " Look for more than two fifths.")
+
+
+@exercise("03.3")
 def _head_that_matters(answer: Any, lm: LanguageModel) -> Verdict:
     layer, head = a_head(answer, lm)
     before = logit_diff(lm, CLEAN, " Mary", " John")

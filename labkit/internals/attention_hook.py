@@ -49,6 +49,35 @@ class AttentionCall:
             )[0]
         return apply_pattern(pattern_of(self), self.v)
 
+    def part(
+        self, *, heads: slice = slice(None), queries: slice = slice(None), keys: int | None = None
+    ) -> AttentionCall:
+        """The same call for some heads and queries, its pattern that part of the whole pattern: (batch, heads, queries,
+        key). `keys` leaves out the keys from there on, for a caller who knows that none of these queries sees them.
+        """
+        (n_heads, n_queries), n_keys = self.q.shape[1:3], self.k.shape[2]
+        first, last, _ = queries.indices(n_queries)
+        shared = torch.arange(n_heads, device=self.k.device)[heads] // (n_heads // self.k.shape[1])
+
+        def cut(x: Any) -> Any:
+            """What broadcasts to (batch, head, query, key)."""
+            if not isinstance(x, torch.Tensor):
+                return x
+            x = x[..., :keys] if x.shape[-1] == n_keys else x
+            x = x[..., queries, :] if x.ndim > 1 and x.shape[-2] == n_queries else x
+            return x[..., heads, :, :] if x.ndim > 2 and x.shape[-3] == n_heads else x
+
+        mask = cut(self.mask)
+        if mask is None:
+            rows = torch.arange(first, last, device=self.q.device)[:, None] + n_keys - n_queries
+            mask = torch.arange(n_keys, device=self.q.device)[:keys] <= rows
+        options = {name: cut(x) if name == "position_bias" else x for name, x in self.options.items()}
+        for name in _SINKS:
+            if isinstance(sinks := options.get(name), torch.Tensor):  # (head,) or (batch, head, 1 or query, 1)
+                options[name] = cut(sinks) if sinks.ndim == 4 else sinks[heads]
+        q, k, v = self.q[:, heads, queries], self.k[:, shared, :keys], self.v[:, shared, :keys]
+        return AttentionCall(self.module, q, k, v, mask, self.scaling, options)
+
 
 Task = Callable[[AttentionCall], torch.Tensor]
 """What to do in one layer: from the call to z (batch, query, head, d_head)."""

@@ -22,7 +22,7 @@ _FRONT = Path(__file__).parent / "js"
 
 
 def module(*names: str) -> str:
-    """The ES module of a block, ready for the browser: its parts joined, the one that renders last."""
+    """The ES module of a block, ready for the browser: what it shares with others first, its own file last."""
     return "\n".join((_FRONT / f"{name}.js").read_text("utf-8") for name in ("theme", *names))
 
 
@@ -39,7 +39,7 @@ class Array(t.TraitType[Any, Any]):
     def __init__(self, ndim: int) -> None:
         super().__init__(default_value=None, allow_none=True)
         self.ndim = ndim
-        self.tag(sync=True, to_json=_to_wire)
+        self.tag(sync=True, to_json=to_wire)
 
     def validate(self, obj: Any, value: Any) -> np.ndarray:
         array = np.asarray(value)
@@ -57,7 +57,7 @@ class Array(t.TraitType[Any, Any]):
             obj._notify_trait(self.name, old, new)
 
 
-def _to_wire(value: np.ndarray | None, _widget: Any) -> dict[str, Any] | None:
+def to_wire(value: np.ndarray | None, _widget: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     return {"shape": list(value.shape), "dtype": str(value.dtype), "data": memoryview(value.tobytes())}

@@ -12,21 +12,31 @@ from labkit.widgets.snapshot import card, painted, png
 
 
 class HeadGrid(Block):
-    """Layers x heads of thumbnails; layer 0 is at the bottom. Arrow keys move, Enter or a click selects.
+    """Layers x heads of thumbnails; layer 0 is at the bottom. Arrow keys move, Enter or a click selects; X, or a click
+    with Ctrl or Shift, chooses several.
 
     Args:
         thumbnails: (layer, head, size, size), uint8; 255 is the strongest.
         title: what is shown.
+        scores: (layer, head), float32, a number to show with each head; `score` is what it is.
+        order: the heads (layer, head) to show, one after the other; None shows the grid.
+        faint: heads that step back.
 
     Traits:
         selection, hovered: (layer, head) or None.
+        chosen: list of (layer, head).
     """
 
-    _esm = module("head_grid")
+    _esm = module("cell_grid", "head_grid")
     _css = style("head_grid")
 
     thumbnails = Array(4)
     title = t.Unicode().tag(sync=True)
+    scores = Array(2)
+    score = t.Unicode().tag(sync=True)
+    order: Any = t.List(allow_none=True, default_value=None).tag(sync=True)
+    faint: t.List = t.List().tag(sync=True)
+    chosen: t.List = t.List().tag(sync=True)
     side = t.Int(0, help="side of a thumbnail in CSS pixels; 0 finds one that fits").tag(sync=True)
     max_height = t.Int(560).tag(sync=True)
     selection = cell().tag(sync=True)
@@ -36,6 +46,12 @@ class HeadGrid(Block):
         if thumbnails is not None and np.asarray(thumbnails).dtype != np.uint8:
             raise ValueError(f"thumbnails are uint8, 0 to 255; got {np.asarray(thumbnails).dtype}")
         super().__init__(thumbnails=thumbnails, **traits)
+
+    @t.validate("chosen", "order", "faint")
+    def _pairs(self, proposal: Any) -> list[tuple[int, int]] | None:
+        """From the browser they come as lists."""
+        value = proposal["value"]
+        return None if value is None else [(int(layer), int(head)) for layer, head in value]
 
     def snapshot(self) -> str:
         return card(self.picture(), title=self.title)

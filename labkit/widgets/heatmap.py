@@ -8,8 +8,20 @@ from typing import Any
 import numpy as np
 import traitlets as t
 
-from labkit.widgets.block import Array, Block, cell, literal, module, style, texts
+from labkit.widgets.block import Array, Block, cell, literal, module, style, texts, to_wire
 from labkit.widgets.snapshot import card, heatmap_svg
+
+
+def _part() -> Any:
+    return t.Tuple(t.Int(), t.Int(), t.Int(), t.Int(), default_value=None, allow_none=True)
+
+
+def _values_to_wire(values: np.ndarray | None, widget: Any) -> dict[str, Any] | None:
+    """A square of which only the lower triangle can be anything but zero travels as that triangle."""
+    if values is None or not widget.triangular or values.shape[0] != values.shape[1]:
+        return to_wire(values, widget)
+    triangle = values[np.tril_indices(len(values))]
+    return {**(to_wire(triangle, widget) or {}), "shape": list(values.shape), "triangle": True}
 
 
 class Heatmap(Block):
@@ -29,14 +41,30 @@ class Heatmap(Block):
         notes: for each cell what its note says instead of the number.
         ticks: (value, label) pairs for the colour bar, where numbers alone would not do.
 
+    A large grid is best given pooled, with `extent` its true size and labels for all of it; whoever observes `window`
+    gives the numbers of a part as `detail`.
+
+    Args, of a large grid:
+        zoomable: with buttons, Ctrl + wheel, drag and the keys + - 0 to look at a part.
+        extent: (rows, columns) of the grid that `values` is pooled from.
+        triangular: nothing right of the diagonal: causal attention. Only the triangle travels.
+
     Traits:
         selection, hovered: (row, column) or None.
+        window: (row, row stop, column, column stop) that is looked at; None for all.
+        detail, detail_at: the numbers of such a part, and which.
     """
 
-    _esm = module("heatmap_texts", "heatmap")
+    _esm = module("cell_grid", "heatmap_texts", "heatmap_window", "heatmap")
     _css = style("heatmap")
 
-    values = Array(2)
+    values = Array(2).tag(to_json=_values_to_wire)
+    extent = cell().tag(sync=True)
+    window = _part().tag(sync=True)
+    detail = Array(2)
+    detail_at = _part().tag(sync=True)
+    triangular = t.Bool(False).tag(sync=True)
+    zoomable = t.Bool(False).tag(sync=True)
     row_labels = t.List(t.Unicode()).tag(sync=True)
     column_labels = t.List(t.Unicode()).tag(sync=True)
     column_marks = t.List(t.Int()).tag(sync=True)

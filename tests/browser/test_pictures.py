@@ -16,7 +16,7 @@ FOLDER = os.environ.get("LABKIT_PICTURES")
 CELLS = [
     LOAD,
     "lk.PromptLab(lm, 'Once upon a time, in a small village by the sea,', temperature=0.6, seed=4, max_new_tokens=56)",
-    f"lk.AttentionView(lm, {CLEAN!r})",
+    f"lk.AttentionView(lm, {CLEAN!r}, against={CORRUPT!r}, selection=(23, 3), answer=' Mary', foil=' John')",
     f"lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')",
     f"circuit = lk.edge_attribution(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', progress=False).circuit(80)\n"
     "lk.CircuitView(circuit)",
@@ -40,9 +40,16 @@ def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
         picture(page, 0, f"prompt_lab_{theme}")
 
         view = to_top(tools.nth(1))
-        view.locator(".labkit-token").nth(13).hover()
+        view.get_by_role("button", name="Knock out").click()
+        expect(view.locator(".labkit-token-bars").last).to_contain_text("logit difference")
+        view.locator(".labkit-token").nth(13).click()
         expect(view.locator(".labkit-strip .labkit-title")).to_contain_text("looks")
+        page.mouse.move(5, 5)
         picture(page, 1, f"attention_view_{theme}")
+        view.get_by_label("order by").select_option("previous token")
+        view.get_by_label("beside").select_option("another prompt")
+        expect(view.locator(".labkit-heatmap")).to_have_count(3)
+        picture(page, 1, f"attention_compare_{theme}")
 
         patching = to_top(tools.nth(2))
         expect(patching.locator(".labkit-status")).to_contain_text("cells in")

@@ -18,7 +18,6 @@ LOAD = "import labkit as lk\nlm = lk.load(progress=False)"
 CELLS = {
     "load": LOAD,
     "prompt": "prompting = lk.PromptLab(lm, max_new_tokens=20)\nprompting",
-    "attention": f"view = lk.AttentionView(lm, {CLEAN!r})\nview",
     "patch": f"patching = lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\npatching",
     "evil": (
         f"evil = {EVIL!r}\n"
@@ -125,25 +124,6 @@ def test_an_empty_prompt_is_answered_in_plain_words_and_nothing_is_lost(page: Pa
     button(lab, "Run").click()
     expect(lab.get_by_role("alert")).to_contain_text("The prompt is empty")
     assert lab.locator(".labkit-token").count() == before > 0
-
-
-def test_a_click_on_a_head_shows_it_large_and_a_token_shows_where_it_looks(page: Page) -> None:
-    view = cell(page, "attention")
-    heads = view.locator(".labkit-heads .labkit-stage")
-    expect(view.locator(".labkit-heatmap .labkit-title")).to_have_text(re.compile(r"Layer \d+, head \d+"))
-    heads.scroll_into_view_if_needed()
-    box = heads.bounding_box()
-    assert box
-    heads.click(position={"x": 45, "y": 8})  # the left column's topmost picture: layer 29, head 0
-    expect(view.locator(".labkit-heatmap .labkit-title")).to_have_text("Layer 29, head 0")
-    assert kernel_says(page, "print(view.selection)") == "(29, 0)"
-    token = view.locator(".labkit-token").nth(13)
-    token.hover()
-    expect(view.locator(".labkit-strip .labkit-title")).to_have_text("Where ·to (13) looks")
-    shares = view.locator(".labkit-token").evaluate_all("all => all.map(one => one.ariaLabel)")
-    found = [float(re.search(r"attention ([\d.e-]+)", share)[1]) for share in shares]  # type: ignore[index]
-    assert abs(sum(found) - 1) < 0.01
-    assert view.locator(".labkit-token").first.evaluate("one => one.style.background") != ""
 
 
 def test_a_grid_fills_in_and_a_clicked_cell_shows_before_and_after(page: Page) -> None:

@@ -16,7 +16,6 @@ import traitlets
 from nbclient import NotebookClient
 
 import labkit as lk
-from labkit.widgets.attention_view import thumbnail_side
 from labkit.widgets.jobs import Desk, in_background
 from labkit.widgets.patch_lab import effects
 from labkit.widgets.scales import SCALES, colour, ink
@@ -293,34 +292,6 @@ def test_a_prompt_that_cannot_be_used_is_answered_in_plain_words(lm4: lk.Languag
     assert lab.status.text.startswith(said)
     assert lab.generation is before  # nothing is lost
     assert lab.stop_button.disabled
-
-
-def test_the_first_payload_of_an_attention_view_is_below_a_megabyte(lm4: lk.LanguageModel) -> None:
-    view = lk.AttentionView(lm4, "The quick brown fox. " * 120)
-    view.wait(120)
-    assert len(view.strip.tokens) > 512
-    sent = sum(
-        len(state["data"]) for state in (view.heads.get_state()["thumbnails"], view.heatmap.get_state()["values"])
-    )
-    assert sent <= 1_000_000
-    assert max(view.heatmap.values.shape) <= 512
-    for layers, heads in ((126, 128), (80, 64), (30, 9), (1, 1)):
-        assert layers * heads * thumbnail_side(layers, heads) ** 2 + 512 * 512 <= 1_000_000
-
-
-def test_attention_view_shows_the_numbers_that_attention_gives(lm4: lk.LanguageModel) -> None:
-    view = lk.AttentionView(lm4, CLEAN, selection=(3, 2))
-    view.wait(60)
-    patterns = lk.attention(lm4, CLEAN)
-    np.testing.assert_array_equal(view.heatmap.values, patterns.pattern(3, 2))
-    view.selection = (29, 8)
-    view.wait(60)
-    np.testing.assert_array_equal(view.heatmap.values, patterns.pattern(29, 8))
-    view.strip.hovered = 5
-    np.testing.assert_array_equal(view.strip.values, patterns.pattern(29, 8)[5])
-    assert view.strip.marks["looking"] == [5]
-    view.strip.hovered = None
-    assert view.strip.values is None
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])

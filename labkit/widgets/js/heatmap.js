@@ -5,29 +5,26 @@ const BAR = { width: 12, gap: 18, label: 58 };
 
 function render({ model, el }) {
   blockRoot(el, "labkit-heatmap");
+  const head = element("div", "labkit-heatmap-head");
   const title = element("div", "labkit-title");
-  const stage = element("div", "labkit-stage");
-  const base = element("canvas");
-  const over = element("canvas");
-  stage.append(base, over);
-  stage.tabIndex = 0;
-  stage.setAttribute("role", "application");
-  stage.setAttribute("aria-roledescription", "heatmap");
-  const live = spoken(el);
-  el.append(title, stage);
-  const note = floatingNote(el);
+  const tools = element("div", "labkit-tool-buttons");
+  head.append(title, tools);
   let table = null;
-  let colours = {};
   let plan = null; // where everything lies, in CSS pixels
-  let cursor = null; // the cell that the keyboard is on
-  let pointed = null; // the cell that the pointer is on
-
   const get = (name) => model.get(name);
-  const grid = () => numbers(get("values"));
+  let held = [null, null]; // values as they came, and unpacked
+  const grid = () => {
+    const wire = get("values");
+    if (held[0] !== wire) held = [wire, unpacked(wire)];
+    return held[1];
+  };
 
-  function valueAt(cells, row, column) {
-    const raw = cells.data[row * cells.shape[1] + column];
-    return cells.dtype === "uint8" ? get("low") + (raw / 255) * (get("high") - get("low")) : raw;
+  /** A cell of the grid itself, from a source of numbers that may stand for several cells each. */
+  function valueAt(source, row, column) {
+    if (get("triangular") && column > row) return NaN;
+    const [down, across] = [Math.floor((row - source.row) / source.step), Math.floor((column - source.column) / source.step)];
+    const raw = source.data[down * source.shape[1] + across];
+    return source.dtype === "uint8" ? get("low") + (raw / 255) * (get("high") - get("low")) : raw;
   }
 
   const labelOf = (axis, at) => get(`${axis}_labels`)[at] ?? String(at);
@@ -35,46 +32,37 @@ function render({ model, el }) {
 
   /** The plot's own row of pixels for a row of the values, and back. */
   const flip = (row) => (get("origin") === "bottom" ? plan.rows - 1 - row : row);
+  const sources = () => sourceOf(model, grid(), frame.now());
 
-  function measure(cells) {
+  function measure(values) {
     const context = base.getContext("2d");
-    const [rows, columns] = cells.shape;
+    const [firstRow, lastRow, firstColumn, lastColumn] = frame.now();
+    const [rows, columns] = [lastRow - firstRow, lastColumn - firstColumn];
     context.font = `${FONT}px ${colours.mono}`;
-    const widest = (axis, count) => {
+    const widest = (axis, from, to) => {
       let most = 0;
-      for (let i = 0; i < count; i++) most = Math.max(most, context.measureText(shorten(labelOf(axis, i))).width);
+      for (let i = from; i < to; i++) most = Math.max(most, context.measureText(shorten(labelOf(axis, i))).width);
       return most;
     };
-    const left = Math.ceil(widest("row", rows)) + 12 + (get("row_axis") ? 22 : 0);
+    const left = Math.ceil(widest("row", ...(get("zoomable") ? [0, get("row_labels").length || lastRow] : [firstRow, lastRow]))) + 12 + (get("row_axis") ? 22 : 0);
     const top = 6;
     const right = BAR.gap + BAR.width + BAR.label;
     const room = Math.max(el.clientWidth - left - right, 60);
     const tall = get("max_height");
-    let cellWidth = Math.min(room / columns, cellTexts(model, "texts", cells) ? WORDS.widest : 48);
+    let cellWidth = Math.min(room / columns, cellTexts(model, "texts", values) ? WORDS.widest : 48);
     let cellHeight = Math.min(tall / rows, 22);
     if (get("square")) cellWidth = cellHeight = Math.min(room / columns, tall / rows, 40);
     if (cellWidth >= 3) cellWidth = Math.floor(cellWidth);
     if (cellHeight >= 3) cellHeight = Math.floor(cellHeight);
-    const labelWidth = widest("column", columns);
+    const labelWidth = widest("column", firstColumn, lastColumn);
     const turned = labelWidth > cellWidth - 6;
     const bottom = (turned ? Math.ceil(Math.min(labelWidth, 110) * 0.82) + 16 : FONT + 10) + (get("column_axis") ? 20 : 4);
     const width = Math.max(Math.round(cellWidth * columns), 1);
     const height = Math.max(Math.round(cellHeight * rows), 1);
     return {
-      rows, columns, left, top, right, bottom, cellWidth, cellHeight, width, height, turned,
+      rows, columns, firstRow, firstColumn, left, top, right, bottom, cellWidth, cellHeight, width, height, turned,
       all: { width: left + width + right, height: Math.max(top + height + bottom, 96) },
     };
-  }
-
-  function fit(canvas) {
-    const ratio = devicePixelRatio || 1;
-    canvas.width = Math.round(plan.all.width * ratio);
-    canvas.height = Math.round(plan.all.height * ratio);
-    canvas.style.width = `${plan.all.width}px`;
-    canvas.style.height = `${plan.all.height}px`;
-    const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    return context;
   }
 
   /** Cells that are not computed yet: quiet hatching, so that they are never taken for zero. */
@@ -94,28 +82,28 @@ function render({ model, el }) {
 
   function draw() {
     if (!table || !el.clientWidth) return;
-    const cells = grid();
+    const values = grid();
     title.textContent = get("title");
     title.hidden = !get("title");
     stage.setAttribute("aria-label", get("description"));
-    stage.hidden = !cells;
-    if (!cells) return;
-    plan = measure(cells);
-    stage.style.width = `${plan.all.width}px`;
-    stage.style.height = `${plan.all.height}px`;
-    const context = fit(base);
-    context.clearRect(0, 0, plan.all.width, plan.all.height);
-    drawCells(context, cells);
+    stage.hidden = !values;
+    frame.draw();
+    head.hidden = title.hidden && tools.hidden;
+    if (!values) return;
+    plan = measure(values);
+    const context = cells.resize(plan.all.width, plan.all.height);
+    drawCells(context, values);
     drawAxes(context);
     drawBar(context);
-    fit(over);
-    drawOver();
+    cells.drawOver();
   }
 
-  function drawCells(context, cells) {
+  function drawCells(context, values) {
     const { rows, columns, left, top, width, height } = plan;
     const ratio = devicePixelRatio || 1;
-    context.fillStyle = hatching(context);
+    const { firstRow: fromRow, firstColumn: fromColumn } = plan;
+    const source = sources();
+    context.fillStyle = get("triangular") ? colours.page : hatching(context);
     context.fillRect(left, top, width, height);
     // One dot a cell; where cells are smaller than a dot, the strongest of the cells in it.
     const wide = Math.min(columns, Math.round(width * ratio));
@@ -130,9 +118,10 @@ function render({ model, el }) {
         const firstColumn = Math.floor((x * columns) / wide);
         const lastColumn = Math.max(firstColumn + 1, Math.floor(((x + 1) * columns) / wide));
         let best = NaN;
-        for (let row = firstRow; row < lastRow; row++) {
-          for (let column = firstColumn; column < lastColumn; column++) {
-            const value = valueAt(cells, row, column);
+        // a pooled number is looked at once, where the grid's cells are more than the numbers
+        for (let row = firstRow; row < lastRow; row += source.step) {
+          for (let column = firstColumn; column < lastColumn; column += source.step) {
+            const value = valueAt(source, fromRow + row, fromColumn + column);
             if (Number.isFinite(value) && !(Math.abs(value - middle) <= Math.abs(best - middle))) best = value;
           }
         }
@@ -165,10 +154,10 @@ function render({ model, el }) {
     context.strokeStyle = colours.line;
     context.strokeRect(left - 0.5, top - 0.5, width + 1, height + 1);
     const inkAt = (row, column) => {
-      const value = valueAt(cells, row, column);
+      const value = valueAt(source, fromRow + row, fromColumn + column);
       return Number.isFinite(value) ? inkOn(table, shade(value, low, most, centre)) : colours.ink;
     };
-    const texts = cellTexts(model, "texts", cells);
+    const texts = cellTexts(model, "texts", values);
     if (texts) drawTexts(context, texts, plan, flip, inkAt, colours.mono);
   }
 
@@ -183,17 +172,18 @@ function render({ model, el }) {
     context.textAlign = "right";
     const everyRow = Math.ceil((FONT + 2) / cellHeight);
     for (let row = 0; row < rows; row += everyRow) {
-      context.fillText(shorten(labelOf("row", row)), left - 7, top + (flip(row) + 0.5) * cellHeight);
+      context.fillText(shorten(labelOf("row", plan.firstRow + row)), left - 7, top + (flip(row) + 0.5) * cellHeight);
     }
     const everyColumn = Math.ceil((FONT + 2) / cellWidth);
     for (let column = 0; column < columns; column += everyColumn) {
       context.save();
-      context.fillStyle = marked.has(column) ? colours.accent : colours.ink;
-      context.font = `${marked.has(column) ? "bold " : ""}${FONT}px ${colours.mono}`;
+      const stands = marked.has(plan.firstColumn + column);
+      context.fillStyle = stands ? colours.accent : colours.ink;
+      context.font = `${stands ? "bold " : ""}${FONT}px ${colours.mono}`;
       context.translate(left + (column + 0.5) * cellWidth, top + height + (turned ? 7 : 12));
       if (turned) context.rotate(-Math.PI / 3.2);
       context.textAlign = turned ? "right" : "center";
-      context.fillText(shorten(labelOf("column", column)), 0, 0);
+      context.fillText(shorten(labelOf("column", plan.firstColumn + column)), 0, 0);
       context.restore();
     }
     context.font = `${FONT}px ${colours.sans}`;
@@ -247,129 +237,74 @@ function render({ model, el }) {
     }
   }
 
-  function outline(context, cell, colour, width) {
-    const x = plan.left + cell[1] * plan.cellWidth;
-    const y = plan.top + flip(cell[0]) * plan.cellHeight;
-    const [wide, high] = [Math.max(plan.cellWidth, 4), Math.max(plan.cellHeight, 4)];
-    context.lineWidth = width + 2;
-    context.strokeStyle = colours.page;
-    context.strokeRect(x, y, wide, high);
-    context.lineWidth = width;
-    context.strokeStyle = colour;
-    context.strokeRect(x, y, wide, high);
-  }
+  const inside = ([row, column]) =>
+    row >= plan.firstRow && column >= plan.firstColumn &&
+    row < plan.firstRow + plan.rows && column < plan.firstColumn + plan.columns;
 
-  function drawOver() {
-    if (!plan) return;
-    const context = over.getContext("2d");
-    context.clearRect(0, 0, plan.all.width, plan.all.height);
-    const inside = (cell) => cell && cell[0] < plan.rows && cell[1] < plan.columns;
-    if (inside(get("selection"))) outline(context, get("selection"), colours.accent, 2.5);
-    const now = pointed || (document.activeElement === stage ? cursor : null);
-    if (inside(now)) outline(context, now, colours.ink, 1.5);
-  }
-
-  function sentence([row, column]) {
-    const name = (axis, at) => [get(`${axis}_axis`).split(" (")[0] || axis, labelOf(axis, at)];
-    const at = row * plan.columns + column;
-    const told = cellTexts(model, "notes", grid());
-    const text = cellTexts(model, "texts", grid());
-    return {
-      row: name("row", row),
-      column: name("column", column),
-      value: told ? told[at] : say(valueAt(grid(), row, column)),
-      unit: told ? "" : get("unit"),
-      text: text ? text[at] : "",
-    };
-  }
-
-  function showCell(cell) {
-    const said = sentence(cell);
-    const x = plan.left + cell[1] * plan.cellWidth;
-    const y = plan.top + flip(cell[0]) * plan.cellHeight;
-    const frame = stage.getBoundingClientRect();
-    const lines = [said.row, said.column].map(([axis, label]) => {
-      const line = element("div");
-      line.append(element("span", "labkit-muted", `${axis} `), element("span", "labkit-mono", label));
-      return line;
-    });
-    const value = element("div", "labkit-note-value", said.value);
-    if (said.unit && said.value !== "not computed yet") value.append(element("span", "labkit-muted", ` ${said.unit}`));
-    note.show(
-      { left: frame.left + x + plan.cellWidth + 8, top: frame.top + y, bottom: frame.top + y + plan.cellHeight },
-      said.text ? [element("div", "labkit-mono labkit-note-text", said.text), value, ...lines] : [value, ...lines],
-    );
-    const word = said.text ? `${said.text}, ` : "";
-    live.textContent = `${said.row.join(" ")}, ${said.column.join(" ")}: ${word}${said.value}`;
-  }
-
-  function look(cell) {
-    tell(model, "hovered", cell);
-    if (cell) showCell(cell);
-    else note.hide();
-    drawOver();
-  }
-
-  function cellUnder(event) {
-    if (!plan) return null;
-    const frame = stage.getBoundingClientRect();
-    const column = Math.floor((event.clientX - frame.left - plan.left) / plan.cellWidth);
-    const row = Math.floor((event.clientY - frame.top - plan.top) / plan.cellHeight);
-    if (row < 0 || column < 0 || row >= plan.rows || column >= plan.columns) return null;
-    return [flip(row), column];
-  }
-
-  stage.addEventListener("pointermove", (event) => {
-    const cell = cellUnder(event);
-    if (JSON.stringify(cell) === JSON.stringify(pointed)) return;
-    pointed = cell;
-    look(cell);
-  });
-  stage.addEventListener("pointerleave", () => {
-    pointed = null;
-    look(null);
-  });
-  stage.addEventListener("click", (event) => {
-    const cell = cellUnder(event);
-    if (!cell) return;
-    cursor = cell;
-    tell(model, "selection", cell);
-    drawOver();
-  });
-  stage.addEventListener("focus", () => {
-    if (!plan || !stage.matches(":focus-visible")) return;
-    cursor = get("selection") || cursor || [get("origin") === "bottom" ? plan.rows - 1 : 0, 0];
-    look(cursor);
-  });
-  stage.addEventListener("blur", () => look(null));
-  stage.addEventListener("keydown", (event) => {
-    if (!plan) return;
-    const up = get("origin") === "bottom" ? 1 : -1;
-    const moves = { ArrowUp: [up, 0], ArrowDown: [-up, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-    const at = cursor || [0, 0];
-    if (event.key in moves) cursor = [at[0] + moves[event.key][0], at[1] + moves[event.key][1]];
-    else if (event.key === "Home") cursor = [at[0], 0];
-    else if (event.key === "End") cursor = [at[0], plan.columns - 1];
-    else if (event.key === "Enter" || event.key === " ") tell(model, "selection", at);
-    else if (event.key === "Escape") {
-      tell(model, "selection", null);
-      note.hide();
-    } else return;
-    event.preventDefault();
-    event.stopPropagation();
-    if (event.key === "Escape") return drawOver();
-    cursor = [Math.max(0, Math.min(plan.rows - 1, cursor[0])), Math.max(0, Math.min(plan.columns - 1, cursor[1]))];
-    pointed = null;
-    look(cursor);
-  });
+  const geometry = {
+    ready: () => plan !== null,
+    first: () => [plan.firstRow + flip(0), plan.firstColumn],
+    steps: () => {
+      const up = get("origin") === "bottom" ? 1 : -1;
+      return { ArrowUp: [up, 0], ArrowDown: [-up, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    },
+    clamp([row, column]) {
+      const [rows, columns] = get("extent") ?? grid().shape;
+      return [Math.max(0, Math.min(rows - 1, row)), Math.max(0, Math.min(columns - 1, column))];
+    },
+    key: (event, cursor) =>
+      ({ Home: [cursor[0], plan.firstColumn], End: [cursor[0], plan.firstColumn + plan.columns - 1] })[event.key] ??
+      frame.key(event, cursor),
+    follow: (cell) => frame.follow(cell),
+    dragged: () => frame.dragged(),
+    at(x, y) {
+      const column = Math.floor((x - plan.left) / plan.cellWidth);
+      const row = Math.floor((y - plan.top) / plan.cellHeight);
+      if (row < 0 || column < 0 || row >= plan.rows || column >= plan.columns) return null;
+      return [plan.firstRow + flip(row), plan.firstColumn + column];
+    },
+    box: ([row, column]) => ({
+      x: plan.left + (column - plan.firstColumn) * plan.cellWidth,
+      y: plan.top + flip(row - plan.firstRow) * plan.cellHeight,
+      width: plan.cellWidth,
+      height: plan.cellHeight,
+    }),
+    outline(context, cell, colour, thickness) {
+      if (!inside(cell)) return;
+      const { x, y, width, height } = geometry.box(cell);
+      for (const [style, more] of [[colours.page, 2], [colour, 0]]) {
+        context.lineWidth = thickness + more;
+        context.strokeStyle = style;
+        context.strokeRect(x, y, Math.max(width, 4), Math.max(height, 4));
+      }
+    },
+    say([row, column]) {
+      const name = (axis, at) => [get(`${axis}_axis`).split(" (")[0] || axis, labelOf(axis, at)];
+      const places = [name("row", row), name("column", column)];
+      const ahead = get("triangular") && column > row;
+      const at = row * grid().shape[1] + column;
+      const told = cellTexts(model, "notes", grid())?.[at];
+      const text = cellTexts(model, "texts", grid())?.[at];
+      const number = told ?? (ahead ? "it cannot look ahead" : say(valueAt(sources(), row, column)));
+      const lines = places.map(([axis, label]) => {
+        const line = element("div");
+        line.append(element("span", "labkit-muted", `${axis} `), element("span", "labkit-mono", label));
+        return line;
+      });
+      const value = element("div", "labkit-note-value", number);
+      if (get("unit") && !ahead && told === undefined && number !== "not computed yet") value.append(element("span", "labkit-muted", ` ${get("unit")}`));
+      const spoken = `${places.map((place) => place.join(" ")).join(", ")}: ${text ? `${text}, ` : ""}${number}`;
+      const word = text ? [element("div", "labkit-mono labkit-note-text", text)] : [];
+      return { spoken, content: [...word, value, ...lines] };
+    },
+  };
+  const cells = cellGrid({ model, el, role: "heatmap", geometry });
+  const { stage, base, colours } = cells;
+  el.append(head, stage);
+  const frame = heatmapWindow({ model, stage, tools, plan: () => plan, changed: () => redraw() });
 
   function dress() {
-    const style = getComputedStyle(el);
-    const of = (name) => style.getPropertyValue(name).trim();
-    colours = {
-      page: of("--lk-page"), ink: of("--lk-ink"), muted: of("--lk-muted"), line: of("--lk-line"),
-      accent: of("--lk-accent"), mono: of("--lk-mono"), sans: of("--lk-sans"),
-    };
+    cells.palette();
     table = colourTable(get("stops")[el.dataset.theme]);
     draw();
   }
@@ -384,20 +319,21 @@ function render({ model, el }) {
     requestAnimationFrame(() => {
       asked = false;
       dress();
-      if (pointed && get("values")) showCell(pointed);
+      if (get("values")) cells.refresh();
     });
   }
   const whole = ["values", "low", "high", "centre", "stops", "title", "unit", "square", "origin", "max_height"]
-    .concat(["row", "column"].flatMap((axis) => [`${axis}_labels`, `${axis}_axis`]), ["column_marks", "description", "texts", "notes", "ticks"])
+    .concat(["window", "detail", "detail_at", "extent", "triangular", "zoomable", "texts", "notes", "ticks"])
+    .concat(["row", "column"].flatMap((axis) => [`${axis}_labels`, `${axis}_axis`]), ["column_marks", "description"])
     .map((name) => `change:${name}`)
     .join(" ");
   model.on(whole, redraw);
-  model.on("change:selection", drawOver);
+  model.on("change:selection", cells.drawOver);
   return () => {
     stopTheme();
     observer.disconnect();
     model.off(whole, redraw);
-    model.off("change:selection", drawOver);
+    model.off("change:selection", cells.drawOver);
   };
 }
 

@@ -19,6 +19,8 @@ function followTheme(el, changed) {
     if (theme === el.dataset.theme) return;
     el.dataset.theme = theme;
     changed();
+    // a theme's style sheets may come after its name, and what is drawn on a canvas takes its colours from them
+    for (const later of [100, 600, 2000]) setTimeout(() => el.isConnected && changed(), later);
   };
   const observer = new MutationObserver(look);
   for (const node of [document.body, document.documentElement]) observer.observe(node, { attributes: true });

@@ -1,0 +1,148 @@
+"""Attention patterns in a file: tokens, scores, thumbnails, and a layer at a time as float16."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from labkit.analysis.attention import AttentionPatterns, Patterns, frame_of, prompt_code
+from labkit.tokens import Token
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+
+
+class SavedAttention(Patterns):
+    """Patterns that `AttentionPatterns.save` wrote; each is read from the file when it is looked at.
+
+    `layers` are those whose patterns are in the file; `scores()` covers them all.
+    """
+
+    def __init__(self, path: Path, about: dict) -> None:
+        self.path, self._about = path, about
+        self.tokens = [Token(**token) for token in about["tokens"]]
+        self.layers: list[int] = about["layers"]
+        self.n_layers, self.n_heads = about["n_layers"], about["n_heads"]
+
+    def _read(self, name: str) -> np.ndarray:
+        with np.load(self.path, allow_pickle=False) as file:
+            return file[name]
+
+    def pattern(self, layer: int, head: int | None = None) -> np.ndarray:
+        layer = layer + self.n_layers if layer < 0 else layer
+        if layer not in self.layers:
+            raise ValueError(f"{self.path.name} has no pattern of layer {layer}; it has {self.layers}")
+        packed = self._read(f"layer_{layer}")  # (head, ...)
+        if head is not None and not -len(packed) <= head < len(packed):
+            raise ValueError(f"head {head} is out of range; layer {layer} has heads 0 to {len(packed) - 1}")
+        chosen = packed if head is None else packed[head][None]
+        if chosen.ndim == 2:  # lower triangles
+            length = len(self.tokens)
+            found = np.zeros((len(chosen), length, length), np.float32)
+            found[:, *np.tril_indices(length)] = chosen
+        else:
+            found = chosen.astype(np.float32)
+        return found if head is None else found[0]
+
+    def thumbnails(self) -> np.ndarray:
+        """Small pictures of all heads, uint8 (layer, head, size, size)."""
+        return self._read("thumbnails")
+
+    def scores(self) -> pd.DataFrame:
+        """One row a head, a column a score, of every layer of the model."""
+        return frame_of(
+            {name: self._read(f"score_{name}") for name in self._about["scores"]}, self._about["all_layers"]
+        )
+
+    def code(self) -> str:
+        """The Python that computes the same patterns."""
+        return str(self._about["code"])
+
+    def __repr__(self) -> str:
+        return f"SavedAttention({len(self.tokens)} tokens, layers {self.layers} of {self.n_layers})"
+
+
+def save(patterns: AttentionPatterns, path: str | os.PathLike[str], *, layers: Sequence[int] | None = None) -> Path:
+    """See `AttentionPatterns.save`.
+
+    Raises:
+        ValueError: a layer that has no pattern.
+    """
+    path = Path(path)
+    chosen = patterns.layers if layers is None else [int(layer) for layer in layers]
+    if missing := [layer for layer in chosen if layer not in patterns.layers]:
+        raise ValueError(f"layers {missing} have no patterns; those that have are {patterns.layers}")
+    scores = {name: patterns.grid(name) for name in patterns.scores().columns[2:]}
+    about = {
+        "format": FORMAT,
+        "tokens": [vars(token) for token in patterns.tokens],
+        "layers": chosen,
+        "all_layers": patterns.layers,
+        "n_layers": patterns.n_layers,
+        "n_heads": patterns.n_heads,
+        "scores": list(scores),
+        "code": f"{patterns.lm.code()}patterns = lk.attention(lm, {prompt_code(patterns.prompt)})\n",
+    }
+    arrays = {"about": np.array(json.dumps(about)), "thumbnails": patterns.thumbnails()}
+    arrays |= {f"score_{name}": grid for name, grid in scores.items()}
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, array in arrays.items():
+                _write(archive, name, array)
+            for layer in chosen:
+                _write(archive, f"layer_{layer}", _packed(patterns, layer))
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _packed(patterns: AttentionPatterns, layer: int) -> np.ndarray:
+    """A layer's patterns as float16: lower triangles (head, n), or (head, query, key) where keys are not tokens."""
+    call = patterns.call(layer)
+    length, keys = call.q.shape[2], call.k.shape[2]
+    if keys != length:
+        return patterns.pattern(layer).astype(np.float16)
+    rows, columns = np.tril_indices(length)
+    packed = np.zeros((call.q.shape[1], len(rows)), np.float16)
+    for head in range(len(packed)):
+        packed[head] = patterns.pattern(layer, head)[rows, columns]
+    return packed
+
+
+def _write(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def open_attention(path: str | os.PathLike[str]) -> SavedAttention:
+    """Open patterns that `AttentionPatterns.save` wrote; no model is needed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no patterns, or comes from a newer labkit.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            about["layers"], about["all_layers"]
+    except (KeyError, ValueError, OSError, EOFError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} holds no attention patterns saved by labkit ({error})") from None
+    if about["format"] > FORMAT:
+        raise ValueError(
+            f"{str(path)!r} was saved by a newer labkit (format {about['format']}); update labkit to open it"
+        )
+    return SavedAttention(Path(path), about)
