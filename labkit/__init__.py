@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from labkit.analysis.grid import PatchGrid, open_grid
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
+    from labkit.branching import Branch, Tree
+    from labkit.generation import Generation
     from labkit.internals.run import Run
     from labkit.internals.sites import Site
     from labkit.models.catalog import catalog
     from labkit.models.language_model import LanguageModel
     from labkit.models.load import load, wrap
+    from labkit.scoring import Score, score
     from labkit.widgets.attention_view import AttentionView
+    from labkit.widgets.branch_tree import BranchTree
     from labkit.widgets.head_grid import HeadGrid
     from labkit.widgets.heatmap import Heatmap
     from labkit.widgets.patch_lab import PatchLab
@@ -35,6 +39,11 @@ _HOME = {
     "LanguageModel": "labkit.models.language_model",
     "Site": "labkit.internals.sites",
     "Run": "labkit.internals.run",
+    "Generation": "labkit.generation",
+    "Tree": "labkit.branching",
+    "Branch": "labkit.branching",
+    "score": "labkit.scoring",
+    "Score": "labkit.scoring",
     "attention": "labkit.analysis.attention",
     "AttentionPatterns": "labkit.analysis.attention",
     "attribution_patch": "labkit.analysis.attribution_patching",
@@ -49,6 +58,7 @@ _HOME = {
     "AttentionView": "labkit.widgets.attention_view",
     "PatchLab": "labkit.widgets.patch_lab",
     "TokenStrip": "labkit.widgets.token_strip",
+    "BranchTree": "labkit.widgets.branch_tree",
     "Heatmap": "labkit.widgets.heatmap",
     "HeadGrid": "labkit.widgets.head_grid",
 }
@@ -56,7 +66,10 @@ _HOME = {
 __all__ = [
     "AttentionPatterns",
     "AttentionView",
+    "Branch",
+    "BranchTree",
     "DirectAttribution",
+    "Generation",
     "HeadGrid",
     "Heatmap",
     "LanguageModel",
@@ -66,8 +79,10 @@ __all__ = [
     "PatchLab",
     "PromptLab",
     "Run",
+    "Score",
     "Site",
     "TokenStrip",
+    "Tree",
     "attention",
     "attribution_patch",
     "catalog",
@@ -75,6 +90,7 @@ __all__ = [
     "load",
     "open_grid",
     "patch",
+    "score",
     "wrap",
 ]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from labkit.branching import Tree
     from labkit.generation import Generation
     from labkit.internals.run import Run
     from labkit.models.anatomy import Anatomy
@@ -180,6 +181,12 @@ class LanguageModel:
         from labkit.generation import generate
 
         return generate(self, prompt, **settings)
+
+    def tree(self, prompt: Prompt, **settings: Any) -> Tree:
+        """Continue a prompt and keep it as a tree to branch; see `labkit.branching.Tree`."""
+        from labkit.branching import tree
+
+        return tree(self, prompt, **settings)
 
     def code(self) -> str:
         """The Python that loads this model again."""
