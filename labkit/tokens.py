@@ -72,8 +72,7 @@ def describe(tokenizer: Any, ids: Sequence[int]) -> list[Token]:
         if raw.startswith("▁") and not text.startswith(" "):
             text = " " + text
         if "\ufffd" in text:
-            shown = _bytes_of(raw).hex(" ").upper()
-            tokens.append(Token(id, text, f"‹{shown or id}›"))
+            tokens.append(Token(id, text, _with_bytes(_bytes_of(raw)) or f"‹{id}›"))
         else:
             tokens.append(Token(id, text, visible(text) or "∅"))
     return tokens
@@ -92,6 +91,15 @@ def _bytes_of(raw: str) -> bytes:
     if raw.startswith("<0x"):
         return bytes.fromhex(raw[3:5])
     return bytes(_byte_of()[c] for c in raw if c in _byte_of())
+
+
+def _with_bytes(held: bytes) -> str:
+    """What of the bytes is text as text, the rest in hexadecimal: ` ` and the beginning of 😀 are `·‹F0 9F 98›`."""
+    parts = re.split("([\udc80-\udcff]+)", held.decode("utf-8", "surrogateescape"))
+    loose = [part.encode("utf-8", "surrogateescape").hex(" ").upper() for part in parts[1::2]]
+    return visible(parts[0]) + "".join(
+        f"‹{code}›{visible(rest)}" for code, rest in zip(loose, parts[2::2], strict=True)
+    )
 
 
 def bytes_of(tokenizer: Any, ids: Sequence[int]) -> list[bytes]:

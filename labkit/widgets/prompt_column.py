@@ -67,7 +67,7 @@ class Column(widgets.VBox):
         self._look()
         self.branches.observe(self._select, "selection")
         self.add_class("labkit-column")
-        self.layout.flex, self.layout.width = "1 1 420px", "auto"
+        self.layout.flex, self.layout.width = "1 1 320px", "auto"
         self.children = [self.strip, self.compared, self.branches, self.numbers]
         self._arrange()
 

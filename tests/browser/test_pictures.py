@@ -14,7 +14,6 @@ FOLDER = os.environ.get("LABKIT_PICTURES")
 
 CELLS = [
     LOAD,
-    "lk.PromptLab(lm, 'Once upon a time, in a small village by the sea,', temperature=0.6, seed=4, max_new_tokens=56)",
     f"lk.AttentionView(lm, {CLEAN!r})",
     f"lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')",
 ]
@@ -29,25 +28,18 @@ def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
         assert errors(page) == []
         tools = page.locator(".labkit-tool")
 
-        prompting = to_top(tools.nth(0))
-        prompting.get_by_role("button", name="Run").click()
-        expect(prompting.locator(".labkit-status")).to_contain_text("tokens/s ·")
-        prompting.locator(".labkit-token").nth(26).hover()
-        expect(prompting.locator(".labkit-note")).to_be_visible()
-        picture(page, 0, f"prompt_lab_{theme}")
-
-        view = to_top(tools.nth(1))
+        view = to_top(tools.nth(0))
         view.locator(".labkit-token").nth(13).hover()
         expect(view.locator(".labkit-strip .labkit-title")).to_contain_text("looks")
-        picture(page, 1, f"attention_view_{theme}")
+        picture(page, 0, f"attention_view_{theme}")
 
-        patching = to_top(tools.nth(2))
+        patching = to_top(tools.nth(1))
         expect(patching.locator(".labkit-status")).to_contain_text("cells in")
         click_cell(page, patching, layer=21, column=13)
         expect(patching.locator("caption")).to_have_count(2)
         page.mouse.move(5, 5)
         patching.locator(".labkit-heatmap .labkit-stage").blur()
-        picture(page, 2, f"patch_lab_{theme}")
+        picture(page, 1, f"patch_lab_{theme}")
 
 
 def to_top(tool: Locator) -> Locator:
