@@ -110,6 +110,23 @@ def bytes_of(tokenizer: Any, ids: Sequence[int]) -> list[bytes]:
     ]
 
 
+def split_characters(tokenizer: Any, ids: Sequence[int]) -> dict[int, str]:
+    """For each position that holds a part of a character alone, what it is a part of, such as 😀."""
+    parts = bytes_of(tokenizer, ids)
+    loose = [token.text.count("\ufffd") > 0 for token in describe(tokenizer, ids)]
+    found: dict[int, str] = {}
+    start = 0
+    while start < len(parts):
+        stop = start + 1
+        if loose[start]:
+            while stop < len(parts) and loose[stop]:
+                stop += 1
+            if whole := b"".join(parts[start:stop]).decode("utf-8", "ignore").strip():
+                found |= dict.fromkeys(range(start, stop), whole)
+        start = stop
+    return found
+
+
 def encode(lm: LanguageModel, prompt: Prompt, *, most: int | None = -1) -> torch.Tensor:
     """See `LanguageModel.encode`. At most the model's context, or this many tokens; None: any number."""
     most = lm.context if most == -1 else most

@@ -14,7 +14,7 @@ from labkit.comparison import differing, stretches
 from labkit.models.memory import in_words
 from labkit.record import MEASURES, GeneratedToken, Record
 from labkit.scoring import Score
-from labkit.tokens import Region, Token, bytes_of, describe, thinking
+from labkit.tokens import Region, Token, bytes_of, describe, split_characters, thinking
 from labkit.widgets.branch_tree import BranchTree
 from labkit.widgets.snapshot import note
 from labkit.widgets.status_line import StatusLine
@@ -104,6 +104,7 @@ class Column(widgets.VBox):
             self.strip.tokens = [token.display for token in prompt]
             self.strip.marks = self._prompt_marks(prompt)
             self.strip.folds = self._folds(prompt)
+            self.strip.notes = self._notes([token.id for token in prompt])
             self.strip.title = self.name
         self._tail = "".join(token.text for token in prompt[-8:])
 
@@ -189,6 +190,7 @@ class Column(widgets.VBox):
             self.branches.branches = rows
             self.branches.selection = index.get(id(branch))
         written = describe(self.lm.tokenizer, branch.record.ids)
+        self.strip.notes = self._notes([token.id for token in (*tree.tokens, *written)])
         at = self.offset
         self.strip.marks = {
             **self.strip.marks,
@@ -287,6 +289,7 @@ class Column(widgets.VBox):
             strip.alternatives = [*[None] * before, *alternatives]
             strip.facts = np.concatenate([np.full((before, len(MEASURES)), np.nan), facts])
             strip.folds = self._folds([*prompt, *describe(self.lm.tokenizer, ids)])
+            strip.notes = self._notes([*(token.id for token in prompt), *ids])
 
     def _display(self, ids: Sequence[int]) -> list[str]:
         unknown = sorted({int(id) for id in ids} - self._words.keys())
@@ -298,6 +301,9 @@ class Column(widgets.VBox):
         if not probabilities.any():
             return None
         return list(zip(self._display(ids.tolist()), probabilities.tolist(), strict=True))
+
+    def _notes(self, ids: Sequence[int]) -> dict[str, Any]:
+        return {str(n): f"a part of {whole}" for n, whole in split_characters(self.lm.tokenizer, ids).items()}
 
     @staticmethod
     def _folds(tokens: Sequence[Token]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ class TokenStrip(Block):
             becomes the css class `labkit-is-<name>`.
         alternatives: for each token None or rows of (text, probability), shown on hover and focus.
         facts: more numbers about each token (seq, f), with `fact_names`, shown beside the alternatives.
+        notes: a few words about a position, shown with it: `{"3": "a part of 😀"}`.
         folds: stretches folded away behind their length, `{"start": 3, "stop": 40, "label": "thought"}`; a stop of None
             goes on to the end. `opened` lists the starts of those that are unfolded.
         title, unit: what is shown, and of what the values are.
@@ -54,6 +55,7 @@ class TokenStrip(Block):
     chances = Array(2, keep=np.float16, grows=True)  # (seq, k)
     facts = Array(2, grows=True)
     fact_names = t.List(t.Unicode()).tag(sync=True)
+    notes = t.Dict().tag(sync=True)
     folds = t.List(t.Dict()).tag(sync=True)
     opened = t.List(t.Int()).tag(sync=True)
     widths = t.List(t.Int()).tag(sync=True)
@@ -168,7 +170,7 @@ class TokenStrip(Block):
         with self.hold_sync():
             self.tokens, self.values, self.facts, self.marks = [], None, None, {}
             self.words, self.top, self.chances, self._index = [], None, None, {}
-            self.folds, self.opened, self.pointed = [], [], []
+            self.folds, self.opened, self.pointed, self.notes = [], [], [], {}
 
     def on_choose(self, call: Callable[[int, int], Any]) -> None:
         """Call this with (position, place among its alternatives) when a person chooses one."""

@@ -7,7 +7,7 @@ import torch
 
 import labkit as lk
 from labkit.comparison import beside, differing, stretches
-from labkit.tokens import bytes_of
+from labkit.tokens import bytes_of, split_characters
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n\tdef f(x):\n\t\treturn x  # 你好 😀 שלום"
 
@@ -106,3 +106,11 @@ def test_stretches_cover_both_texts_in_order(lm4):
     assert [n for s in found for n in range(s.right, s.right_stop)] == list(range(len(right)))
     for s in found:
         assert s.same == (b"".join(left[s.left : s.left_stop]) == b"".join(right[s.right : s.right_stop]))
+
+
+def test_a_character_that_is_split_over_tokens_is_named_at_each(lm4):
+    ids = lm4.encode("a 😀 b 你").tolist()[0]
+    found = split_characters(lm4.tokenizer, ids)
+    assert set(found.values()) == {"😀", "你"}
+    assert all("‹" in token.display for n, token in enumerate(lm4.tokens("a 😀 b 你")) if n in found)
+    assert [token.display for token in lm4.tokens("a 😀")][1].startswith("·‹F0 9F")

@@ -2,6 +2,7 @@
 // Chips stand in paragraphs of a few hundred, which the browser lays out one by one: a long text grows at constant cost.
 
 const KEYS = { ArrowRight: 1, ArrowLeft: -1 };
+const NAMED = ["prompt", "template", "system", "user", "assistant", "thinking", "special", "branched", "surprise"];
 const PARAGRAPH = 256; // chips; a paragraph also ends with a line, once it has a quarter of them
 
 function render({ model, el }) {
@@ -211,7 +212,9 @@ function render({ model, el }) {
   function look(index) {
     tell(model, "hovered", index);
     if (index === null || !chips[index] || menu.isOpen()) return note.hide();
-    const { head: heading, words, rows } = about(model, index, chips[index].text);
+    const { head: heading, words: numbers, rows } = about(model, index, chips[index].text);
+    const named = [model.get("notes")[index], ...marksOf(index).filter((name) => NAMED.includes(name))];
+    const words = [...named, numbers].filter(Boolean).join(" · ");
     if (!words && !rows.length) return note.hide();
     const content = [heading];
     if (words) content.push(element("div", "labkit-muted", words));
