@@ -67,7 +67,8 @@ class Column(widgets.VBox):
         self._look()
         self.branches.observe(self._select, "selection")
         self.add_class("labkit-column")
-        self.layout.flex, self.layout.width = "1 1 320px", "auto"
+        if not alone:
+            self.layout.flex, self.layout.width = "1 1 320px", "auto"
         self.children = [self.strip, self.compared, self.branches, self.numbers]
         self._arrange()
 
@@ -218,7 +219,9 @@ class Column(widgets.VBox):
         if self.score is not None:
             score = self.score
             numbers = f"perplexity {score.perplexity:.1f} · {score.bits_per_byte:.2f} bits a byte"
-            least = [f"{t.token.display} {t.probability:.2%}" for _, t in score.surprises(3) if t.surprisal >= SURPRISE]
+            least = [
+                f"{t.token.display} {_share(t.probability)}" for _, t in score.surprises(3) if t.surprisal >= SURPRISE
+            ]
             named = f" · least expected: {', '.join(least)}" if least else ""
             return f"{len(score.record)} tokens · {numbers} · {size}{named}"
         if self.branch is None:
@@ -343,3 +346,8 @@ class Column(widgets.VBox):
         title = "" if self.alone else note(self.name)
         tree = self.branches.picture() if self.tree is not None and len(self.tree) > 1 else ""
         return f"<div>{title}{self.strip.picture()}{tree}{note(self.said())}</div>"
+
+
+def _share(probability: float) -> str:
+    """A probability as people read it."""
+    return "< 0.01%" if probability < 1e-4 else f"{probability:.2%}" if probability < 0.01 else f"{probability:.1%}"

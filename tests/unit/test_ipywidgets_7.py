@@ -17,9 +17,9 @@ OLD = ("ipywidgets==7.7.5", "widgetsnbextension==3.6.10", "jupyterlab_widgets==1
 CODE = """
 import ipywidgets, sys, types
 assert ipywidgets.__version__.startswith("7.7"), ipywidgets.__version__
-sys.modules["google.colab"] = types.ModuleType("google.colab")  # so that work is done in the calling thread
 import labkit as lk
 lm = lk.load(progress=False)
+sys.modules["google.colab"] = types.ModuleType("google.colab")  # so that work is done in the calling thread
 """
 
 

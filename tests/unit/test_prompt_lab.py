@@ -163,7 +163,7 @@ def test_a_chosen_alternative_branches_and_both_stay(lab: lk.PromptLab) -> None:
     assert lab.text == first.text
     scope: dict[str, Any] = {"lm": lab.lm}
     column.branches.selection = 1
-    exec(lab.code().split("bits=4)\n")[1].replace("print(", "str("), scope)
+    exec(lab.code().split("bits=4)\n")[1], scope)
     assert scope["tree"]["B"].text == lab.text
     assert lab.to_frame()["branch"].unique().tolist() == ["A", "B"]
 
@@ -335,7 +335,7 @@ def test_a_chat_is_what_generate_makes_of_its_messages(lm4: lk.LanguageModel) ->
     scope: dict[str, Any] = {"lm": lm4}
     code = lab.code()
     assert code.startswith("# chat template: sha256 ")
-    exec(code.split("bits=4)\n")[1].replace("print(", "str("), scope)
+    exec(code.split("bits=4)\n")[1], scope)
     assert scope["generation"].text == lab.text
 
 
@@ -401,7 +401,7 @@ def test_a_scored_text_shows_what_score_gives(lm4: lk.LanguageModel) -> None:
     assert plain.surprises(1)[0][0] in lab.strip.marks["surprise"]
     assert f"perplexity {plain.perplexity:.1f}" in lab.status.text
     scope: dict[str, Any] = {"lm": lm4, "lk": lk}
-    exec(lab.code().split("bits=4)\n")[1].replace("print(", "str("), scope)
+    exec(lab.code().split("bits=4)\n")[1], scope)
     assert scope["score"].logprob == plain.logprob
 
 

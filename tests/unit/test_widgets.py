@@ -61,7 +61,7 @@ def test_appending_tokens_sends_only_the_new_ones(monkeypatch: pytest.MonkeyPatc
     assert len(wire.messages) == 1
     data, size = wire.messages[0]
     assert data["content"]["tokens"] == ["·new", "·er"]
-    assert size == 8
+    assert size == 8 + 12  # two values; two rows of one alternative: four bytes each, and two for its probability
     # ... while the whole is in the state that a page opened later receives
     assert strip.tokens[-2:] == ["·new", "·er"]
     assert strip.values[-2:].tolist() == [0.25, 0.75]
