@@ -93,6 +93,7 @@ class Column(widgets.VBox):
     def begin(self, tree: Tree, regions: Sequence[Region]) -> None:
         """Show the prompt of a tree; what comes is added with `add`."""
         self.tree, self.branch, self.score, self.regions = tree, None, None, list(regions)
+        self.strip.choosable = True
         self.branches.selection = self.branches.compared = None
         self.branches.branches = []
         self._lay_out(tree.tokens)
@@ -205,6 +206,7 @@ class Column(widgets.VBox):
         """Show a scored text."""
         self.tree = self.branch = None
         self.score, self.regions = score, []
+        self.strip.choosable = False
         self._lay_out([])
         self.strip.tokens = [token.display for token in score.prompt]
         self._fill(self.strip, score.record, [])

@@ -1,8 +1,8 @@
 """PromptLab: write a prompt, watch models continue it, see how sure they were of every token, and branch.
 
 The work is done by `lm.tree` and `lk.score`; this is their face. A run is a `Run` with a tree or a score for each
-model; `Column` shows one model's part of it, `Beside` holds several together, `Turns` is the chat, `Settings` how to
-sample, `Sessions` keeps runs, `LookInside` is the way into the other tools.
+model; `Column` shows one model's part of it, `Beside` holds several together, `Gardener` tends their branches, `Turns`
+is the chat, `Settings` how to sample, `Sessions` keeps runs, `LookInside` is the way into the other tools.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import traitlets as t
 from labkit.branching import Branch, Tree
 from labkit.chat import template_of
 from labkit.record import MEASURES
-from labkit.sampling import DEFAULTS
 from labkit.scoring import Score, score
 from labkit.tokens import TooLong, regions, single_token
 from labkit.widgets.look_inside import LookInside
 from labkit.widgets.prompt_beside import Beside
 from labkit.widgets.prompt_box import PromptBox
+from labkit.widgets.prompt_branches import Gardener
 from labkit.widgets.prompt_chat import Turns, as_asked
 from labkit.widgets.prompt_code import written_code
 from labkit.widgets.prompt_column import Column
 from labkit.widgets.prompt_sessions import Run, Sessions
 from labkit.widgets.prompt_settings import WIDE, Sampled, Settings
 from labkit.widgets.snapshot import card, note
-from labkit.widgets.tool import Tool, in_words, row, shown
+from labkit.widgets.tool import Tool, row, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ class PromptLab(Sampled, Tool):
 
     def _make_parts(self) -> None:
         self.columns = [Column(lm, alone=len(self.lms) == 1) for lm in self.lms]
-        self._beside = Beside(self.columns)
+        self._beside, self._gardener = Beside(self.columns), Gardener(self)
         self.strip = self.columns[0].strip
         self.box, self.turns = PromptBox(), Turns()
         chats = any(template_of(lm) is not None for lm in self.lms)
@@ -128,8 +128,8 @@ class PromptLab(Sampled, Tool):
         self.turns.on_rerun(self._rerun)
         self._shorten.on_click(lambda _: self._run_shortened())
         for one in self.columns:
-            one.on_branch(self._branch)
-            one.branches.on_action(partial(self._tend, one))
+            one.on_branch(self._gardener.take)
+            one.branches.on_action(partial(self._gardener.tend, one))
             one.branches.observe(lambda _: self._note_result(), "selection")
             one.strip.observe(lambda _, one=one: self._beside.point(one), "hovered")
             one.strip.observe(lambda _, one=one: self.look.offer(one), "selection")
@@ -240,8 +240,8 @@ class PromptLab(Sampled, Tool):
             if stop.is_set() and number:
                 break  # those that had their turn keep what they wrote
             new.results.append(tree)
-            self._write(column, partial(tree.start, stop=stop))
-        self._answered()
+            self.write(column, partial(tree.start, stop=stop))
+        self.answered()
 
     def _score(self, new: Run, stop: threading.Event, leave_out: bool) -> None:
         scores = []
@@ -259,7 +259,7 @@ class PromptLab(Sampled, Tool):
         self.status.say(self.columns[0].said())
         self._compare()
 
-    def _write(self, column: Column, write: Callable[..., Branch]) -> None:
+    def write(self, column: Column, write: Callable[..., Branch]) -> None:
         """Have a branch written, shown as it comes; whatever happens, what was written is shown and kept."""
         tree = column.tree
         assert tree is not None
@@ -291,7 +291,7 @@ class PromptLab(Sampled, Tool):
         if result is not None:
             self.generation = result
 
-    def _answered(self) -> None:
+    def answered(self) -> None:
         """What the columns show now is what the models said: each one's own answer joins the chat."""
         now = self._now
         if now is not None and now.mode == "chat":
@@ -324,59 +324,9 @@ class PromptLab(Sampled, Tool):
         self._leave_out = True
         self.start()
 
-    # -- branches ----------------------------------------------------------------------------------------------------
-
     def branch(self, at: int, token: int | str, *, column: int = 0) -> None:
         """Take another token at a place of the shown branch, and write on from there; `wait()` waits for it."""
-        self._branch(self.columns[column], at, single_token(self.lms[column], token, role="token"))
-
-    def _branch(self, column: Column, at: int, id: int) -> None:
-        tree, parent = column.tree, column.branch
-        if tree is None or parent is None:
-            return
-        if at < len(parent) and id == parent.record.ids[at]:
-            self.status.say("That is what the branch has there already.")
-            return
-
-        def work(stop: threading.Event) -> None:
-            settings = {**DEFAULTS, **self.sampling().given(), "seed": self.seed}
-            column.compare(None)
-            column.show(parent, most=at)
-            self._write(column, partial(tree.branch, parent, at, id, stop=stop, **settings))
-            self._answered()
-
-        self._ask(work)
-
-    def _go_on(self, column: Column, branch: Branch, stop: threading.Event) -> None:
-        assert column.tree is not None
-        column.compare(None)
-        column.show(branch)
-        self._write(column, partial(column.tree.extend, branch, self.max_new_tokens, stop=stop))
-        self._answered()
-
-    def _tend(self, column: Column, kind: str, index: int, text: str) -> None:
-        """What a person asked of the tree of branches."""
-        tree = column.tree
-        if tree is None or index >= len(tree):
-            return
-        branch = tree.branches[index]
-        try:
-            if kind == "rename":
-                tree.rename(branch, text)
-                column.refresh()
-            elif kind == "prune":
-                gone = tree.prune(branch)
-                column.compare(None)
-                column.show(branch.parent or tree.root) if column.branch in gone else column.refresh()
-                self.status.say(f"Pruned {', '.join(one.name for one in gone)}.")
-            elif kind == "compare":
-                again = index == column.branches.compared or branch is column.branch
-                column.compare(None if again else index)
-            elif kind == "continue":
-                self._ask(partial(self._go_on, column, branch))
-        except ValueError as error:
-            self.status.complain(in_words(error))
-        self.refresh_snapshot()
+        self._gardener.take(self.columns[column], at, single_token(self.lms[column], token, role="token"))
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
@@ -402,7 +352,7 @@ class PromptLab(Sampled, Tool):
                 column.show(result.branches[-1])
         self._note_result()
         self.status.say(self.columns[0].said())
-        self._answered()
+        self.answered()
         self.sessions.list_runs()
 
     def save_session(self, path: str | Path) -> Path:

@@ -189,7 +189,16 @@ class TokenStrip(Block):
     def picture(self) -> str:
         """The strip as HTML without a frame, for the snapshot of a tool."""
         look = {"scale": self.scale, "low": self.low, "high": self.high, "centre": self.centre}
-        return token_row(self.tokens, self.values, marks=self.marks, **look)  # type: ignore[arg-type]
+        tokens, places = list(self.tokens), list(range(len(self.tokens)))
+        for fold in reversed(self.folds):
+            start, stop = fold["start"], len(self.tokens) if fold.get("stop") is None else fold["stop"]
+            if start not in self.opened:
+                tokens[start:stop], places[start:stop] = [f"▸ {fold['label']} · {stop - start} tokens"], [-1]
+        values = self.values
+        if values is not None and len(tokens) != len(self.tokens):
+            values = np.array([values[n] if 0 <= n < len(values) else np.nan for n in places], np.float32)
+        marks = {name: [n for n, at in enumerate(places) if at in set(held)] for name, held in self.marks.items()}
+        return token_row(tokens, values, marks=marks, **look)  # type: ignore[arg-type]
 
     def code(self) -> str:
         """The Python that makes the same strip."""

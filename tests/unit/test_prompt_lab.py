@@ -301,6 +301,7 @@ def test_thoughts_are_folded_while_they_come(lm4: lk.LanguageModel) -> None:
     assert last["label"] == "thought"
     assert last["start"] == start
     assert "".join(lab.strip.tokens[last["start"] : last["stop"]]) == "<think>a</think>"
+    assert f"▸ thought · {last['stop'] - last['start']} tokens" in lab.snapshot()
     lab.prompt = "He sat. <think>"
     lab.max_new_tokens = 3
     lab.run(60)
@@ -399,6 +400,7 @@ def test_a_scored_text_shows_what_score_gives(lm4: lk.LanguageModel) -> None:
     np.testing.assert_allclose(lab.strip.values[1:], [t.probability for t in plain.tokens[1:]], rtol=1e-5)
     assert math.isnan(lab.strip.values[0])
     assert plain.surprises(1)[0][0] in lab.strip.marks["surprise"]
+    assert not lab.strip.choosable
     assert f"perplexity {plain.perplexity:.1f}" in lab.status.text
     scope: dict[str, Any] = {"lm": lm4, "lk": lk}
     exec(lab.code().split("bits=4)\n")[1], scope)
