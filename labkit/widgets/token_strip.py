@@ -197,7 +197,8 @@ class TokenStrip(Block):
         values = self.values
         if values is not None and len(tokens) != len(self.tokens):
             values = np.array([values[n] if 0 <= n < len(values) else np.nan for n in places], np.float32)
-        marks = {name: [n for n, at in enumerate(places) if at in set(held)] for name, held in self.marks.items()}
+        held = {name: set(at) for name, at in self.marks.items()}
+        marks = {name: [n for n, place in enumerate(places) if place in at] for name, at in held.items()}
         return token_row(tokens, values, marks=marks, **look)  # type: ignore[arg-type]
 
     def code(self) -> str:
