@@ -108,7 +108,7 @@ class Column(widgets.VBox):
             self.strip.folds = self._folds(prompt)
             self.strip.notes = self._notes([token.id for token in prompt])
             self.strip.title = self.name
-        self._tail = "".join(token.text for token in prompt[-8:])
+        self._tail = "".join(token.display for token in prompt[-8:])
 
     def _prompt_marks(self, prompt: Sequence[Token]) -> dict[str, list[int]]:
         marks = {"prompt": list(range(len(prompt))), "special": special(prompt)}
@@ -140,9 +140,10 @@ class Column(widgets.VBox):
         facts = np.array([[getattr(token, name) for name in MEASURES] for token in batch], np.float32)
         ids = [token.id for token in batch]
         rows = [self._alternatives(token.top_ids, token.top_probabilities) for token in batch]
-        self.strip.append(self._display(ids), values, alternatives=rows, facts=facts)
+        shown_now = self._display(ids)
+        self.strip.append(shown_now, values, alternatives=rows, facts=facts)
         self._ids += ids
-        self._tail += "".join(token.token.text for token in batch)
+        self._tail += "".join(shown_now)
         if "think>" in self._tail and self.tree is not None:
             self.strip.folds = self._folds([*self.tree.tokens, *describe(self.lm.tokenizer, self._ids)])
         self._tail = self._tail[-12:]

@@ -7,6 +7,7 @@ import torch
 
 import labkit as lk
 from labkit.comparison import beside, differing, stretches
+from labkit.record import Distribution, largest
 from labkit.tokens import bytes_of, split_characters
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n\tdef f(x):\n\t\treturn x  # 你好 😀 שלום"
@@ -114,3 +115,20 @@ def test_a_character_that_is_split_over_tokens_is_named_at_each(lm4):
     assert set(found.values()) == {"😀", "你"}
     assert all("‹" in token.display for n, token in enumerate(lm4.tokens("a 😀 b 你")) if n in found)
     assert [token.display for token in lm4.tokens("a 😀")][1].startswith("·‹F0 9F")
+
+
+@pytest.mark.parametrize("size", [100, 20_000, 49_152, 50_257])
+def test_the_largest_of_a_vocabulary_are_those_of_topk(size):
+    for seed in range(5):
+        values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        values[7], values[size - 1] = 50.0, -torch.inf
+        found, at = largest(values, 10)
+        assert torch.equal(found, values.topk(10).values)
+        assert torch.equal(at, values.topk(10).indices)
+
+
+def test_the_entropy_of_a_distribution_with_impossible_tokens_is_a_number():
+    logits = torch.tensor([0.0, 0.0, -torch.inf, 0.0, 0.0])
+    row = Distribution(logits, 2).row(1)
+    assert row[2] == pytest.approx(2.0)
+    assert row[3] == 1
