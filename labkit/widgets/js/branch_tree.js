@@ -131,6 +131,10 @@ function render({ model, el }) {
     rows.forEach(({ node }, place) => (node.tabIndex = place === current ? 0 : -1));
   }
 
+  list.addEventListener("focusin", (event) => {
+    const place = rows.findIndex(({ node }) => node.contains(event.target));
+    if (place >= 0) current = place;
+  });
   list.addEventListener("keydown", (event) => {
     const row = rows[current];
     if (!row || event.target.tagName === "INPUT") return;

@@ -270,7 +270,14 @@ function render({ model, el }) {
     if (index !== null) look(index);
   });
   list.addEventListener("pointerleave", () => look(null));
-  list.addEventListener("focusin", (event) => look(indexOf(event)));
+  list.addEventListener("focusin", (event) => {
+    const index = indexOf(event);
+    if (index === null) return;
+    chips[current].node.tabIndex = -1;
+    current = index;
+    chips[current].node.tabIndex = 0;
+    look(index);
+  });
   list.addEventListener("focusout", () => look(null));
   list.addEventListener("click", (event) => {
     const index = indexOf(event);
