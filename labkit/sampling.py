@@ -56,6 +56,8 @@ class Sampling:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {words}; got {value}")
+        if 0 < self.temperature < 0.01:
+            raise ValueError(f"a temperature of {self.temperature} leaves only the likeliest token; say 0 for that")
         strings = self.stop_strings
         object.__setattr__(self, "stop_strings", (strings,) if isinstance(strings, str) else tuple(strings))
         if not all(isinstance(text, str) and text for text in self.stop_strings):

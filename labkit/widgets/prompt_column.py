@@ -99,6 +99,14 @@ class Column(widgets.VBox):
         self._lay_out(tree.tokens)
         self._arrange()
 
+    def blank(self) -> None:
+        """Show nothing."""
+        self.tree = self.branch = self.score = None
+        self.branches.selection = self.branches.compared = None
+        self.branches.branches = []
+        self._lay_out([])
+        self._arrange()
+
     def _lay_out(self, prompt: Sequence[Token]) -> None:
         self._fresh, self._ids, self._due = [], [], 0.0
         self.strip.clear()

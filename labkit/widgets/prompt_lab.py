@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -343,7 +344,8 @@ class PromptLab(Sampled, Tool):
         now = self._now = self.runs[number]
         self.mode, self.system = now.mode, now.system
         self.messages, self.prompt = now.messages, "" if now.mode == "chat" else now.prompt
-        for column, result in zip(self.columns, now.results, strict=False):
+        for column, result in zip_longest(self.columns, now.results):
+            column.blank()
             if isinstance(result, Score):
                 column.show_score(result)
             elif isinstance(result, Tree) and result.branches:

@@ -16,7 +16,6 @@ CELLS = [
     "c = lk.PromptLab([lm, lm16], 'Once upon a time, in a village by the sea,', max_new_tokens=48)\nc.run()\nc",
     "d = lk.PromptLab(lm, 'Monday, Tuesday, Wednesday, Thursday, banana, Saturday, Sunday.', mode='score')\nd.run()\nd",
     "e = lk.PromptLab(lm, '<think>a</think> b\\n<think>a</think> b\\n<think>', max_new_tokens=24)\ne.run()\ne",
-    "f = lk.PromptLab(lm, max_new_tokens=24)\nf",
 ]
 
 
@@ -27,16 +26,16 @@ def test_pictures_of_prompt_lab(lab: Lab, browser: Browser, theme: str) -> None:
     with open_notebook(browser, lab, path, scale=2, dark=theme == "dark", width=1400) as page:
         run_all(page)
         assert errors(page) == []
-        tools = page.locator(".jp-OutputArea-output > * > .labkit-tool, .jp-OutputArea-output .labkit-tool")
+        tools = page.locator(".labkit-tool")
         first = to_top(tools.nth(0))
-        first.locator(".labkit-token").nth(22).hover()
+        first.locator(".labkit-token").nth(27).hover()
         expect(first.locator(".labkit-note:visible")).to_be_visible()
         picture(page, 0, f"prompt_lab_{theme}")
-        first.locator(".labkit-token").nth(22).click()
+        first.locator(".labkit-token").nth(27).click()
         expect(first.locator(".labkit-menu:visible")).to_be_visible()
         picture(page, 0, f"prompt_lab_branch_{theme}")
         page.keyboard.press("Escape")
-        for number, name in enumerate(("chat", "side_by_side", "score", "thinking", "empty"), 1):
+        for number, name in enumerate(("chat", "side_by_side", "score", "thinking"), 1):
             tool = to_top(tools.nth(number))
             expect(tool).to_be_visible()
             page.mouse.move(5, 5)

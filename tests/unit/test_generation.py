@@ -72,6 +72,7 @@ def test_a_failing_callback_leaves_the_model_as_it_was(lm4):
     [
         ("", {}, "the prompt is empty"),
         (CLEAN, {"temperature": -1}, "temperature is 0 or more"),
+        (CLEAN, {"temperature": 1e-6}, "say 0 for that"),
         (CLEAN, {"top_p": 0}, "top_p is above 0"),
         (CLEAN, {"top_p": float("nan")}, "top_p is above 0"),
         (CLEAN, {"top_k": -1}, "top_k is 0 or more"),

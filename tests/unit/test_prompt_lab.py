@@ -430,6 +430,23 @@ def test_two_models_run_one_prompt_and_what_differs_is_marked(lm4: lk.LanguageMo
     compile(lab.code(), "code", "exec")
 
 
+def test_stop_before_the_second_model_keeps_the_first(lm4: lk.LanguageModel, lm32: lk.LanguageModel) -> None:
+    lab = lk.PromptLab([lm4, lm32], "One, two, three,", max_new_tokens=500)
+    lab.start()
+    while len(lab.strip.tokens) < 10:
+        time.sleep(0.01)
+    lab.stop()
+    lab.wait(60)
+    assert len(lab.runs[0].results) == 1
+    assert lab.columns[0].branch.finish == "stopped"
+    assert lab.status.text == "Nothing to compare yet."
+    lab.max_new_tokens = 4
+    lab.run(60)
+    lab.show_run(0)
+    assert len(lab.generation) > 4
+    assert lab.columns[1].strip.tokens == []
+
+
 # -- looking inside ----------------------------------------------------------------------------------------------------
 
 
