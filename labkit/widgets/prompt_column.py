@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
@@ -224,9 +225,14 @@ class Column(widgets.VBox):
         self.numbers.say(self.said())
         self._arrange()
 
+    @cached_property
+    def size(self) -> str:
+        """The memory that the model's weights take, in words; found when it is first shown."""
+        return in_words(self.lm.memory().total)
+
     def said(self) -> str:
         """The line of numbers."""
-        size = in_words(self.lm.memory().total)
+        size = self.size
         if self.score is not None:
             score = self.score
             numbers = f"perplexity {score.perplexity:.1f} · {score.bits_per_byte:.2f} bits a byte"
