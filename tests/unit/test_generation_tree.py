@@ -22,7 +22,7 @@ def grown(lm4):
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3, "top_p": 0.95, "repetition_penalty": 1.1}])
-@pytest.mark.parametrize("place", [0, 1, 7, 18, 19])
+@pytest.mark.parametrize("place", [0, 7, 19])
 def test_branching_and_taking_the_original_token_gives_the_original_text(lm32, place, settings):
     tree = lm32.tree(STORY, max_new_tokens=20, **settings)
     again = tree.branch("A", place, tree.root.record.ids[place])
