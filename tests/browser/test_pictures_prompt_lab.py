@@ -11,8 +11,7 @@ CELLS = [
     "import labkit as lk\nlm, lm16 = lk.load(progress=False), lk.load(bits=16, progress=False)",
     "a = lk.PromptLab(lm, 'Once upon a time, in a small village by the sea,', temperature=0.6, seed=4)\n"
     "a.max_new_tokens = 56\na.run()\na.branch(9, ' young'); a.wait()\na.branch(14, ' old'); a.wait()\na",
-    "b = lk.PromptLab(lm, 'What is the capital of France?', mode='chat', max_new_tokens=40)\n"
-    "b.run(); b.prompt = 'And of Italy?'; b.run()\nb",
+    "b = lk.PromptLab(lm, 'What is the capital of France?', mode='chat', max_new_tokens=40)\nb.run()\nb",
     "c = lk.PromptLab([lm, lm16], 'Once upon a time, in a village by the sea,', max_new_tokens=48)\nc.run()\nc",
     "d = lk.PromptLab(lm, 'Monday, Tuesday, Wednesday, Thursday, banana, Saturday, Sunday.', mode='score')\nd.run()\nd",
     "e = lk.PromptLab(lm, '<think>a</think> b\\n<think>a</think> b\\n<think>', max_new_tokens=24)\ne.run()\ne",

@@ -112,6 +112,7 @@ function render({ model, el }) {
 
   function draw() {
     const focused = list.contains(document.activeElement);
+    const held = rows[current] ? rows[current].index : null;
     title.textContent = model.get("title");
     title.hidden = !model.get("title");
     list.setAttribute("aria-label", model.get("title") || "branches");
@@ -119,7 +120,8 @@ function render({ model, el }) {
     list.replaceChildren(...rows.map(({ node }) => node));
     current = Math.min(current, Math.max(0, rows.length - 1));
     drawSelection();
-    if (focused && rows[current]) rows[current].node.focus();
+    const place = rows.findIndex(({ index }) => index === held);
+    if (focused && rows.length) move(place >= 0 ? place : current); // the focus stays on its branch
   }
 
   function drawSelection() {

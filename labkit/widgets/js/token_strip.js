@@ -75,6 +75,7 @@ function render({ model, el }) {
     if (chips.length && from === 0) chips[current].node.tabIndex = 0;
     drawWidths(from);
     foldChips(from);
+    list.classList.toggle("labkit-scrolled", chips.length > 2 * PARAGRAPH);
   }
 
   function drawTokens() {
