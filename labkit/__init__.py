@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
     from labkit.analysis.edges import EdgeScores, edge_attribution, open_edges
     from labkit.analysis.grid import PatchGrid, open_grid
-    from labkit.analysis.lens import LogitLens, logit_lens, open_lens
     from labkit.analysis.knock_out import KnockOut, knock_out
+    from labkit.analysis.lens import LogitLens, logit_lens, open_lens
     from labkit.analysis.pair_runs import PairRuns
     from labkit.analysis.patching import PatchJob, patch
     from labkit.analysis.path_grid import PathGrid
@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from labkit.analysis.steering import SteeringVector, open_steering_vector, steering_vector
     from labkit.analysis.sweep import open_sweep, sweep
     from labkit.analysis.tasks import PromptPair, Task, task, tasks
+    from labkit.branching import Branch, Tree
+    from labkit.generation import Generation
     from labkit.internals.run import Run
     from labkit.internals.sites import Site
     from labkit.models.catalog import catalog
     from labkit.models.language_model import LanguageModel
     from labkit.models.load import load, wrap
+    from labkit.scoring import Score, score
     from labkit.widgets.attention_view import AttentionView
+    from labkit.widgets.branch_tree import BranchTree
     from labkit.widgets.circuit_view import CircuitView
     from labkit.widgets.head_grid import HeadGrid
     from labkit.widgets.heatmap import Heatmap
@@ -51,6 +55,11 @@ _HOME = {
     "LanguageModel": "labkit.models.language_model",
     "Site": "labkit.internals.sites",
     "Run": "labkit.internals.run",
+    "Generation": "labkit.generation",
+    "Tree": "labkit.branching",
+    "Branch": "labkit.branching",
+    "score": "labkit.scoring",
+    "Score": "labkit.scoring",
     "attention": "labkit.analysis.attention",
     "AttentionPatterns": "labkit.analysis.attention",
     "attribution_patch": "labkit.analysis.attribution_patching",
@@ -94,6 +103,7 @@ _HOME = {
     "LensView": "labkit.widgets.lens_view",
     "SteerLab": "labkit.widgets.steer_lab",
     "TokenStrip": "labkit.widgets.token_strip",
+    "BranchTree": "labkit.widgets.branch_tree",
     "Heatmap": "labkit.widgets.heatmap",
     "HeadGrid": "labkit.widgets.head_grid",
     "CircuitView": "labkit.widgets.circuit_view",
@@ -102,6 +112,8 @@ _HOME = {
 __all__ = [
     "AttentionPatterns",
     "AttentionView",
+    "Branch",
+    "BranchTree",
     "Circuit",
     "CircuitView",
     "Controls",
@@ -109,6 +121,7 @@ __all__ = [
     "DirectAttribution",
     "EdgeScores",
     "Faithfulness",
+    "Generation",
     "HeadGrid",
     "Heatmap",
     "KnockOut",
@@ -124,29 +137,32 @@ __all__ = [
     "PromptPair",
     "Run",
     "SavedAttention",
+    "Score",
     "Site",
     "SteerLab",
     "SteeringVector",
     "Sweep",
     "Task",
     "TokenStrip",
+    "Tree",
     "attention",
     "attribution_patch",
     "catalog",
     "controls",
     "direct_logit_attribution",
     "edge_attribution",
+    "knock_out",
     "load",
     "logit_lens",
-    "open_edges",
-    "knock_out",
     "open_attention",
+    "open_edges",
     "open_grid",
     "open_lens",
     "open_steering_vector",
     "open_sweep",
     "patch",
     "path_patch",
+    "score",
     "steering_vector",
     "sweep",
     "task",

@@ -1,17 +1,17 @@
 """Continuing a prompt, with what else the model could have said.
 
 transformers' own `generate` does the work. A logits processor that changes nothing looks at each step's distribution
-before temperature and cuts are applied, a streamer hands tokens on as they come, and a stopping criterion looks at the
-caller's stop flag after every token.
+before penalties, temperature and cuts are applied, a streamer hands tokens on as they come, and a stopping criterion
+looks at the caller's stop flag and at the text after every token.
 """
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,125 +20,130 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from labkit.tokens import Token, describe
+from labkit.record import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
+from labkit.sampling import Sampling
+from labkit.tokens import Token, TooLong, encode
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from labkit.models.language_model import LanguageModel, Prompt
 
-
-@dataclass(frozen=True)
-class GeneratedToken:
-    """A token the model wrote, and the likeliest ones at its place.
-
-    Probabilities are the model's own: before temperature, top-p and top-k.
-    """
-
-    id: int
-    probability: float
-    top_ids: tuple[int, ...]
-    top_probabilities: tuple[float, ...]
-    tokenizer: Any = field(repr=False)
-
-    @cached_property
-    def token(self) -> Token:
-        return describe(self.tokenizer, [self.id])[0]
-
-    @cached_property
-    def alternatives(self) -> tuple[tuple[int, str, float], ...]:
-        """(id, text to show, probability), likeliest first."""
-        tokens = describe(self.tokenizer, self.top_ids)
-        return tuple((t.id, t.display, p) for t, p in zip(tokens, self.top_probabilities, strict=True))
+OnToken = Callable[[GeneratedToken], None]
 
 
 @dataclass
 class Generation:
-    """What came of a prompt. `finish` says why it ended: `length`, `eos` or `stopped`."""
+    """What came of a prompt.
+
+    Attributes:
+        prompt: its tokens.
+        record: the generated tokens with their probabilities and alternatives, compactly.
+        finish: why it ended: `length`, `eos` (the model ended the text), `stop_string` or `stopped`.
+        seconds: how long it took; `first_seconds` of them until the first token was there.
+    """
 
     prompt: list[Token]
-    tokens: list[GeneratedToken]
+    record: Record
     finish: str
     seconds: float
+    first_seconds: float
     recipe: dict[str, Any] = field(repr=False)
     tokenizer: Any = field(repr=False)
+
+    @cached_property
+    def tokens(self) -> list[GeneratedToken]:
+        return list(self.record.tokens(self.tokenizer))
 
     @property
     def text(self) -> str:
         """The generated text, without special tokens."""
-        return self.tokenizer.decode([t.id for t in self.tokens], skip_special_tokens=True)
+        return self.tokenizer.decode(self.record.ids, skip_special_tokens=True)
 
     @property
     def tokens_per_second(self) -> float:
-        return len(self.tokens) / self.seconds if self.seconds else 0.0
+        """From the first token on: reading the prompt does not count."""
+        return speed(len(self.record), self.seconds, self.first_seconds)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a generated token: id, text, probability, and the likeliest other token with its probability."""
+        """One row a token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
         import pandas as pd
 
-        rows = []
-        for t in self.tokens:
-            other = next(((text, p) for id, text, p in t.alternatives if id != t.id), ("", float("nan")))
-            rows.append((t.id, t.token.text, t.probability, *other))
-        return pd.DataFrame(rows, columns=["id", "text", "probability", "other", "other probability"])
+        return pd.DataFrame(frame_rows(self.tokens), columns=COLUMNS)
 
     def code(self) -> str:
         """The Python that generates it again."""
         recipe = dict(self.recipe)
         load, prompt = recipe.pop("load"), recipe.pop("prompt")
         settings = "".join(f", {name}={value!r}" for name, value in recipe.items())
-        return f"{load}generation = lm.generate({prompt!r}{settings})\n"
+        return f"{load}{imports_of(prompt)}generation = lm.generate({written(prompt)}{settings})\n"
 
     def __repr__(self) -> str:
-        return f"Generation({len(self.tokens)} tokens, finish={self.finish!r}: {self.text!r:.80})"
+        return f"Generation({len(self.record)} tokens, finish={self.finish!r}: {self.text!r:.80})"
+
+
+def speed(tokens: int, seconds: float, first_seconds: float) -> float:
+    """Tokens a second once the prompt has been read."""
+    return (tokens - 1) / (seconds - first_seconds) if tokens > 1 and seconds > first_seconds else 0.0
+
+
+def written(prompt: Prompt) -> str:
+    """A prompt as Python text."""
+    return f"torch.tensor({prompt.tolist()})" if isinstance(prompt, torch.Tensor) else repr(prompt)
+
+
+def imports_of(prompt: Prompt) -> str:
+    """What that Python text needs imported."""
+    return "import torch\n\n" if isinstance(prompt, torch.Tensor) else ""
 
 
 class _Watch(LogitsProcessor):
-    """Notes the likeliest tokens of each step; what it returns is what it was given."""
+    """Notes the distribution of each step; what it returns is what it was given."""
 
     def __init__(self, alternatives: int) -> None:
         self.alternatives = alternatives
-        self.steps: deque[tuple[torch.Tensor, torch.Tensor, torch.return_types.topk]] = deque()
+        self.steps: deque[Distribution] = deque()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        row = scores[0]
-        self.steps.append((row, row.logsumexp(-1), row.topk(self.alternatives)))
+        self.steps.append(Distribution(scores[0], self.alternatives))
         return scores
 
 
 class _Stream(BaseStreamer):
-    def __init__(self, watch: _Watch, tokenizer: Any, on_token: Callable[[GeneratedToken], None] | None) -> None:
-        self.watch, self.tokenizer, self.on_token = watch, tokenizer, on_token
-        self.tokens: list[GeneratedToken] = []
+    """Writes each token into the record, and tells the caller."""
+
+    def __init__(self, watch: _Watch, record: Record, tokenizer: Any, on_token: OnToken | None) -> None:
+        self.watch, self.record, self.tokenizer, self.on_token = watch, record, tokenizer, on_token
         self.past_prompt = False
+        self.first_at: float | None = None
 
     def put(self, value: torch.Tensor) -> None:
         if not self.past_prompt:  # the prompt comes first
             self.past_prompt = True
             return
-        logits, total, top = self.watch.steps.popleft()
-        id = int(value.view(-1)[0])
-        token = GeneratedToken(
-            id,
-            float((logits[id] - total).exp()),
-            tuple(top.indices.tolist()),
-            tuple((top.values - total).exp().tolist()),
-            self.tokenizer,
-        )
-        self.tokens.append(token)
+        self.record.append(self.watch.steps.popleft().row(int(value.view(-1)[0])))
+        self.first_at = self.first_at or time.perf_counter()
         if self.on_token is not None:
-            self.on_token(token)
+            self.on_token(self.record.token(len(self.record) - 1, self.tokenizer))
 
     def end(self) -> None:
         pass
 
 
 class _Stop(StoppingCriteria):
-    def __init__(self, stop: threading.Event) -> None:
-        self.stop = stop
+    """Stop when asked to, and when a stop string has been written, also one that is split over tokens."""
+
+    def __init__(self, stop: threading.Event, strings: Sequence[str], tokenizer: Any, start: int) -> None:
+        self.stop, self.strings, self.tokenizer, self.start = stop, strings, tokenizer, start
+        self.reach = max((len(text.encode()) for text in strings), default=0) + 8
+        self.found = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device)
+        if self.strings:
+            last = input_ids[0, max(self.start, input_ids.shape[1] - self.reach) :].tolist()
+            text, before = (self.tokenizer.decode(ids, skip_special_tokens=False) for ids in (last, last[:-1]))
+            self.found = any(text.count(string) > before.count(string) for string in self.strings)
+        return torch.full((input_ids.shape[0],), self.stop.is_set() or self.found, device=input_ids.device)
 
 
 def generate(
@@ -149,9 +154,13 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int | None = None,
+    stop_strings: Sequence[str] = (),
+    truncate_left: bool = False,
     stop: threading.Event | None = None,
-    on_token: Callable[[GeneratedToken], None] | None = None,
+    on_token: OnToken | None = None,
     alternatives: int = 10,
 ) -> Generation:
     """Continue a prompt.
@@ -161,63 +170,116 @@ def generate(
         prompt: text, chat messages or token ids (1, seq).
         max_new_tokens: how many tokens at most.
         temperature: 0 takes the likeliest token each time; 1 samples from the model's distribution.
-        top_p, top_k: sample only from the likeliest tokens (0 and 1.0: from all).
-        seed: the same seed gives the same text; without one a new one is drawn, which `code()` tells. The program's
-            own random numbers are left alone.
+        top_p, top_k, min_p: sample only from the likeliest tokens (1.0, 0 and 0.0: from all); see `Sampling`.
+        repetition_penalty: above 1 makes what is in the text already less likely.
+        seed: the same seed gives the same text, also when it is taken up again in the middle; without one a new one is
+            drawn, which `code()` tells. The program's own random numbers are left alone.
+        stop_strings: end as soon as one of these has been written; it stays in the text.
+        truncate_left: leave out tokens at the beginning of a prompt that is too long, BOS excepted.
         stop: an event that, once set from any thread, ends generation within one token.
         on_token: called with every `GeneratedToken` as it comes, in this thread.
         alternatives: how many of the likeliest tokens to keep at each place.
 
+    Returns:
+        A `Generation`. After an interrupt, one with what was written by then, and a warning. Where something fails half
+        way, what was written is the `generation` of the error.
+
     Raises:
-        ValueError: a bad prompt or setting, or a prompt that leaves no room in the context.
+        ValueError: a bad prompt or setting, settings that contradict each other, or a prompt that leaves no room in the
+            context (`labkit.tokens.TooLong`, which says by how many tokens).
     """
-    ids = lm.encode(prompt)
-    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1 or alternatives < 1:
-        raise ValueError(
-            "temperature is 0 or more, top_p above 0 and at most 1, top_k 0 or more, max_new_tokens and alternatives 1 "
-            f"or more; got temperature={temperature}, top_p={top_p}, top_k={top_k}, max_new_tokens={max_new_tokens}, "
-            f"alternatives={alternatives}"
-        )
-    if lm.context and ids.shape[1] + max_new_tokens > lm.context:
-        over = ids.shape[1] + max_new_tokens - lm.context
-        raise ValueError(
-            f"the prompt has {ids.shape[1]} tokens and max_new_tokens={max_new_tokens}: {over} more than the "
-            f"{lm.context} of {lm.name}'s context; shorten one of them"
-        )
-    watch = _Watch(min(alternatives, lm.n_vocab))
-    stream = _Stream(watch, lm.tokenizer, on_token)
+    sampling = Sampling(
+        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple_of(stop_strings)
+    ).drawn()
+    if alternatives < 1:
+        raise ValueError(f"alternatives is 1 or more; got {alternatives}")
+    ids = room_for(lm, prompt, max_new_tokens, truncate_left=truncate_left)
+    record = Record(min(alternatives, lm.n_vocab))
+    asked = prompt if isinstance(prompt, str) else ids.cpu() if isinstance(prompt, torch.Tensor) else list(prompt)
+    recipe = {"prompt": asked, "load": lm.code(), **sampling.given()}
+    if truncate_left:
+        recipe["truncate_left"] = True
+
+    def made(finish: str, seconds: float, first: float) -> Generation:
+        return Generation(lm.tokens(ids), record, finish, seconds, first, recipe, lm.tokenizer)
+
+    try:
+        return made(*write(lm, ids, record, sampling, stop=stop, on_token=on_token))
+    except Exception as error:
+        error.generation = made("failed", 0.0, 0.0)  # type: ignore[attr-defined]
+        error.add_note(f"{len(record)} tokens had been written; they are in the `generation` of this error")
+        raise
+
+
+def tuple_of(strings: Sequence[str]) -> tuple[str, ...]:
+    return (strings,) if isinstance(strings, str) else tuple(strings)
+
+
+def room_for(lm: LanguageModel, prompt: Prompt, more: int, *, truncate_left: bool = False) -> torch.Tensor:
+    """The ids (1, seq) of a prompt after which `more` tokens fit into the context.
+
+    Raises:
+        TooLong: they do not fit, and nothing may be left out, or `more` alone is too much.
+    """
+    ids = encode(lm, prompt, most=None)
+    over = ids.shape[1] + more - lm.context if lm.context else 0
+    if over <= 0:
+        return ids
+    bos = int(ids[0, 0] == lm.tokenizer.bos_token_id) if lm.tokenizer.bos_token_id is not None else 0
+    if truncate_left and ids.shape[1] - over > bos:
+        return torch.cat([ids[:, :bos], ids[:, bos + over :]], 1)
+    raise TooLong(
+        f"the prompt has {ids.shape[1]} tokens and max_new_tokens={more}: {over} more than the {lm.context} of "
+        f"{lm.name}'s context; shorten one of them, or leave out the beginning of the prompt with truncate_left=True",
+        over,
+    )
+
+
+def write(
+    lm: LanguageModel,
+    ids: torch.Tensor,
+    record: Record,
+    sampling: Sampling,
+    *,
+    stop: threading.Event | None = None,
+    on_token: OnToken | None = None,
+    own: int = 0,
+) -> tuple[str, float, float]:
+    """Continue ids (1, seq), of which the last `own` are the model's, into a record; whatever happens, what has been
+    written is there. Gives why it ended, the seconds it took, and those until the first token."""
     stop = stop or threading.Event()
-    settings: dict[str, Any] = {"do_sample": temperature > 0}
-    if temperature > 0:
-        settings |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    watch = _Watch(record.alternatives)
+    stream = _Stream(watch, record, lm.tokenizer, on_token)
+    ending = _Stop(stop, sampling.stop_strings, lm.tokenizer, ids.shape[1] - own)
     pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.tokenizer.eos_token_id
-    devices = [lm.device] if lm.device.type == "cuda" else []
     begin = time.perf_counter()
-    if temperature > 0 and seed is None:
-        seed = secrets.randbits(31)  # drawn here and kept, so that code() can repeat what was sampled
-    with lm.busy(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed or 0)
-        lm.hf.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
-            logits_processor=LogitsProcessorList([watch]),
-            stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
-            streamer=stream,
-            **settings,
-        )
-    seconds = time.perf_counter() - begin
+    interrupted = False
+    with lm.busy(), torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+        try:
+            lm.hf.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=sampling.max_new_tokens,
+                pad_token_id=pad,
+                logits_processor=LogitsProcessorList([watch, *sampling.processors()]),
+                stopping_criteria=StoppingCriteriaList([ending]),
+                streamer=stream,
+                **sampling.for_transformers(),
+            )
+        except KeyboardInterrupt:
+            interrupted = True
+            warnings.warn(f"interrupted: the {len(record)} tokens written by then are kept", stacklevel=3)
+    end = time.perf_counter()
+    if interrupted:
+        finish = "stopped"
+    elif len(record) and is_end(lm, int(record.rows["id"][-1])):
+        finish = "eos"
+    else:
+        finish = "stop_string" if ending.found else "stopped" if stop.is_set() else "length"
+    return finish, end - begin, (stream.first_at or end) - begin
+
+
+def is_end(lm: LanguageModel, id: int) -> bool:
+    """Does this token end a text?"""
     ends = lm.hf.generation_config.eos_token_id
-    ended = bool(stream.tokens) and stream.tokens[-1].id in (ends if isinstance(ends, list) else [ends])
-    finish = "eos" if ended else "stopped" if stop.is_set() else "length"
-    recipe = {
-        "prompt": prompt if isinstance(prompt, str | list) else ids[0].tolist(),
-        "load": lm.code(),
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-    }
-    return Generation(lm.tokens(ids), stream.tokens, finish, seconds, recipe, lm.tokenizer)
+    return id in (ends if isinstance(ends, list) else [ends])

@@ -72,18 +72,64 @@ def describe(tokenizer: Any, ids: Sequence[int]) -> list[Token]:
         if raw.startswith("▁") and not text.startswith(" "):
             text = " " + text
         if "\ufffd" in text:
-            if raw.startswith("<0x"):
-                shown = raw[3:5]
-            else:
-                shown = " ".join(f"{_byte_of()[c]:02X}" for c in raw if c in _byte_of())
-            tokens.append(Token(id, text, f"‹{shown or id}›"))
+            tokens.append(Token(id, text, _with_bytes(_bytes_of(raw)) or f"‹{id}›"))
         else:
             tokens.append(Token(id, text, visible(text) or "∅"))
     return tokens
 
 
-def encode(lm: LanguageModel, prompt: Prompt) -> torch.Tensor:
-    """See `LanguageModel.encode`."""
+class TooLong(ValueError):
+    """A prompt that does not fit into the context: `over` is by how many tokens."""
+
+    def __init__(self, message: str, over: int) -> None:
+        super().__init__(message)
+        self.over = over
+
+
+def _bytes_of(raw: str) -> bytes:
+    """The bytes of a token that is a part of a character, from how its vocabulary writes it."""
+    if raw.startswith("<0x"):
+        return bytes.fromhex(raw[3:5])
+    return bytes(_byte_of()[c] for c in raw if c in _byte_of())
+
+
+def _with_bytes(held: bytes) -> str:
+    """What of the bytes is text as text, the rest in hexadecimal: ` ` and the beginning of 😀 are `·‹F0 9F 98›`."""
+    parts = re.split("([\udc80-\udcff]+)", held.decode("utf-8", "surrogateescape"))
+    loose = [part.encode("utf-8", "surrogateescape").hex(" ").upper() for part in parts[1::2]]
+    return visible(parts[0]) + "".join(
+        f"‹{code}›{visible(rest)}" for code, rest in zip(loose, parts[2::2], strict=True)
+    )
+
+
+def bytes_of(tokenizer: Any, ids: Sequence[int]) -> list[bytes]:
+    """What each token stands for in UTF-8; joined, the text they spell, also where a character is split over tokens."""
+    return [
+        _bytes_of(tokenizer.convert_ids_to_tokens(token.id)) if "\ufffd" in token.text else token.text.encode()
+        for token in describe(tokenizer, ids)
+    ]
+
+
+def split_characters(tokenizer: Any, ids: Sequence[int]) -> dict[int, str]:
+    """For each position that holds a part of a character alone, what it is a part of, such as 😀."""
+    parts = bytes_of(tokenizer, ids)
+    loose = [token.text.count("\ufffd") > 0 for token in describe(tokenizer, ids)]
+    found: dict[int, str] = {}
+    start = 0
+    while start < len(parts):
+        stop = start + 1
+        if loose[start]:
+            while stop < len(parts) and loose[stop]:
+                stop += 1
+            if whole := b"".join(parts[start:stop]).decode("utf-8", "ignore").strip():
+                found |= dict.fromkeys(range(start, stop), whole)
+        start = stop
+    return found
+
+
+def encode(lm: LanguageModel, prompt: Prompt, *, most: int | None = -1) -> torch.Tensor:
+    """See `LanguageModel.encode`. At most the model's context, or this many tokens; None: any number."""
+    most = lm.context if most == -1 else most
     if isinstance(prompt, torch.Tensor):
         ids = prompt if prompt.ndim == 2 else prompt[None]
         if ids.ndim != 2 or ids.dtype.is_floating_point:
@@ -99,11 +145,12 @@ def encode(lm: LanguageModel, prompt: Prompt) -> torch.Tensor:
         raise TypeError(f"a prompt is text, a list of chat messages, or token ids (1, seq); got {prompt!r:.80}")
     if ids.shape[1] == 0:
         raise ValueError("the prompt has no tokens; give it at least one character")
-    if lm.context and ids.shape[1] > lm.context:
-        over = ids.shape[1] - lm.context
-        raise ValueError(
-            f"the prompt has {ids.shape[1]} tokens, {over} more than the {lm.context} of {lm.name}'s context; "
-            f"shorten it by {over} tokens"
+    if most and ids.shape[1] > most:
+        over = ids.shape[1] - most
+        raise TooLong(
+            f"the prompt has {ids.shape[1]} tokens, {over} more than the {most} of {lm.name}'s context; "
+            f"shorten it by {over} tokens",
+            over,
         )
     if int(ids.max()) >= lm.hf.get_input_embeddings().weight.shape[0] or int(ids.min()) < 0:
         raise ValueError(f"token ids go from 0 to {lm.n_vocab - 1}; got {int(ids.min())} to {int(ids.max())}")

@@ -1,13 +1,16 @@
-"""Prompting: probabilities and tokens."""
+"""Prompting: probabilities, texts and branches, tokens."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from labkit.course.checks import Verdict, exercise
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
+
+BRANCHING = "Once upon a time"  # the prompt of exercise 01.3
 
 
 @exercise("01.1")
@@ -21,6 +24,34 @@ def _paris(answer: Any, lm: LanguageModel) -> Verdict:
 
 
 @exercise("01.2")
+def _easy_text(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.scoring import score
+
+    words = str(answer).split()
+    if len(words) < 10:
+        return Verdict(False, f"That is {len(words)} words; at least ten.")
+    if len(set(words)) < 7:
+        return Verdict(False, "Saying the same over and over is easy for anyone; use at least seven different words.")
+    scored = score(lm, answer)
+    bits = -scored.logprob / math.log(2) / (len(scored.record) - 1)
+    place, token = scored.surprises(1)[0]
+    said = f"{bits:.1f} bits a token; the hardest is {token.token.text!r} at {place} with {token.surprisal:.0f}."
+    return Verdict(bits < 2, said if bits < 2 else f"{said} Look for less than 2.")
+
+
+@exercise("01.3")
+def _likelier_than_greedy(answer: Any, lm: LanguageModel) -> Verdict:
+    place, token = answer
+    tree = lm.tree(BRANCHING, max_new_tokens=10)
+    branch = tree.branch("A", int(place), token)
+    greedy, other = tree.root.logprob, branch.logprob
+    said = f"Greedy has log-probability {greedy:.2f}, your branch {other:.2f}: {branch.text!r}."
+    if branch.record.ids == tree.root.record.ids:
+        return Verdict(False, "That is the greedy text itself. Take another token.")
+    return Verdict(other > greedy, said)
+
+
+@exercise("01.4")
 def _costly_text(answer: Any, lm: LanguageModel) -> Verdict:
     tokens = lm.tokens(answer)
     if len(answer) > 4:

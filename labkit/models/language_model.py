@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from labkit.analysis.steering import SteeringVector
+    from labkit.branching import Tree
     from labkit.generation import Generation
     from labkit.internals.run import Run
     from labkit.models.anatomy import Anatomy
@@ -189,6 +190,12 @@ class LanguageModel:
         from labkit.analysis.steering import steer
 
         return steer(self, vector, strength, layer=layer)
+
+    def tree(self, prompt: Prompt, **settings: Any) -> Tree:
+        """Continue a prompt and keep it as a tree to branch; see `labkit.branching.Tree`."""
+        from labkit.branching import tree
+
+        return tree(self, prompt, **settings)
 
     def code(self) -> str:
         """The Python that loads this model again."""

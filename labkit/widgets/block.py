@@ -32,21 +32,22 @@ def style(name: str) -> str:
 
 
 class Array(t.TraitType[Any, Any]):
-    """A numpy array that travels as bytes: uint8 stays uint8, everything else becomes float32."""
+    """A numpy array that travels as bytes: uint8 stays uint8, the rest becomes float32, or the type to `keep`."""
 
     info_text = "an array of numbers"
 
-    def __init__(self, ndim: int) -> None:
+    def __init__(self, ndim: int, *, keep: Any = np.float32, grows: bool = False) -> None:
         super().__init__(default_value=None, allow_none=True)
         self.ndim = ndim
-        self.tag(sync=True, to_json=to_wire)
+        self.dtype = np.dtype(keep)
+        self.tag(sync=True, to_json=_to_growing_wire if grows else to_wire)
 
     def validate(self, obj: Any, value: Any) -> np.ndarray:
         array = np.asarray(value)
         if array.ndim != self.ndim:
             raise t.TraitError(f"{self.name} has {self.ndim} axes; got an array of shape {array.shape}")
         # A copy: a grid that goes on filling must not change under the browser's feet.
-        return np.array(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32, order="C")
+        return np.array(array, dtype=np.uint8 if array.dtype == np.uint8 else self.dtype, order="C")
 
     def set(self, obj: Any, value: Any) -> None:
         # traitlets asks `old == new`, which numpy does not answer with one truth value; a new array is a change.
@@ -61,6 +62,11 @@ def to_wire(value: np.ndarray | None, _widget: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     return {"shape": list(value.shape), "dtype": str(value.dtype), "data": memoryview(value.tobytes())}
+
+
+def _to_growing_wire(value: np.ndarray | None, widget: Any) -> dict[str, Any]:
+    """Where there is nothing yet, there is still an object for the browser to put it into."""
+    return to_wire(value, widget) or {"shape": [0], "dtype": "float32", "data": None}
 
 
 def cell() -> Any:

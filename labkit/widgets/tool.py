@@ -103,6 +103,13 @@ def column(*children: Any) -> widgets.VBox:
     return box
 
 
+def shown(widget: Any, yes: bool) -> None:
+    """Show a part of a tool, or take it out of the picture; its place and state stay."""
+    display = None if yes else "none"
+    if widget.layout.display != display:
+        widget.layout.display = display
+
+
 def special(tokens: Sequence[Any]) -> list[int]:
     """The positions of the special tokens."""
     return [i for i, token in enumerate(tokens) if token.special]

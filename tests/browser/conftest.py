@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,10 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """JupyterLab on a free port, with folders of its own."""
+@contextmanager
+def serve(home: Path, module: str = "jupyterlab") -> Iterator[Lab]:
+    """A Jupyter server on a free port, with folders of its own: JupyterLab, or Notebook 7 (`notebook`)."""
     chromium()  # without a browser there is no need to start it
-    home = tmp_path_factory.mktemp("jupyter")
     root = home / "root"
     root.mkdir()
     for name, settings in SETTINGS.items():
@@ -73,11 +73,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         port = probe.getsockname()[1]
     token = secrets.token_hex(16)
     log = (home / "log.txt").open("w")
+    only_lab = ["--LabApp.extension_manager=readonly", "--LabApp.news_url="] if module == "jupyterlab" else []
     server = subprocess.Popen(
         [
-            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
+            sys.executable, "-m", module, "--no-browser", "--allow-root", f"--ServerApp.port={port}",
             "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}",
-            "--LabApp.extension_manager=readonly", "--LabApp.news_url=", "--ServerApp.ip=127.0.0.1",
+            "--ServerApp.ip=127.0.0.1", *only_lab,
         ],
         env=environment, cwd=root, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -85,7 +86,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     try:
         for _ in range(240):
             if server.poll() is not None:
-                pytest.fail("JupyterLab ended at once:\n" + (home / "log.txt").read_text()[-3000:])
+                pytest.fail(f"{module} ended at once:\n" + (home / "log.txt").read_text()[-3000:])
             try:
                 urllib.request.urlopen(f"{running.address}/api/status?token={token}", timeout=2)
                 break
@@ -99,6 +100,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         except subprocess.TimeoutExpired:
             server.kill()
         log.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """JupyterLab, one for all tests."""
+    with serve(tmp_path_factory.mktemp("jupyter")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

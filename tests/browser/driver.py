@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 expect.set_options(timeout=20_000)
 
@@ -92,3 +92,36 @@ def run_all(page: Page, *, timeout: float = 120) -> None:
 def errors(page: Page) -> list[str]:
     """The error outputs in the notebook, as text."""
     return page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+
+
+def button(where: Locator, name: str) -> Locator:
+    return where.get_by_role("button", name=name, exact=True)
+
+
+def kernel_says(page: Page, code: str) -> str:
+    """Run code in a cell below and read what it prints: what the kernel knows, not what the page shows."""
+    last = page.locator(".jp-Notebook .jp-CodeCell").last
+    last.locator(".cm-content").click()
+    page.keyboard.press("Escape")
+    page.keyboard.press("b")
+    fresh = page.locator(".jp-Notebook .jp-CodeCell").last
+    fresh.locator(".cm-content").click()
+    page.keyboard.insert_text(code)
+    page.keyboard.press("Control+Enter")
+    expect(fresh.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]"))
+    expect(fresh.locator(".jp-OutputArea-output").first).to_be_visible()
+    text = fresh.locator(".jp-OutputArea-output").first.inner_text()
+    page.keyboard.press("Escape")
+    page.keyboard.press("d")
+    page.keyboard.press("d")
+    return text.strip()
+
+
+def reload(page: Page, lab: Lab, path: str) -> None:
+    """Save the notebook and load the page again; the kernel goes on."""
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+s")
+    expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
+    page.goto(lab.url(path))
+    expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(timeout=60_000)
+    kernel_idle(page)

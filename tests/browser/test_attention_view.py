@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, errors, open_notebook, run_all
+from driver import Lab, button, errors, kernel_says, open_notebook, run_all
 from playwright.sync_api import Browser, Locator, Page, expect
-from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD, button, choose_theme, kernel_says
+from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD, choose_theme
 
 CELLS = {
     "load": LOAD,
@@ -206,9 +206,17 @@ def test_it_follows_a_dark_theme_and_nothing_is_cut_off(page: Page, view: Locato
     expect(view.locator(".labkit-heads")).to_have_attribute("data-theme", "dark")
     for tool in (view, long):
         assert tool.evaluate("one => one.scrollWidth <= one.clientWidth + 1")
-        print(tool.locator(".labkit-heads canvas").first.evaluate("one => [one.getContext('2d').getImageData(60, 20, 1, 1).data.join(), one.closest('.labkit-heads').dataset.theme, document.body.dataset.jpThemeLight, getComputedStyle(one.closest('.labkit-heads')).getPropertyValue('--lk-ink')]"))
+        print(
+            tool.locator(".labkit-heads canvas").first.evaluate(
+                "one => [one.getContext('2d').getImageData(60, 20, 1, 1).data.join(), one.closest('.labkit-heads').dataset.theme, document.body.dataset.jpThemeLight, getComputedStyle(one.closest('.labkit-heads')).getPropertyValue('--lk-ink')]"
+            )
+        )
         page.wait_for_timeout(2500)
-        print(tool.locator(".labkit-heads canvas").first.evaluate("one => [one.getContext('2d').getImageData(60, 20, 1, 1).data.join(), one.closest('.labkit-heads').dataset.theme, document.body.dataset.jpThemeLight, getComputedStyle(one.closest('.labkit-heads')).getPropertyValue('--lk-ink')]"))
+        print(
+            tool.locator(".labkit-heads canvas").first.evaluate(
+                "one => [one.getContext('2d').getImageData(60, 20, 1, 1).data.join(), one.closest('.labkit-heads').dataset.theme, document.body.dataset.jpThemeLight, getComputedStyle(one.closest('.labkit-heads')).getPropertyValue('--lk-ink')]"
+            )
+        )
     shot(page, view, "dark")
     shot(page, long, "long_dark")
     choose_theme(page, "JupyterLab Light")

@@ -15,7 +15,6 @@ FOLDER = os.environ.get("LABKIT_PICTURES")
 
 CELLS = [
     LOAD,
-    "lk.PromptLab(lm, 'Once upon a time, in a small village by the sea,', temperature=0.6, seed=4, max_new_tokens=56)",
     f"lk.AttentionView(lm, {CLEAN!r}, against={CORRUPT!r}, selection=(23, 3), answer=' Mary', foil=' John')",
     f"lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')",
     f"circuit = lk.edge_attribution(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', progress=False).circuit(80)\n"
@@ -32,32 +31,25 @@ def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
         assert errors(page) == []
         tools = page.locator(".labkit-tool")
 
-        prompting = to_top(tools.nth(0))
-        prompting.get_by_role("button", name="Run").click()
-        expect(prompting.locator(".labkit-status")).to_contain_text("tokens/s ·")
-        prompting.locator(".labkit-token").nth(26).hover()
-        expect(prompting.locator(".labkit-note")).to_be_visible()
-        picture(page, 0, f"prompt_lab_{theme}")
-
-        view = to_top(tools.nth(1))
+        view = to_top(tools.nth(0))
         view.get_by_role("button", name="Knock out").click()
         expect(view.locator(".labkit-token-bars").last).to_contain_text("logit difference")
         view.locator(".labkit-token").nth(13).click()
         expect(view.locator(".labkit-strip .labkit-title")).to_contain_text("looks")
         page.mouse.move(5, 5)
-        picture(page, 1, f"attention_view_{theme}")
+        picture(page, 0, f"attention_view_{theme}")
         view.get_by_label("order by").select_option("previous token")
         view.get_by_label("beside").select_option("another prompt")
         expect(view.locator(".labkit-heatmap")).to_have_count(3)
-        picture(page, 1, f"attention_compare_{theme}")
+        picture(page, 0, f"attention_compare_{theme}")
 
-        patching = to_top(tools.nth(2))
+        patching = to_top(tools.nth(1))
         expect(patching.locator(".labkit-status")).to_contain_text("cells in")
         click_cell(page, patching, layer=21, column=13)
         expect(patching.locator("caption")).to_have_count(2)
         page.mouse.move(5, 5)
         patching.locator(".labkit-heatmap .labkit-stage").blur()
-        picture(page, 2, f"patch_lab_{theme}")
+        picture(page, 1, f"patch_lab_{theme}")
 
         circuit = page.locator(".labkit-circuit")
         circuit.evaluate("el => { el.style.scrollMarginTop = '24px'; el.scrollIntoView({ block: 'start' }); }")

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, errors, open_notebook, run_all
+from driver import Lab, errors, kernel_says, open_notebook, run_all
 from playwright.sync_api import Browser, Locator, Page, expect
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -17,16 +17,14 @@ LOAD = "import labkit as lk\nlm = lk.load(progress=False)"
 
 CELLS = {
     "load": LOAD,
-    "prompt": "prompting = lk.PromptLab(lm, max_new_tokens=20)\nprompting",
     "patch": f"patching = lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\npatching",
     "evil": (
         f"evil = {EVIL!r}\n"
-        "a = lk.PromptLab(lm, evil, max_new_tokens=2)\na.run()\n"
         "b = lk.AttentionView(lm, evil)\nb.wait()\n"
         "c = lk.PatchLab(lm, evil, evil, ' a', ' b')\nc.wait()\n"
-        "display(a, b, c)\n"
+        "display(b, c)\n"
         "from IPython.display import HTML\n"
-        "for w in (a, b, c): display(HTML(w.snapshot().replace('labkit-snapshot', 'saved-picture')))"
+        "for w in (b, c): display(HTML(w.snapshot().replace('labkit-snapshot', 'saved-picture')))"
     ),
     "blocks": (
         "import numpy as np\n"
@@ -53,77 +51,6 @@ def page(lab: Lab, browser: Browser) -> Iterator[Page]:
 def cell(page: Page, name: str) -> Locator:
     """The output of one of the cells."""
     return page.locator(".jp-Notebook .jp-CodeCell").nth(list(CELLS).index(name)).locator(".jp-Cell-outputArea")
-
-
-def button(where: Locator, name: str) -> Locator:
-    return where.get_by_role("button", name=name, exact=True)
-
-
-def kernel_says(page: Page, code: str) -> str:
-    """Run code in a cell below and read what it prints: what the kernel knows, not what the page shows."""
-    last = page.locator(".jp-Notebook .jp-CodeCell").last
-    last.locator(".cm-content").click()
-    page.keyboard.press("Escape")
-    page.keyboard.press("b")
-    fresh = page.locator(".jp-Notebook .jp-CodeCell").last
-    fresh.locator(".cm-content").click()
-    page.keyboard.insert_text(code)
-    page.keyboard.press("Control+Enter")
-    expect(fresh.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]"))
-    expect(fresh.locator(".jp-OutputArea-output").first).to_be_visible()
-    text = fresh.locator(".jp-OutputArea-output").first.inner_text()
-    page.keyboard.press("Escape")
-    page.keyboard.press("d")
-    page.keyboard.press("d")
-    return text.strip()
-
-
-def test_a_typed_prompt_streams_as_tokens_with_their_alternatives(page: Page) -> None:
-    lab = cell(page, "prompt")
-    lab.locator("textarea").fill(CLEAN)
-    lab.locator("textarea").press("Control+Enter")
-    tokens = lab.locator(".labkit-token:not(.labkit-is-prompt)")
-    expect(tokens.first).to_have_text("·Mary")
-    expect(lab.locator(".labkit-status")).to_contain_text("tokens/s ·")
-    expect(tokens).to_have_count(20)
-    expect(lab.locator(".labkit-is-prompt")).to_have_count(14)
-    tokens.first.hover()
-    note = lab.locator(".labkit-note")
-    expect(note).to_be_visible()
-    expect(note.locator("tr")).to_have_count(10)
-    expect(note.locator("tr").first).to_contain_text("·Mary")
-    expect(note.locator("tr").first).to_contain_text("%")
-    assert kernel_says(page, "print(prompting.text)").startswith("Mary")
-
-
-def test_text_comes_while_the_model_writes_and_stop_stops(page: Page) -> None:
-    lab = cell(page, "prompt")
-    lab.get_by_label("max tokens").fill("1500")
-    lab.get_by_label("max tokens").press("Enter")
-    lab.locator("textarea").fill("A list of all numbers: 1, 2, 3, 4, 5,")
-    button(lab, "Run").click()
-    tokens = lab.locator(".labkit-token:not(.labkit-is-prompt)")
-    expect(tokens.nth(5)).to_be_visible()
-    early = tokens.count()
-    expect(tokens.nth(early + 5)).to_be_visible()  # it grows
-    expect(button(lab, "Stop")).to_be_enabled()
-    button(lab, "Stop").click()
-    expect(lab.locator(".labkit-status")).to_contain_text("· stopped")
-    expect(button(lab, "Stop")).to_be_disabled()
-    kept = tokens.count()
-    assert early < kept < 1500
-    assert (
-        kernel_says(page, "print(prompting.generation.finish, len(prompting.generation.tokens))") == f"stopped {kept}"
-    )
-
-
-def test_an_empty_prompt_is_answered_in_plain_words_and_nothing_is_lost(page: Page) -> None:
-    lab = cell(page, "prompt")
-    before = lab.locator(".labkit-token").count()
-    lab.locator("textarea").fill("")
-    button(lab, "Run").click()
-    expect(lab.get_by_role("alert")).to_contain_text("The prompt is empty")
-    assert lab.locator(".labkit-token").count() == before > 0
 
 
 def test_a_grid_fills_in_and_a_clicked_cell_shows_before_and_after(page: Page) -> None:
@@ -176,11 +103,11 @@ def test_prompts_that_do_not_fit_are_answered_in_plain_words(page: Page) -> None
 
 def test_markup_in_a_prompt_is_text_in_every_widget_and_picture(page: Page) -> None:
     output = cell(page, "evil")
-    for tool in range(3):
+    for tool in range(2):
         shown = output.locator(".labkit-tool").nth(tool).locator(".labkit-tokens").first.inner_text()
         assert "script" in shown
         assert "<" in shown
-    expect(output.locator(".saved-picture")).to_have_count(3)
+    expect(output.locator(".saved-picture")).to_have_count(2)
     for picture in output.locator(".saved-picture").all():
         assert "onerror" in picture.inner_text().replace("\n", "").replace("·", "")
     assert output.locator("script, img[onerror]").count() == 0

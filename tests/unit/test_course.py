@@ -5,7 +5,6 @@ import pytest
 import labkit as lk
 from labkit.course import check
 from labkit.course.checks import CLEAN, CORRUPT, exercises
-from labkit.course.checks import CLEAN, exercises
 
 RIGHT = {
     "00.1": 7,
@@ -24,6 +23,9 @@ RIGHT = {
     ),
     "05.1": (24, 4),
     "05.2": "v",
+    "01.2": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, Monday, Tuesday, Wednesday",
+    "01.3": (1, " when"),
+    "01.4": "ꙮꙮꙮꙮ",
     "04.2": (
         "When Tom and James went to the park, James gave a ball to",
         "When Tom and James went to the park, Tom gave a ball to",
@@ -44,6 +46,9 @@ WRONG = {
     "06.1": (0, "Look for more than +4"),
     "06.2": (3.0, "That costs too much"),
     "06.3": ((["one"], ["two"]), "Four pairs at least"),
+    "01.2": ("Purple seven runs the quietly of because green to and a", "Look for less than 2"),
+    "01.3": ((0, "."), "Greedy has log-probability"),
+    "01.4": ("word", "tokens. What is rare"),
     "03.1": ((0, 40), "heads from 0 to 8"),
     "03.2": ((0, 0), "Look for more than two fifths"),
     "03.3": ((0, 0), "goes from"),

@@ -52,8 +52,20 @@ function numbers(wire) {
   if (!wire || !wire.data) return null;
   const { buffer, byteOffset, byteLength } = wire.data;
   if (wire.dtype === "uint8") return { shape: wire.shape, dtype: "uint8", data: new Uint8Array(buffer, byteOffset, byteLength) };
-  const copy = buffer.slice(byteOffset, byteOffset + byteLength); // a float view has to start at a multiple of four
+  const copy = buffer.slice(byteOffset, byteOffset + byteLength); // a view has to start at a multiple of its number's size
+  if (wire.dtype === "int32") return { shape: wire.shape, dtype: "int32", data: new Int32Array(copy) };
+  if (wire.dtype === "float16") return { shape: wire.shape, dtype: "float16", data: new Uint16Array(copy) };
   return { shape: wire.shape, dtype: "float32", data: new Float32Array(copy) };
+}
+
+/** A half-precision number from its 16 bits. */
+function half(bits) {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 31;
+  const rest = bits & 1023;
+  if (exponent === 0) return sign * rest * 2 ** -24;
+  if (exponent === 31) return rest ? NaN : sign * Infinity;
+  return sign * (1 + rest / 1024) * 2 ** (exponent - 15);
 }
 
 /** Where a value lies between low and high, 0 to 255; with a centre, the longer side sets the scale of both. */
@@ -104,6 +116,15 @@ function element(tag, name, text) {
   return node;
 }
 
+/** Put something that floats below a box, or above it where there is no room below. */
+function placeBeside(node, box) {
+  const { width, height } = node.getBoundingClientRect();
+  const below = box.bottom + 6 + height <= innerHeight || box.top < height + 6;
+  const left = Math.min(box.left, document.documentElement.clientWidth - width - 8);
+  node.style.left = `${Math.max(8, left)}px`;
+  node.style.top = `${below ? box.bottom + 6 : box.top - height - 6}px`;
+}
+
 /** A note that floats over the page beside a box; it lies in the top layer, so that no output area cuts it off. */
 function floatingNote(root) {
   const note = element("div", "labkit-note");
@@ -116,11 +137,7 @@ function floatingNote(root) {
       note.replaceChildren(...content);
       note.hidden = false;
       if (note.showPopover && !note.matches(":popover-open")) note.showPopover();
-      const { width, height } = note.getBoundingClientRect();
-      const below = box.bottom + 6 + height <= innerHeight || box.top < height + 6;
-      const left = Math.min(box.left, document.documentElement.clientWidth - width - 8);
-      note.style.left = `${Math.max(8, left)}px`;
-      note.style.top = `${below ? box.bottom + 6 : box.top - height - 6}px`;
+      placeBeside(note, box);
     },
     hide() {
       if (note.hidden) return;

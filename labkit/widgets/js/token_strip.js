@@ -1,23 +1,9 @@
 // TokenStrip: a row of token chips that wraps; colour says a value, marks say what a token is.
+// Chips stand in paragraphs of a few hundred, which the browser lays out one by one: a long text grows at constant cost.
 
 const KEYS = { ArrowRight: 1, ArrowLeft: -1 };
-
-/** Streaming adds to the end: the kernel sends only the new tokens, once for all views of the model. */
-function initialize({ model }) {
-  model.on("msg:custom", (message, buffers) => {
-    if (message.kind !== "append") return;
-    const old = numbers(model.get("values"));
-    const before = model.get("tokens").length;
-    const values = new Float32Array(before + message.tokens.length).fill(NaN);
-    if (old) values.set(old.data.subarray(0, before));
-    if (buffers.length) values.set(new Float32Array(numbers({ ...message.values, data: buffers[0] }).data), before);
-    const alternatives = [...model.get("alternatives")];
-    while (alternatives.length < before) alternatives.push(null);
-    model.set("alternatives", [...alternatives, ...message.alternatives]);
-    model.set("values", { shape: [values.length], dtype: "float32", data: new DataView(values.buffer) });
-    model.set("tokens", [...model.get("tokens"), ...message.tokens]);
-  });
-}
+const NAMED = ["prompt", "template", "system", "user", "assistant", "thinking", "special", "branched", "surprise"];
+const PARAGRAPH = 256; // chips; a paragraph also ends with a line, once it has a quarter of them
 
 function render({ model, el }) {
   blockRoot(el, "labkit-strip");
@@ -30,14 +16,18 @@ function render({ model, el }) {
   list.setAttribute("aria-orientation", "horizontal");
   el.append(head, list);
   const note = floatingNote(el);
-  let chips = [];
+  const menu = choiceMenu(el, model);
+  let chips = []; // { text, node, break }
+  let paragraph = null;
   let table = null;
   let current = 0; // the chip that Tab reaches
-
+  let selected = null;
+  let outlined = [];
   let marks = new Map(); // token index -> names of its marks
+  let folds = []; // { start, stop, label, button }
 
-  const numberOf = (name) => model.get(name);
   const marksOf = (index) => marks.get(index) || [];
+  const foldOf = (index) => folds.find(({ start, stop }) => index >= start && (stop === null || index < stop));
 
   function readMarks() {
     marks = new Map();
@@ -51,7 +41,8 @@ function render({ model, el }) {
     // Spaces that are made visible are there to be seen, not to be read: paler than the word.
     const [, lead, word, tail] = /^(·*)([^]*?)(·*)$/.exec(text);
     if (lead) node.append(element("span", "labkit-space", lead));
-    node.append(word);
+    const inner = element("bdi", "", word); // right-to-left words keep their own direction, and their neighbours theirs
+    node.append(inner);
     if (tail) node.append(element("span", "labkit-space", tail));
     node.setAttribute("role", "option");
     node.setAttribute("aria-selected", "false");
@@ -60,75 +51,143 @@ function render({ model, el }) {
     return node;
   }
 
-  function drawTokens() {
+  function add(from) {
     const tokens = model.get("tokens");
-    const widths = model.get("widths");
-    // Keep what is there: only chips from the first change on are made anew.
-    let same = 0;
-    while (same < chips.length && same < tokens.length && chips[same].text === tokens[same]) same++;
-    while (chips.length > same) {
-      const gone = chips.pop();
-      if (gone.break) gone.break.remove();
-      gone.node.remove();
-    }
-    const fresh = document.createDocumentFragment();
-    for (let i = same; i < tokens.length; i++) {
+    const aligned = model.get("widths").length > 0;
+    for (let i = from; i < tokens.length; i++) {
+      if (!paragraph || paragraph.size >= PARAGRAPH || (paragraph.ended && paragraph.size >= PARAGRAPH / 4)) {
+        paragraph = { node: element("div", "labkit-paragraph"), size: 0, ended: false };
+        paragraph.node.setAttribute("role", "presentation");
+        list.append(paragraph.node);
+      }
       const made = { text: tokens[i], node: chip(tokens[i], i), break: null };
-      fresh.append(made.node);
-      if (tokens[i].endsWith("⏎") && !widths.length) {
+      paragraph.node.append(made.node);
+      paragraph.size++;
+      paragraph.ended = tokens[i].endsWith("⏎") && !aligned;
+      if (paragraph.ended) {
         made.break = element("span", "labkit-break");
-        fresh.append(made.break);
+        paragraph.node.append(made.break);
       }
       chips.push(made);
+      shadeChip(i);
+      markChip(i);
     }
-    list.append(fresh);
-    current = Math.min(current, Math.max(chips.length - 1, 0));
-    drawShades(same);
-    drawMarks(same);
-    drawWidths();
+    if (chips.length && from === 0) chips[current].node.tabIndex = 0;
+    drawWidths(from);
+    foldChips(from);
+    list.classList.toggle("labkit-scrolled", chips.length > 2 * PARAGRAPH);
+  }
+
+  function drawTokens() {
+    const tokens = model.get("tokens");
+    let same = 0;
+    while (same < chips.length && same < tokens.length && chips[same].text === tokens[same]) same++;
+    if (same === chips.length && same === tokens.length) return;
+    menu.close(false);
+    list.replaceChildren();
+    chips = [];
+    paragraph = null;
+    folds.forEach((fold) => (fold.button = null));
+    selected = null;
+    outlined = [];
+    current = Math.min(current, Math.max(tokens.length - 1, 0));
+    add(0);
     drawSelection();
+    drawPointed();
   }
 
-  function drawWidths() {
+  /** New tokens came; if the end was in view, it stays in view. */
+  function grow(at) {
+    if (at !== chips.length) return drawTokens();
+    const followed = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
+    add(at);
+    if (followed) list.scrollTop = list.scrollHeight;
+  }
+
+  function drawWidths(from = 0) {
     const widths = model.get("widths");
-    chips.forEach(({ node }, i) => (node.style.minWidth = widths[i] ? `calc(${widths[i]}ch + 8px)` : ""));
+    for (let i = from; i < chips.length && (widths.length || from === 0); i++) {
+      chips[i].node.style.minWidth = widths[i] ? `calc(${widths[i]}ch + 8px)` : "";
+    }
   }
 
-  function drawShades(from = 0) {
-    const values = numbers(model.get("values"));
-    for (let i = from; i < chips.length; i++) {
-      const { node, text } = chips[i];
-      const value = values && i < values.data.length ? values.data[i] : NaN;
-      const known = Number.isFinite(value);
-      if (known) {
-        const at = shade(value, numberOf("low"), numberOf("high"), numberOf("centre"));
-        node.style.background = css(table, at);
-        node.style.color = inkOn(table, at);
-      } else {
-        node.style.background = "";
-        node.style.color = "";
+  function shadeChip(i) {
+    const { node, text } = chips[i];
+    const row = rowOf(model, "values", i);
+    const value = row ? row[0] : NaN;
+    const known = Number.isFinite(value);
+    if (known) {
+      const at = shade(value, model.get("low"), model.get("high"), model.get("centre"));
+      node.style.background = css(table, at);
+      node.style.color = inkOn(table, at);
+    } else if (node.style.background) {
+      node.style.background = "";
+      node.style.color = "";
+    }
+    const said = known ? `, ${model.get("unit") || "value"} ${say(value)}` : "";
+    const marked = marksOf(i).map((name) => `, ${name}`).join("");
+    node.setAttribute("aria-label", `${i}: ${text}${said}${marked}`);
+  }
+
+  function markChip(i) {
+    const { node } = chips[i];
+    [...node.classList].filter((name) => name.startsWith("labkit-is-")).forEach((name) => node.classList.remove(name));
+    for (const name of marksOf(i)) node.classList.add(`labkit-is-${name.replace(/[^a-z0-9-]/gi, "-")}`);
+  }
+
+  const drawShades = () => chips.forEach((_, i) => shadeChip(i));
+
+  // -- folds ---------------------------------------------------------------------------------------------------------
+
+  function drawFolds() {
+    folds.forEach(({ button }) => button && button.remove());
+    folds = model.get("folds").map((fold) => ({ stop: null, label: "folded", ...fold, button: null }));
+    chips.forEach(({ node }) => node.classList.remove("labkit-folded"));
+    foldChips(0);
+  }
+
+  /** Fold away the chips from an index on that are in a fold, and say how many there are. */
+  function foldChips(from) {
+    for (const fold of folds) {
+      const { start, stop, label } = fold;
+      const end = stop === null ? chips.length : Math.min(stop, chips.length);
+      if (start >= chips.length || end <= from) continue;
+      const open = model.get("opened").includes(start);
+      if (!fold.button) {
+        fold.button = element("button", "labkit-fold");
+        fold.button.type = "button";
+        fold.button.addEventListener("click", () => {
+          const opened = model.get("opened");
+          tell(model, "opened", opened.includes(start) ? opened.filter((n) => n !== start) : [...opened, start]);
+        });
+        chips[start].node.before(fold.button);
       }
-      const said = known ? `, ${model.get("unit") || "value"} ${say(value)}` : "";
-      const marked = marksOf(i).map((name) => `, ${name}`).join("");
-      node.setAttribute("aria-label", `${i}: ${text}${said}${marked}`);
+      fold.button.textContent = `${open ? "▾" : "▸"} ${label} · ${end - start} tokens${stop === null ? "…" : ""}`;
+      fold.button.setAttribute("aria-expanded", String(open));
+      for (let i = Math.max(start, from); i < end; i++) {
+        chips[i].node.classList.toggle("labkit-folded", !open);
+        if (chips[i].break) chips[i].break.hidden = !open;
+      }
     }
   }
 
-  function drawMarks(from = 0) {
-    for (let i = from; i < chips.length; i++) {
-      const { node } = chips[i];
-      [...node.classList].filter((name) => name.startsWith("labkit-is-")).forEach((name) => node.classList.remove(name));
-      for (const name of marksOf(i)) node.classList.add(`labkit-is-${name.replace(/[^a-z0-9-]/gi, "-")}`);
-    }
-  }
+  // -- selection -----------------------------------------------------------------------------------------------------
 
   function drawSelection() {
     const selection = model.get("selection");
-    if (selection !== null && selection < chips.length) current = selection;
-    chips.forEach(({ node }, i) => {
-      node.setAttribute("aria-selected", String(i === selection));
-      node.tabIndex = i === current ? 0 : -1;
-    });
+    if (selected !== null && chips[selected]) chips[selected].node.setAttribute("aria-selected", "false");
+    selected = selection;
+    if (selection === null || !chips[selection]) return;
+    chips[current].node.tabIndex = -1;
+    current = selection;
+    chips[selection].node.tabIndex = 0;
+    chips[selection].node.setAttribute("aria-selected", "true");
+  }
+
+  function drawPointed() {
+    outlined.forEach((i) => chips[i] && chips[i].node.classList.remove("labkit-pointed"));
+    outlined = model.get("pointed");
+    outlined.forEach((i) => chips[i] && chips[i].node.classList.add("labkit-pointed"));
   }
 
   function drawHead() {
@@ -140,7 +199,7 @@ function render({ model, el }) {
       const bar = element("span", "labkit-legend-bar");
       const stops = Array.from({ length: 9 }, (_, i) => css(table, Math.round((i / 8) * 255)));
       bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
-      legend.append(element("span", "", model.get("unit")), tick(numberOf("low")), bar, tick(numberOf("high")));
+      legend.append(element("span", "", model.get("unit")), tick(model.get("low")), bar, tick(model.get("high")));
     }
     head.hidden = !title.textContent && !shown;
   }
@@ -151,38 +210,17 @@ function render({ model, el }) {
     drawHead();
   }
 
-  function describe(index) {
-    const content = [];
-    const first = element("div", "labkit-note-head");
-    first.append(element("span", "labkit-mono", chips[index].text), element("span", "labkit-muted", `position ${index}`));
-    const values = numbers(model.get("values"));
-    content.push(first);
-    if (values && Number.isFinite(values.data[index])) {
-      content.push(element("div", "labkit-muted", `${model.get("unit") || "value"} ${say(values.data[index])}`));
-    }
-    const alternatives = model.get("alternatives")[index];
-    if (alternatives && alternatives.length) {
-      const rows = element("table", "labkit-bars");
-      for (const [text, probability] of alternatives) {
-        const row = rows.insertRow();
-        if (text === chips[index].text) row.className = "labkit-chosen";
-        row.append(element("td", "labkit-mono", text));
-        const bar = element("span", "labkit-bar");
-        bar.style.width = `${Math.max(1, Math.round(100 * probability))}px`;
-        const cell = element("td", "labkit-bar-cell");
-        cell.append(bar);
-        row.append(cell, element("td", "labkit-number", percent(probability)));
-      }
-      content.push(rows);
-    }
-    return content;
-  }
-
   function look(index) {
     tell(model, "hovered", index);
-    if (index === null || !chips[index]) return note.hide();
-    const detailed = model.get("alternatives")[index] || model.get("values");
-    if (detailed) note.show(chips[index].node.getBoundingClientRect(), describe(index));
+    if (index === null || !chips[index] || menu.isOpen()) return note.hide();
+    const { head: heading, words: numbers, rows } = about(model, index, chips[index].text);
+    const named = [model.get("notes")[index], ...marksOf(index).filter((name) => NAMED.includes(name))];
+    const words = [...named, numbers].filter(Boolean).join(" · ");
+    if (!words && !rows.length) return note.hide();
+    const content = [heading];
+    if (words) content.push(element("div", "labkit-muted", words));
+    if (rows.length) content.push(barsOf(rows, chips[index].text));
+    note.show(chips[index].node.getBoundingClientRect(), content);
   }
 
   const indexOf = (event) => {
@@ -197,19 +235,35 @@ function render({ model, el }) {
     chips[current].node.focus();
   }
 
+  /** The next chip in a direction that is not folded away. */
+  function step(direction) {
+    let next = current + direction;
+    while (chips[next] && chips[next].node.classList.contains("labkit-folded")) next += direction;
+    return chips[next] ? next : current;
+  }
+
   /** The chip nearest to this one in the line above (-1) or below (+1). */
   function vertical(direction) {
     const here = chips[current].node.getBoundingClientRect();
     let best = current;
     let distance = Infinity;
-    chips.forEach(({ node }, i) => {
-      const box = node.getBoundingClientRect();
+    for (let i = current; chips[i]; i += direction) {
+      const box = chips[i].node.getBoundingClientRect();
+      if (!box.width) continue;
       const rows = (box.top - here.top) * direction;
-      if (rows < here.height / 2) return;
+      if (rows < here.height / 2) continue;
       const apart = rows * 1000 + Math.abs(box.left - here.left);
       if (apart < distance) [best, distance] = [i, apart];
-    });
+      else if (rows > here.height * 4) break;
+    }
     return best;
+  }
+
+  function select(index) {
+    const again = model.get("selection") === index;
+    const opened = !again && model.get("choosable") && menu.open(index, chips[index].node, chips[index].text);
+    if (opened) note.hide();
+    tell(model, "selection", again ? null : index);
   }
 
   list.addEventListener("pointerover", (event) => {
@@ -217,27 +271,32 @@ function render({ model, el }) {
     if (index !== null) look(index);
   });
   list.addEventListener("pointerleave", () => look(null));
-  list.addEventListener("focusin", (event) => look(indexOf(event)));
+  list.addEventListener("focusin", (event) => {
+    const index = indexOf(event);
+    if (index === null) return;
+    chips[current].node.tabIndex = -1;
+    current = index;
+    chips[current].node.tabIndex = 0;
+    look(index);
+  });
   list.addEventListener("focusout", () => look(null));
   list.addEventListener("click", (event) => {
     const index = indexOf(event);
     if (index === null) return;
     move(index);
-    tell(model, "selection", model.get("selection") === index ? null : index);
+    select(index);
   });
   list.addEventListener("keydown", (event) => {
-    if (!chips.length) return;
-    const last = chips.length - 1;
+    if (!chips.length || event.target.classList.contains("labkit-fold")) return event.stopPropagation();
     let next = null;
-    if (event.key in KEYS) next = current + KEYS[event.key];
+    if (event.key in KEYS) next = step(KEYS[event.key]);
     else if (event.key === "ArrowUp") next = vertical(-1);
     else if (event.key === "ArrowDown") next = vertical(1);
     else if (event.key === "Home") next = 0;
-    else if (event.key === "End") next = last;
-    if (next !== null) move(Math.max(0, Math.min(last, next)));
-    else if (event.key === "Enter" || event.key === " ") {
-      tell(model, "selection", model.get("selection") === current ? null : current);
-    } else if (event.key === "Escape") {
+    else if (event.key === "End") next = chips.length - 1;
+    if (next !== null) move(next);
+    else if (event.key === "Enter" || event.key === " ") select(current);
+    else if (event.key === "Escape") {
       tell(model, "selection", null);
       note.hide();
     } else return;
@@ -247,23 +306,31 @@ function render({ model, el }) {
 
   readMarks();
   const stopTheme = followTheme(el, drawTheme);
+  drawFolds();
   drawTokens();
+  drawSelection();
+  drawPointed();
   const listeners = {
     "change:tokens": drawTokens,
-    "change:widths": drawWidths,
-    "change:values change:low change:high change:centre": () => drawShades(),
+    "change:widths": () => drawWidths(),
+    "change:values change:low change:high change:centre": drawShades,
     "change:marks": () => {
       readMarks();
-      drawMarks();
+      chips.forEach((_, i) => markChip(i));
       drawShades();
     },
+    "change:folds": drawFolds,
+    "change:opened": () => foldChips(0),
     "change:selection": drawSelection,
+    "change:pointed": drawPointed,
     "change:title change:legend change:unit change:low change:high": drawHead,
     "change:stops": drawTheme,
+    "msg:custom": (message) => message.kind === "append" && grow(message.at),
   };
   for (const [names, listener] of Object.entries(listeners)) model.on(names, listener);
   return () => {
     stopTheme();
+    menu.close(false);
     for (const [names, listener] of Object.entries(listeners)) model.off(names, listener);
   };
 }

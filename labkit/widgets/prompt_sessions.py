@@ -1,0 +1,195 @@
+"""What was done in a PromptLab, run by run, to go back to and to keep in a JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from labkit.branching import Tree
+from labkit.chat import template_of
+from labkit.record import Record
+from labkit.sampling import DEFAULTS
+from labkit.scoring import Score
+from labkit.widgets.tool import in_words, shown
+
+if TYPE_CHECKING:
+    from labkit.models.language_model import LanguageModel
+    from labkit.widgets.prompt_lab import PromptLab
+
+KIND = "labkit prompt session"
+
+
+@dataclass(eq=False)
+class Run:
+    """One time that Run was pressed: what was asked, and for each model what came of it, None if nothing did."""
+
+    mode: str
+    prompt: str
+    system: str
+    messages: list[dict[str, Any]]
+    results: list[Tree | Score | None] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        said = self.messages[-1]["content"] if self.mode == "chat" and self.messages else self.prompt
+        words = " ".join(said.split())
+        return f"{self.mode}: {words[:48]}{'…' if len(words) > 48 else ''}"
+
+
+def template_mark(lm: LanguageModel) -> str | None:
+    """A short mark of a model's chat template, equal for equal templates; None where there is none."""
+    template = template_of(lm)
+    return None if template is None else hashlib.sha256(template.encode()).hexdigest()[:12]
+
+
+def about(lm: LanguageModel) -> dict[str, Any]:
+    return {"name": lm.name, "revision": lm.revision, "bits": lm.bits, "template": template_mark(lm)}
+
+
+def save(path: str | Path, lms: Sequence[LanguageModel], settings: dict[str, Any], runs: Sequence[Run]) -> Path:
+    """Write a session. The file is put in place when it is whole; an older one of that name stays until then."""
+    from labkit import __version__
+
+    whole = {
+        "kind": KIND, "version": 1, "labkit": __version__, "models": [about(lm) for lm in lms], "settings": settings,
+        "runs": [
+            {
+                "mode": run.mode, "prompt": run.prompt, "system": run.system, "messages": run.messages,
+                "results": [_saved(result) for result in run.results],
+            }
+            for run in runs
+        ],
+    }  # fmt: skip
+    file = Path(path)
+    file = file if file.suffix else file.with_suffix(".json")
+    text = json.dumps(whole, ensure_ascii=False, indent=1)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False, suffix=".part") as part:
+        part.write(text)
+    os.replace(part.name, file)
+    return file
+
+
+def read(path: str | Path, lms: Sequence[LanguageModel]) -> tuple[dict[str, Any], list[Run], str]:
+    """The settings and runs of a session, and in words how these models differ from those that wrote it.
+
+    Raises:
+        ValueError: it is no session, or of other models than these.
+    """
+    try:
+        whole = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {str(path)!r} in {Path.cwd()}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is not a saved session: {error}") from None
+    if not isinstance(whole, dict) or whole.get("kind") != KIND:
+        raise ValueError(f"{str(path)!r} is not a saved session of PromptLab")
+    models = whole["models"]
+    if len(models) != len(lms):
+        names = ", ".join(f"{model['name']} in {model['bits']} bits" for model in models)
+        raise ValueError(f"the session has {len(models)} models beside each other ({names}); this PromptLab {len(lms)}")
+    apart = [
+        f"{model['name']} in {model['bits']} bits (here {lm.name} in {lm.bits})"
+        for model, lm in zip(models, lms, strict=True)
+        if (model["name"], model["bits"]) != (lm.name, lm.bits)
+    ]
+    runs = [
+        Run(
+            run["mode"], run["prompt"], run["system"], run["messages"],
+            [_opened(lm, result) for lm, result in zip(lms, run["results"], strict=False)],
+        )
+        for run in whole["runs"]
+    ]  # fmt: skip
+    return whole["settings"], runs, f"written by {', '.join(apart)}" if apart else ""
+
+
+def _saved(result: Tree | Score | None) -> dict[str, Any] | None:
+    if isinstance(result, Tree):
+        return {"tree": result.to_dict()}
+    if isinstance(result, Score):
+        return {"score": {"text": result.recipe["prompt"], "record": result.record.to_dict()}}
+    return None
+
+
+def _opened(lm: LanguageModel, saved: dict[str, Any] | None) -> Tree | Score | None:
+    import torch
+
+    if saved is None:
+        return None
+    if "tree" in saved:
+        return Tree.from_dict(lm, saved["tree"])
+    record = Record.from_dict(saved["score"]["record"])
+    prompt = lm.tokens(torch.tensor([record.ids]))
+    return Score(prompt, record, {"prompt": saved["score"]["text"], "load": lm.code()}, lm.tokenizer)
+
+
+class Sessions(widgets.HBox):
+    """A line to go back to an earlier run, and to save and open a session."""
+
+    def __init__(self, lab: PromptLab) -> None:
+        super().__init__()
+        wide = {"description_width": "initial"}
+        self.lab, self._listing = lab, False
+        self.history = widgets.Dropdown(description="runs", style=wide)
+        self.history.layout.width = "330px"
+        self.file = widgets.Text(description="session", placeholder="session.json", style=wide)
+        self.file.layout.width = "240px"
+        buttons = []
+        for words, tip, act in (("Save", "Write all runs to this file", self.keep), ("Open", "Read one", self.bring)):
+            button = widgets.Button(description=words, tooltip=tip)
+            button.on_click(lambda _, act=act: self._with_file(act))
+            buttons.append(button)
+        self.history.observe(self._choose, "value")
+        self.add_class("labkit-row")
+        self.children = [self.history, self.file, *buttons]
+        shown(self.history, False)
+
+    def list_runs(self) -> None:
+        """Offer the runs there are; the one that is shown is chosen."""
+        lab = self.lab
+        self._listing = True
+        try:
+            self.history.options = [(f"{n + 1} · {run.label}", n) for n, run in enumerate(lab.runs)]
+            self.history.value = lab.runs.index(lab._now) if lab._now is not None else None
+        finally:
+            self._listing = False
+        shown(self.history, bool(lab.runs))
+
+    def _choose(self, change: Any) -> None:
+        if not self._listing and change["new"] is not None:
+            self.lab.show_run(int(change["new"]))
+
+    def keep(self, path: str | Path) -> Path:
+        lab = self.lab
+        settings = {name: getattr(lab, name) for name in (*DEFAULTS, "measure")}
+        file = save(path, lab.lms, settings, lab.runs)
+        lab.status.say(f"Saved {_count(lab.runs)} to {file}.")
+        return file
+
+    def bring(self, path: str | Path) -> None:
+        lab = self.lab
+        settings, runs, apart = read(path, lab.lms)
+        for name, value in settings.items():
+            if lab.has_trait(name):
+                setattr(lab, name, value)
+        lab.runs.extend(runs)
+        if runs:
+            lab.show_run(len(lab.runs) - 1)
+        lab.status.say(f"Opened {_count(runs)}{', ' * bool(apart)}{apart}.")
+
+    def _with_file(self, act: Callable[[str], Any]) -> None:
+        try:
+            act(self.file.value.strip() or self.file.placeholder)
+        except (ValueError, OSError) as error:
+            self.lab.status.complain(in_words(error))
+
+
+def _count(runs: Sequence[Run]) -> str:
+    return "1 run" if len(runs) == 1 else f"{len(runs)} runs"
