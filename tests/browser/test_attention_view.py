@@ -46,11 +46,6 @@ def large(view: Locator) -> Locator:
     return view.locator(".labkit-heatmap:visible").first
 
 
-def shot(page: Page, view: Locator, name: str) -> None:
-    page.wait_for_timeout(300)
-    view.screenshot(path=f"/tmp/shots/{name}.png")
-
-
 def shares(view: Locator) -> list[float]:
     """What every token is said to have, from its label."""
     labels = view.locator(".labkit-token").evaluate_all("all => all.map(one => one.ariaLabel)")
@@ -154,7 +149,6 @@ def test_two_prompts_are_compared_side_by_side_and_as_a_difference(page: Page, v
     titles = view.locator(".labkit-heatmap .labkit-title")
     expect(titles).to_have_text(["Layer 23, head 3", "other prompt · Layer 23, head 3", "First minus second"])
     expect(view.locator(".labkit-status").first).to_have_attribute("data-kind", "info")
-    shot(page, view, "compare")
     view.get_by_label("beside").select_option("nothing")
     expect(titles).to_have_count(1)
 
@@ -167,7 +161,6 @@ def test_weights_say_what_they_are(page: Page, view: Locator) -> None:
     expect(large(view).locator(".labkit-title")).to_contain_text(
         "what looks from the last token add to ' Mary' − ' John'"
     )
-    shot(page, view, "logit")
     weigh.select_option("attention")
     expect(large(view).locator(".labkit-title")).to_have_text("Layer 23, head 3")
 
@@ -195,7 +188,6 @@ def test_a_long_text_is_looked_at_through_a_window(page: Page, long: Locator) ->
     after = kernel_says(page, "print(long.heatmap.window)")
     assert after != before  # dragged along
     assert kernel_says(page, "print(long.heatmap.selection)") == "None"  # and nothing selected by it
-    shot(page, long, "long_window")
     long.get_by_label("Show the whole").click()
     assert kernel_says(page, "print(long.heatmap.window)") == "None"
 
@@ -206,19 +198,6 @@ def test_it_follows_a_dark_theme_and_nothing_is_cut_off(page: Page, view: Locato
     expect(view.locator(".labkit-heads")).to_have_attribute("data-theme", "dark")
     for tool in (view, long):
         assert tool.evaluate("one => one.scrollWidth <= one.clientWidth + 1")
-        print(
-            tool.locator(".labkit-heads canvas").first.evaluate(
-                "one => [one.getContext('2d').getImageData(60, 20, 1, 1).data.join(), one.closest('.labkit-heads').dataset.theme, document.body.dataset.jpThemeLight, getComputedStyle(one.closest('.labkit-heads')).getPropertyValue('--lk-ink')]"
-            )
-        )
-        page.wait_for_timeout(2500)
-        print(
-            tool.locator(".labkit-heads canvas").first.evaluate(
-                "one => [one.getContext('2d').getImageData(60, 20, 1, 1).data.join(), one.closest('.labkit-heads').dataset.theme, document.body.dataset.jpThemeLight, getComputedStyle(one.closest('.labkit-heads')).getPropertyValue('--lk-ink')]"
-            )
-        )
-    shot(page, view, "dark")
-    shot(page, long, "long_dark")
     choose_theme(page, "JupyterLab Light")
     expect(large(view)).to_have_attribute("data-theme", "light")
 
