@@ -53,7 +53,7 @@ class HeadFinder(widgets.VBox):
             layout={"width": "230px"}, style={"description_width": "initial"},
         )  # fmt: skip
         self._ranked = widgets.Checkbox(value=True, description="in a row", indent=False, layout={"width": "auto"})
-        self._from, self._to = choice("heads where", [("any token", None)]), choice("looks at", [("any", None)])
+        self._from, self._to = choice("heads where", [("any token", -1)]), choice("looks at", [("any", -1)])
         super().__init__()
         t.link((self, "selection"), (self.heads, "selection"))
         t.link((self, "chosen"), (self.heads, "chosen"))
@@ -74,14 +74,14 @@ class HeadFinder(widgets.VBox):
         self._score.options = [("layer and head", ""), *((name.replace("_", " "), name) for name in names)]
         places = [(f"{n} {token.display}", n) for n, token in enumerate(patterns.tokens)]
         for box, nothing in ((self._from, "any token"), (self._to, "any")):
-            box.options = [(nothing, None), *places]
+            box.options = [(nothing, -1), *places]
         self.look = None
         self.score = score if score in names else ""
         self.arrange()
 
     def _search(self) -> None:
         query, key = self._from.value, self._to.value
-        self.look = None if query is None or key is None else (query, key)
+        self.look = None if min(query, key) < 0 else (query, key)
 
     def grid(self) -> np.ndarray | None:
         """The numbers that order the heads, (layer, head) float32."""

@@ -78,15 +78,16 @@ class TokenLooks(widgets.VBox):
         alone = matrix is not None and bool(self._one)
         token = 0 if alone else self.token
         with strip.hold_sync():
+            if matrix is not None:
+                reach = 1.0 if self._unit == "attention" else float(np.abs(matrix).max(initial=0)) or 1.0
+                strip.scale, strip.centre = ("effect", 0.0) if alone else ("amount", None)
+                strip.low, strip.high, strip.unit = (-reach if alone else 0.0), reach, self._unit
             if matrix is None or token is None or token >= len(matrix):
                 strip.values, strip.title = None, POINT
                 strip.marks = {name: at for name, at in strip.marks.items() if name != "looking"}
                 self.bars.show({})
                 return
-            values = matrix[token] if self.direction == "from" or alone else matrix[:, token]
-            reach = 1.0 if self._unit == "attention" else float(np.abs(matrix).max(initial=0)) or 1.0
-            strip.scale, strip.centre = ("effect", 0.0) if alone else ("amount", None)
-            strip.low, strip.high, strip.unit, strip.values = (-reach if alone else 0.0), reach, self._unit, values
+            strip.values = values = matrix[token] if self.direction == "from" or alone else matrix[:, token]
             looking = len(values) - 1 if alone else token
             strip.marks = {**strip.marks, "looking": [looking]}
             name = f"{strip.tokens[looking]} ({looking})"
