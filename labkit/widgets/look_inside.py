@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import torch
-import traitlets as t
 
 from labkit.widgets.tool import in_words, row, shown
 
@@ -91,10 +90,7 @@ class LookInside(widgets.VBox):
             answer, foil = self._answer_and_foil(column, column.strip.selection)
             tool = make(lm, text, "", answer, foil, background=background)
         else:
-            try:
-                tool = make(lm, ids, background=background)
-            except t.TraitError:  # a tool that takes text alone
-                tool = make(lm, text, background=background)
+            tool = make(lm, ids, background=background)
         self.tool = tool
         self._arrange()
         return tool

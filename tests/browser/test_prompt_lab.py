@@ -233,7 +233,7 @@ def test_another_measure_colours_anew(page: Page) -> None:
     lab.get_by_label("colour by").select_option("probability")
 
 
-@pytest.mark.parametrize("name", ["Attention", "Patching"])
+@pytest.mark.parametrize("name", ["Attention", "Lens", "Patching"])
 def test_from_a_token_one_looks_inside(page: Page, name: str) -> None:
     lab = cell(page, "prompt")
     written(lab).first.click()
@@ -242,7 +242,10 @@ def test_from_a_token_one_looks_inside(page: Page, name: str) -> None:
     button(lab, name).click()
     inner = lab.locator(".labkit-tool .labkit-tool")
     expect(inner).to_have_count(1)
-    expect(inner.locator(".labkit-token").nth(13)).to_have_text("·to")
+    if name == "Lens":
+        expect(inner.locator(".labkit-heatmap").first).to_be_visible()
+    else:
+        expect(inner.locator(".labkit-token").nth(13)).to_have_text("·to")
     if name == "Patching":
         expect(inner.get_by_label("answer")).to_have_value(" Mary")
         expect(inner.get_by_label("foil")).to_have_value(" the")
