@@ -117,14 +117,13 @@ class _Stream(BaseStreamer):
             self.past_prompt = True
             return
         logits, total, top = self.watch.steps.popleft()
-        id = int(value.view(-1)[0])
-        token = GeneratedToken(
-            id,
-            float((logits[id] - total).exp()),
-            tuple(top.indices.tolist()),
-            tuple((top.values - total).exp().tolist()),
-            self.tokenizer,
-        )
+        id = int(value.view(-1)[0])  # on the CPU already
+        # one copy from the device a token: double, which holds every token id exactly
+        probabilities = (torch.cat([logits[id, None], top.values]) - total).exp()
+        numbers = torch.cat([probabilities.double(), top.indices.double()]).tolist()
+        count = len(top.indices)
+        ids = tuple(int(n) for n in numbers[1 + count :])
+        token = GeneratedToken(id, numbers[0], ids, tuple(numbers[1 : 1 + count]), self.tokenizer)
         self.tokens.append(token)
         if self.on_token is not None:
             self.on_token(token)
