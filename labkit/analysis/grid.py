@@ -170,26 +170,7 @@ class PatchGrid:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write values and recipe to one file (`.npz`), in one step: the file is whole or not there."""
-        path = Path(path)
-        about = {
-            "format": FORMAT,
-            "over": self.over,
-            "index": self.index,
-            "clean": self.clean,
-            "corrupt": self.corrupt,
-            "clean_tokens": [vars(t) for t in self.clean_tokens],
-            "corrupt_tokens": [vars(t) for t in self.corrupt_tokens],
-            "recipe": self.recipe,
-        }
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, values=self.values, about=np.array(json.dumps(about)))
-            os.replace(part, path)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
-        return path
+        return save_arrays(path, {"values": self.values}, about_of(self))
 
     def __repr__(self) -> str:
         shape = " x ".join(f"{len(n)} {name}s" for name, n in zip(self.over, self.index, strict=True))
@@ -247,6 +228,63 @@ def recipe_of(
 _USUAL = {"direction": "denoise", "method": "exact", "at": -1}
 
 
+def about_of(grid: PatchGrid) -> dict[str, Any]:
+    """Everything about a grid but its values, as JSON can hold it."""
+    return {
+        "format": FORMAT,
+        "over": grid.over,
+        "index": grid.index,
+        "clean": grid.clean,
+        "corrupt": grid.corrupt,
+        "clean_tokens": [vars(t) for t in grid.clean_tokens],
+        "corrupt_tokens": [vars(t) for t in grid.corrupt_tokens],
+        "recipe": grid.recipe,
+    }
+
+
+def grid_of(values: np.ndarray, about: dict[str, Any]) -> PatchGrid:
+    """The grid that `about_of` told about."""
+    recipe = {**about["recipe"], "usual_over": tuple(about["recipe"]["usual_over"])}
+    clean, corrupt = ([Token(**t) for t in about[f"{name}_tokens"]] for name in ("clean", "corrupt"))
+    over, index = tuple(about["over"]), tuple(about["index"])
+    return _class_of(recipe)(values, over, index, about["clean"], about["corrupt"], clean, corrupt, recipe)
+
+
+def save_arrays(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Path:
+    """Write arrays and what is to be known of them to one file, in one step: the file is whole or not there."""
+    path = Path(path)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays, about=np.array(json.dumps(about)))  # type: ignore[arg-type]
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def open_arrays(path: str | os.PathLike[str], *, what: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and what is to be known of them, as `save_arrays` wrote them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not `what` saved by labkit, or comes from a newer labkit.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays.pop("about")))
+        newest = int(about["format"])
+    except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{str(path)!r} is not {what} saved by labkit ({error})") from None
+    if newest > FORMAT:
+        raise ValueError(f"{str(path)!r} was saved by a newer labkit (format {newest}); update labkit to open it")
+    return arrays, about
+
+
 def open_grid(path: str | os.PathLike[str]) -> PatchGrid:
     """Open a grid that `PatchGrid.save` wrote.
 
@@ -254,28 +292,10 @@ def open_grid(path: str | os.PathLike[str]) -> PatchGrid:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a saved grid, or comes from a newer labkit.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            values, about = file["values"], json.loads(str(file["about"]))
-    except (KeyError, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} is not a grid saved by labkit ({error})") from None
-    if about["format"] > FORMAT:
-        raise ValueError(
-            f"{str(path)!r} was saved by a newer labkit (format {about['format']}); update labkit to open it"
-        )
-    about["recipe"]["usual_over"] = tuple(about["recipe"]["usual_over"])
-    return _class_of(about["recipe"])(
-        values,
-        tuple(about["over"]),
-        tuple(about["index"]),
-        about["clean"],
-        about["corrupt"],
-        [Token(**t) for t in about["clean_tokens"]],
-        [Token(**t) for t in about["corrupt_tokens"]],
-        about["recipe"],
-    )
+    arrays, about = open_arrays(path, what="a grid")
+    if "values" not in arrays:
+        raise ValueError(f"{str(path)!r} is not a grid saved by labkit; it holds {', '.join(arrays) or 'nothing'}")
+    return grid_of(arrays["values"], about)
 
 
 def _class_of(recipe: dict[str, Any]) -> type[PatchGrid]:

@@ -182,6 +182,8 @@ class PatchJob:
         self._stop = threading.Event()
         self._metric: Metric | None = None  # set when the unpatched runs are there
         self._wavefront: Wavefront | None = None
+        self._plan: list[list[int]] | None = None
+        self._taken: np.ndarray | None = None
         self.grid = PatchGrid(
             np.full([len(numbers) for numbers in axes.index], np.nan, np.float32),
             axes.over,
@@ -217,7 +219,11 @@ class PatchJob:
         """Ask the job to end; it does before the next block of the model."""
         self._stop.set()
 
-    # -- what is asked for ---------------------------------------------------------------------------------------
+    def take(self, values: np.ndarray) -> None:
+        """Cells that are known from before, in the shape of the grid, NaN where not: they are not computed again."""
+        if values.shape != self.grid.values.shape:
+            raise ValueError(f"the grid is {self.grid.values.shape}; the values are {values.shape}")
+        self._taken = values
 
     # -- the work ------------------------------------------------------------------------------------------------
 
@@ -251,8 +257,15 @@ class PatchJob:
         if not self.ready():
             return
         yield self.done
+        if self._plan is None:  # once: cells that go up together always do, so that each gets the same last digit
+            self._plan = self._chunks(tokens_at_once(self.lm))
+        flat = self.grid.values.reshape(-1)
+        if self._taken is not None:
+            flat[:] = np.where(np.isnan(flat), self._taken.reshape(-1), flat)
+            yield self.done
+        chunks = [chunk for chunk in self._plan if np.isnan(flat[chunk]).any()]
         work = lambda chunk: self._values([self.cells[i] for i in chunk])  # noqa: E731
-        for chunk, values in in_chunks(self._chunks(tokens_at_once(self.lm)), work, stopped=self._stop.is_set):
+        for chunk, values in in_chunks(chunks, work, stopped=self._stop.is_set):
             self.grid.values.reshape(-1)[chunk] = values
             yield self.done
 

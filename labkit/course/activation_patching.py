@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from labkit.course.checks import CLEAN, CORRUPT, Verdict, exercise, logit_diff
+from labkit.course.checks import CLEAN, CORRUPT, Verdict, a_head, exercise, logit_diff
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
@@ -38,3 +38,17 @@ def _a_pair_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
     if a > 1 and b < a - 2:
         return Verdict(True, said + " A pair to patch with.")
     return Verdict(False, said + " Clean should favour the answer by more than 1, and corrupt at least 2 less.")
+
+
+@exercise("04.3")
+def _heads_together(answer: Any, lm: LanguageModel) -> Verdict:
+    from labkit.analysis.inspect import together
+    from labkit.analysis.patching import PatchJob
+
+    heads = [a_head(head, lm) for head in answer]
+    if len(set(heads)) > 6:
+        return Verdict(False, f"Those are {len(set(heads))} heads; six at most.")
+    grid = PatchJob(lm, CLEAN, CORRUPT, " Mary", " John", site="z").grid
+    share = together(lm, grid, sorted(set(heads))).normalized
+    said = f"Together these {len(set(heads))} heads bring the metric to {share:.2f} on the scale from 0 to 1."
+    return Verdict(share > 0.8, said if share > 0.8 else said + " Look for more than 0.8.")

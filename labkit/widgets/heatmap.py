@@ -40,6 +40,10 @@ class Heatmap(Block):
         texts: a word for each cell, row by row, written into it; cut where it does not fit, whole in the note.
         notes: for each cell what its note says instead of the number.
         ticks: (value, label) pairs for the colour bar, where numbers alone would not do.
+        estimated: (rows, columns), uint8, 1 where a value is an estimate: those cells are dotted, and said to be.
+        cone: (rows, columns), uint8, 0 outside the causal cone of a cell, where thin lines lie over the colours.
+        gestures: cells can be chosen together (Shift or Ctrl and a click, Shift+Enter), and one dragged onto another
+            (or M on the one, Enter on the other).
 
     A large grid is best given pooled, with `extent` its true size and labels for all of it; whoever observes `window`
     gives the numbers of a part as `detail`.
@@ -51,11 +55,21 @@ class Heatmap(Block):
 
     Traits:
         selection, hovered: (row, column) or None.
+        chosen: the cells chosen together, in order.
+        arrow: the last drag, ((row, column), (row, column)), from where to where; or None.
         window: (row, row stop, column, column stop) that is looked at; None for all.
         detail, detail_at: the numbers of such a part, and which.
     """
 
-    _esm = module("cell_grid", "heatmap_texts", "heatmap_window", "heatmap")
+    _esm = module(
+        "cell_grid",
+        "heatmap_texts",
+        "heatmap_window",
+        "heatmap_estimates",
+        "heatmap_cone",
+        "heatmap_gestures",
+        "heatmap",
+    )
     _css = style("heatmap")
 
     values = Array(2).tag(to_json=_values_to_wire)
@@ -84,6 +98,13 @@ class Heatmap(Block):
     ticks: t.List = t.List().tag(sync=True)
     selection = cell().tag(sync=True)
     hovered = cell().tag(sync=True)
+    estimated = Array(2)
+    cone = Array(2)
+    gestures = t.Bool(False).tag(sync=True)
+    chosen = t.List(t.Tuple(t.Int(), t.Int())).tag(sync=True)
+    arrow = t.Tuple(t.Tuple(t.Int(), t.Int()), t.Tuple(t.Int(), t.Int()), default_value=None, allow_none=True).tag(
+        sync=True
+    )
 
     def __init__(
         self,
@@ -109,7 +130,7 @@ class Heatmap(Block):
             **traits,
         )
 
-    @t.observe("values", "title", "unit", "row_axis", "column_axis")
+    @t.observe("values", "title", "unit", "row_axis", "column_axis", "estimated", "gestures")
     def _describe(self, _change: Any) -> None:
         if self.values is None:
             self.description = f"{self.title or 'heatmap'}, empty"
@@ -118,10 +139,14 @@ class Heatmap(Block):
         numbers = self.numbers()
         known = numbers[np.isfinite(numbers)]
         said = f"from {known.min():.3g} to {known.max():.3g} {self.unit}".rstrip() if known.size else "not computed yet"
+        if guessed := 0 if self.estimated is None else int(self.estimated.astype(bool).sum()):
+            said += f"; {guessed} of {rows * columns} cells are estimates, dotted"
         self.description = (
             f"{self.title or 'heatmap'}: {rows} rows ({self.row_axis or 'rows'}) by {columns} columns "
             f"({self.column_axis or 'columns'}), values {said}. Arrow keys move, Enter selects."
         )
+        if self.gestures:
+            self.description += " Shift+Enter chooses several; M marks a cell, and Enter on another patches it there."
 
     def numbers(self) -> np.ndarray:
         """The values as float32 (rows, columns), also where they are held as uint8."""
@@ -142,6 +167,7 @@ class Heatmap(Block):
             self.numbers(), self.row_labels, self.column_labels, scale=self.scale, low=self.low, high=self.high,
             centre=self.centre, row_axis=self.row_axis, column_axis=self.column_axis, unit=self.unit,
             origin=self.origin, square=self.square, title=self.title, texts=self.texts, ticks=self.ticks,
+            estimated=self.estimated,
         )  # fmt: skip
 
     def code(self) -> str:

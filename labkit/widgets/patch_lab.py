@@ -1,9 +1,17 @@
-"""PatchLab: two prompts side by side, and what each activation of one does in the other."""
+"""PatchLab: two prompts side by side, and what each activation of one does in the other.
+
+The tool is made of four parts, each a room of its own: the pair (`pair_editor`), the grid (`live_grid`), the close look
+(`inspector`) and the question whether it is real (`controls_face`). Here they are put together.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
@@ -11,30 +19,39 @@ import numpy as np
 import traitlets as t
 
 from labkit.analysis.grid import PatchGrid
-from labkit.analysis.inspect import inspect
-from labkit.analysis.patching import DIRECTIONS, PatchJob
-from labkit.tokens import align
+from labkit.analysis.inspect import Move, Place, code_of, site_of
+from labkit.analysis.patching import DIRECTIONS
+from labkit.analysis.tasks import task
 from labkit.widgets.block import cell
-from labkit.widgets.heatmap import Heatmap
+from labkit.widgets.controls_face import ControlsFace
+from labkit.widgets.inspector import Inspector
 from labkit.widgets.jobs import Desk
-from labkit.widgets.prompt_box import PromptBox
+from labkit.widgets.lab_file import open_lab, save_lab
+from labkit.widgets.live_grid import Known, LiveGrid, Question, metric_words
+from labkit.widgets.pair_editor import PairEditor
+from labkit.widgets.patchable import OVER, SITES, Over, Patchable
 from labkit.widgets.snapshot import card, note
-from labkit.widgets.token_bars import TokenBars
-from labkit.widgets.token_strip import TokenStrip
-from labkit.widgets.tool import FRAME, Tool, column, in_words, row, special
+from labkit.widgets.tool import Tool, row
 
 if TYPE_CHECKING:
+    from labkit.analysis.controls_result import Controls
     from labkit.models.language_model import LanguageModel
 
-SITES = (
-    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out",  # layers x positions
-    "z", "q", "k", "v", "pattern", "head_out",  # layers x heads
-)  # fmt: skip
-_WORDS = {"denoise": "denoise: clean into corrupt", "noise": "noise: corrupt into clean"}
+PAIRS = 12  # of the task that a pair comes from: for the control over many pairs
+
+
+class _Open:
+    """`PatchLab.open(lm, path)` opens a saved lab; `open()` of a widget is what ipywidgets opens its channel with."""
+
+    def __get__(self, lab: PatchLab | None, kind: type[PatchLab]) -> Callable[..., Any]:
+        return kind._open if lab is None else super(PatchLab, lab).open
 
 
 class PatchLab(Tool):
-    """Activation patching to watch: cells fill in as they are computed; click one for what the model would then write.
+    """Activation patching to watch: an estimate at once, exact cells over it as they are computed.
+
+    Click a cell for what the model would then write; Shift+click several to patch them together; drag a cell onto
+    another to put its activation there.
 
     Args:
         lm: the model.
@@ -43,13 +60,19 @@ class PatchLab(Tool):
         answer: the token that clean calls for, with its space: `" Mary"`.
         foil: the token that corrupt calls for; may be empty.
         site: which activation is patched.
+        over: the grid's axes: `("layer", "position")`; for a site by head also `("layer", "head")`, and in one layer
+            `("head", "position")`; for `mlp_act`, in one layer, `("neuron", "position")`.
+        layer: the layer of a grid that is over one; without it the middle one, or that of the last cell selected.
         direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
+        chosen: cells to patch together, such as `[(23, 3), (20, 0)]`.
         background: do the work in a thread of its own; by default everywhere but in Colab.
 
     Traits:
-        clean, corrupt, answer, foil, site, direction: the settings.
-        grid: the `PatchGrid`, as `labkit.patch` gives it; fills in while the work goes on.
+        clean, corrupt, answer, foil, site, over, layer, direction: the settings.
+        grid: the `PatchGrid`, as `labkit.patch` gives it; fills in with exact cells while the work goes on.
         selection: (layer, position or head) of the cell that is looked at closely.
+        chosen: cells that are patched together.
+        arrow: ((layer, position), (layer, position)): the first one's activation is put where the second is.
     """
 
     clean = t.Unicode()
@@ -57,9 +80,13 @@ class PatchLab(Tool):
     answer = t.Unicode()
     foil = t.Unicode()
     site = t.Enum(SITES, "resid_pre")
+    over = t.Enum(list(OVER.values()), ("layer", "position"))
+    layer = t.Int(0)
     direction = t.Enum(DIRECTIONS, "denoise")
     grid = t.Any(None)
     selection = cell()
+    chosen = t.List(t.Tuple(t.Int(), t.Int()))
+    arrow = t.Tuple(t.Tuple(t.Int(), t.Int()), t.Tuple(t.Int(), t.Int()), default_value=None, allow_none=True)
 
     def __init__(
         self,
@@ -70,94 +97,67 @@ class PatchLab(Tool):
         foil: str | None = None,
         *,
         site: str = "resid_pre",
+        over: Over | None = None,
+        layer: int | None = None,
         direction: str = "denoise",
+        chosen: Sequence[Place] = (),
         background: bool | None = None,
     ) -> None:
         super().__init__(lm, background=background)
-        self._job: PatchJob | None = None
-        self._close_look = Desk(lm, background=background)  # a desk of its own: a click does not cancel the grid
-        self.boxes = {name: PromptBox(label=f"{name.capitalize()} prompt") for name in ("clean", "corrupt")}
-        self.strips = {name: TokenStrip() for name in ("clean", "corrupt")}
-        for strip in self.strips.values():
-            strip.add_class("labkit-short")
-        self._words = {name: widgets.Text(description=name) for name in ("answer", "foil")}
-        self._site = widgets.Dropdown(options=SITES, description="site")
-        self._direction = widgets.Dropdown(options=[(_WORDS[name], name) for name in DIRECTIONS])
-        for control, width in (*((word, "150px") for word in self._words.values()), (self._site, "160px")):
-            control.style = {"description_width": "initial"}
-            control.layout.width = width
-        self._direction.layout.width = "210px"
-        self.heatmap = Heatmap(row_axis="layer (0 at the bottom)", centre=0.0, origin="bottom", max_height=480)
-        self.heatmap.layout.flex = "1 1 460px"
-        self.bars = TokenBars()
-        self.bars.layout.flex, self.bars.layout.width = "0 0 auto", "264px"
-        for name, control in {**self.boxes, **self._words, "site": self._site, "direction": self._direction}.items():
-            t.link((self, name), (control, "value"))
-        t.link((self, "selection"), (self.heatmap, "selection"))
-        for name, value in {"clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil}.items():
-            setattr(self, name, value or "")
-        self.site, self.direction = site, direction
-        self.observe(lambda _: self._align(), ["clean", "corrupt"])
-        self.observe(lambda _: self.start() if self.grid is not None else None, ["site", "direction"])
-        self.observe(lambda _: self._ask_for_cell(), "selection")
-        for box in self.boxes.values():
-            box.on_submit(self.start)
-            box.layout.flex = "1 1 380px"
-            box.layout.width = "auto"
+        # Desks of their own: a click or a keystroke does not cancel the grid.
+        self._close_look, self._offers, self._doubts = (Desk(lm, background=background) for _ in range(3))
+        self._paused = False
+        self._asked: Question | None = None
+        self._computing = 0  # grids asked for and not ended
+        self.pair = PairEditor(lm, ask=lambda work: self._ask(work, desk=self._offers), submit=self.start)
+        self.live = LiveGrid(lm)
+        self.inspector = Inspector()
+        self.controls = ControlsFace(lm, check=self.begin_checks)
+        self.heatmap, self.bars = self.live.heatmap, self.inspector.bars
+        self.what = Patchable(lm, site=site, over=over, layer=layer, direction=direction)
+        self.pause_button = widgets.Button(description="Pause", disabled=True, tooltip="Pause, and go on later")
+        self.stop_button.description = "Cancel"
+        for name in ("clean", "corrupt", "answer", "foil"):
+            t.link((self, name), (self.pair, name))
+        for name in ("site", "over", "layer", "direction"):
+            t.link((self.what, name), (self, name))
+        for name in ("grid", "selection", "chosen", "arrow"):
+            t.link((self, name), (self.live, name))
+        self.pair.use(clean, corrupt, answer or "", foil or "")
+        self.chosen = [tuple(place) for place in chosen]
+        self.observe(lambda _: self._again(), ["site", "over", "layer", "direction"])
+        self.observe(lambda _: self.controls.forget(ready=self.grid.complete), "grid")
+        self.observe(lambda _: self._look(), ["selection", "chosen", "arrow"])
+        self.pause_button.on_click(lambda _: self.start() if self._paused else self.pause())
+        self.heatmap.layout.flex = "1 1 420px"
+        self.inspector.layout.flex, self.inspector.layout.width = "0 0 auto", "280px"
         self.children = [
-            row(*self.boxes.values(), wide=True),
-            column(*self.strips.values()),
-            row(*self._words.values(), self._site, self._direction, self.run_button, self.stop_button),
-            self.status,
-            row(self.heatmap, self.bars, wide=True),
+            self.pair,
+            self.what,
+            row(self.run_button, self.pause_button, self.stop_button, self.status),
+            row(self.heatmap, self.inspector, wide=True),
+            self.controls,
         ]
-        fits = self._align()
-        if fits and answer:
+        if self.pair.fits and answer:
             self.start()
+            if self.chosen:
+                self._look()
+        elif self.pair.fits:
+            self.status.say("Choose the answer and the foil from what the model would write, and run.")
+        self.pair.offer()
 
-    # -- prompts ---------------------------------------------------------------------------------------------------
-
-    def _align(self) -> bool:
-        """Show both prompts token by token; say in plain words where they do not fit each other."""
-        tokens = {}
-        for name in self.strips:
-            prompt = getattr(self, name)
-            try:
-                tokens[name] = self.lm.tokens(prompt) if prompt else []
-            except ValueError as error:
-                self.status.complain(f"{name.capitalize()}: {error}")
-                return False
-        left, right = tokens["clean"], tokens["corrupt"]
-        longest = max(len(left), len(right))
-        differ = [i for i in range(longest) if i >= min(len(left), len(right)) or left[i].id != right[i].id]
-        widths = [max(len(side[i].display) for side in (left, right) if i < len(side)) for i in range(longest)]
-        for name, strip in self.strips.items():
-            with strip.hold_sync():
-                strip.selection = strip.hovered = None
-                strip.tokens = [token.display for token in tokens[name]]
-                strip.widths = widths
-                strip.title = ""
-                strip.marks = {
-                    "differs": [i for i in differ if i < len(tokens[name])] if left and right else [],
-                    "special": special(tokens[name]),
-                }
-        if not left or not right:
-            self.status.say("Write two prompts with the same number of tokens, and the token each calls for.")
-            return False
-        try:
-            align(self.lm, self.clean, self.corrupt)
-        except ValueError as error:
-            self.status.complain(in_words(error))
-            return False
-        where = ", ".join(map(str, differ[:6])) + ("…" if len(differ) > 6 else "")
-        said = f"they differ at position {where}" if differ else "they are the same"
-        self.status.say(f"{len(left)} tokens each; {said}.")
-        return True
-
-    # -- the grid ----------------------------------------------------------------------------------------------------
+    # -- the grid ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self.stop()
+        """Compute what is not known yet of the present settings; what was going on here is cancelled."""
+        self._halt()
+        self._paused = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._computing += 1
+        self._asked = self.question()
+        self.pause_button.description, self.pause_button.disabled = "Pause", False
         self._ask(self._patch)
 
     def run(self, timeout: float | None = None) -> PatchGrid:
@@ -166,116 +166,204 @@ class PatchLab(Tool):
         self.wait(timeout)
         return self.grid
 
+    def pause(self) -> None:
+        """Stop soon, to go on with `start()`; what is done is kept."""
+        self._paused = True
+        self._halt()
+
     def stop(self) -> None:
-        super().stop()
+        """Cancel what is going on, or was paused; what is done is kept."""
+        paused, self._paused = self._paused, False
+        self._halt()
         self._close_look.stop()
-        if self._job is not None:
-            self._job.cancel()  # it ends before the model's next block; the event alone, after the chunk
+        self._doubts.stop()
+        self.controls.stop()
+        if paused and not self._computing:
+            self._stopped()
+            self._settle()
+
+    def _halt(self) -> None:
+        super().stop()
+        if self._working is not None and (job := self._working.job) is not None:
+            job.cancel()  # it ends before the model's next block; the event alone, after the chunk
+
+    @property
+    def _working(self) -> Known | None:
+        """What is known of the question that is shown, and worked on."""
+        return None if self.live.question is None else self.live.known.get(self.live.question)
 
     def wait(self, timeout: float | None = None) -> None:
         super().wait(timeout)
-        self._close_look.wait(timeout)
+        for desk in (self._close_look, self._offers, self._doubts):
+            desk.wait(timeout)
+
+    def question(self) -> Question:
+        """What the present settings ask."""
+        what = self.what
+        layer = what.layer if what.one_layer else None
+        return Question(self.clean, self.corrupt, self.answer, self.foil, what.site, what.over, what.direction, layer)
 
     def _patch(self, stop: threading.Event) -> None:
-        self.selection = None
-        self.bars.show({}, note="Click a cell to see what the model would write after this patch.")
-        job = PatchJob(
-            self.lm, self.clean, self.corrupt, self.answer or None, self.foil or None,
-            site=self.site, direction=self.direction,
-        )  # fmt: skip
-        self.status.say("Waiting for the model…", share=0.0)
-        self._job, self.grid = job, job.grid
-        began = due = time.monotonic()
-        self._label(job.grid)
         try:
-            for done in job.steps():
-                if stop.is_set():
-                    job.cancel()
-                if time.monotonic() < due:
-                    continue
-                self._fill(job.grid)
-                self.status.say(f"{done} of {job.total} cells", share=done / job.total)
-                due = time.monotonic() + FRAME
+            self._fill(stop)
         finally:
-            self._fill(job.grid)
-        seconds = time.monotonic() - began
-        if job.done < job.total:
-            self.status.say(f"Stopped at {job.done} of {job.total} cells; what was computed is kept. Run starts over.")
-        else:
-            gap = f"{_metric_words(job.grid)}: clean {job.grid.clean:.2f}, corrupt {job.grid.corrupt:.2f}"
-            self.status.say(f"{job.total} cells in {seconds:.1f} s · {gap}".replace("-", "−"))
+            self._computing -= 1
 
-    def _label(self, grid: PatchGrid) -> None:
-        other = grid.over[1]
-        base = "corrupt" if grid.direction == "denoise" else "clean"
-        with self.heatmap.hold_sync():
-            self.heatmap.title = f"{grid.site}: {_WORDS[grid.direction].split(': ')[1]}"
-            self.heatmap.values = grid.values
-            self.heatmap.row_labels = grid.labels("layer")
-            self.heatmap.column_labels = grid.labels(other)
-            self.heatmap.column_axis = f"position ({base} prompt)" if other == "position" else "head"
-            self.heatmap.column_marks = self.strips["clean"].marks["differs"] if other == "position" else []
-
-    def _fill(self, grid: PatchGrid) -> None:
-        shown, unit = effects(grid)
-        known = shown[np.isfinite(shown)]
-        reach = float(np.abs(known).max(initial=0.0))
-        reach = 1.0 if reach < 1.1 else reach  # a little beyond the whole way is the whole way
-        with self.heatmap.hold_sync():
-            self.heatmap.low, self.heatmap.high, self.heatmap.unit = -reach, reach, unit
-            self.heatmap.values = shown
-
-    # -- one cell ----------------------------------------------------------------------------------------------------
-
-    def _ask_for_cell(self) -> None:
-        if self.selection is None or self.grid is None:
+    def _fill(self, stop: threading.Event) -> None:
+        began, question = time.monotonic(), self.question()
+        before = self.live.known.get(question)
+        how = "computed before" if before is not None and before.grid.complete else ""
+        grid = None
+        if not stop.is_set():
+            self.status.say("Waiting for the model…", share=0.0)
+            grid = self.live.fill(question, stop, lambda text, share: self.status.say(text, share=share)).grid
+        if grid is None or not grid.complete:
+            self._stopped()
             return
-        grid, (layer, place) = self.grid, self.selection
-        other = grid.over[1]
-        if layer >= len(grid.index[0]) or place >= len(grid.index[1]):
+        how = how or f"in {time.monotonic() - began:.1f} s"
+        self.controls.button.disabled = False
+        gap = f"{metric_words(grid)}: clean {grid.clean:.2f}, corrupt {grid.corrupt:.2f}"
+        self.status.say(f"{grid.values.size} cells {how} · {gap}".replace("-", "−"))
+
+    def _stopped(self) -> None:
+        if self._computing > 1:
+            return  # another grid is to come, or this one again
+        what, grid = "Paused" if self._paused else "Stopped", self.grid
+        if grid is None:
+            self.status.say(f"{what}.")
             return
-        at = f"Layer {grid.index[0][layer]}, {other} {grid.labels(other)[place]}"
-        self.bars.show({}, title=at, note="Computing…")
+        goes_on = "Resume goes on." if self._paused else "what was computed is kept, and Run goes on from there."
+        self.status.say(f"{what} at {_exact(grid)} of {grid.values.size} cells; {goes_on}")
 
-        def look(stop: threading.Event) -> None:
-            if stop.is_set():
-                return
-            report = inspect(self.lm, grid, grid.index[0][layer], grid.index[1][place])
-            effect = "not computed yet"
-            if np.isfinite(report.effect):
-                effect = f"{report.effect:+.2f} {_metric_words(grid)}"
-            if np.isfinite(report.normalized):
-                effect += f"\n{report.normalized:.2f} on the scale from corrupt (0) to clean (1)"
-            base = "corrupt" if grid.direction == "denoise" else "clean"
-            self.bars.marked = [word.display for word in self._answer_tokens()]
-            self.bars.show(
-                {f"before: {base} prompt": report.before, "after the patch": report.after}, title=at, note=effect
-            )
+    def _settle(self) -> None:
+        super()._settle()
+        self.stop_button.disabled = self.stop_button.disabled and not self._paused
+        self.pause_button.description = "Resume" if self._paused else "Pause"
+        self.pause_button.disabled = not (self._paused or self._computing)
 
-        self._ask(look, desk=self._close_look)
+    def _again(self) -> None:
+        if self.grid is not None and self.question() != self._asked:
+            self.start()
 
-    def _answer_tokens(self) -> list[Any]:
-        from labkit.tokens import describe, single_token
+    # -- is it real? ---------------------------------------------------------------------------------------------
 
-        return describe(self.lm.tokenizer, [single_token(self.lm, w) for w in (self.answer, self.foil) if w])
+    def check(self, timeout: float | None = None) -> Controls | None:
+        """Hold the finished grid against the usual doubts, and wait for it; `lk.controls` gives the same."""
+        self.begin_checks()
+        self._doubts.wait(timeout)
+        return self.controls.result
 
-    # -- the rest ----------------------------------------------------------------------------------------------------
+    def begin_checks(self) -> None:
+        """Begin with the checks of the grid that is shown; they are listed as they are made."""
+        question, known = self.live.question, self._working
+        if question is None or known is None or not known.grid.complete:
+            self.status.complain("The grid has to be finished first: run it.")
+            return
+        if question.layer is not None:
+            self.status.complain("The checks are for grids over layers.")
+            return
+        name, seed = self.pair.task.value, 1 + self.pair.seed
+        pairs = task(name).pairs(self.lm, PAIRS, seed=seed) if name else []
+        self._ask(lambda stop: self.controls.make(question, known, pairs, stop), desk=self._doubts)
+
+    # -- a closer look -------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Look closely at what was pointed out last: a drag, several cells, or one."""
+        grid = self.grid
+        if grid is None and not self.chosen:
+            return
+        if grid is None:
+            try:
+                grid = self.question().job(self.lm).grid
+            except ValueError:
+                return  # the run says so
+        work = self.inspector.look(
+            self.lm, grid, selection=self.live.selection, chosen=list(self.live.chosen), arrow=self.live.arrow
+        )
+        if self.live.selection is not None and grid.over[0] == "layer":
+            self.what.layer = self.live.selection[0]  # where to look closer, if heads or neurons are asked for next
+        if work is None:
+            self._close_look.stop()
+            return
+        # A look does not wait for the grid: the grid stops for it, and goes on.
+        if busy := self._computing > 0 and not self._paused:
+            self._halt()
+        self._ask(work, desk=self._close_look)
+        if busy:
+            self._go_on()
+
+    # -- the rest ------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the settings and every grid that is known, finished or not, to one file (`.npz`)."""
+        names = ("clean", "corrupt", "answer", "foil", "site", "over", "layer", "direction", "chosen")
+        return save_lab(path, self.lm, {name: getattr(self, name) for name in names}, self.live.known)
+
+    @classmethod
+    def _open(cls, lm: LanguageModel, path: str | os.PathLike[str], *, background: bool | None = None) -> PatchLab:
+        """Open a lab that `save` wrote: nothing that is in it is computed again, and what is not done can go on.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a saved lab, or it is one of another model.
+        """
+        settings, known = open_lab(path, lm)
+        what = {name: settings[name] for name in ("site", "layer", "direction")}
+        lab = cls(lm, over=tuple(settings["over"]), background=background, **what)
+        lab.pair.use(*(settings[name] for name in ("clean", "corrupt", "answer", "foil")))
+        lab.live.known.update(known)
+        if lab.question() in known:
+            lab.live.show(lab.question())
+            lab.chosen = [tuple(place) for place in settings["chosen"]]
+            lab._paused = not lab.grid.complete
+            if lab._paused:
+                lab._stopped()
+                lab._settle()
+            else:
+                lab.start()
+        lab.pair.offer()
+        return lab
+
+    open = _Open()
+
+    def moves(self) -> list[Move]:
+        """What is looked at closely, as moves from the source run into the base run."""
+        if self.grid is None:
+            return []
+        if self.arrow is not None:
+            return [Move(*(site_of(self.grid, place) for place in self.arrow))]
+        places = self.chosen or ([self.selection] if self.selection else [])
+        return [Move(site, site) for site in (site_of(self.grid, place) for place in places)]
 
     def code(self) -> str:
-        given = [("clean", self.clean), ("corrupt", self.corrupt), ("answer", self.answer), ("foil", self.foil)]
-        given += [("site", self.site), ("direction", self.direction)]
-        arguments = "".join(f"    {name}={value!r},\n" for name, value in given if value)
-        return f"{self.lm.code()}grid = lk.patch(\n    lm,\n{arguments})\ngrid.figure()\n"
+        """The Python that computes the grid that is shown (or asked for), and makes the patch that is looked at."""
+        grid = self.grid
+        if grid is None:
+            given = [("clean", self.clean), ("corrupt", self.corrupt), ("answer", self.answer), ("foil", self.foil)]
+            given += [("site", self.site), ("direction", self.direction)]
+            arguments = "".join(f"    {name}={value!r},\n" for name, value in given if value)
+            return f"{self.lm.code()}grid = lk.patch(\n    lm,\n{arguments})\ngrid.figure()\n"
+        moves = self.moves()
+        return f"{grid.code()}grid.figure()\n" + (f"\n{code_of(grid, moves)}" if moves else "")
 
     def snapshot(self) -> str:
-        prompts = "".join(
-            f'<div><span style="color:#59636e">{name}</span>{strip.picture()}</div>'
-            for name, strip in self.strips.items()
-        )
-        grid = self.heatmap.picture() if self.grid is not None else ""
-        parts = f"<div>{grid}</div>" + (f"<div>{note(self.bars.title)}{self.bars.picture()}</div>" if grid else "")
         title = f"PatchLab · {self.lm.name}" + (f" · {self.heatmap.title}" if self.grid is not None else "")
-        return card(prompts, parts, note(self.status.text), title=title)
+        if self.grid is None:
+            return card(self.pair.strip.picture(), note(self.pair.status.text), title=title)
+        about = f"{metric_words(self.grid)}: clean {self.grid.clean:.2f}, corrupt {self.grid.corrupt:.2f}"
+        done = int((self.grid.values == self.grid.values).sum())
+        about += (
+            "" if self.grid.complete else f" · {done} of {self.grid.values.size} cells exact, dotted ones estimated"
+        )
+        code = (
+            '<details><summary style="color:#59636e">Code</summary>'
+            f'<pre style="font-size:12px;margin:4px 0">{escape(self.code())}</pre></details>'
+        )
+        return card(
+            self.pair.strip.picture(), f"<div>{self.heatmap.picture()}</div>", note(about.replace("-", "−")),
+            f"<div>{self.inspector.picture()}</div>", self.controls.list.picture(), code, title=title,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return (
@@ -284,16 +372,5 @@ class PatchLab(Tool):
         )
 
 
-def effects(grid: PatchGrid) -> tuple[np.ndarray, str]:
-    """What to colour: the share of the way from the run that is patched to the other one, and what to call it."""
-    if grid.clean == grid.corrupt:
-        return grid.values - grid.corrupt, f"change of {_metric_words(grid)}"
-    if grid.direction == "denoise":
-        return grid.normalized, "effect: 0 = corrupt, 1 = clean"
-    return 1 - grid.normalized, "effect: 0 = clean, 1 = corrupt"
-
-
-def _metric_words(grid: PatchGrid) -> str:
-    return {"logit_diff": "logit difference", "logprob": "log probability"}.get(
-        str(grid.recipe["metric"]), str(grid.recipe["metric"])
-    )
+def _exact(grid: PatchGrid) -> int:
+    return int(np.isfinite(grid.values).sum())

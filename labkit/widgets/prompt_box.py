@@ -21,6 +21,7 @@ class PromptBox(Block):
     label = t.Unicode("Prompt").tag(sync=True)
     placeholder = t.Unicode().tag(sync=True)
     rows = t.Int(2).tag(sync=True)
+    delay = t.Int(0, help="milliseconds without a key before `value` follows what is typed").tag(sync=True)
 
     def on_submit(self, call: Callable[[], Any]) -> None:
         """Call this, without arguments, when the person asks for a run."""

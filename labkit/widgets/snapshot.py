@@ -139,10 +139,11 @@ def heatmap_svg(
     origin: str,
     square: bool,
     title: str,
+    estimated: np.ndarray | None = None,
     texts: Sequence[str] = (),
     ticks: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """A heatmap as inline SVG: the cells are one small PNG, the labels are text, and so are words in the cells."""
+    """A heatmap as inline SVG: the cells are one small PNG, labels and words are text, estimates dotted."""
     rows, columns = values.shape
     worded = len(texts) == rows * columns <= _MOST_TEXTS
     width = min(max(columns * (18 if square else 58 if worded else 34), 160), 820 if worded else 640)
@@ -158,6 +159,9 @@ def heatmap_svg(
         f'<image x="{left}" y="8" width="{width:.0f}" height="{height:.0f}" preserveAspectRatio="none" '
         f'style="image-rendering:pixelated" href="{png(picture)}"/>'
     ]
+    guessed = estimated is not None and estimated.shape == values.shape and bool(estimated.any())
+    if estimated is not None and guessed:
+        out.append(_dotted(estimated, left, width / columns, height / rows, origin=origin))
     text = 'font-family="ui-monospace,Menlo,Consolas,monospace" font-size="11" fill="#1f2328"'
     if worded:
         colours = painted(values, scale=scale, low=low, high=high, centre=centre)
@@ -190,7 +194,26 @@ def heatmap_svg(
     out.append(_bar(left + width + 18, min(height, 160), scale, low, high, centre, unit, ticks))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 110:.0f}" height="{total:.0f}" role="img" '
-        f'aria-label="{escape(title or unit)}">{"".join(out)}</svg>'
+        f'aria-label="{escape(title or unit)}{", dotted cells are estimates" if guessed else ""}">{"".join(out)}</svg>'
+    )
+
+
+def _dotted(estimated: np.ndarray, left: float, wide: float, high: float, *, origin: str) -> str:
+    """Dots over the cells that are estimates, and a line that says so."""
+    rows = len(estimated)
+    path = []
+    for row in range(rows):
+        y = 8 + (rows - 1 - row if origin == "bottom" else row) * high
+        edges = np.flatnonzero(np.diff(np.pad(estimated[row].astype(bool), 1).astype(np.int8)))
+        path += [
+            f"M{left + a * wide:.1f} {y:.1f}h{(b - a) * wide:.1f}v{high:.1f}h{(a - b) * wide:.1f}z"
+            for a, b in edges.reshape(-1, 2).tolist()
+        ]
+    name = f"dots{zlib.crc32(estimated.tobytes()):08x}"
+    return (
+        f'<defs><pattern id="{name}" width="6" height="6" patternUnits="userSpaceOnUse">'
+        '<circle cx="1.5" cy="1.5" r="1" fill="#fff"/><circle cx="4.5" cy="4.5" r="1" fill="#1f2328" opacity=".7"/>'
+        f'</pattern></defs><path fill="url(#{name})" d="{"".join(path)}"/>'
     )
 
 

@@ -66,13 +66,17 @@ class Tool(Shown, widgets.VBox):
                 raise
             finally:
                 self._going.discard(mine)
-                self.stop_button.disabled = not self._going
+                self._settle()
                 if not self._going:
                     self.refresh_snapshot()
 
         self._going.add(mine)
         self.stop_button.disabled = False
         (desk or self.desk).ask(guarded)
+
+    def _settle(self) -> None:
+        """Leave the buttons as they should be, now that a piece of work has ended."""
+        self.stop_button.disabled = not self._going
 
     def code(self) -> str:
         """The Python that does the same without the widget."""

@@ -9,7 +9,8 @@ import pytest
 from driver import Lab, errors, open_notebook, run_all
 from playwright.sync_api import Browser, Locator, Page, expect
 from test_circuit_view import MIDDLE
-from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD, click_cell
+from test_patch_lab import go_to, status_of
+from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD
 
 FOLDER = os.environ.get("LABKIT_PICTURES")
 
@@ -44,13 +45,13 @@ def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
         picture(page, 0, f"attention_compare_{theme}")
 
         patching = to_top(tools.nth(1))
-        expect(patching.locator(".labkit-status")).to_contain_text("cells in")
-        click_cell(page, patching, layer=21, column=13)
+        expect(status_of(patching)).to_contain_text("cells in")
+        go_to(page, patching, layer=21, column=13)
+        page.keyboard.press("Enter")
         expect(patching.locator("caption")).to_have_count(2)
         page.mouse.move(5, 5)
-        patching.locator(".labkit-heatmap .labkit-stage").blur()
+        patching.locator(".labkit-heatmap .labkit-stage").first.blur()
         picture(page, 1, f"patch_lab_{theme}")
-
         circuit = page.locator(".labkit-circuit")
         circuit.evaluate("el => { el.style.scrollMarginTop = '24px'; el.scrollIntoView({ block: 'start' }); }")
         touch = circuit.locator(".labkit-circuit-touch").last  # the strongest

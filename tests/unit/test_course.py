@@ -31,6 +31,7 @@ RIGHT = {
         " Tom",
         " James",
     ),
+    "04.3": [(23, 3), (29, 1), (19, 2), (23, 0), (20, 0), (17, 4)],
     "10.2": 120,
 }
 WRONG = {
@@ -52,6 +53,7 @@ WRONG = {
     "03.3": ((0, 0), "goes from"),
     "04.1": (0, "where do they cross"),
     "04.2": (("a", "b", " Mary", " John"), "The logit difference is"),
+    "04.3": ([(0, 0), (1, 1)], "Look for more than 0.8"),
     "10.1": (("a", "b"), "A pair is"),
     "10.2": (60, "0.71 times as wide"),
     "05.1": ((23, 3), "Look for the smallest number"),

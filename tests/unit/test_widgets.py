@@ -17,7 +17,6 @@ from nbclient import NotebookClient
 
 import labkit as lk
 from labkit.widgets.jobs import Desk, in_background
-from labkit.widgets.patch_lab import effects
 from labkit.widgets.scales import SCALES, colour, ink
 from labkit.widgets.snapshot import VIEW, _strongest
 from labkit.widgets.token_bars import TokenBars
@@ -243,76 +242,6 @@ def test_in_colab_the_work_is_done_in_the_calling_thread(monkeypatch: pytest.Mon
 
 
 # -- tools -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
-def test_patch_lab_gives_the_grid_that_patch_gives(lm4: lk.LanguageModel, direction: str) -> None:
-    lab = lk.PatchLab(lm4, CLEAN, CORRUPT, " Mary", " John", site="attn_out", direction=direction)
-    lab.wait(120)
-    grid = lk.patch(lm4, CLEAN, CORRUPT, " Mary", " John", site="attn_out", direction=direction, progress=False)
-    assert isinstance(lab.grid, lk.PatchGrid)
-    np.testing.assert_allclose(lab.grid.values, grid.values, atol=0.02)
-    scope: dict[str, Any] = {"lm": lm4, "lk": lk}
-    exec(lab.code().split("bits=4)\n")[1], scope)
-    np.testing.assert_allclose(scope["grid"].values, grid.values, atol=0.02)
-
-
-def test_no_effect_is_zero_in_both_directions(lm4: lk.LanguageModel) -> None:
-    for direction in ("denoise", "noise"):
-        lab = lk.PatchLab(lm4, CLEAN, CORRUPT, " Mary", " John", direction=direction)
-        lab.wait(120)
-        shown, unit = effects(lab.grid)
-        assert np.abs(shown[:, :9]).max() < 1e-6  # nothing before the difference can matter
-        assert shown[0, 9] == pytest.approx(1, abs=0.02)  # the difference itself is everything
-        assert unit.startswith("effect: 0 = " + ("corrupt" if direction == "denoise" else "clean"))
-
-
-def test_a_chosen_cell_shows_the_tokens_before_and_after(lm4: lk.LanguageModel) -> None:
-    lab = lk.PatchLab(lm4, CLEAN, CORRUPT, " Mary", " John")
-    lab.wait(120)
-    lab.selection = (0, 9)
-    lab.wait(60)
-    (_, before), (_, after) = lab.bars.columns
-    assert before[0][0] == "·John"
-    assert after[0][0] == "·Mary"
-    assert lab.bars.marked == ["·Mary", "·John"]
-    lab.site = "z"  # runs anew, over heads
-    lab.wait(120)
-    assert lab.selection is None
-    assert lab.grid.values.shape == (30, 9)
-
-
-def test_stop_keeps_the_cells_that_were_computed(lm4: lk.LanguageModel) -> None:
-    long = "The weather was fine and everybody in the village was out on the green. " * 12
-    lab = lk.PatchLab(lm4, f"Mary sang. {long}", f"John sang. {long}", " Mary", " John")
-    while lab.grid is None or not np.isfinite(lab.grid.values).any():
-        time.sleep(0.01)
-    lab.stop()
-    lab.wait(60)
-    assert lab.status.text.startswith("Stopped at ")
-    assert np.isfinite(lab.grid.values).any()
-    assert not lab.grid.complete
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"corrupt": CORRUPT + " a"}, "Clean has 14 tokens, corrupt 15"),
-        ({"answer": " Maryanne"}, "The answer ' Maryanne' is "),
-        ({"clean": ""}, "The prompt is empty"),
-    ],
-)
-def test_what_does_not_fit_is_answered_in_plain_words(lm4: lk.LanguageModel, change: Any, said: str) -> None:
-    lab = lk.PatchLab(lm4, CLEAN, CORRUPT, " Mary", " John")
-    lab.wait(60)
-    grid = lab.grid
-    for name, value in change.items():
-        setattr(lab, name, value)
-    with pytest.raises(ValueError, match=r"tokens|empty"):
-        lab.run(60)
-    assert lab.status.kind == "error"
-    assert lab.status.text.startswith(said)
-    assert lab.grid is grid  # nothing is lost
 
 
 def test_markup_in_a_prompt_is_escaped_in_every_saved_picture(lm4: lk.LanguageModel) -> None:

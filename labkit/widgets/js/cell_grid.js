@@ -136,7 +136,9 @@ function cellGrid({ model, el, role, geometry }) {
   });
 
   return {
-    stage, base, colours, palette, resize, drawOver,
+    stage, base, colours, palette, resize, drawOver, under,
+    cursor: () => cursor,
+    announce: (words) => (live.textContent = words),
     /** Say again what is under the pointer, when the numbers have changed. */
     refresh: () => pointed && show(pointed),
     /** Forget where the pointer was: what lies under it has moved. */

@@ -7,6 +7,7 @@ function render({ model, el }) {
   blockRoot(el, "labkit-heatmap");
   const head = element("div", "labkit-heatmap-head");
   const title = element("div", "labkit-title");
+  const legend = element("div", "labkit-heatmap-legend labkit-muted");
   const tools = element("div", "labkit-tool-buttons");
   head.append(title, tools);
   let table = null;
@@ -89,6 +90,7 @@ function render({ model, el }) {
     stage.hidden = !values;
     frame.draw();
     head.hidden = title.hidden && tools.hidden;
+    estimateLegend(model, legend);
     if (!values) return;
     plan = measure(values);
     const context = cells.resize(plan.all.width, plan.all.height);
@@ -137,6 +139,7 @@ function render({ model, el }) {
     dots.getContext("2d").putImageData(picture, 0, 0);
     context.imageSmoothingEnabled = false;
     context.drawImage(dots, left, top, width, height);
+    drawEstimates(context, model, plan, flip, colours);
     if (plan.cellWidth >= 9 && plan.cellHeight >= 9) {
       context.strokeStyle = colours.page;
       context.lineWidth = 1;
@@ -278,6 +281,10 @@ function render({ model, el }) {
         context.strokeRect(x, y, Math.max(width, 4), Math.max(height, 4));
       }
     },
+    under(context) {
+      drawCone(context, model, plan, flip, colours);
+      drawGestures(context, model, plan, flip, colours, gestures);
+    },
     say([row, column]) {
       const name = (axis, at) => [get(`${axis}_axis`).split(" (")[0] || axis, labelOf(axis, at)];
       const places = [name("row", row), name("column", column)];
@@ -291,16 +298,18 @@ function render({ model, el }) {
         line.append(element("span", "labkit-muted", `${axis} `), element("span", "labkit-mono", label));
         return line;
       });
-      const value = element("div", "labkit-note-value", number);
+      const guessed = told === undefined && estimateMask(model)(row, column) ? " (estimate)" : "";
+      const value = element("div", "labkit-note-value", number + guessed);
       if (get("unit") && !ahead && told === undefined && number !== "not computed yet") value.append(element("span", "labkit-muted", ` ${get("unit")}`));
-      const spoken = `${places.map((place) => place.join(" ")).join(", ")}: ${text ? `${text}, ` : ""}${number}`;
+      const spoken = `${places.map((place) => place.join(" ")).join(", ")}: ${text ? `${text}, ` : ""}${number}${guessed}`;
       const word = text ? [element("div", "labkit-mono labkit-note-text", text)] : [];
       return { spoken, content: [...word, value, ...lines] };
     },
   };
   const cells = cellGrid({ model, el, role: "heatmap", geometry });
   const { stage, base, colours } = cells;
-  el.append(head, stage);
+  el.append(head, legend, stage);
+  const gestures = watchGestures(model, stage, cells);
   const frame = heatmapWindow({ model, stage, tools, plan: () => plan, changed: () => redraw() });
 
   function dress() {
@@ -324,16 +333,17 @@ function render({ model, el }) {
   }
   const whole = ["values", "low", "high", "centre", "stops", "title", "unit", "square", "origin", "max_height"]
     .concat(["window", "detail", "detail_at", "extent", "triangular", "zoomable", "texts", "notes", "ticks"])
-    .concat(["row", "column"].flatMap((axis) => [`${axis}_labels`, `${axis}_axis`]), ["column_marks", "description"])
+    .concat(["row", "column"].flatMap((axis) => [`${axis}_labels`, `${axis}_axis`]), ["column_marks", "description", "estimated"])
     .map((name) => `change:${name}`)
     .join(" ");
   model.on(whole, redraw);
-  model.on("change:selection", cells.drawOver);
+  const marks = "change:selection change:cone change:chosen change:arrow";
+  model.on(marks, cells.drawOver);
   return () => {
     stopTheme();
     observer.disconnect();
     model.off(whole, redraw);
-    model.off("change:selection", cells.drawOver);
+    model.off(marks, cells.drawOver);
   };
 }
 

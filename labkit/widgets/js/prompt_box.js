@@ -21,15 +21,26 @@ function render({ model, el }) {
     grow();
   }
 
-  box.addEventListener("input", () => {
+  let waiting = null; // what was typed and is not told yet
+  function tellNow() {
+    clearTimeout(waiting);
+    if (waiting === null) return;
+    waiting = null;
     model.set("value", box.value);
     model.save_changes();
+  }
+  box.addEventListener("input", () => {
     grow();
+    clearTimeout(waiting);
+    waiting = setTimeout(tellNow, model.get("delay"));
+    if (!model.get("delay")) tellNow();
   });
+  box.addEventListener("blur", tellNow);
   box.addEventListener("keydown", (event) => {
     event.stopPropagation(); // the notebook has its own meaning for Enter
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
+    tellNow();
     model.send({ kind: "submit" });
   });
 
@@ -39,6 +50,7 @@ function render({ model, el }) {
   observer.observe(el);
   model.on("change:value change:label change:placeholder change:rows", draw);
   return () => {
+    tellNow();
     stopTheme();
     observer.disconnect();
     model.off("change:value change:label change:placeholder change:rows", draw);

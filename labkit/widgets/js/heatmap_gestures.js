@@ -1,0 +1,139 @@
+// Heatmap, gestures: several cells chosen together (Shift or Ctrl with a click, Shift+Enter), and a cell dragged onto
+// another (or M on the one and Enter on the other). They are caught before the plain click and Enter are.
+
+const sameCell = (a, b) => Boolean(a && b && a[0] === b[0] && a[1] === b[1]);
+
+/** Watch `stage`: `under` gives the cell under an event, `cursor` the keyboard's, `drawOver` draws the overlay anew. */
+function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, announce }) {
+  let pressed = null; // where the pointer went down
+  let swallow = false; // the click that ends a drag is no click
+  const state = { from: null, to: null, marked: null };
+
+  function toggle(cell) {
+    const chosen = model.get("chosen");
+    const less = chosen.filter((one) => !sameCell(one, cell));
+    tell(model, "chosen", less.length < chosen.length ? less : [...chosen, cell]);
+    announce(less.length < chosen.length ? "no longer chosen" : `chosen, ${chosen.length + 1} in all`);
+    redraw();
+  }
+
+  function carry(from, to) {
+    tell(model, "arrow", [from, to]);
+    redraw();
+  }
+
+  const handlers = {
+    pointerdown(event) {
+      swallow = false;
+      pressed = event.button === 0 && event.pointerType !== "touch" && !event.shiftKey ? place(event) : null;
+    },
+    pointermove(event) {
+      if (!pressed) return;
+      const here = place(event);
+      state.from = here && !sameCell(here, pressed) ? pressed : null;
+      state.to = here;
+      redraw();
+    },
+    pointerup(event) {
+      if (!pressed) return;
+      const here = place(event);
+      swallow = state.from !== null;
+      if (swallow && here) carry(pressed, here);
+      pressed = state.from = state.to = null;
+      redraw();
+    },
+    pointerleave() {
+      pressed = state.from = state.to = null;
+      redraw();
+    },
+    click(event) {
+      const many = event.shiftKey || event.ctrlKey || event.metaKey;
+      if (!swallow && !many) return;
+      event.stopImmediatePropagation();
+      const cell = place(event);
+      if (!swallow && cell) toggle(cell);
+      swallow = false;
+    },
+    keydown(event) {
+      const cell = cursor();
+      if (!cell) return;
+      if (event.key === "Enter" && event.shiftKey) toggle(cell);
+      else if (event.key === "m" || event.key === "M") {
+        state.marked = cell;
+        announce("marked: move to another cell and press Enter to patch it there");
+        redraw();
+      } else if (event.key === "Enter" && state.marked && !sameCell(state.marked, cell)) {
+        carry(state.marked, cell);
+        state.marked = null;
+        redraw();
+      } else if (event.key === "Escape" && (state.marked || model.get("arrow") || model.get("chosen").length)) {
+        state.marked = null;
+        tell(model, "arrow", null);
+        tell(model, "chosen", []);
+        redraw();
+        return; // and the selection goes as well
+      } else return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+    },
+  };
+  const active = {};
+  for (const [name, handle] of Object.entries(handlers)) {
+    active[name] = (event) => (model.get("gestures") ? handle(event) : undefined);
+    stage.addEventListener(name, active[name], { capture: true });
+  }
+  return state;
+}
+
+/** The chosen cells with a corner each, and the arrow of a drag, the one that is being drawn or the last one. */
+function drawGestures(context, model, plan, flip, colours, state) {
+  const corner = ([row, column]) => [plan.left + column * plan.cellWidth, plan.top + flip(row) * plan.cellHeight];
+  const known = (cell) => cell && cell[0] < plan.rows && cell[1] < plan.columns;
+  for (const cell of [...model.get("chosen"), state.marked].filter(known)) {
+    const [x, y] = corner(cell);
+    const [wide, high] = [Math.max(plan.cellWidth, 4), Math.max(plan.cellHeight, 4)];
+    for (const [colour, width] of [[colours.page, 4], [colours.accent, 2]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = width;
+      context.setLineDash(sameCell(cell, state.marked) ? [3, 3] : []);
+      context.strokeRect(x + 1, y + 1, wide - 2, high - 2);
+    }
+    context.setLineDash([]);
+    const size = Math.min(9, wide / 2, high * 0.8);
+    context.fillStyle = colours.accent;
+    context.beginPath();
+    context.moveTo(x, y);
+    context.lineTo(x + size, y);
+    context.lineTo(x, y + size);
+    context.fill();
+  }
+  const last = model.get("arrow");
+  const [from, to] = state.from ? [state.from, state.to] : last || [null, null];
+  if (known(from) && known(to)) drawArrow(context, corner(from), corner(to), plan, colours);
+}
+
+function drawArrow(context, from, to, plan, colours) {
+  const middle = ([x, y]) => [x + plan.cellWidth / 2, y + plan.cellHeight / 2];
+  const [[x1, y1], [x2, y2]] = [middle(from), middle(to)];
+  const turn = Math.atan2(y2 - y1, x2 - x1);
+  const head = 10;
+  const point = (angle, far) => [x2 - far * Math.cos(turn + angle), y2 - far * Math.sin(turn + angle)];
+  for (const [colour, width] of [[colours.page, 6], [colours.accent, 2.5]]) {
+    context.strokeStyle = context.fillStyle = colour;
+    context.lineWidth = width;
+    context.lineJoin = context.lineCap = "round";
+    context.beginPath();
+    context.arc(x1, y1, 3, 0, 2 * Math.PI);
+    context.moveTo(x1, y1);
+    context.lineTo(...point(0, head * 0.7));
+    context.stroke();
+    context.beginPath();
+    context.moveTo(x2, y2);
+    context.lineTo(...point(0.45, head));
+    context.lineTo(...point(-0.45, head));
+    context.closePath();
+    context.stroke();
+    context.fill();
+  }
+  context.lineJoin = context.lineCap = "butt";
+}

@@ -1,0 +1,92 @@
+"""PairStrip: two prompts token over token, so that one sees where they part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import traitlets as t
+
+from labkit.widgets.block import Block, module, style
+from labkit.widgets.snapshot import card
+
+_MOST_COLUMNS = 300  # in a picture; a saved notebook should stay small
+
+
+class PairStrip(Block):
+    """Columns of two tokens, one of each prompt, that wrap together. Arrow keys move, Enter or a click selects.
+
+    Args:
+        columns: (text of the upper prompt, text of the lower one); None where that prompt has no token.
+        marks: names for columns, such as `{"differs": [9], "special": [0]}`; any name is read out.
+        names: what the two prompts are called.
+        labels: what to write over each column, such as its position.
+
+    Traits:
+        selection, hovered (int | None): columns.
+    """
+
+    _esm = module("pair_strip")
+    _css = style("pair_strip")
+
+    columns: t.List = t.List().tag(sync=True)
+    marks = t.Dict().tag(sync=True)
+    names = t.List(t.Unicode(), ["clean", "corrupt"]).tag(sync=True)
+    labels = t.List(t.Unicode()).tag(sync=True)
+    selection = t.Int(None, allow_none=True).tag(sync=True)
+    hovered = t.Int(None, allow_none=True).tag(sync=True)
+
+    def __init__(
+        self,
+        columns: Sequence[tuple[str | None, str | None]] = (),
+        *,
+        marks: Mapping[str, Iterable[int]] | None = None,
+        **traits: Any,
+    ) -> None:
+        super().__init__(
+            columns=[list(pair) for pair in columns],
+            marks={name: list(places) for name, places in (marks or {}).items()},
+            **traits,
+        )
+
+    def show(
+        self, columns: Sequence[tuple[str | None, str | None]], marks: Mapping[str, list[int]], labels: Sequence[str]
+    ) -> None:
+        """Show these columns instead."""
+        with self.hold_sync():
+            self.selection = self.hovered = None
+            self.columns, self.marks, self.labels = [list(pair) for pair in columns], dict(marks), list(labels)
+
+    def snapshot(self) -> str:
+        return card(self.picture())
+
+    def picture(self) -> str:
+        """The two rows as HTML without a frame, for the snapshot of a tool."""
+        differs, special = (set(self.marks.get(name, ())) for name in ("differs", "special"))
+        chip = "font-family:ui-monospace,Menlo,Consolas,monospace;white-space:pre;display:block;padding:1px 4px;"
+        cells = []
+        for n, pair in enumerate(self.columns[:_MOST_COLUMNS]):
+            look = "background:#f2f4f6;border-radius:3px;margin:1px 0;min-height:1.5em;"
+            look += "box-shadow:inset 0 -2px #0b66c3;font-weight:600;" if n in differs else ""
+            look += "font-style:italic;color:#59636e;" if n in special else ""
+            spans = "".join(
+                f'<span style="{chip}{look if text is not None else "min-height:1.5em;border:1px dashed #d5dae0;"}">'
+                f"{escape(text or '')}</span>"
+                for text in pair
+            )
+            cells.append(f'<span style="display:inline-block;vertical-align:top;margin:2px 1px">{spans}</span>')
+        more = len(self.columns) - _MOST_COLUMNS
+        rest = f" … and {more} more positions" if more > 0 else ""
+        return f'<div style="margin:3px 0">{"".join(cells)}{rest}</div>'
+
+    def code(self) -> str:
+        """The Python that makes the same strip."""
+        columns = [tuple(pair) for pair in self.columns]
+        return (
+            "from labkit.widgets.pair_strip import PairStrip\n\n"
+            f"PairStrip(\n    {columns!r},\n    marks={self.marks!r},\n    labels={self.labels!r},\n)\n"
+        )
+
+    def __repr__(self) -> str:
+        return f"PairStrip({len(self.columns)} columns)"

@@ -1,0 +1,602 @@
+"""What PatchLab promises without a front end: the pair, the grid that fills in, the close look, saved labs, checks."""
+
+from __future__ import annotations
+
+import gc
+import html
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from pair import CLEAN, CORRUPT
+
+import labkit as lk
+from labkit.analysis import patching
+from labkit.analysis.inspect import cone, inspect, together, transplant
+from labkit.analysis.pair_runs import PairRuns
+from labkit.analysis.patching import PatchJob
+from labkit.analysis.side_by_side import side_by_side
+from labkit.widgets.live_grid import effects
+from labkit.widgets.patch_lab import PatchLab
+from labkit.widgets.snapshot import heatmap_svg
+
+PAIR = (CLEAN, CORRUPT, " Mary", " John")
+STORE = "When Mary and John went to the store, {} gave a drink to"
+LONG = "The weather was fine and everybody in the village was out on the green. " * 12
+LONG_PAIR = (f"Mary sang. {LONG}", f"John sang. {LONG}", " Mary", " John")
+
+
+@pytest.fixture(scope="module")
+def done(lm4: lk.LanguageModel) -> PatchLab:
+    """A lab whose grid is finished; tests that change it make their own."""
+    lab = PatchLab(lm4, *PAIR)
+    lab.wait(120)
+    return lab
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a short pair takes many steps."""
+    monkeypatch.setattr(patching, "tokens_at_once", lambda lm: 60)
+
+
+def logit_diff(lm: lk.LanguageModel, **run: Any) -> float:
+    logits = lm.run(CORRUPT, **run).logits[0, -1].float()
+    return float(logits[lm.encode(" Mary")[0, 0]] - logits[lm.encode(" John")[0, 0]])
+
+
+# -- the pair ----------------------------------------------------------------------------------------------------------
+
+
+def test_words_that_make_prompts_unequal_are_named_and_one_that_fits_is_offered(lm4: lk.LanguageModel) -> None:
+    held = side_by_side(lm4, STORE.format("John"), STORE.format("Maryanne"))
+    assert not held.fits
+    assert held.words == (
+        "Clean has 14 tokens, corrupt 15: at position 9, ' John' is 1 token, ' Maryanne' is 2 tokens (·Mary + anne)."
+    )
+    assert held.columns[9:12] == [(9, 9), (None, 10), (10, 11)]
+    assert held.differ == [9, 10]
+    assert held.fix is not None
+    assert (held.fix.prompt, held.fix.words) == ("corrupt", "write ' Mary' for ' Maryanne'")
+    assert side_by_side(lm4, STORE.format("John"), held.fix.text).fits
+
+
+def test_a_word_too_many_is_offered_to_be_taken_out(lm4: lk.LanguageModel) -> None:
+    held = side_by_side(lm4, "I saw a dog", "I saw dog")
+    assert held.fix is not None
+    assert (held.fix.prompt, held.fix.text) == ("clean", "I saw dog")
+    assert "corrupt has nothing there" in held.words
+
+
+@pytest.mark.parametrize("other", ["Bartholomew", "Wilhelmina", "Liechtenstein"])
+def test_whatever_is_offered_makes_the_prompts_fit(lm4: lk.LanguageModel, other: str) -> None:
+    held = side_by_side(lm4, STORE.format(other), STORE.format("John"))
+    assert not held.fits
+    assert held.fix is None or side_by_side(lm4, held.fix.text, STORE.format("John")).fits
+
+
+def test_prompts_that_fit_say_where_they_differ_and_whether_there_is_a_bos(lm4: lk.LanguageModel) -> None:
+    held = side_by_side(lm4, CLEAN, CORRUPT)
+    assert held.fits
+    assert held.words == "14 tokens each, no BOS in front; they differ at position 9."
+    assert "they are the same" in side_by_side(lm4, CLEAN, CLEAN).words
+    begun = side_by_side(lm4, lm4.tokenizer.bos_token + CLEAN, lm4.tokenizer.bos_token + CORRUPT)
+    assert begun.words == "15 tokens each, BOS included; they differ at position 10."
+
+
+def test_bos_is_marked_in_the_pair(lm4: lk.LanguageModel) -> None:
+    lab = PatchLab(lm4, lm4.tokenizer.bos_token + CLEAN, lm4.tokenizer.bos_token + CORRUPT)
+    assert lab.pair.strip.marks["BOS"] == [0]
+    assert lab.pair.strip.labels[:2] == ["0 BOS", "1"]
+
+
+def test_the_fix_button_mends_the_pair(lm4: lk.LanguageModel) -> None:
+    lab = PatchLab(lm4, STORE.format("John"), STORE.format("Maryanne"))
+    assert lab.pair.status.kind == "error"
+    assert lab.pair.fix.description == "Write ' Mary' for ' Maryanne'"
+    assert lab.pair.fix.layout.display != "none"
+    lab.pair.fix.click()
+    assert lab.corrupt == CORRUPT
+    assert lab.pair.fits
+    assert lab.pair.status.kind == "info"
+    assert lab.pair.fix.layout.display == "none"
+
+
+def test_answer_and_foil_are_chosen_from_what_the_model_would_write(lm4: lk.LanguageModel) -> None:
+    lab = PatchLab(lm4, CLEAN, CORRUPT)
+    lab.wait(60)
+    assert lab.grid is None  # nothing to measure yet
+    assert [lab.pair.picks[name].tokens[0] for name in ("clean", "corrupt")] == ["·Mary", "·John"]
+    lab.pair.picks["clean"].selection = 0
+    lab.pair.picks["corrupt"].selection = 0
+    assert (lab.answer, lab.foil) == (" Mary", " John")
+    lab.answer = " the"
+    assert lab.pair.picks["clean"].tokens[lab.pair.picks["clean"].selection] == "·the"
+
+
+@pytest.mark.parametrize("name", lk.tasks().index)
+def test_every_task_fills_the_pair_and_another_is_another(lm4: lk.LanguageModel, name: str) -> None:
+    lab = PatchLab(lm4)
+    lab.pair.task.value = name
+    first = lab.clean, lab.corrupt
+    assert lab.pair.fits
+    assert lab.pair.task.value == name
+    assert lab.answer
+    assert lab.foil
+    lab.pair.another.click()
+    assert (lab.clean, lab.corrupt) != first
+    lab.clean += " "
+    assert lab.pair.task.value == ""  # from here on it is a pair of one's own
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"corrupt": CORRUPT + " a"}, "Clean has 14 tokens, corrupt 15"),
+        ({"answer": " Maryanne"}, "The answer ' Maryanne' is "),
+        ({"clean": ""}, "The prompt is empty"),
+    ],
+)
+def test_what_does_not_fit_is_answered_in_plain_words(lm4: lk.LanguageModel, change: Any, said: str) -> None:
+    lab = PatchLab(lm4, *PAIR)
+    lab.wait(60)
+    grid = lab.grid
+    for name, value in change.items():
+        setattr(lab, name, value)
+    with pytest.raises(ValueError, match=r"tokens|empty"):
+        lab.run(60)
+    assert lab.status.kind == "error"
+    assert lab.status.text.startswith(said)
+    assert lab.grid is grid  # nothing is lost
+
+
+# -- the grid ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_patch_lab_gives_the_grid_that_patch_gives_to_the_last_digit(lm4: lk.LanguageModel, direction: str) -> None:
+    lab = PatchLab(lm4, *PAIR, site="attn_out", direction=direction)
+    lab.wait(120)
+    grid = lk.patch(lm4, *PAIR, site="attn_out", direction=direction, progress=False)
+    assert isinstance(lab.grid, lk.PatchGrid)
+    np.testing.assert_array_equal(lab.grid.values, grid.values)
+    scope: dict[str, Any] = {"lm": lm4, "lk": lk}
+    exec(lab.code().split("bits=4)\n")[1], scope)
+    np.testing.assert_array_equal(scope["grid"].values, grid.values)
+
+
+def test_no_effect_is_zero_in_both_directions(lm4: lk.LanguageModel) -> None:
+    for direction in ("denoise", "noise"):
+        lab = PatchLab(lm4, *PAIR, direction=direction)
+        lab.wait(120)
+        shown, unit = effects(lab.grid)
+        assert np.abs(shown[:, :9]).max() < 1e-6  # nothing before the difference can matter
+        assert shown[0, 9] == pytest.approx(1, abs=0.02)  # the difference itself is everything
+        assert unit.startswith("effect: 0 = " + ("corrupt" if direction == "denoise" else "clean"))
+
+
+def test_the_estimate_comes_first_and_exact_cells_replace_it(
+    lm4: lk.LanguageModel, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.widgets.live_grid.FRAME", 0.0)
+    lab = PatchLab(lm4)
+    lab.pair.use(*PAIR)
+    seen: list[tuple[int, int]] = []
+
+    def note(_: Any) -> None:
+        mask = lab.heatmap.estimated
+        seen.append((int(mask.sum()), int(np.isfinite(lab.heatmap.values).sum())))
+
+    lab.heatmap.observe(note, "values")
+    lab.run(120)
+    full = [guessed for guessed, shown in seen if shown == 420]
+    assert full[0] > 100  # a whole picture, all that matters in it estimated
+    assert full[-1] == 0
+    assert full == sorted(full, reverse=True)
+    assert len(set(full)) > 3
+    assert "estimates, dotted" not in lab.heatmap.description
+
+
+def test_estimates_are_dotted_in_the_saved_picture_and_told_in_words() -> None:
+    values = np.array([[0.5, 0.1], [0.2, 0.3]])
+    look: dict[str, Any] = {
+        "scale": "effect", "low": -1.0, "high": 1.0, "centre": 0.0, "row_axis": "", "column_axis": "", "unit": "",
+        "origin": "top", "square": False, "title": "Effects",
+    }  # fmt: skip
+    mask = np.array([[1, 1], [0, 1]], np.uint8)
+    plain, dotted = (heatmap_svg(values, [], [], **look, estimated=m) for m in (None, mask))
+    assert "<pattern" not in plain
+    assert dotted.count("<pattern") == 1
+    assert 'aria-label="Effects, dotted cells are estimates"' in dotted
+    path = re.search(r'url\(#dots[^"]*" d="([^"]*)"', dotted)
+    assert path is not None
+    assert path[1].count("M") == 2  # the two neighbours in one piece
+    heatmap = lk.Heatmap(values, estimated=mask)
+    assert "3 of 4 cells are estimates, dotted" in heatmap.description
+    assert heatmap.picture().count("<pattern") == 1
+
+
+def test_what_is_known_is_not_computed_again(lm4: lk.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = PatchLab(lm4, *PAIR)
+    lab.wait(120)
+    first = lab.grid
+    estimated: list[Any] = []
+    real = PairRuns._run
+    monkeypatch.setattr(PairRuns, "_run", lambda self, *a: (estimated.append(a), real(self, *a))[1])
+    lab.site = "z"  # runs by itself, over heads
+    lab.wait(120)
+    assert estimated == []  # the two runs of the pair were shared, and the estimate was there
+    assert lab.grid.values.shape == (30, 9)
+    assert lab.over == ("layer", "head")
+    lab.direction = "noise"
+    lab.wait(120)
+    assert len(lab.live.known) == 3
+    monkeypatch.setattr(PatchJob, "steps", lambda self: pytest.fail("the model ran"))
+    lab.direction = "denoise"
+    lab.site = "resid_pre"
+    lab.wait(120)
+    assert lab.grid is first
+    assert lab.status.text.startswith("420 cells computed before")
+    assert lab.over == ("layer", "position")
+
+
+@pytest.mark.parametrize(
+    ("site", "over", "shape"),
+    [
+        ("z", ("layer", "position"), (30, 14)),
+        ("z", ("head", "position"), (9, 14)),
+        ("mlp_act", ("neuron", "position"), (1536, 14)),
+    ],
+)
+def test_every_choice_of_axes_gives_the_grid_that_patch_gives(
+    lm4: lk.LanguageModel, site: str, over: tuple[str, str], shape: tuple[int, int]
+) -> None:
+    layers = None if "layer" in over else [29]
+    lab = PatchLab(lm4, *PAIR, site=site, over=over, layer=29)
+    lab.wait(120)
+    grid = lk.patch(lm4, *PAIR, site=site, over=over, layers=layers, progress=False)
+    assert grid.values.shape == shape
+    np.testing.assert_array_equal(lab.grid.values, grid.values)
+    lab.selection = (0, 13) if shape[0] != 1536 else (int(np.abs(grid.values[:, 13] - grid.corrupt).argmax()), 13)
+    lab.wait(60)
+    effect = float(grid.values[lab.selection]) - grid.corrupt
+    assert lab.bars.note.startswith(f"{effect:+.2f}".replace("-", "−"))
+    scope: dict[str, Any] = {"lm": lm4, "lk": lk}
+    exec(lab.code().split("bits=4)\n")[1], scope)
+    logits = scope["patched"].logits[0, -1].float()
+    value = float(logits[lm4.encode(" Mary")[0, 0]] - logits[lm4.encode(" John")[0, 0]])
+    assert value - grid.corrupt == pytest.approx(effect, abs=0.5)  # rounded otherwise in another batch, in bf16
+
+
+def test_a_layer_is_chosen_by_the_cell_that_was_looked_at(lm4: lk.LanguageModel) -> None:
+    lab = PatchLab(lm4, *PAIR, site="z")
+    lab.wait(120)
+    lab.selection = (23, 3)
+    lab.wait(60)
+    lab.over = ("head", "position")
+    lab.wait(60)
+    assert lab.layer == 23
+    assert lab.heatmap.title == "z in layer 23: clean into corrupt"
+    assert lab.grid.values.shape == (9, 14)
+    lab.site = "resid_pre"  # which has no heads
+    lab.wait(60)
+    assert lab.over == ("layer", "position")
+
+
+def wait_for_cells(lab: PatchLab) -> None:
+    """Until some cells but not all are computed."""
+    while lab.grid is None or not 0 < np.isfinite(lab.grid.values).sum() < lab.grid.values.size:
+        time.sleep(0.002)
+        assert lab.grid is None or not lab.grid.complete
+
+
+def test_pause_keeps_and_resume_ends_with_the_same_last_digit(lm32: lk.LanguageModel, small_chunks: None) -> None:
+    straight = lk.patch(lm32, *PAIR, progress=False)
+    lab = PatchLab(lm32, *PAIR)
+    wait_for_cells(lab)
+    lab.pause_button.click()
+    lab.wait(60)
+    kept = lab.grid.values.copy()
+    assert lab.status.text.startswith("Paused at ")
+    assert lab.pause_button.description == "Resume"
+    assert not lab.pause_button.disabled
+    assert 0 < np.isfinite(kept).sum() < 420
+    lab.pause_button.click()
+    lab.wait(120)
+    assert lab.grid.complete
+    assert lab.pause_button.description == "Pause"
+    assert lab.pause_button.disabled
+    np.testing.assert_array_equal(lab.grid.values, straight.values)
+
+
+def test_cancel_keeps_the_cells_that_were_computed_and_run_goes_on(lm4: lk.LanguageModel, small_chunks: None) -> None:
+    lab = PatchLab(lm4, *PAIR)
+    wait_for_cells(lab)
+    lab.stop()
+    lab.wait(60)
+    assert lab.status.text.startswith("Stopped at ")
+    kept = lab.grid.values.copy()
+    assert np.isfinite(kept).any()
+    assert not lab.grid.complete
+    assert lab.heatmap.estimated.any()  # the rest is still there as an estimate
+    lab.run(120)
+    assert lab.grid.complete
+    np.testing.assert_array_equal(lab.grid.values[np.isfinite(kept)], kept[np.isfinite(kept)])
+
+
+def test_a_paused_grid_can_be_cancelled(lm4: lk.LanguageModel, small_chunks: None) -> None:
+    lab = PatchLab(lm4, *PAIR)
+    wait_for_cells(lab)
+    lab.pause()
+    lab.wait(60)
+    assert not lab.stop_button.disabled
+    lab.stop_button.click()
+    assert lab.status.text.startswith("Stopped at ")
+    assert lab.stop_button.disabled
+    assert lab.pause_button.disabled
+
+
+def test_progress_says_how_long_it_will_take(lm4: lk.LanguageModel) -> None:
+    middling = [text[:400] for text in LONG_PAIR]
+    lab = PatchLab(lm4, *middling)
+    said: list[str] = []
+    lab.status.observe(lambda change: said.append(change["new"]), "text")
+    while not any("left" in text for text in said):
+        time.sleep(0.01)
+        assert not lab.grid or not lab.grid.complete
+    lab.stop()
+    lab.wait(60)
+    assert any(re.match(r"\d+ of \d+ cells exact · about \d+ (s|min) left", text) for text in said)
+
+
+def test_a_hundred_runs_and_cancels_leave_no_hook_no_memory_and_the_same_logits(
+    lm4: lk.LanguageModel, small_chunks: None
+) -> None:
+    before = lm4.run(CLEAN).logits
+    lab = PatchLab(lm4)
+    lab.pair.use(*PAIR)
+
+    def cycle(n: int) -> None:
+        lab.live.known.clear()  # from the start each time
+        lab.site = ("z", "resid_pre")[n % 2]
+        lab.start()
+        while lab.grid is None or not np.isfinite(lab.grid.values).sum() > 0:
+            time.sleep(0.001)
+        lab.stop()
+        lab.wait(60)
+
+    for n in range(10):
+        cycle(n)
+    gc.collect()
+    start = psutil.Process().memory_info().rss
+    for n in range(100):
+        cycle(n)
+    gc.collect()
+    grown = psutil.Process().memory_info().rss - start
+    hooks = [h for m in lm4.hf.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    assert not [h for h in hooks if getattr(h, "__module__", "").startswith("labkit")]
+    assert grown < 20e6, f"{grown / 1e6:.0f} MB"
+    assert torch.equal(lm4.run(CLEAN).logits, before)
+
+
+# -- a closer look -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_shows_the_tokens_before_and_after_and_where_it_looks(lm4: lk.LanguageModel) -> None:
+    lab = PatchLab(lm4, *PAIR)
+    lab.wait(120)
+    lab.selection = (12, 9)
+    lab.wait(60)
+    (_, before), (_, after) = lab.bars.columns
+    assert before[0][0] == "·John"
+    assert after[0][0] == "·Mary"
+    assert lab.bars.marked == ["·Mary", "·John"]
+    np.testing.assert_array_equal(lab.heatmap.cone, cone(lab.grid, (12, 9)))
+    value = lm4.run(CLEAN, read=["resid_pre.12"])["resid_pre.12@9"]
+    patched = lm4.run(CORRUPT, read=["pattern.12"], write={"resid_pre.12@9": value})["pattern.12@9"][0].float()
+    np.testing.assert_allclose(lab.inspector.attention.values, patched, atol=1e-6)  # (head, key)
+    lab.inspector.which.value = "before"
+    plain = lm4.run(CORRUPT, read=["pattern.12"])["pattern.12@9"][0].float()
+    np.testing.assert_allclose(lab.inspector.attention.values, plain, atol=1e-6)
+    lab.site = "z"
+    lab.wait(120)
+    assert lab.selection is None
+    assert lab.heatmap.cone is None
+    lab.selection = (23, 3)
+    lab.wait(60)
+    assert lab.inspector.attention.values.shape == (14, 14)
+
+
+def test_the_cone_of_a_cell_is_what_its_patch_can_change(lm32: lk.LanguageModel, done: PatchLab) -> None:
+    mask = cone(done.grid, (20, 9))
+    base = lm32.run(CORRUPT, read=["resid_pre"])["resid_pre"][:, 0]
+    write = {"resid_pre.20@9": lm32.run(CLEAN, read=["resid_pre.20"])["resid_pre.20@9"]}
+    changed = (lm32.run(CORRUPT, read=["resid_pre"], write=write)["resid_pre"][:, 0] - base).abs().amax(-1) > 1e-4
+    assert not changed.numpy()[(mask != 1) & (mask != 3)].any()
+    assert changed.numpy()[mask == 1].mean() > 0.9
+
+
+def test_a_drag_reads_one_place_and_writes_another(lm32: lk.LanguageModel) -> None:
+    lab = PatchLab(lm32, *PAIR)
+    lab.wait(120)
+    lab.arrow = ((10, 9), (12, 11))
+    lab.wait(60)
+    assert lab.bars.title == "Layer 10, position 9 ·Mary → layer 12, position 11 ·a"
+    value = lm32.run(CLEAN, read=["resid_pre.10"])["resid_pre.10@9"]
+    expected = logit_diff(lm32, write={"resid_pre.12@11": value}) - lab.grid.corrupt
+    assert transplant(lm32, lab.grid, (10, 9), (12, 11)).effect == pytest.approx(expected, abs=1e-4)
+    assert lab.bars.note.startswith(f"{expected:+.2f}".replace("-", "−"))
+    scope: dict[str, Any] = {"lm": lm32, "lk": lk}
+    exec(lab.code().split("grid.figure()\n")[1], scope)
+    written = lm32.run(CORRUPT, write={"resid_pre.12@11": value}).logits
+    torch.testing.assert_close(scope["patched"].logits, written)
+    lab.arrow = None
+    lab.selection = (0, 0)
+    lab.wait(60)
+    assert lab.bars.title == "Layer 0, position 0 When"
+
+
+def test_a_pattern_is_not_put_where_it_would_see_the_future(lm4: lk.LanguageModel) -> None:
+    grid = PatchJob(lm4, *PAIR, site="pattern", over=("layer", "position")).grid
+    with pytest.raises(ValueError, match="cannot see"):
+        transplant(lm4, grid, (3, 12), (3, 10))
+
+
+def test_cells_together_are_held_beside_their_sum(lm32: lk.LanguageModel) -> None:
+    cells = [(23, 3), (20, 0), (19, 2)]
+    lab = PatchLab(lm32, *PAIR, site="z", chosen=cells)
+    lab.wait(120)
+    assert lab.grid.complete
+    assert lab.chosen == cells
+    assert lab.heatmap.chosen == cells
+    report = together(lm32, lab.grid, cells)
+    kept = lm32.run(CLEAN, read=["z"])
+    sites = [f"z.{layer}.{head}" for layer, head in cells]
+    expected = logit_diff(lm32, write={site: kept[site] for site in sites}) - lab.grid.corrupt
+    assert report.effect == pytest.approx(expected, abs=1e-4)
+    for single, cell in zip(report.singles, cells, strict=True):
+        assert single == pytest.approx(float(lab.grid.values[cell]) - lab.grid.corrupt, abs=1e-6)
+    assert report.sum == pytest.approx(sum(report.singles))
+    assert f"{report.effect:+.2f}" in lab.bars.note
+    assert f"one by one {report.sum:+.2f} in sum" in lab.bars.note
+    with pytest.raises(ValueError, match="at least one"):
+        together(lm32, lab.grid, [])
+
+
+def test_a_look_does_not_wait_for_a_long_grid(lm4: lk.LanguageModel) -> None:
+    lab = PatchLab(lm4, *LONG_PAIR)
+    wait_for_cells(lab)
+    lab.selection = (3, 0)
+    lab._close_look.wait(60)
+    assert not lab.grid.complete
+    assert lab.bars.columns
+    lab.stop()
+    lab.wait(60)
+    assert inspect(lm4, lab.grid, 3, 0).after[0][0] == lab.bars.columns[1][1][0][0]
+
+
+# -- saved, and repeated -----------------------------------------------------------------------------------------------
+
+
+def test_a_saved_lab_opens_with_all_that_is_known(lm4: lk.LanguageModel, tmp_path: Path) -> None:
+    lab = PatchLab(lm4, *PAIR)
+    lab.wait(120)
+    lab.site = "z"
+    lab.wait(120)
+    lab.chosen = [(23, 3), (20, 0)]
+    lab.wait(60)
+    path = lab.save(tmp_path / "lab.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["lab.npz"]
+    again = lk.PatchLab.open(lm4, path)
+    again.wait(60)
+    assert repr(again) == repr(lab)
+    assert again.chosen == [(23, 3), (20, 0)]
+    np.testing.assert_array_equal(again.grid.values, lab.grid.values)
+    np.testing.assert_array_equal(again.heatmap.values, lab.heatmap.values)
+    assert again.code() == lab.code()
+    assert again.status.text.startswith("270 cells computed before")
+    again.site = "resid_pre"
+    again.wait(60)
+    assert again.status.text.startswith("420 cells computed before")
+
+
+def test_a_half_done_lab_goes_on_where_it_was_with_the_same_last_digit(
+    lm32: lk.LanguageModel, tmp_path: Path, small_chunks: None
+) -> None:
+    straight = lk.patch(lm32, *PAIR, progress=False)
+    lab = PatchLab(lm32, *PAIR)
+    wait_for_cells(lab)
+    while np.isfinite(lab.grid.values).sum() < 300:
+        time.sleep(0.002)
+    lab.stop()
+    lab.wait(60)
+    kept = np.isfinite(lab.grid.values)
+    again = PatchLab.open(lm32, lab.save(tmp_path / "half.npz"))
+    assert again.status.text.startswith("Paused at ")
+    np.testing.assert_array_equal(np.isfinite(again.grid.values), kept)
+    assert again.heatmap.estimated.any()
+    computed: list[int] = []
+    real = PatchJob._values
+
+    def counted(self: PatchJob, cells: Any) -> Any:
+        computed.append(len(cells))
+        return real(self, cells)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PatchJob, "_values", counted)
+        again.pause_button.click()
+        again.wait(120)
+    assert sum(computed) == (~kept).sum()  # and nothing twice
+    np.testing.assert_array_equal(again.grid.values, straight.values)
+
+
+def test_a_file_that_is_no_lab_or_of_another_model_is_told(
+    lm4: lk.LanguageModel, lm32: lk.LanguageModel, done: PatchLab, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        PatchLab.open(lm4, tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(ValueError, match="is not a lab saved by labkit"):
+        PatchLab.open(lm4, tmp_path / "text.npz")
+    with pytest.raises(ValueError, match=r"a single grid opens with lk\.open_grid"):
+        PatchLab.open(lm4, done.grid.save(tmp_path / "grid.npz"))
+    saved = done.save(tmp_path / "lab.npz")
+    with pytest.raises(ValueError, match=r"in 4 bits; this model is .* in 32 bits"):
+        PatchLab.open(lm32, saved)
+    with pytest.raises(ValueError, match="is not a grid"):
+        lk.open_grid(saved)
+
+
+def test_code_and_snapshot_repeat_the_grid_to_the_last_digit_in_a_fresh_python(
+    lm4: lk.LanguageModel, tmp_path: Path
+) -> None:
+    sites = ("resid_pre", "z")
+    labs = [PatchLab(lm4, *PAIR, site=site) for site in sites]
+    script = ""
+    for lab in labs:
+        lab.wait(120)
+        saved = re.search(r"<pre[^>]*>(.*?)</pre>", lab.snapshot(), re.DOTALL)
+        assert saved is not None
+        code = html.unescape(saved[1])
+        assert code == lab.code()
+        script += code + f"import numpy as np\nnp.save({str(tmp_path / lab.site)!r}, grid.values)\n"
+        script += f"lab = lk.PatchLab(lm, {', '.join(map(repr, PAIR))}, site={lab.site!r}, background=False)\n"
+        picture = str(tmp_path / f"{lab.site}.html")
+        script += f"open({picture!r}, 'w', encoding='utf-8').write(lab.snapshot())\n"
+    (tmp_path / "again.py").write_text(script, encoding="utf-8")
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, str(tmp_path / "again.py")], check=True, cwd=root, capture_output=True)
+    for lab in labs:
+        np.testing.assert_array_equal(np.load(tmp_path / f"{lab.site}.npy"), lab.grid.values)
+        assert (tmp_path / f"{lab.site}.html").read_text("utf-8") == lab.snapshot()
+
+
+# -- is it real? -------------------------------------------------------------------------------------------------------
+
+
+def test_the_checks_of_a_finished_grid_are_listed(lm4: lk.LanguageModel) -> None:
+    lab = PatchLab(lm4, CLEAN, CORRUPT)
+    lab.begin_checks()
+    assert lab.status.text.startswith("The grid has to be finished first")
+    assert lab.controls.button.disabled
+    lab.answer, lab.foil = " Mary", " John"
+    lab.run(120)
+    assert not lab.controls.button.disabled
+    result = lab.check(120)
+    assert result is not None
+    assert result["identical prompts"].ok
+    assert result["everything patched"].ok
+    assert [row[0] for row in lab.controls.list.checks] == [check.name for check in result.checks]
+    assert lab.controls.list.title == result.verdict
+    assert "identical prompts" in lab.snapshot()
+    lab.site = "attn_out"  # another grid: nothing has been checked of it
+    lab.wait(120)
+    assert lab.controls.result is None
+    assert lab.controls.list.checks == []
