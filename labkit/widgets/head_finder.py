@@ -81,7 +81,7 @@ class HeadFinder(widgets.VBox):
 
     def _search(self) -> None:
         query, key = self._from.value, self._to.value
-        self.look = None if min(query, key) < 0 else (query, key)
+        self.look = (query, key) if query >= 0 and key >= 0 else None
 
     def grid(self) -> np.ndarray | None:
         """The numbers that order the heads, (layer, head) float32."""
