@@ -31,7 +31,7 @@ RIGHT = {
         " Tom",
         " James",
     ),
-    "10.2": 120,
+    "10.2": 160,
 }
 WRONG = {
     "00.1": (6, "does not see 6 tokens"),
@@ -53,7 +53,7 @@ WRONG = {
     "04.1": (0, "where do they cross"),
     "04.2": (("a", "b", " Mary", " John"), "The logit difference is"),
     "10.1": (("a", "b"), "A pair is"),
-    "10.2": (60, "0.71 times as wide"),
+    "10.2": (80, "0.71 times as wide"),
     "05.1": ((23, 3), "Look for the smallest number"),
     "05.2": ("q", "Try the others"),
     "05.3": (1500, "Hand in a circuit"),
