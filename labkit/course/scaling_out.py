@@ -12,7 +12,7 @@ from labkit.course.checks import Verdict, exercise
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
 
-LAYERS, PAIRS = range(16, 26), 30  # what the notebook sweeps over
+LAYERS, PAIRS = range(15, 27), 40  # what the notebook sweeps over
 
 
 @exercise("10.1")

@@ -33,6 +33,7 @@ RIGHT = {
     ),
     "04.3": [(23, 3), (29, 1), (19, 2), (23, 0), (20, 0), (17, 4)],
     "10.2": 120,
+    "10.2": 160,
 }
 WRONG = {
     "00.1": (6, "does not see 6 tokens"),
@@ -55,7 +56,7 @@ WRONG = {
     "04.2": (("a", "b", " Mary", " John"), "The logit difference is"),
     "04.3": ([(0, 0), (1, 1)], "Look for more than 0.8"),
     "10.1": (("a", "b"), "A pair is"),
-    "10.2": (60, "0.71 times as wide"),
+    "10.2": (80, "0.71 times as wide"),
     "05.1": ((23, 3), "Look for the smallest number"),
     "05.2": ("q", "Try the others"),
     "05.3": (1500, "Hand in a circuit"),
