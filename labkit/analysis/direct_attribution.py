@@ -10,7 +10,6 @@ Weights stay packed: heads go through their own output projection one layer at a
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from labkit.internals.run import Place, hooked
 from labkit.internals.sites import HEAD_IN, absent, layers_with, n_heads_of
 from labkit.internals.wavefront import Base, Readout, Unsupported, last_logits, readout_of
 from labkit.models.anatomy import first_tensor
+from labkit.models.offload import copied, runs_on
 from labkit.models.weights import bias_of, is_plain, weight_of
 from labkit.tokens import Token, single_token
 
@@ -272,7 +272,7 @@ class _Way:
     bias: float
 
     def __call__(self, x: torch.Tensor) -> float:
-        return float(self.direction @ x.float())
+        return float(self.direction @ x.float().to(self.direction.device))
 
     @classmethod
     def of(cls, lm: LanguageModel, readout: Readout, x: torch.Tensor, chosen: int, against: int | None) -> _Way:
@@ -282,16 +282,17 @@ class _Way:
         the norm centres, and J x = r (norm(x) - norm(0)): r is the share of epsilon in the scale, 0 for large x; and 1
         if there is no norm at all.
         """
-        tail = deepcopy(list(readout.tail))
+        tail = [copied(module) for module in readout.tail]
 
         def norm(x: torch.Tensor) -> torch.Tensor:
             for module in tail:
                 x = first_tensor(module.float()(x[None, None]))[0, 0]  # type: ignore[index]
             return x
 
-        x = x.float().detach()
+        x = x.float().detach().to(runs_on(readout.tail[0]) if readout.tail else x.device)
         unembed = readout.unembed
         row = _row(unembed, chosen) - (0 if against is None else _row(unembed, against))  # (width,)
+        row = row.to(x.device)
         with lm.lock, torch.enable_grad():
             out, along = torch.autograd.functional.jvp(norm, x, x)
             at = x.clone().requires_grad_(True)

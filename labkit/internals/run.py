@@ -56,7 +56,7 @@ class Run:
             return found[0]
         if len(shapes := {value.shape for value in found}) > 1:
             raise ValueError(f"{wanted} differs in shape between layers ({shapes}); read them one by one")
-        return torch.stack(found)
+        return torch.stack([value.to(found[0].device) for value in found])
 
 
 def index(value: torch.Tensor, site: Site) -> torch.Tensor:

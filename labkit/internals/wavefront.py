@@ -142,6 +142,7 @@ class Readout:
     unembed: Any
     scale: float
     softcap: float | None
+    device: torch.device | None = None  # where the logits are wanted; None: where they come out
 
     def __call__(self, x: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
         """Logits (rows, vocab) or (rows, len(columns)), float32, from the last residual stream (rows, d_model)."""
@@ -150,13 +151,13 @@ class Readout:
             x = first_tensor(module(x))  # type: ignore[assignment]
         x = x[0]
         if columns is not None and is_plain(self.unembed):
-            wanted = torch.tensor(columns, device=self.unembed.weight.device)
+            x, wanted = x.to(self.unembed.weight.device), _indices(columns, self.unembed.weight.device)
             bias = None if self.unembed.bias is None else self.unembed.bias[wanted]
             logits = F.linear(x, self.unembed.weight[wanted], bias).float()
         else:
             logits = self.unembed(x).float()
             logits = logits if columns is None else logits[:, list(columns)]
-        logits = logits * self.scale
+        logits = logits.to(self.device or logits.device) * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
@@ -174,7 +175,7 @@ def readout_of(base: Base) -> Readout:
     tolerance = (1e-4 if base.logits.dtype == lm.dtype else 0.05) * max(1.0, float(base.logits.abs().max()))
     try:
         with lm.busy():
-            bare = Readout(anatomy.tail, anatomy.unembed, 1.0, None)(base.resid[-1][-1:])[0]
+            bare = Readout(anatomy.tail, anatomy.unembed, 1.0, None, base.logits.device)(base.resid[-1][-1:])[0]
     except (RuntimeError, TypeError) as error:
         raise Unsupported(f"the final norm and unembedding of {lm.name} cannot be run alone: {error}") from error
     if bare.shape == base.logits.shape:
@@ -182,7 +183,7 @@ def readout_of(base: Base) -> Readout:
         target = base.logits if softcap is None else torch.atanh((base.logits / softcap).clamp(-0.999, 0.999)) * softcap
         fitted = float((bare @ target) / (bare @ bare).clamp(min=1e-30))
         for scale in (1.0, fitted):
-            readout = Readout(anatomy.tail, anatomy.unembed, scale, softcap)
+            readout = Readout(anatomy.tail, anatomy.unembed, scale, softcap, base.logits.device)
             with lm.busy():
                 logits = readout(base.resid[-1][-1:])[0]
             if float((logits - base.logits).abs().max()) <= tolerance:
@@ -516,5 +517,7 @@ def _reindexed(name: str, values: Sequence[Any], at: Sequence[torch.Tensor], len
     if "mask" in name or value.ndim == 4:
         return None  # masks are taken from the recorded attention calls, group by group
     if value.ndim >= 2 and value.shape[:2] == (1, length):
-        return torch.cat([v[:, p] for v, p in zip(values, at, strict=True)], 1)
-    return torch.cat([v[p] for v, p in zip(values, at, strict=True)]) if value.shape == (length,) else value
+        return torch.cat([v[:, p.to(v.device)] for v, p in zip(values, at, strict=True)], 1)
+    if value.shape == (length,):
+        return torch.cat([v[p.to(v.device)] for v, p in zip(values, at, strict=True)])
+    return value

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from labkit.models.offload import runs_on
+
 
 @dataclass(frozen=True)
 class Block:
@@ -172,6 +174,15 @@ class _Flow:
         self.shapes[module] = came_in.shape
         self.whole[module] = (args, kwargs, output)
 
+    def gets_the_same(self, module: nn.Module, block: nn.Module) -> bool:
+        """Is a module in a block handed the block's own input, or the copy of it that a move to its device made?"""
+        if self.inputs[module] == self.inputs[block]:
+            return True
+        if not hasattr(block, "_hf_hook"):  # nothing moves it
+            return False
+        ours, its = (hidden_input(*self.whole[m][:2]) for m in (module, block))
+        return ours is not None and its is not None and torch.equal(ours, its.to(ours.device))
+
     def inside(self, parent: nn.Module) -> Iterator[_Call]:
         members = set(parent.modules()) - {parent}
         return (call for call in self.calls if call.module in members)
@@ -182,7 +193,7 @@ def _watch(hf: Any, embed: Any) -> _Flow:
     handles = [m.register_forward_hook(flow.note, with_kwargs=True) for m in hf.modules() if m is not hf]
     try:
         with torch.no_grad():
-            ids = torch.arange(_WATCHED, device=embed.weight.device)[None]
+            ids = torch.arange(_WATCHED, device=runs_on(embed))[None]
             hf(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
@@ -312,10 +323,9 @@ def _mid(block: nn.Module, children: list[nn.Module], mixer: nn.Module | None, f
     made = {call.went_out for call in flow.inside(block)}
     later = sorted((c for c in children if flow.last_of[c] > flow.last_of[mixer]), key=lambda c: flow.last_of[c])
     for child in later:
-        came_in = flow.inputs[child]
-        if came_in == flow.inputs[block]:
+        if flow.gets_the_same(child, block):
             return None  # a parallel block: attention and MLP both read the block's input
-        if came_in not in made:
+        if flow.inputs[child] not in made:
             return child
     return None
 

@@ -109,7 +109,17 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        return self.hf.get_input_embeddings().weight.device
+        from labkit.models.offload import runs_on
+
+        where = self.hf.get_input_embeddings().weight.device
+        return runs_on(self.hf.get_input_embeddings()) if where.type == "meta" else where
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where the layers run; several where the model is spread over several devices."""
+        from labkit.models.offload import runs_on
+
+        return tuple(dict.fromkeys(runs_on(block.module) for block in self.anatomy.blocks))
 
     @cached_property
     def only_last(self) -> dict[str, int]:

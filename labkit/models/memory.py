@@ -29,9 +29,13 @@ def in_words(size: float) -> str:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes of a model's weights by part, quantisation scales and tables included; shared tensors count once."""
+    """Bytes of a model's weights by part, quantisation scales and tables included; shared tensors count once.
+
+    `away` are those among them that are not in memory where the model runs, but on the CPU or on disk until needed.
+    """
 
     parts: dict[str, int]
+    away: int = 0
 
     @property
     def total(self) -> int:
@@ -47,7 +51,10 @@ class MemoryReport:
     def __repr__(self) -> str:
         width = max(map(len, self.parts))
         lines = [f"{name:<{width}}  {in_words(size):>9}  {size / self.total:4.0%}" for name, size in self.parts.items()]
-        return "\n".join([*lines, f"{'total':<{width}}  {in_words(self.total):>9}"])
+        lines.append(f"{'total':<{width}}  {in_words(self.total):>9}")
+        if self.away:
+            lines.append(f"{in_words(self.away)} of it on the CPU or on disk, put in place as each layer runs")
+        return "\n".join(lines)
 
 
 def measure(lm: LanguageModel) -> MemoryReport:
@@ -61,16 +68,22 @@ def measure(lm: LanguageModel) -> MemoryReport:
     owners |= {hf.get_input_embeddings(): "embedding", hf.get_output_embeddings(): "unembedding"}
     parts = dict.fromkeys(["embedding", "attention", "MLP", "norms and the rest", "unembedding"], 0)
     seen: set[int] = set()
+    away = 0
+    tied = hf.get_output_embeddings() if getattr(lm.config, "tie_word_embeddings", False) else None
     for module in hf.modules():
         for tensor in _tensors(module):
-            address = tensor.untyped_storage().data_ptr()
-            if address not in seen:
-                seen.add(address)
-                parts[owners.get(module, "norms and the rest")] += tensor.untyped_storage().nbytes()
+            meta = tensor.device.type == "meta"
+            address = id(tensor) if meta else tensor.untyped_storage().data_ptr()
+            if address in seen or (meta and module is tied):
+                continue
+            seen.add(address)
+            size = tensor.untyped_storage().nbytes()
+            parts[owners.get(module, "norms and the rest")] += size
+            away += size if meta else 0
     if not parts["unembedding"]:
         del parts["unembedding"]
         parts = {"embedding (and unembedding, shared)" if k == "embedding" else k: v for k, v in parts.items()}
-    return MemoryReport(parts)
+    return MemoryReport(parts, away)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

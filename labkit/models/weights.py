@@ -1,12 +1,14 @@
 """Reading the weight matrix of a linear layer, whatever holds it.
 
-A 4-bit or 8-bit layer has no plain weight to read, and on CPUs with AVX512-BF16 bitsandbytes repacks it at its first
-forward. What a layer does to the identity matrix is its weight by definition, in the very numbers that it computes
-with, so that is how a packed one is read: one layer at a time, nothing kept.
+A 4-bit or 8-bit layer has no plain weight to read. A 4-bit one is dequantised, unless bitsandbytes has repacked it, as
+it does on CPUs with AVX512-BF16 at a layer's first forward. What a layer does to the identity matrix is its weight by
+definition, in the very numbers that it computes with, so that is how such a one is read, and one in 8 bits: one layer
+at a time, nothing kept.
 """
 
 from __future__ import annotations
 
+from copy import copy
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +16,24 @@ import torch
 from torch import nn
 
 from labkit.models.experts import PackedExperts
+from labkit.models.offload import is_away, present
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
 
 
-def bias_of(layer: nn.Module) -> torch.Tensor | None:
+def bias_of(layer: Any) -> torch.Tensor | None:
     """The bias (out,) of a linear layer, or None."""
     bias = getattr(layer, "bias", None)
+    if isinstance(bias, torch.Tensor) and bias.device.type == "meta":
+        with present(layer):
+            return layer.bias.detach()
     return bias if isinstance(bias, torch.Tensor) else None
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Is this an ordinary `torch.nn.Linear`, whose weight can be read and indexed as it is?"""
-    return type(layer) is nn.Linear and bool(layer.weight.dtype.is_floating_point)
+    """Is this an ordinary `torch.nn.Linear`, whose weight is there to be read and indexed as it is?"""
+    return type(layer) is nn.Linear and bool(layer.weight.dtype.is_floating_point) and not is_away(layer)
 
 
 def is_quantised(layer: nn.Module) -> bool:
@@ -38,9 +44,19 @@ def is_quantised(layer: nn.Module) -> bool:
 
 def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
     """The weight (out, in) of a linear layer in the given dtype; a quantised one is dequantised for the call."""
+    if is_away(layer):
+        with present(layer):
+            return weight_of(layer, dtype=dtype)
     weight = layer.weight
     if is_plain(layer):
         return weight.detach().to(dtype)
+    state = getattr(weight, "quant_state", None)
+    if state is not None and not getattr(state, "packing_format_for_cpu", False):
+        from bitsandbytes.functional import dequantize_4bit
+
+        state = copy(state)
+        state.dtype = getattr(layer, "compute_dtype", None) or dtype  # the numbers that it computes with
+        return dequantize_4bit(weight.data, state).to(dtype)
     if weight.dtype.is_floating_point and type(layer).__name__ == "Conv1D":  # GPT-2 keeps (in, out)
         return weight.detach().T.to(dtype)
     columns = getattr(layer, "in_features", None) or weight.shape[1]
@@ -76,8 +92,9 @@ def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None
         near = get_close_matches(name, {part for full in matrices for part in (full, full.split(".")[-1])}, 1)
         hint = f"; did you mean {near[0]!r}?" if near and not found else ""
         raise ValueError(f"layer {layer} of {lm.name} has no one weight {name!r}{hint} It {what}")
-    matrix = matrices[found[0]]
-    with lm.busy():
+    owner, own = matrices[found[0]]
+    with lm.busy(), present(owner):
+        matrix = getattr(owner, own) if own else owner
         if isinstance(matrix, nn.Module) and not isinstance(matrix, PackedExperts):
             if expert is not None:
                 raise ValueError(f"{found[0]} belongs to no mixture; leave expert out")
@@ -89,13 +106,13 @@ def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None
         return (matrix.dense() if isinstance(matrix, PackedExperts) else matrix.detach()).to(dtype).clone()
 
 
-def _matrices(block: nn.Module) -> dict[str, Any]:
-    """A layer's matrices by name: linear layers, and the stacks of a mixture's experts."""
-    found: dict[str, Any] = {}
+def _matrices(block: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """A layer's matrices by name: a linear layer or packed experts, or a module and the name of its stack of experts."""
+    found: dict[str, tuple[nn.Module, str]] = {}
     for name, module in block.named_modules():
         if isinstance(module, PackedExperts | nn.Linear) or type(module).__name__ == "Conv1D":
-            found[name] = module
+            found[name] = module, ""
         for own, value in module.named_parameters(recurse=False):
             if value.ndim == 3 and "expert" in type(module).__name__.lower():
-                found[f"{name}.{own}" if name else own] = value
+                found[f"{name}.{own}" if name else own] = module, own
     return found
