@@ -9,35 +9,44 @@ import numpy as np
 import torch
 
 from labkit.internals.wavefront import Cancelled
+from labkit.models.memory import available
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
 
 T = TypeVar("T")
+_SAYS = ("out of memory", "can't allocate memory", "alloc_failed", "cannot allocate memory", "std::bad_alloc")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Did this fail for want of memory, on a GPU or on the CPU?"""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAYS)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a pass can still have on a device; on a GPU also those that PyTorch keeps for reuse."""
+    if device.type != "cuda":
+        return available(device)
+    return available(device) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def tokens_at_once(lm: LanguageModel) -> int:
-    """How many packed tokens to send up the blocks together, from the memory that is free.
+    """How many packed tokens to send up the blocks together, from the memory that is free where they go through.
 
-    Enough to keep the matrix units busy and few enough that results come every second or so.
+    Enough to keep the matrix units busy and few enough that results come every second or so. On a GPU that is as many
+    as take 2.5 GB, whatever is free: more would not go faster, and the same grid then runs on a smaller card.
     """
-    import psutil
-
     inner = getattr(lm.config, "intermediate_size", None) or 4 * lm.d_model
     width = 8 * lm.d_model + 3 * int(max(inner) if isinstance(inner, list) else inner)
     size = torch.finfo(lm.dtype).bits // 8
-    if lm.device.type == "cuda":
-        free, most = torch.cuda.mem_get_info(lm.device)[0], 65536
-    else:
-        free, most = psutil.virtual_memory().available, 4096
-    return int(min(most, max(256, 0.4 * free / (width * size))))
+    devices = lm.devices
+    room = 0.4 * min(free_memory(device) for device in devices)
+    most = 4096
+    if any(device.type == "cuda" for device in devices):
+        room, most = min(room, 2.5e9), 65536
+    return int(min(most, max(256, room / (width * size))))
 
 
 def in_chunks(
@@ -45,7 +54,7 @@ def in_chunks(
 ) -> Iterator[tuple[list[T], np.ndarray]]:
     """Do chunk after chunk, and yield each with its values; ends when `stopped()` is true or the work is cancelled.
 
-    A chunk that memory does not hold is halved and tried again.
+    Where memory does not hold a chunk, it and all that wait are halved, and it is tried again.
 
     Raises:
         RuntimeError: what the work raised, out of memory only where a chunk of one does not fit.
@@ -57,15 +66,13 @@ def in_chunks(
             values = work(chunk)
         except Cancelled:
             return
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(chunk) == 1:
                 raise
-            half = len(chunk) // 2
-            waiting[:0] = [chunk[:half], chunk[half:]]
             values = None
         if values is None:  # outside of the handler, whose error holds on to what did not fit
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            give_back()
+            waiting = [part for whole in (chunk, *waiting) for part in halves(whole)]
             continue
         yield chunk, values
 
@@ -81,3 +88,15 @@ def chunked(order: list[T], tokens: Callable[[T], int], *, budget: int) -> list[
         chunks[-1].append(item)
         filled += tokens(item)
     return chunks
+
+
+def halves(chunk: list[T]) -> list[list[T]]:
+    """A chunk that was too large, as two; one item stays one."""
+    half = len(chunk) // 2
+    return [chunk[:half], chunk[half:]] if half else [chunk]
+
+
+def give_back() -> None:
+    """Hand memory that PyTorch keeps for reuse back to the device, after a pass that ran out of it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

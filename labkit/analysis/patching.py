@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from labkit.analysis.axes import axes_of
-from labkit.analysis.batching import chunked, in_chunks, tokens_at_once
+from labkit.analysis.batching import chunked, give_back, in_chunks, is_out_of_memory, tokens_at_once
 from labkit.analysis.grid import PatchGrid, recipe_of
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.pair_runs import ENDS, PairRuns, engine_kind
@@ -337,12 +337,17 @@ class PatchJob:
         return chunked(waiting, length.__getitem__, budget=budget)
 
     def _importance(self, cells: list[int]) -> list[float]:
-        """How far the gradient says each cell moves the metric; 0 for a metric without one."""
+        """How far the gradient says each cell moves the metric; 0 for a metric without one, or no room to take it."""
         try:
             values: list[float] = np.abs(self._estimated()[cells]).tolist()
+            return values
         except ValueError:
             return [0.0] * len(cells)
-        return values
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        give_back()
+        return [0.0] * len(cells)
 
     def _estimated(self) -> np.ndarray:
         """The gradient estimate of each cell's effect, float32 (cells,)."""
