@@ -151,7 +151,7 @@ class Readout:
             x = first_tensor(module(x))  # type: ignore[assignment]
         x = x[0]
         if columns is not None and is_plain(self.unembed):
-            x, wanted = x.to(self.unembed.weight.device), _indices(columns, self.unembed.weight.device)
+            x, wanted = x.to(self.unembed.weight.device), to_index(columns, self.unembed.weight.device)
             bias = None if self.unembed.bias is None else self.unembed.bias[wanted]
             logits = F.linear(x, self.unembed.weight[wanted], bias).float()
         else:

@@ -107,7 +107,7 @@ def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None
 
 
 def _matrices(block: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """A layer's matrices by name: a linear layer or packed experts, or a module and the name of its stack of experts."""
+    """A layer's matrices by name: a linear layer or packed experts, or a module and its stack of experts' name."""
     found: dict[str, tuple[nn.Module, str]] = {}
     for name, module in block.named_modules():
         if isinstance(module, PackedExperts | nn.Linear) or type(module).__name__ == "Conv1D":
