@@ -53,16 +53,18 @@ class PackedExperts(nn.Module):
     @classmethod
     def quantise(cls, weight: torch.Tensor) -> PackedExperts:
         """The stack of a tensor (expert, out, in), on its device."""
-        from bitsandbytes.functional import quantize_4bit
-
         stack = cls(tuple(weight.shape), weight.dtype, weight.device)  # type: ignore[arg-type]
         for n, matrix in enumerate(weight):
-            packed, state = quantize_4bit(
-                matrix.contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=True
-            )
-            stack.packed[n], stack.scales[n] = packed.view(-1), state.absmax
-            stack.nested[n], stack.offset[n] = state.state2.absmax, state.offset
+            stack.put(n, matrix)
         return stack
+
+    def put(self, n: int, matrix: torch.Tensor) -> None:
+        """Quantise one expert's matrix (out, in) and put it in its place."""
+        from bitsandbytes.functional import quantize_4bit
+
+        packed, state = quantize_4bit(matrix.contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
+        self.packed[n], self.scales[n] = packed.view(-1), state.absmax
+        self.nested[n], self.offset[n] = state.state2.absmax, state.offset
 
     @property
     def ndim(self) -> int:
