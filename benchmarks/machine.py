@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+import labkit
+
 
 def describe() -> dict[str, str]:
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
@@ -15,7 +17,8 @@ def describe() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "bitsandbytes", "labkit")},
+        **{name: version(name) for name in ("torch", "transformers", "bitsandbytes")},
+        "labkit": labkit.__version__,
     }
 
 
