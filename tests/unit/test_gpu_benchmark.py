@@ -10,9 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/zoo"))
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "zoo"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import bring
 import shapes
 from conformance import tokenizer
@@ -21,6 +20,7 @@ from timed_table import Row, Table
 from labkit.models.experts import PackedExperts
 from labkit.models.memory import empty_model, predict
 
+ROOT = Path(__file__).parents[2]
 V2_LITE, QWEN = "deepseek-ai/DeepSeek-V2-Lite", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
 
 
