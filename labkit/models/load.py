@@ -6,8 +6,11 @@ safetensors or GGUF, never pickles.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +52,8 @@ def load(
         bits: 4 (NF4 with double quantisation, Dettmers et al. 2023), 8 (LLM.int8, Dettmers et al. 2022), 16 or 32.
             Without it 4, or what a pre-quantised checkpoint has.
         revision: a branch, tag or commit of the hub.
-        device: `cuda`, `cuda:1`, `mps`, `cpu`, or `auto` to spread over all; without it the best there is.
+        device: `cuda`, `cuda:1`, `mps`, `cpu`, or `auto` to spread over all GPUs, and in 16 and 32 bits what they have
+            no room for over the CPU and the disk; without it the best there is.
         dtype: what to compute in; without it by hardware (`compute_dtype`).
         trust_remote_code: run Python code that comes with the model. Off unless you read that code.
         progress: show progress bars.
@@ -71,7 +75,7 @@ def load(
         bits = stored or bits or 4
         dtype = dtype or compute_dtype(where.type, bits)
         skeleton = empty_model(config, trust_remote_code=trust_remote_code)
-        _check_fits(label, skeleton, bits=bits, dtype=dtype, device=where)
+        _check_fits(label, skeleton, bits=bits, dtype=dtype, device=where, spread=spread)
         experts = bits == 4 and has_experts(skeleton)
         if folder is not None:
             _refuse_pickles(folder)
@@ -80,7 +84,7 @@ def load(
             settings["experts_implementation"] = "eager"  # one expert after another, one at a time dequantised
         if stored is None and bits < 16:
             settings["quantization_config"] = quantisation_config(bits, dtype, skeleton)
-        hf = _weights(source, revision, stored, dtype, where, spread, settings)
+        hf = _weights(source, revision, bits, dtype, where, spread, settings)
         tokenizer = _tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     commit = pinned or getattr(config, "_commit_hash", None) or revision
     return LanguageModel(hf, tokenizer, name=label, revision=commit, bits=bits)
@@ -206,10 +210,14 @@ def _bfloat16_is_faster() -> bool:
 # -- will it fit ----------------------------------------------------------------------------------------------------
 
 
-def _check_fits(label: str, skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype, device: torch.device) -> None:
+def _check_fits(
+    label: str, skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype, device: torch.device, spread: bool
+) -> None:
     """Compare what the weights will take with what there is, before any is read."""
     need = predict(skeleton, bits=bits, dtype=dtype)
     have = available(device)
+    if spread:
+        have = sum(room(bits).values()) + (shutil.disk_usage(tempfile.gettempdir()).free if bits >= 16 else 0)
     if need <= 0.95 * have:
         return
     kind = device.type
@@ -230,7 +238,7 @@ def _check_fits(label: str, skeleton: PreTrainedModel, *, bits: int, dtype: torc
 def _weights(
     source: str,
     revision: str | None,
-    stored: int | None,
+    bits: int,
     dtype: torch.dtype,
     device: torch.device,
     spread: bool,
@@ -244,10 +252,34 @@ def _weights(
         dtype=dtype,
         device_map="auto" if spread else {"": device},
         use_safetensors=True,
+        **(_spread_over(bits) if spread else {}),
         **settings,
     )
     finish(hf, dtype)
     return hf
+
+
+def _spread_over(bits: int) -> dict[str, Any]:
+    """How much of each device to fill, and where on disk the rest goes; that folder goes with the process."""
+    if bits < 16:
+        return {"max_memory": room(bits)}
+    folder = tempfile.mkdtemp(prefix="labkit-offload-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return {"max_memory": room(bits), "offload_folder": folder}
+
+
+def room(bits: int) -> dict[int | str, int]:
+    """Bytes of weights that each device may take: what is free, less room to work in.
+
+    bitsandbytes' layers stay on the GPUs where there are any; the CPU takes weights of 16 and 32 bits only.
+    """
+    found: dict[int | str, int] = {}
+    for index in range(torch.cuda.device_count()):
+        free = available(torch.device("cuda", index))
+        found[index] = int(free - max(2e9, 0.15 * free))
+    if bits >= 16 or not found:
+        found["cpu"] = int(0.8 * available(torch.device("cpu")))
+    return {device: max(0, size) for device, size in found.items()}
 
 
 def _refuse_pickles(folder: Path) -> None:

@@ -123,3 +123,29 @@ def test_what_is_away_is_away_again_afterwards(pair):
 def test_every_promise_holds_on_a_model_that_lies_on_disk(tmp_path):
     row = conformance(lk.LanguageModel(spread(tiny("llama"), "disk", tmp_path), tokenizer(), name="llama"))
     assert passes(row), row
+
+
+def test_auto_puts_what_memory_has_no_room_for_on_disk(tmp_path, monkeypatch):
+    from labkit.models import load
+
+    hf = tiny("llama")
+    hf.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    size = sum(p.numel() * 4 for p in hf.parameters())
+    monkeypatch.setattr(load, "room", lambda bits: {"cpu": size // 2})
+    lm = lk.load(tmp_path / "model", bits=32, device="auto", progress=False)
+    assert 0 < lm.memory().away < lm.memory().total
+    whole = lk.load(tmp_path / "model", bits=32, device="cpu", progress=False)
+    assert torch.equal(lm.run(IDS).logits, whole.run(IDS).logits)
+    grids = [lk.patch(m, IDS, CORRUPT, ANSWER, FOIL, progress=False).values for m in (lm, whole)]
+    assert abs(grids[0] - grids[1]).max() <= 1e-5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("bits", [4, 16])
+def test_auto_on_a_machine_without_a_gpu_is_the_cpu_where_it_has_room(bits, tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    lm = lk.load(tmp_path, bits=bits, device="auto", progress=False)
+    assert lm.memory().away == 0
+    assert lm.device == torch.device("cpu")
