@@ -1,8 +1,14 @@
 """The real default model, once a test session: in NF4, as people use it, and in fp32, where promises are exact."""
 
+import os
+
 import pytest
+import torch
 
 import labkit as lk
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the processes share the cores
 
 
 @pytest.fixture(scope="session")
