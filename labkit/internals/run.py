@@ -93,7 +93,7 @@ def run(
     reads = {place for site in read for place in places(lm, checked(lm, site, length=length))}
     edits = edits_of(lm, {checked(lm, site, length=length): value for site, value in (write or {}).items()})
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-    if not bool(mask.all()):
+    if mask.shape[0] > 1 and not bool(mask.all()):  # one row is never padded
         inputs |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
     with lm.busy(), hooked(lm, reads, edits) as activations:
         logits = lm.hf(**inputs).logits
