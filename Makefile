@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: lab test test-quick lint bench clean help
+.PHONY: lab test test-quick lint bench bench-gpu clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run 
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 	$(BIN)/python benchmarks/attention.py
+
+bench-gpu: $(VENV)/.test  ## labkit on the GPU there is, in under 9 minutes (small models on a CPU); see benchmarks/README.md
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean:  ## remove the environments; the model cache stays
 	rm -rf $(VENV) .venv-peers

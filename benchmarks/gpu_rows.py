@@ -234,14 +234,14 @@ def out_of_memory(table: Table, at: Device, lm: lk.LanguageModel, *, length: int
     """A grid on a GPU that has been left with too little memory for it: smaller chunks, the same numbers."""
 
     def squeezed() -> Row:
-        from labkit.analysis import patching
+        from labkit.analysis import batching
 
         clean, corrupt = random_pair(length)
         usual = PatchJob(lm, clean, corrupt, ANSWER, FOIL)
         list(usual.steps())
         failures: list[str] = []
-        real = patching.give_back
-        patching.give_back = lambda: (failures.append("once"), real())[1]
+        real = batching.give_back
+        batching.give_back = lambda: (failures.append("once"), real())[1]
         # the budget is asked of the whole card, and the limit does not show there: so the first chunk is too large
         whole = torch.cuda.get_device_properties(at.device).total_memory
         width = 2 * (8 * lm.d_model + 3 * lm.config.intermediate_size)
@@ -253,7 +253,7 @@ def out_of_memory(table: Table, at: Device, lm: lk.LanguageModel, *, length: int
             list(job.steps())
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, at.device)
-            patching.give_back = real
+            batching.give_back = real
         worst = float(abs(job.grid.values - usual.grid.values).max())
         scale = max(1.0, abs(usual.grid.clean), abs(usual.grid.corrupt))
         said = f"{job.done} of {job.total} cells after {len(failures)} real failures, off by {worst:.1e}"

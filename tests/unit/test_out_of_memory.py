@@ -20,7 +20,7 @@ sys.path.insert(0, {zoo!r})
 from conformance import ANSWER, FOIL, tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 import labkit as lk
-from labkit.analysis import patching
+from labkit.analysis import batching, patching
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -39,8 +39,8 @@ def grid():
 
 whole = grid()
 failures = []
-real = patching.give_back
-patching.give_back = lambda: (failures.append(1), real())
+real = batching.give_back
+batching.give_back = lambda: (failures.append(1), real())
 in_use = 4096 * int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (in_use + {room}, -1))
 squeezed = grid()
