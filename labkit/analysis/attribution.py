@@ -77,14 +77,26 @@ class _Through(torch.autograd.Function):
 
 
 def _differentiable(hf: nn.Module) -> ExitStack:
-    """Let gradients through 4-bit and 8-bit layers, whose CPU kernels have none of their own."""
+    """Let gradients through 4-bit and 8-bit layers, whose CPU kernels have none of their own.
 
-    def hook(layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        x = args[0]
-        return _Through.apply(x, output.detach(), layer) if x.requires_grad else None
+    A layer itself sees an input without a gradient and so does what it does in any other pass: bitsandbytes adds biases
+    in place. Its hooks here are the last before it and the first after it, so that other hooks see the gradient.
+    """
+    inputs: dict[nn.Module, torch.Tensor] = {}
+
+    def before(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args[0].requires_grad:
+            return None
+        inputs[layer] = args[0]
+        return (args[0].detach(), *args[1:])
+
+    def after(layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        x = inputs.pop(layer, None)
+        return None if x is None else _Through.apply(x, output.detach(), layer)
 
     stack = ExitStack()
     for module in hf.modules():
         if is_quantised(module):
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.callback(module.register_forward_pre_hook(before).remove)
+            stack.callback(module.register_forward_hook(after, prepend=True).remove)
     return stack

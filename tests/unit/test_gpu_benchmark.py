@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -17,6 +18,7 @@ import shapes
 from conformance import tokenizer
 from timed_table import Row, Table
 
+import labkit as lk
 from labkit.models.experts import PackedExperts
 from labkit.models.memory import empty_model, predict
 
@@ -85,6 +87,20 @@ def test_shapes_take_the_bytes_that_are_predicted_and_hold_what_their_classes_ho
     assert torch.equal(logits, again.run(ids).logits)
     assert bool(logits.isfinite().all())
     assert float(logits.float().std()) > 0.01
+
+
+def test_attribution_goes_through_layers_with_biases_in_the_dtype_that_a_laptop_computes_in():
+    lm = shapes.build(
+        shapes.config_of(QWEN, reduced=True), tokenizer(), name=QWEN, device=torch.device("cpu"), dtype=torch.bfloat16
+    )
+    clean, corrupt = torch.arange(12)[None], torch.arange(12)[None] + 50
+    exact, estimate = (
+        lk.patch(lm, clean, corrupt, 5, 6, site="mlp_out", method=method, progress=False).values
+        for method in ("exact", "attribution")
+    )
+    last = (exact[-1, -1], estimate[-1, -1])  # above it there is only the last norm: nearly linear
+    assert abs(last[0] - last[1]) <= 0.2 * max(1, abs(last[0]))
+    assert float(np.corrcoef(exact.ravel(), estimate.ravel())[0, 1]) > 0.5
 
 
 # -- what is brought to a machine without a network -------------------------------------------------------------------
