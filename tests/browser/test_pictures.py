@@ -39,10 +39,6 @@ def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
         expect(view.locator(".labkit-strip .labkit-title")).to_contain_text("looks")
         page.mouse.move(5, 5)
         picture(page, 0, f"attention_view_{theme}", small=True)
-        view.get_by_label("order by").select_option("previous token")
-        view.get_by_label("beside").select_option("another prompt")
-        expect(view.locator(".labkit-heatmap")).to_have_count(3)
-        picture(page, 0, f"attention_compare_{theme}", small=True)
 
         patching = to_top(tools.nth(1))
         expect(status_of(patching)).to_contain_text("cells in")
