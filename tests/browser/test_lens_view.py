@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, errors, open_notebook, run_all
+from driver import Lab, button, errors, kernel_says, open_notebook, run_all
 from playwright.sync_api import Browser, Locator, Page, expect
-from test_widgets_in_jupyterlab import CLEAN, LOAD, button, choose_theme, kernel_says
+from test_widgets_in_jupyterlab import CLEAN, LOAD, choose_theme
 
 CELLS = [LOAD, f"view = lk.LensView(lm, {CLEAN!r}, answer=' Mary', foil=' John')\nview"]
 

@@ -92,7 +92,7 @@ LENSES = [LOAD, f"lk.LensView(lm, {CLEAN!r}, answer=' Mary', foil=' John')", "lk
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_pictures_of_lens_and_steering(lab: Lab, browser: Browser, theme: str) -> None:
     path = lab.write(f"lenses_{theme}.ipynb", LENSES)
-    with open_notebook(browser, lab, path, scale=2, dark=theme == "dark", width=1400) as page:
+    with open_notebook(browser, lab, path, scale=1.25, dark=theme == "dark", width=1400) as page:
         run_all(page)
         assert errors(page) == []
         tools = page.locator(".labkit-tool")
