@@ -99,7 +99,7 @@ def record(
 
     blocks = [block.module for block in lm.anatomy.blocks]
     heads_of(lm)  # looked at now, before there are hooks
-    with ExitStack() as stack:
+    with lm.busy(), ExitStack() as stack:  # other threads that run the model meet no hook of ours
         for block in blocks:
             stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
         stack.callback(blocks[-1].register_forward_hook(after).remove)

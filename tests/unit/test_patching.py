@@ -294,6 +294,27 @@ def test_fifty_runs_and_cancels_leave_the_same_logits_and_no_hook(lm4):
     assert torch.equal(lm4.run(CLEAN).logits, before)
 
 
+def test_two_threads_that_patch_one_model_take_turns(lm32):
+    alone = lk.patch(lm32, *PAIR, layers=[5], progress=False).values
+    found, problems = [], []
+
+    def work():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                found.append(lk.patch(lm32, *PAIR, layers=[5], progress=False).values)
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    assert all(np.abs(values - alone).max() < 1e-4 for values in found)
+
+
 def test_a_model_that_cannot_be_restarted_falls_back_to_whole_runs_with_a_warning(lm32, monkeypatch):
     fast = lk.patch(lm32, *PAIR, layers=[5], progress=False)
 
