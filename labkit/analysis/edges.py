@@ -31,8 +31,9 @@ from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.path_grid import recipe_of
 from labkit.analysis.wiring import Wiring
 from labkit.internals.parts import Parts, head_counts
+from labkit.internals.readout import Readout, readout_of
+from labkit.internals.recording import Unsupported, record
 from labkit.internals.rows import Rows, same_calls
-from labkit.internals.wavefront import Readout, Unsupported, readout_of, record
 from labkit.tokens import Pair, align, single_token
 
 if TYPE_CHECKING:

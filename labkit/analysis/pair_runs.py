@@ -14,8 +14,9 @@ import torch
 
 from labkit.analysis.attribution import estimates
 from labkit.analysis.metrics import Metric
+from labkit.internals.readout import Readout, readout_of
+from labkit.internals.recording import Base, Unsupported, record, recorded
 from labkit.internals.sites import HEAD_IN
-from labkit.internals.wavefront import Base, Readout, Unsupported, readout_of, record, recorded
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel

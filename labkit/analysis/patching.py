@@ -25,9 +25,10 @@ from labkit.analysis.grid import PatchGrid, recipe_of
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.pair_runs import ENDS, PairRuns, engine_kind
 from labkit.internals.cells import Cell, at_cell, by_unit, put_whole
+from labkit.internals.recording import Unsupported, last_logits
 from labkit.internals.run import hooked
 from labkit.internals.sites import HEAD_KINDS, checked
-from labkit.internals.wavefront import Cancelled, Lane, Unsupported, Wavefront, last_logits
+from labkit.internals.wavefront import Cancelled, Lane, Wavefront
 from labkit.tokens import align, single_token
 
 if TYPE_CHECKING:

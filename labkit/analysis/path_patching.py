@@ -28,10 +28,11 @@ from labkit.analysis.batching import is_out_of_memory, tokens_at_once
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.path_ends import RECEIVERS, comes_before, of_head, receivers_of, senders_of
 from labkit.analysis.path_grid import PathGrid, recipe_of
+from labkit.internals.readout import readout_of
+from labkit.internals.recording import Unsupported, record
 from labkit.internals.rows import Rows
 from labkit.internals.run import Edit, Place, run
 from labkit.internals.sites import HEAD_IN, Site, layers_with, n_heads_of
-from labkit.internals.wavefront import Unsupported, readout_of, record
 from labkit.tokens import align, single_token
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from labkit.internals.recording import Base
 from labkit.internals.rows import Rows
 from labkit.internals.run import Edit, Place
 from labkit.internals.sites import HEAD_IN, absent, layers_with, n_heads_of
-from labkit.internals.wavefront import Base
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel

@@ -1,6 +1,6 @@
 """Rows through single blocks: many variants of one run, each layer by itself, with reads and edits on the way.
 
-A block is called as it was called in the recorded run (`wavefront.record`), with a batch of residual streams in place
+A block is called as it was called in the recorded run (`recording.record`), with a batch of residual streams in place
 of the one. Unlike the wavefront, nothing has to go on from one layer to the next: paths and circuits give every layer
 inputs that no ordinary run has. Each block is tried once a model, whether several rows in a batch give what each gives
 alone, and whether what a block adds is added to its input unchanged.
@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from labkit.internals.attention_hook import AttentionCall
+from labkit.internals.recording import Base, Unsupported
 from labkit.internals.run import Edit, Place, hooked
 from labkit.internals.sites import layers_with
-from labkit.internals.wavefront import Base, Unsupported
 from labkit.models.anatomy import first_tensor
 
 if TYPE_CHECKING:

@@ -16,13 +16,11 @@ run's prefix put back in front; once a model each layer is tried, which way give
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from labkit.internals.attention_hook import (
     AttentionCall,
@@ -33,165 +31,15 @@ from labkit.internals.attention_hook import (
 )
 from labkit.internals.cells import Cell, put_cell, put_rows, to_index
 from labkit.internals.heads import heads_of
+from labkit.internals.recording import Base, Unsupported
 from labkit.internals.run import hooked
-from labkit.internals.sites import HEAD_IN, layers_with
-from labkit.models.anatomy import first_tensor, hidden_input
-from labkit.models.weights import is_plain
-
-if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
-
-
-class Unsupported(Exception):
-    """This architecture cannot be restarted in the middle; the caller runs it whole instead."""
+from labkit.internals.sites import HEAD_IN
+from labkit.models.anatomy import first_tensor
 
 
 class Cancelled(Exception):
     """The caller asked to stop in the middle of a pass."""
 
-
-@dataclass
-class Base:
-    """One plain run and all it takes to start again from any layer and position in it."""
-
-    lm: LanguageModel
-    ids: torch.Tensor  # (1, seq)
-    resid: list[torch.Tensor]  # what enters each block, and what leaves the last: n_layers + 1 of (seq, d_model)
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # the arguments of each block, without the hidden states
-    attention: dict[int, AttentionCall]  # k, v, mask and options of each layer that has attention of ours
-    logits: torch.Tensor  # (vocab,) at the last position, float32
-
-    @property
-    def length(self) -> int:
-        return self.ids.shape[1]
-
-
-def record(
-    lm: LanguageModel, ids: torch.Tensor, *, sites: Sequence[str] = ()
-) -> tuple[Base, dict[str, dict[int, torch.Tensor]]]:
-    """Run a prompt (1, seq) once and keep what the wavefront needs, and some kinds of site.
-
-    Returns:
-        The base, and each kind's activation in each layer that has it, without the batch axis: (seq, ...), patterns
-        (head, seq, seq).
-
-    Raises:
-        Unsupported: the residual stream has a form that cannot be taken apart by position, or the layers run more than
-            once.
-    """
-    if lm.anatomy.streams_first:
-        raise Unsupported(f"the residual stream of {lm.name} has several copies, on its first axis")
-    resid: list[torch.Tensor] = []
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    attention: dict[int, AttentionCall] = {}
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = hidden_input(args, kwargs)
-        assert x is not None
-        resid.append(x[0].detach().clone())
-        rest = args[1:] if args and args[0] is x else args
-        calls.append((rest, {name: value for name, value in kwargs.items() if value is not x}))
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        x = first_tensor(output)
-        assert x is not None
-        resid.append(x[0].detach().clone())
-
-    blocks = [block.module for block in lm.anatomy.blocks]
-    heads_of(lm)  # looked at now, before there are hooks
-    with lm.busy(), ExitStack() as stack:  # other threads that run the model meet no hook of ours
-        for block in blocks:
-            stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
-        stack.callback(blocks[-1].register_forward_hook(after).remove)
-        logits, found = recorded(lm, ids, sites=sites, watch=attention.__setitem__)
-    if len(calls) != len(blocks):
-        raise Unsupported(f"the layers of {lm.name} run more than once in a pass")
-    if any(x.shape[0] != ids.shape[1] for x in resid):
-        raise Unsupported(f"the residual stream of {lm.name} has no axis of positions")
-    return Base(lm, ids, resid, calls, attention, logits), found
-
-
-def recorded(
-    lm: LanguageModel,
-    ids: torch.Tensor,
-    *,
-    sites: Sequence[str],
-    watch: Callable[[int, AttentionCall], None] | None = None,
-) -> tuple[torch.Tensor, dict[str, dict[int, torch.Tensor]]]:
-    """Logits (vocab,) at the last position, float32, and kinds of site by layer as `record` gives them."""
-    places = {kind: layers_with(lm, kind) for kind in sites}
-    wanted = {(kind, layer) for kind, layers in places.items() for layer in layers}
-    with lm.busy(), hooked(lm, wanted, {}, watch=watch) as found:
-        logits = last_logits(lm, ids)[0].float()
-    return logits, {kind: {layer: found[kind, layer][0] for layer in layers} for kind, layers in places.items()}
-
-
-def last_logits(lm: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
-    """Logits (batch, vocab) at the last position; only they are computed where the architecture can be asked to."""
-    return lm.hf(input_ids=ids, use_cache=False, **lm.only_last).logits[:, -1]
-
-
-# -- from the last residual stream to logits ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Readout:
-    """Final norm and unembedding, with the scale or soft cap that the model puts on its logits."""
-
-    tail: tuple[Any, ...]
-    unembed: Any
-    scale: float
-    softcap: float | None
-    device: torch.device | None = None  # where the logits are wanted; None: where they come out
-
-    def __call__(self, x: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
-        """Logits (rows, vocab) or (rows, len(columns)), float32, from the last residual stream (rows, d_model)."""
-        x = x[None]
-        for module in self.tail:
-            x = first_tensor(module(x))  # type: ignore[assignment]
-        x = x[0]
-        if columns is not None and is_plain(self.unembed):
-            x, wanted = x.to(self.unembed.weight.device), to_index(columns, self.unembed.weight.device)
-            bias = None if self.unembed.bias is None else self.unembed.bias[wanted]
-            logits = F.linear(x, self.unembed.weight[wanted], bias).float()
-        else:
-            logits = self.unembed(x).float()
-            logits = logits if columns is None else logits[:, list(columns)]
-        logits = logits.to(self.device or logits.device) * self.scale
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
-
-
-SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-
-
-def readout_of(base: Base) -> Readout:
-    """The readout, held against the logits that the model itself gave.
-
-    Raises:
-        Unsupported: norm and unembedding do not give the model's logits, with any declared scale or soft cap.
-    """
-    lm, anatomy = base.lm, base.lm.anatomy
-    softcap = next((getattr(lm.config, n) for n in SOFTCAPS if getattr(lm.config, n, None)), None)
-    tolerance = (1e-4 if base.logits.dtype == lm.dtype else 0.05) * max(1.0, float(base.logits.abs().max()))
-    try:
-        with lm.busy():
-            bare = Readout(anatomy.tail, anatomy.unembed, 1.0, None, base.logits.device)(base.resid[-1][-1:])[0]
-    except (RuntimeError, TypeError) as error:
-        raise Unsupported(f"the final norm and unembedding of {lm.name} cannot be run alone: {error}") from error
-    if bare.shape == base.logits.shape:
-        # architectures name the scale of their logits in many ways; it is the number that fits
-        target = base.logits if softcap is None else torch.atanh((base.logits / softcap).clamp(-0.999, 0.999)) * softcap
-        fitted = float((bare @ target) / (bare @ bare).clamp(min=1e-30))
-        for scale in (1.0, fitted):
-            readout = Readout(anatomy.tail, anatomy.unembed, scale, softcap, base.logits.device)
-            with lm.busy():
-                logits = readout(base.resid[-1][-1:])[0]
-            if float((logits - base.logits).abs().max()) <= tolerance:
-                return readout
-    raise Unsupported(f"the final norm and unembedding of {lm.name} do not give its logits")
-
-
-# -- the pass -------------------------------------------------------------------------------------------------------
 
 _MODULE_SITES = ("resid_mid", "attn_out", "mlp_out", "mlp_act", "router", "latent", HEAD_IN)
 _HEAD_SITES = ("q", "k", "v", "z", "pattern")

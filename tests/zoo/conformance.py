@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 import labkit as lk
 from labkit.analysis.patching import PatchJob
+from labkit.internals.readout import SOFTCAPS
 from labkit.internals.sites import Site, layers_with
-from labkit.internals.wavefront import SOFTCAPS
 from labkit.models.weights import bias_of
 
 IDS = torch.tensor([[11, 42, 7, 99, 3, 58, 120, 64, 33, 5, 77, 21]])
