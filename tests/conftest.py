@@ -7,8 +7,9 @@ import torch
 
 import labkit as lk
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the processes share the cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores, and so do those that they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
