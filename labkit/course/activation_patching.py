@@ -25,7 +25,7 @@ def _layer_of_the_move(answer: Any, lm: LanguageModel) -> Verdict:
     )
 
 
-@exercise("04.2")
+@exercise("04.3")
 def _a_pair_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
     from labkit.tokens import align
 
@@ -40,7 +40,7 @@ def _a_pair_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
     return Verdict(False, said + " Clean should favour the answer by more than 1, and corrupt at least 2 less.")
 
 
-@exercise("04.3")
+@exercise("04.2")
 def _heads_together(answer: Any, lm: LanguageModel) -> Verdict:
     from labkit.analysis.inspect import together
     from labkit.analysis.patching import PatchJob

@@ -25,13 +25,13 @@ RIGHT = {
     "01.2": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, Monday, Tuesday, Wednesday",
     "01.3": (1, " when"),
     "01.4": "ꙮꙮꙮꙮ",
-    "04.2": (
+    "04.3": (
         "When Tom and James went to the park, James gave a ball to",
         "When Tom and James went to the park, Tom gave a ball to",
         " Tom",
         " James",
     ),
-    "04.3": [(23, 3), (29, 1), (19, 2), (23, 0), (20, 0), (17, 4)],
+    "04.2": [(23, 3), (29, 1), (19, 2), (23, 0), (20, 0), (17, 4)],
     "10.2": 160,
 }
 WRONG = {
@@ -52,8 +52,8 @@ WRONG = {
     "03.2": ((0, 0), "Look for more than two fifths"),
     "03.3": ((0, 0), "goes from"),
     "04.1": (0, "where do they cross"),
-    "04.2": (("a", "b", " Mary", " John"), "The logit difference is"),
-    "04.3": ([(0, 0), (1, 1)], "Look for more than 0.8"),
+    "04.3": (("a", "b", " Mary", " John"), "The logit difference is"),
+    "04.2": ([(0, 0), (1, 1)], "Look for more than 0.8"),
     "10.1": (("a", "b"), "A pair is"),
     "10.2": (80, "0.71 times as wide"),
     "05.1": ((23, 3), "Look for the smallest number"),

@@ -10,10 +10,19 @@ function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, a
   const state = { from: null, to: null, marked: null };
 
   function toggle(cell) {
+    if (model.get("arrow")) tell(model, "arrow", null);
     const chosen = model.get("chosen");
     const less = chosen.filter((one) => !sameCell(one, cell));
     tell(model, "chosen", less.length < chosen.length ? less : [...chosen, cell]);
     announce(less.length < chosen.length ? "no longer chosen" : `chosen, ${chosen.length + 1} in all`);
+    redraw();
+  }
+
+  /** What is looked at closely is one cell again. */
+  function letGo() {
+    state.marked = null;
+    if (model.get("arrow")) tell(model, "arrow", null);
+    if (model.get("chosen").length) tell(model, "chosen", []);
     redraw();
   }
 
@@ -48,7 +57,7 @@ function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, a
     },
     click(event) {
       const many = event.shiftKey || event.ctrlKey || event.metaKey;
-      if (!swallow && !many) return;
+      if (!swallow && !many) return place(event) ? letGo() : undefined; // and it is selected
       event.stopImmediatePropagation();
       const cell = place(event);
       if (!swallow && cell) toggle(cell);
@@ -67,12 +76,10 @@ function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, a
         state.marked = null;
         redraw();
       } else if (event.key === "Escape" && (state.marked || model.get("arrow") || model.get("chosen").length)) {
-        state.marked = null;
-        tell(model, "arrow", null);
-        tell(model, "chosen", []);
-        redraw();
+        letGo();
         return; // and the selection goes as well
-      } else return;
+      } else if (event.key === "Enter" || event.key === " ") return letGo(); // and it is selected
+      else return;
       event.preventDefault();
       event.stopImmediatePropagation();
     },
@@ -87,8 +94,13 @@ function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, a
 
 /** The chosen cells with a corner each, and the arrow of a drag, the one that is being drawn or the last one. */
 function drawGestures(context, model, plan, flip, colours, state) {
-  const corner = ([row, column]) => [plan.left + column * plan.cellWidth, plan.top + flip(row) * plan.cellHeight];
-  const known = (cell) => cell && cell[0] < plan.rows && cell[1] < plan.columns;
+  const { firstRow, firstColumn, left, top } = plan; // of what is shown of the grid
+  const corner = ([row, column]) => [
+    left + (column - firstColumn) * plan.cellWidth,
+    top + flip(row - firstRow) * plan.cellHeight,
+  ];
+  const within = (at, first, count) => at >= first && at < first + count;
+  const known = (cell) => cell && within(cell[0], firstRow, plan.rows) && within(cell[1], firstColumn, plan.columns);
   for (const cell of [...model.get("chosen"), state.marked].filter(known)) {
     const [x, y] = corner(cell);
     const [wide, high] = [Math.max(plan.cellWidth, 4), Math.max(plan.cellHeight, 4)];
