@@ -47,7 +47,7 @@ def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
         expect(patching.locator("caption")).to_have_count(2)
         page.mouse.move(5, 5)
         patching.locator(".labkit-heatmap .labkit-stage").first.blur()
-        picture(page, 1, f"patch_lab_{theme}")
+        picture(page, 1, f"patch_lab_{theme}", small=True)
         circuit = page.locator(".labkit-circuit")
         circuit.evaluate("el => { el.style.scrollMarginTop = '24px'; el.scrollIntoView({ block: 'start' }); }")
         touch = circuit.locator(".labkit-circuit-touch").last  # the strongest

@@ -27,6 +27,7 @@ function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, a
   }
 
   function carry(from, to) {
+    if (model.get("chosen").length) tell(model, "chosen", []);
     tell(model, "arrow", [from, to]);
     redraw();
   }
