@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Two processes of one thread each: most tests are too small to keep two threads busy.
-SPREAD := --numprocesses 2 --dist worksteal
+SPREAD := --numprocesses 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: lab test test-quick lint bench bench-gpu clean help
@@ -33,11 +33,11 @@ test: $(VENV)/.test  ## every test: lint, types, promises, notebooks, a real bro
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/labkit pull
-	$(BIN)/python -m pytest tests/unit tests/zoo $(SPREAD) $(ARGS)
-	$(BIN)/python -m pytest tests/browser notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/zoo $(SPREAD) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest tests/browser notebooks $(SPREAD) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(ARGS)
 
 test-quick: $(VENV)/.test  ## the promises on the default model and ten architectures; under four minutes
-	$(BIN)/python -m pytest tests/unit tests/zoo -m "not long" $(SPREAD) $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/zoo -m "not long" $(SPREAD) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff check .
