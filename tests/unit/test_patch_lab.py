@@ -29,7 +29,7 @@ from labkit.widgets.snapshot import heatmap_svg
 
 PAIR = (CLEAN, CORRUPT, " Mary", " John")
 STORE = "When Mary and John went to the store, {} gave a drink to"
-LONG = "The weather was fine and everybody in the village was out on the green. " * 12
+LONG = "The weather was fine and everybody in the village was out on the green. " * 8
 LONG_PAIR = (f"Mary sang. {LONG}", f"John sang. {LONG}", " Mary", " John")
 
 
@@ -554,6 +554,7 @@ def test_a_file_that_is_no_lab_or_of_another_model_is_told(
         lk.open_grid(saved)
 
 
+@pytest.mark.long
 def test_code_and_snapshot_repeat_the_grid_to_the_last_digit_in_a_fresh_python(
     lm4: lk.LanguageModel, tmp_path: Path
 ) -> None:
