@@ -242,13 +242,14 @@ def test_from_a_token_one_looks_inside(page: Page, name: str) -> None:
     button(lab, name).click()
     inner = lab.locator(".labkit-tool .labkit-tool")
     expect(inner).to_have_count(1)
-    if name == "Lens":
+    if name == "Attention":
+        expect(inner.locator(".labkit-token").nth(13)).to_have_text("·to")
+    elif name == "Lens":
         expect(inner.locator(".labkit-heatmap").first).to_be_visible()
     else:
-        expect(inner.locator(".labkit-token").nth(13)).to_have_text("·to")
-    if name == "Patching":
-        expect(inner.get_by_label("answer")).to_have_value(" Mary")
-        expect(inner.get_by_label("foil")).to_have_value(" the")
+        expect(inner.get_by_label("Clean prompt")).to_have_value(CLEAN)
+        expect(inner.get_by_label("answer", exact=True)).to_have_value(" Mary")
+        expect(inner.get_by_label("foil", exact=True)).to_have_value(" the")
     button(lab, "Close").click()
     expect(inner).to_have_count(0)
     written(lab).first.press("Escape")

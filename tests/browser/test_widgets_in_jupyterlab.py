@@ -99,7 +99,7 @@ def test_the_theme_is_followed_while_the_widget_is_open(page: Page) -> None:
     light = chip.evaluate("one => one.style.background")
     choose_theme(page, "JupyterLab Dark")
     expect(strip).to_have_attribute("data-theme", "dark")
-    expect(cell(page, "patch").locator(".labkit-heatmap")).to_have_attribute("data-theme", "dark")
+    expect(cell(page, "patch").locator(".labkit-heatmap").first).to_have_attribute("data-theme", "dark")
     assert chip.evaluate("one => one.style.background") != light
     choose_theme(page, "JupyterLab Light")
     expect(strip).to_have_attribute("data-theme", "light")
