@@ -34,6 +34,7 @@ def benchmark(folder, *arguments):
     return done, json.loads(files[0].read_text())
 
 
+@pytest.mark.long
 def test_it_runs_complete_on_the_cpu_at_reduced_size(tmp_path):
     done, record = benchmark(tmp_path, "--only", "Llama-2", "--length", "8", "--sample", "2")
     assert done.returncode == 0, done.stdout[-3000:]

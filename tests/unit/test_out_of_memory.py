@@ -49,6 +49,7 @@ print(len(failures), float(abs(whole - squeezed).max()), bool((squeezed == squee
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+@pytest.mark.long
 def test_a_real_failure_to_allocate_halves_the_work_and_the_grid_is_the_same():
     zoo = str(Path(__file__).parents[1] / "zoo")
     script = SCRIPT.format(zoo=zoo, room=120 << 20)

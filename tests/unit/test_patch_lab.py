@@ -582,6 +582,7 @@ def test_code_and_snapshot_repeat_the_grid_to_the_last_digit_in_a_fresh_python(
 # -- is it real? -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_checks_of_a_finished_grid_are_listed(lm4: lk.LanguageModel) -> None:
     lab = PatchLab(lm4, CLEAN, CORRUPT)
     lab.begin_checks()
