@@ -268,6 +268,24 @@ def test_repr_is_the_same_every_time(lm4: lk.LanguageModel) -> None:
 
 
 @pytest.mark.long
+def test_a_notebook_with_prompt_lab_and_lens_view_is_saved_below_a_megabyte_with_both_pictures() -> None:
+    cells = [
+        "import labkit as lk; lm = lk.load(progress=False)",
+        f"p = lk.PromptLab(lm, {CLEAN!r}, max_new_tokens=4)\np.run(); p",
+        f"lens = lk.LensView(lm, {CLEAN!r})\nlens.wait(60); lens",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    assert "widgets" in notebook.metadata  # what the live views would need is saved as well
+    assert len(nbformat.writes(notebook)) < 1_000_000
+    for cell, tool in zip(notebook.cells[1:], ("PromptLab", "LensView"), strict=True):
+        live, picture = cell.outputs
+        assert live.data["text/plain"].startswith(tool)
+        assert "·Mary" in picture.data["text/html"]
+        assert "<script" not in picture.data["text/html"]
+
+
+@pytest.mark.long
 def test_a_notebook_without_a_front_end_is_saved_with_the_pictures(lm4: lk.LanguageModel) -> None:
     """As nbval, nbconvert and papermill run it; the picture is the one of the finished work."""
     cells = [
