@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.analysis.attention import AttentionPatterns, Patterns, frame_of, prompt_code
+from labkit.analysis.saved import written_whole
 from labkit.tokens import Token
 
 if TYPE_CHECKING:
@@ -94,17 +94,11 @@ def save(patterns: AttentionPatterns, path: str | os.PathLike[str], *, layers: S
     }
     arrays = {"about": np.array(json.dumps(about)), "thumbnails": patterns.thumbnails()}
     arrays |= {f"score_{name}": grid for name, grid in scores.items()}
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, array in arrays.items():
-                _write(archive, name, array)
-            for layer in chosen:
-                _write(archive, f"layer_{layer}", _packed(patterns, layer))
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            _write(archive, name, array)
+        for layer in chosen:
+            _write(archive, f"layer_{layer}", _packed(patterns, layer))
     return path
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -29,6 +28,7 @@ from labkit.analysis.attribution import _differentiable
 from labkit.analysis.batching import tokens_at_once
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.path_grid import recipe_of
+from labkit.analysis.saved import written_whole
 from labkit.analysis.wiring import Wiring
 from labkit.internals.parts import Parts, head_counts
 from labkit.internals.readout import Readout, readout_of
@@ -148,16 +148,8 @@ class EdgeScores:
         """Write scores and recipe to one file (`.npz`), in one step: the file is whole or not there."""
         path = Path(path)
         about = {"format": FORMAT, "edges": self.wiring.to_json(), "clean": self.clean, "corrupt": self.corrupt}
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(
-                    file, values=self.values, about=np.array(json.dumps(about | {"recipe": self.recipe}))
-                )
-            os.replace(part, path)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+        with written_whole(path) as file:
+            np.savez_compressed(file, values=self.values, about=np.array(json.dumps(about | {"recipe": self.recipe})))
         return path
 
     def __repr__(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labkit.analysis.saved import written_whole
 from labkit.tokens import Pair, Token, describe
 
 if TYPE_CHECKING:
@@ -252,16 +252,9 @@ def grid_of(values: np.ndarray, about: dict[str, Any]) -> PatchGrid:
 
 def save_arrays(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Path:
     """Write arrays and what is to be known of them to one file, in one step: the file is whole or not there."""
-    path = Path(path)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays, about=np.array(json.dumps(about)))  # type: ignore[arg-type]
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-    return path
+    with written_whole(path) as file:
+        np.savez_compressed(file, **arrays, about=np.array(json.dumps(about)))  # type: ignore[arg-type]
+    return Path(path)
 
 
 def open_arrays(path: str | os.PathLike[str], *, what: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

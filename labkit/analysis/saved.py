@@ -5,24 +5,33 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 
-def save_arrays(path: str | os.PathLike[str], kind: str, about: dict[str, Any], **arrays: np.ndarray) -> Path:
-    """Write arrays and a JSON-able description to one file, in one step: the file is whole or not there."""
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to write to that takes its name when the block ends: it is whole, or what was there before stays."""
     path = Path(path)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, about=np.array(json.dumps({"kind": kind, **about})), **arrays)  # type: ignore[arg-type]
+            yield file
         os.replace(part, path)
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
-    return path
+
+
+def save_arrays(path: str | os.PathLike[str], kind: str, about: dict[str, Any], **arrays: np.ndarray) -> Path:
+    """Write arrays and a JSON-able description to one file, in one step: the file is whole or not there."""
+    with written_whole(path) as file:
+        np.savez_compressed(file, about=np.array(json.dumps({"kind": kind, **about})), **arrays)  # type: ignore[arg-type]
+    return Path(path)
 
 
 def open_arrays(

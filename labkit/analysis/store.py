@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from labkit.analysis.grid import PatchGrid
+from labkit.analysis.saved import written_whole
 from labkit.tokens import Token
 
 MANIFEST, LOCK, FORMAT = "sweep.json", ".lock", 1
@@ -180,16 +180,10 @@ def _differences(old: Store, new: Store) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file in one step that survives a power cut: the new file is whole, or the old one is still there."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     if hasattr(os, "O_DIRECTORY"):  # where a folder can be opened, its entry is forced to disk too
         folder = os.open(path.parent, os.O_DIRECTORY)
         try:
