@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from prompts import ANSWER, FOIL, PAIRS
@@ -15,12 +16,6 @@ folder, out = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
 hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 model = TransformerBridge.boot_transformers(folder, hf_model=hf, tokenizer=tokenizer, dtype=torch.float32, device="cpu")
-answer, foil = (tokenizer(word, add_special_tokens=False).input_ids[0] for word in (ANSWER, FOIL))
-
-
-def logit_diff(logits: torch.Tensor) -> torch.Tensor:
-    return logits[0, -1, answer] - logits[0, -1, foil]
-
 
 GRIDS = {
     "attn_out": patching.get_act_patch_attn_out,
@@ -33,7 +28,12 @@ GRIDS = {
 }
 
 
-def timed(grid_of: Callable, texts: tuple[str, str]) -> dict:
+def timed(grid_of: Callable, texts: Sequence[str], words: Sequence[str] = (ANSWER, FOIL)) -> dict:
+    answer, foil = (tokenizer(word, add_special_tokens=False).input_ids[0] for word in words)
+
+    def logit_diff(logits: torch.Tensor) -> torch.Tensor:
+        return logits[0, -1, answer] - logits[0, -1, foil]
+
     clean, corrupt = (tokenizer(text, return_tensors="pt").input_ids for text in texts)
     begin = time.perf_counter()
     _, cache = model.run_with_cache(clean)
@@ -51,5 +51,7 @@ with torch.no_grad():
             results[f"short {site}"] = timed(grid_of, PAIRS["short"])
         except Exception as error:  # grouped queries have fewer key and value heads than it counts
             results[f"short {site}"] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+    for task, (*texts, answer, foil) in json.loads((Path(folder) / "tasks.json").read_text()).items():
+        results[f"{task} z"] = timed(GRIDS["z"], texts, (answer, foil))
 with open(out, "w") as file:
     json.dump(results, file)

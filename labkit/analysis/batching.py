@@ -43,7 +43,7 @@ def tokens_at_once(lm: LanguageModel) -> int:
     size = torch.finfo(lm.dtype).bits // 8
     devices = lm.devices
     room = 0.4 * min(free_memory(device) for device in devices)
-    most = 4096
+    most = 2048  # more do not fit the caches of a CPU between two layers
     if any(device.type == "cuda" for device in devices):
         room, most = min(room, 2.5e9), 65536
     return int(min(most, max(256, room / (width * size))))

@@ -15,6 +15,7 @@ from labkit.analysis.batching import chunked, in_chunks, tokens_at_once
 from labkit.analysis.pair_runs import engine_kind
 from labkit.analysis.patching import PatchJob
 from labkit.internals.wavefront import Wavefront
+from labkit.models.dense import DenseLayers
 
 
 def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
@@ -55,11 +56,10 @@ def _jointly(jobs: list[PatchJob]) -> Iterator[None]:
     lm, length = jobs[0].lm, jobs[0].at + 1
     lanes = [job.lane() for job in jobs]
     wavefront = Wavefront(lanes, site=engine_kind(jobs[0].site))
+    tokens = lambda item: length - lanes[item[0]].start_of(jobs[item[0]].cells[item[1]])  # noqa: E731
     stopped = lambda: any(job.cancelled for job in jobs)  # noqa: E731
     cells = [(n, i) for n, job in enumerate(jobs) for i in job.waiting()]
-
-    def start(item: tuple[int, int]) -> int:
-        return lanes[item[0]].start_of(jobs[item[0]].cells[item[1]])
+    wavefront.dense = DenseLayers(lm, tokens=sum(map(tokens, cells)))
 
     def work(chunk: list[tuple[int, int]]) -> np.ndarray:
         rows = wavefront([replace(jobs[n].cells[i], lane=n) for n, i in chunk], cancelled=stopped)
@@ -69,7 +69,7 @@ def _jointly(jobs: list[PatchJob]) -> Iterator[None]:
             values[mine] = jobs[n].read(rows[mine])
         return values
 
-    chunks = chunked(cells, lambda item: length - start(item), budget=tokens_at_once(lm))
+    chunks = chunked(cells, tokens, budget=tokens_at_once(lm))
     for chunk, values in in_chunks(chunks, work, stopped=stopped):
         for (n, i), value in zip(chunk, values.tolist(), strict=True):
             jobs[n].grid.values.reshape(-1)[i] = value

@@ -15,7 +15,7 @@ import torch
 from labkit.analysis.attribution import estimates
 from labkit.analysis.metrics import Metric
 from labkit.internals.readout import Readout, readout_of
-from labkit.internals.recording import Base, Unsupported, record, recorded
+from labkit.internals.recording import Base, Unsupported, record_together, recorded
 from labkit.internals.sites import HEAD_IN
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class PairRuns:
     def activations(self, name: str, kind: str) -> Activations:
         """One kind of site in the run called `clean` or `corrupt`, by layer."""
         if (name, kind) not in self._kept:
-            self._run(name, kind)
+            self._run(kind)
         return self._kept[name, kind]
 
     def base(self, name: str) -> Base:
@@ -78,7 +78,7 @@ class PairRuns:
             Unsupported: the model cannot be restarted in the middle.
         """
         if name not in self._bases and self.unsupported is None:
-            self._run(name, None)
+            self._run(None)
         if name not in self._bases:
             raise Unsupported(self.unsupported)
         return self._bases[name]
@@ -86,7 +86,7 @@ class PairRuns:
     def logits(self, name: str) -> torch.Tensor:
         """Logits (vocab,) at the last position, float32."""
         if name not in self._logits:
-            self._run(name, None)
+            self._run(None)
         return self._logits[name]
 
     def readout(self, name: str) -> Readout:
@@ -110,18 +110,25 @@ class PairRuns:
             known |= estimates(self.lm, self.ids[base], taken, metric=metric.of)
         return known[kind]
 
-    def _run(self, name: str, kind: str | None) -> None:
-        """Run a prompt for what has not been kept of it yet."""
+    def _run(self, kind: str | None) -> None:
+        """Run both prompts for what has not been kept of them yet."""
         kinds = list(self.together) if kind is None or kind in self.together else [kind]
-        kinds = [k for k in kinds if (name, k) not in self._kept]
-        logits, found = None, None
-        if self.unsupported is None and name not in self._bases:
+        kinds = [k for k in kinds if ("clean", k) not in self._kept]
+        ids = torch.cat([self.ids["clean"], self.ids["corrupt"]])
+        found: list[dict[str, Activations]] | None = None
+        if self.unsupported is None and not self._bases:
             try:
-                self._bases[name], found = record(self.lm, self.ids[name], sites=kinds)
-                logits = self._bases[name].logits
+                both = record_together(self.lm, ids, sites=kinds)
             except Unsupported as why:
                 self.unsupported = str(why)
-        if logits is None or found is None:
-            logits, found = recorded(self.lm, self.ids[name], sites=kinds)
-        self._logits[name] = logits
-        self._kept |= {(name, k): layers for k, layers in found.items()}
+            else:
+                self._bases = {name: base for name, (base, _) in zip(self.ids, both, strict=True)}
+                self._logits = {name: base.logits for name, base in self._bases.items()}
+                found = [kept for _, kept in both]
+        if found is None:
+            passes = [ids] if self.lm.batches else [row[None] for row in ids]
+            said = [run for some in passes for run in recorded(self.lm, some, sites=kinds)]
+            self._logits = {name: logits for name, (logits, _) in zip(self.ids, said, strict=True)}
+            found = [kept for _, kept in said]
+        for name, kept in zip(self.ids, found, strict=True):
+            self._kept |= {(name, k): layers for k, layers in kept.items()}

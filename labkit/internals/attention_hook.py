@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -162,6 +163,17 @@ for _name, _mask in ((NAME, sdpa_mask), (EAGER, eager_mask)):
     AttentionMaskInterface.register(_name, _mask)
 
 
+_configs: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
+
+
+def _configs_of(hf: nn.Module) -> list[Any]:
+    """Every configuration that says how some part of a model attends; looked for once, for it takes a millisecond."""
+    if hf not in _configs:
+        configs = (getattr(module, "config", None) for module in hf.modules())
+        _configs[hf] = list({id(c): c for c in configs if hasattr(c, "_attn_implementation")}.values())
+    return _configs[hf]
+
+
 @contextmanager
 def attention_tasks(hf: Any, tasks: Mapping[nn.Module, Task]) -> Iterator[None]:
     """Give some attention modules a task for as long as the block runs; with no tasks nothing is switched at all.
@@ -172,10 +184,7 @@ def attention_tasks(hf: Any, tasks: Mapping[nn.Module, Task]) -> Iterator[None]:
     if not tasks:
         yield
         return
-    configs = {
-        id(m.config): m.config for m in hf.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")
-    }
-    before = [(config, config._attn_implementation) for config in configs.values()]
+    before = [(config, config._attn_implementation) for config in _configs_of(hf)]
     _here.tasks = dict(tasks)
     try:
         for config, name in before:

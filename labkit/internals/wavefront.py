@@ -35,6 +35,7 @@ from labkit.internals.recording import Base, Unsupported
 from labkit.internals.run import hooked
 from labkit.internals.sites import HEAD_IN
 from labkit.models.anatomy import first_tensor
+from labkit.models.dense import DenseLayers
 
 
 class Cancelled(Exception):
@@ -84,12 +85,16 @@ class Wavefront:
         lanes: the runs, all of the same length; a cell's `lane` says which one it belongs to.
         site: the kind of site.
 
+    Attributes:
+        dense: the 4-bit layers that compute with weights dequantised once; none until a caller has many cells.
+
     Raises:
         Unsupported: a layer gives something else when it is run alone.
     """
 
     def __init__(self, lanes: Sequence[Lane], *, site: str) -> None:
         self.lanes, self.site, self.lm, self.length = lanes, site, lanes[0].base.lm, lanes[0].base.length
+        self.dense = DenseLayers(self.lm, tokens=0)
         self._causal: dict[torch.device, torch.Tensor] = {}
         with self.lm.busy():
             self._find_restarts()
@@ -105,7 +110,7 @@ class Wavefront:
         for index, cell in enumerate(cells):
             joins.setdefault(cell.layer + (self.site == "resid_post"), []).append(index)
         groups: dict[tuple[int, int], _Group] = {}
-        with self.lm.busy():
+        with self.lm.busy(), self.dense.used():
             for layer in range(min(joins), n_layers + 1):
                 if cancelled():
                     raise Cancelled

@@ -8,10 +8,16 @@ from shrink import LEFT_OUT, TYPES, ZOO, tiny
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import labkit as lk
+from labkit.internals.readout import readout_of
+from labkit.internals.recording import Unsupported, record, record_together
+from labkit.internals.wavefront import Lane, Wavefront
 from labkit.models.experts import PackedExperts, fused
 
 # One of each way to be different; the others are the long tail, left out of `make test-quick`.
 CORE = ("llama", "gpt2", "gemma2", "mixtral", "deepseek_v2", "deepseek_v4", "gpt_oss", "bloom", "jamba", "qwen3_next")
+
+# What a layer of these is handed for several prompts cannot be told apart.
+ONE_BY_ONE = ("bloom", "mpt")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -25,6 +31,34 @@ def zoo(names=ZOO):
 def test_promises_are_kept_as_the_table_says(name, bits, capsys):
     row = table.results(name, bits)
     assert table.cells(row) == table.written()[name, bits], row
+
+
+@pytest.mark.parametrize("name", zoo())
+def test_prompts_recorded_together_are_each_recorded_as_alone(name, tmp_path):
+    lm = model(name, 32, tmp_path)
+    ids = torch.cat([IDS, IDS.flip(1), IDS])
+    try:
+        each = [record(lm, row[None], sites=["resid_pre"]) for row in ids]
+    except Unsupported:
+        with pytest.raises(Unsupported):
+            record_together(lm, ids)
+        return
+    for _ in range(2):  # the first time is the one that is looked at
+        for (ours, found), (alone, read) in zip(record_together(lm, ids, sites=["resid_pre"]), each, strict=True):
+            pairs = [*zip(ours.resid, alone.resid, strict=True), (ours.logits, alone.logits)]
+            pairs += [(found["resid_pre"][layer], x) for layer, x in read["resid_pre"].items()]
+            pairs += [(call.k, alone.attention[layer].k) for layer, call in ours.attention.items()]
+            for a, b in pairs:
+                assert a.shape == b.shape
+                assert float((a - b).norm()) <= 1e-4 * float(b.norm())
+            for again in (readout_of, lambda base: Wavefront([Lane(base, {}, 0)], site="resid_pre")):
+                try:  # each layer once more, as it was called
+                    again(alone)
+                except Unsupported:
+                    continue
+                lm.restarts.clear()
+                again(ours)
+    assert lm.batches is (name not in ONE_BY_ONE)
 
 
 def test_the_table_has_every_decoder_that_transformers_loads_and_112_keep_every_promise():
