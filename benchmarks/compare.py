@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def grids(lm: lk.LanguageModel, *, times: dict[str, int]) -> dict[str, dict]:
             grid = patch()
             taken.append(time.perf_counter() - begin)
             rates.append(matmul_rate(lm.dtype, **sizes, seconds=0.5))
-        rate = statistics.median(statistics.mean(around) for around in zip(rates, rates[1:], strict=False))
+        rate = statistics.median(statistics.mean(around) for around in pairwise(rates))
         results[name] = {"seconds": statistics.median(taken), "all": taken, "grid": grid.values, "rate": rate}
     return results
 

@@ -20,8 +20,8 @@ import torch
 
 from labkit.analysis.head_scores import HeadScore, Tally, repeated_tokens
 from labkit.internals.attention_hook import AttentionCall, pattern_of
+from labkit.internals.hooks import hooked
 from labkit.internals.recording import last_logits
-from labkit.internals.run import hooked
 from labkit.internals.sites import HEAD_IN, checked, layers_with, n_heads_of
 from labkit.tokens import Token
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from labkit.internals.cells import by_unit
+from labkit.internals.hooks import hooked
 from labkit.internals.recording import last_logits
-from labkit.internals.run import hooked
 from labkit.models.weights import is_quantised, weight_of
 
 if TYPE_CHECKING:

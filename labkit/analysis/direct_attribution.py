@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labkit.internals.hooks import Place, hooked
 from labkit.internals.readout import Readout, readout_of
 from labkit.internals.recording import Base, Unsupported, last_logits
-from labkit.internals.run import Place, hooked
 from labkit.internals.sites import HEAD_IN, absent, layers_with, n_heads_of
 from labkit.models.anatomy import first_tensor
 from labkit.models.offload import copied, runs_on

@@ -27,12 +27,12 @@ from tqdm.auto import tqdm
 from labkit.analysis.attribution import _differentiable
 from labkit.analysis.batching import tokens_at_once
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
-from labkit.analysis.path_grid import recipe_of
+from labkit.analysis.recipe import code_of, recipe_of
 from labkit.analysis.saved import written_whole
 from labkit.analysis.wiring import Wiring
 from labkit.internals.parts import Parts, head_counts
 from labkit.internals.readout import Readout, readout_of
-from labkit.internals.recording import Unsupported, record
+from labkit.internals.recording import Unsupported, record_together
 from labkit.internals.rows import Rows, same_calls
 from labkit.tokens import Pair, align, single_token
 
@@ -217,9 +217,9 @@ def edge_attribution(
     values[~wiring.exists] = np.nan
     recipe = recipe_of(
         lm, work.pair, clean, corrupt, answer=work.answer, foil=work.foil, metric=metric, steps=steps, at=at,
-        unit=work.metric.unit,
+        unit=work.metric.unit, kind="edges",
     )  # fmt: skip
-    recipe |= {"kind": "edges", "code": _code(recipe)}
+    recipe["code"] = code_of(recipe, "edges = lk.edge_attribution", [], usual={"steps": 5, "at": -1})
     return EdgeScores(values, wiring, work.metrics["clean"], work.metrics["corrupt"], recipe)
 
 
@@ -270,7 +270,8 @@ def prepared(
     against = None if foil is None else single_token(lm, foil, role="foil")
     metric_of(metric, answer=chosen, foil=against, reference=torch.zeros(1))  # a wrong one fails here
     try:
-        bases = {name: record(lm, ids[:, :end])[0] for name, ids in (("clean", pair.clean), ("corrupt", pair.corrupt))}
+        both = record_together(lm, torch.cat([pair.clean, pair.corrupt])[:, :end])
+        bases = {name: base for name, (base, _) in zip(("clean", "corrupt"), both, strict=True)}
         readout = readout_of(bases["clean"])
         with lm.busy():
             parts = {name: Parts(base) for name, base in bases.items()}
@@ -359,13 +360,3 @@ class _Sweep:
             (grad,) = torch.autograd.grad(total, copies)
             found.append(grad.float().unflatten(0, (len(chunk), steps)).mean(1))
         return found
-
-
-def _code(recipe: dict[str, Any]) -> str:
-    arguments = [f"clean={recipe['clean']!r}", f"corrupt={recipe['corrupt']!r}"]
-    arguments += [f"{name}={recipe[name]!r}" for name in ("answer", "foil") if recipe[name] is not None]
-    arguments += [f"{name}={recipe[name]!r}" for name, usual in (("steps", 5), ("at", -1)) if recipe[name] != usual]
-    if recipe["metric"] != ("logit_diff" if recipe["foil"] is not None else "logprob"):
-        arguments.append(f"metric={recipe['metric'] if recipe['own_metric'] else repr(recipe['metric'])}")
-    lines = ",\n    ".join(arguments)
-    return f"{recipe['load']}edges = lk.edge_attribution(\n    lm,\n    {lines},\n)\n"

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labkit.analysis.saved import written_whole
-from labkit.tokens import Pair, Token, describe
+from labkit.analysis.recipe import code_of
+from labkit.analysis.saved import open_arrays, save_arrays
+from labkit.tokens import Token
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from labkit.analysis.axes import Axes
-    from labkit.models.language_model import LanguageModel, Prompt
 
 FORMAT = 1
 
@@ -149,28 +146,20 @@ class PatchGrid:
     def code(self) -> str:
         """The Python that computes this grid again."""
         recipe = self.recipe
-        arguments = [f"clean={recipe['clean']!r}", f"corrupt={recipe['corrupt']!r}"]
-        arguments += [f"{name}={recipe[name]!r}" for name in ("answer", "foil") if recipe[name] is not None]
-        arguments.append(f"site={recipe['site']!r}")
-        default = "logit_diff" if recipe["foil"] is not None else "logprob"
-        if recipe["metric"] != default:
-            arguments.append(f"metric={recipe['metric'] if recipe['own_metric'] else repr(recipe['metric'])}")
-        arguments += [
-            f"{name}={recipe[name]!r}" for name in ("direction", "method", "at") if recipe[name] != _USUAL[name]
-        ]
+        own = [f"site={recipe['site']!r}"]
         if self.over != recipe["usual_over"]:
-            arguments.append(f"over={self.over!r}")
+            own.append(f"over={self.over!r}")
         if recipe.get("layer") is not None:
-            arguments.append(f"layers=[{recipe['layer']}]")
+            own.append(f"layers=[{recipe['layer']}]")
         for axis, numbers in zip(self.over, self.index, strict=True):
             if numbers != list(range(recipe["sizes"][axis])):
-                arguments.append(f"{axis}s={numbers!r}")
-        lines = ",\n    ".join(arguments)
-        return f"{recipe['load']}grid = lk.patch(\n    lm,\n    {lines},\n)\n"
+                own.append(f"{axis}s={numbers!r}")
+        usual = {"direction": "denoise", "method": "exact", "at": -1}
+        return code_of(recipe, "grid = lk.patch", own, usual=usual)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write values and recipe to one file (`.npz`), in one step: the file is whole or not there."""
-        return save_arrays(path, {"values": self.values}, about_of(self))
+        return save_arrays(path, "grid", about_of(self), values=self.values)
 
     def __repr__(self) -> str:
         shape = " x ".join(f"{len(n)} {name}s" for name, n in zip(self.over, self.index, strict=True))
@@ -180,52 +169,6 @@ class PatchGrid:
             f"PatchGrid({self.site}, {self.direction}, {shape}, {self.recipe['metric']}: "
             f"clean {self.clean:.3f}, corrupt {self.corrupt:.3f}{partly})"
         )
-
-
-def recipe_of(
-    lm: LanguageModel, pair: Pair, clean: Prompt, corrupt: Prompt, *, answer: int | None, foil: int | None, site: str,
-    metric: str | Callable[..., Any] | None, direction: str, method: str, at: int, axes: Axes,
-) -> dict[str, Any]:  # fmt: skip
-    """What repeats a grid, as JSON can hold it."""
-    import torch
-    import transformers
-
-    import labkit
-
-    texts = lambda prompt: prompt if isinstance(prompt, str | list) else None  # noqa: E731
-    own = callable(metric)
-    word = lambda id: None if id is None else describe(lm.tokenizer, [id])[0].text  # noqa: E731
-    default = "logit_diff" if foil is not None else "logprob"
-    return {
-        "model": lm.name,
-        "load": lm.code(),
-        "revision": lm.revision,
-        "bits": lm.bits,
-        "dtype": str(lm.dtype).removeprefix("torch."),
-        "clean": texts(clean) or pair.clean[0].tolist(),
-        "corrupt": texts(corrupt) or pair.corrupt[0].tolist(),
-        "clean_ids": pair.clean[0].tolist(),
-        "corrupt_ids": pair.corrupt[0].tolist(),
-        "answer": word(answer),
-        "foil": word(foil),
-        "site": site,
-        "metric": getattr(metric, "__name__", "metric") if own else (metric or default),
-        "own_metric": own,
-        "direction": direction,
-        "method": method,
-        "at": -1 if at == pair.clean.shape[1] - 1 else at,
-        "layer": axes.layer,
-        "usual_over": axes.usual,
-        "sizes": axes.sizes,
-        "versions": {
-            "labkit": labkit.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-
-
-_USUAL = {"direction": "denoise", "method": "exact", "at": -1}
 
 
 def about_of(grid: PatchGrid) -> dict[str, Any]:
@@ -250,34 +193,6 @@ def grid_of(values: np.ndarray, about: dict[str, Any]) -> PatchGrid:
     return _class_of(recipe)(values, over, index, about["clean"], about["corrupt"], clean, corrupt, recipe)
 
 
-def save_arrays(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Path:
-    """Write arrays and what is to be known of them to one file, in one step: the file is whole or not there."""
-    with written_whole(path) as file:
-        np.savez_compressed(file, **arrays, about=np.array(json.dumps(about)))  # type: ignore[arg-type]
-    return Path(path)
-
-
-def open_arrays(path: str | os.PathLike[str], *, what: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and what is to be known of them, as `save_arrays` wrote them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not `what` saved by labkit, or comes from a newer labkit.
-    """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        about = json.loads(str(arrays.pop("about")))
-        newest = int(about["format"])
-    except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} is not {what} saved by labkit ({error})") from None
-    if newest > FORMAT:
-        raise ValueError(f"{str(path)!r} was saved by a newer labkit (format {newest}); update labkit to open it")
-    return arrays, about
-
-
 def open_grid(path: str | os.PathLike[str]) -> PatchGrid:
     """Open a grid that `PatchGrid.save` wrote.
 
@@ -285,9 +200,7 @@ def open_grid(path: str | os.PathLike[str]) -> PatchGrid:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a saved grid, or comes from a newer labkit.
     """
-    arrays, about = open_arrays(path, what="a grid")
-    if "values" not in arrays:
-        raise ValueError(f"{str(path)!r} is not a grid saved by labkit; it holds {', '.join(arrays) or 'nothing'}")
+    about, arrays = open_arrays(path, "grid", newest=FORMAT)
     return grid_of(arrays["values"], about)
 
 

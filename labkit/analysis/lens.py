@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from labkit.analysis.saved import open_arrays, save_arrays
+from labkit.internals.hooks import hooked
 from labkit.internals.readout import Readout, readout_of
 from labkit.internals.recording import Base, Unsupported, last_logits
-from labkit.internals.run import hooked
 from labkit.internals.sites import absent, layers_with
 from labkit.internals.wavefront import Cancelled
 from labkit.tokens import Token, describe, single_token

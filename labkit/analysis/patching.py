@@ -21,15 +21,16 @@ import torch
 
 from labkit.analysis.axes import axes_of
 from labkit.analysis.batching import chunked, give_back, in_chunks, is_out_of_memory, tokens_at_once
-from labkit.analysis.grid import PatchGrid, recipe_of
+from labkit.analysis.grid import PatchGrid
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.pair_runs import ENDS, PairRuns, engine_kind
+from labkit.analysis.recipe import recipe_of
 from labkit.internals.cells import Cell, at_cell, by_unit, put_whole
+from labkit.internals.hooks import hooked
 from labkit.internals.recording import Unsupported, last_logits
-from labkit.internals.run import hooked
 from labkit.internals.sites import HEAD_KINDS, checked
 from labkit.internals.wavefront import Cancelled, Lane, Wavefront
-from labkit.models.dense import DenseLayers
+from labkit.models.fast import FastLayers
 from labkit.tokens import align, single_token
 
 if TYPE_CHECKING:
@@ -195,8 +196,9 @@ class PatchJob:
             pair.clean_tokens[: self.at + 1],
             pair.corrupt_tokens[: self.at + 1],
             recipe_of(
-                lm, pair, clean, corrupt, answer=self.answer, foil=self.foil, site=self.site, metric=metric,
-                direction=direction, method=method, at=self.at, axes=axes,
+                lm, pair, clean, corrupt, answer=self.answer, foil=self.foil, metric=metric, site=self.site,
+                direction=direction, method=method, at=-1 if self.at == length - 1 else self.at,
+                layer=axes.layer, usual_over=axes.usual, sizes=axes.sizes,
             ),
         )  # fmt: skip
 
@@ -236,7 +238,7 @@ class PatchJob:
         finally:
             self.go_on()
             if self._wavefront is not None:
-                self._wavefront.dense.drop()
+                self._wavefront.layers.drop()
 
     @property
     def estimates(self) -> np.ndarray:
@@ -340,12 +342,12 @@ class PatchJob:
         fast = self._wavefront
         length = {i: self.at + 1 - fast.lanes[0].start_of(self.cells[i]) if fast is not None else 1 for i in waiting}
         if fast is not None:
-            fast.dense = DenseLayers(self.lm, tokens=sum(length.values()))
+            fast.layers = FastLayers(self.lm, tokens=sum(length.values()))
         importance = dict.fromkeys(waiting, 0.0)
         if fast is not None and sum(length.values()) > 2 * budget:  # a grid of one or two chunks is there at once
             # Rows of one start share their prefix, so a position's cells stay together and go by its largest.
             by_start: dict[int | None, float] = {}
-            with fast.dense.lent():
+            with fast.layers.lent():
                 effects = self._importance(waiting)
             for i, value in zip(waiting, effects, strict=True):
                 importance[i] = value

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from labkit.analysis.grid import PatchGrid
-from labkit.tokens import Pair, describe
+from labkit.analysis.recipe import code_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.models.language_model import LanguageModel, Prompt
 
 
 @dataclass
@@ -59,20 +55,11 @@ class PathGrid(PatchGrid):
 
     def code(self) -> str:
         """The Python that computes this grid again."""
-        recipe = self.recipe
-        arguments = [f"clean={recipe['clean']!r}", f"corrupt={recipe['corrupt']!r}"]
-        arguments += [f"{name}={recipe[name]!r}" for name in ("answer", "foil") if recipe[name] is not None]
-        receivers = recipe["receiver"]
+        receivers, senders = self.recipe["receiver"], self.recipe["senders"]
         one = receivers if isinstance(receivers, str) or len(receivers) > 1 else receivers[0]
-        arguments.append(f"receiver={one!r}")
-        if recipe["senders"] is not None:
-            arguments.append(f"senders={recipe['senders']!r}")
+        own = [f"receiver={one!r}"] + ([] if senders is None else [f"senders={senders!r}"])
         usual = {"mlps": "recompute", "direction": "denoise", "at": -1}
-        arguments += [f"{name}={recipe[name]!r}" for name, value in usual.items() if recipe[name] != value]
-        if recipe["metric"] != ("logit_diff" if recipe["foil"] is not None else "logprob"):
-            arguments.append(f"metric={recipe['metric'] if recipe['own_metric'] else repr(recipe['metric'])}")
-        lines = ",\n    ".join(arguments)
-        return f"{recipe['load']}paths = lk.path_patch(\n    lm,\n    {lines},\n)\n"
+        return code_of(self.recipe, "paths = lk.path_patch", own, usual=usual)
 
     def __repr__(self) -> str:
         """What was asked, and the five senders whose path moves the metric most."""
@@ -86,49 +73,3 @@ class PathGrid(PatchGrid):
             f"PathGrid({len(frame)} senders to {self.receiver}, {self.direction}: clean {self.clean:.3f}, "
             f"corrupt {self.corrupt:.3f}{partly}; most: {most or 'none'})"
         )
-
-
-def recipe_of(
-    lm: LanguageModel,
-    pair: Pair,
-    clean: Prompt,
-    corrupt: Prompt,
-    *,
-    answer: int | None,
-    foil: int | None,
-    metric: str | Callable[..., Any] | None,
-    **more: Any,
-) -> dict[str, Any]:
-    """What repeats a result made from a pair of prompts, ready for JSON."""
-    import transformers
-
-    import labkit
-
-    texts = lambda prompt: prompt if isinstance(prompt, str | list) else None  # noqa: E731
-    word = lambda id: None if id is None else describe(lm.tokenizer, [id])[0].text  # noqa: E731
-    default = "logit_diff" if foil is not None else "logprob"
-    return {
-        "kind": "paths",
-        "model": lm.name,
-        "load": lm.code(),
-        "revision": lm.revision,
-        "bits": lm.bits,
-        "dtype": str(lm.dtype).removeprefix("torch."),
-        "clean": texts(clean) or pair.clean[0].tolist(),
-        "corrupt": texts(corrupt) or pair.corrupt[0].tolist(),
-        "clean_ids": pair.clean[0].tolist(),
-        "corrupt_ids": pair.corrupt[0].tolist(),
-        "answer": word(answer),
-        "foil": word(foil),
-        "site": "path",
-        "metric": getattr(metric, "__name__", "metric") if callable(metric) else (metric or default),
-        "own_metric": callable(metric),
-        "method": "exact",
-        "usual_over": ("layer", "head"),
-        "versions": {
-            "labkit": labkit.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        **more,
-    }

@@ -27,11 +27,13 @@ from tqdm.auto import tqdm
 from labkit.analysis.batching import is_out_of_memory, tokens_at_once
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.path_ends import RECEIVERS, comes_before, of_head, receivers_of, senders_of
-from labkit.analysis.path_grid import PathGrid, recipe_of
+from labkit.analysis.path_grid import PathGrid
+from labkit.analysis.recipe import recipe_of
+from labkit.internals.hooks import Edit, Place
 from labkit.internals.readout import readout_of
 from labkit.internals.recording import Unsupported, record
 from labkit.internals.rows import Rows
-from labkit.internals.run import Edit, Place, run
+from labkit.internals.run import run
 from labkit.internals.sites import HEAD_IN, Site, layers_with, n_heads_of
 from labkit.tokens import align, single_token
 
@@ -139,7 +141,8 @@ class _Paths:
         columns += [n_heads] if any(s.kind == "mlp_out" for s in self.senders) else []
         recipe = recipe_of(
             lm, pair, clean, corrupt, answer=self.answer, foil=self.foil, metric=metric, direction=direction,
-            at=-1 if end == length else end - 1, mlps=mlps, n_heads=n_heads,
+            at=-1 if end == length else end - 1, mlps=mlps, n_heads=n_heads, kind="paths", site="path", method="exact",
+            usual_over=("layer", "head"),
             receiver=[str(r) for r in self.receivers] or "logits",
             senders=None if senders is None else [str(s) for s in self.senders],
         )  # fmt: skip

@@ -12,6 +12,13 @@ from typing import IO, Any
 
 import numpy as np
 
+_OPENS = {
+    "grid": "lk.open_grid(path)",
+    "lens": "lk.open_lens(path)",
+    "steering vector": "lk.open_steering_vector(path)",
+    "lab": "lk.PatchLab.open(lm, path)",
+}
+
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
@@ -49,12 +56,12 @@ def open_arrays(
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
-    except (KeyError, ValueError, OSError, EOFError) as error:
+        held, version = about.get("kind", "grid"), int(about["format"])  # a grid's file did not always say so
+    except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{str(path)!r} is not a {kind} saved by labkit ({error})") from None
-    if about.get("kind") != kind:
-        raise ValueError(f"{str(path)!r} is not a {kind} saved by labkit; it holds a {about.get('kind', 'grid')}")
-    if about["format"] > newest:
-        raise ValueError(
-            f"{str(path)!r} was saved by a newer labkit (format {about['format']}); update labkit to open it"
-        )
+    if held != kind:
+        hint = f", which {_OPENS[held]} opens" if held in _OPENS else ""
+        raise ValueError(f"{str(path)!r} is not a {kind} saved by labkit; it holds a {held}{hint}")
+    if version > newest:
+        raise ValueError(f"{str(path)!r} was saved by a newer labkit (format {version}); update labkit to open it")
     return about, arrays

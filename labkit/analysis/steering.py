@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from labkit.analysis.saved import open_arrays, save_arrays
-from labkit.internals.run import hooked
+from labkit.internals.hooks import hooked
 from labkit.internals.sites import checked
 
 if TYPE_CHECKING:

@@ -42,9 +42,12 @@ def at_cell(table: np.ndarray, cell: Cell) -> np.ndarray:
 # -- writing into many rows at once, with no copy to the host and no kernel a row ------------------------------------
 
 
-def to_index(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
-    """An index (n,), sent to the device without waiting for it."""
-    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
+def to_index(numbers: Sequence[int] | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """An index (n,) of whole numbers, sent to the device without waiting for it."""
+    index = torch.as_tensor(numbers, dtype=torch.long)
+    if device.type == "cuda":  # only from pinned memory does a copy to a GPU go on by itself
+        index = index.pin_memory()
+    return index.to(device, non_blocking=True)
 
 
 def put_rows(x: torch.Tensor, source: torch.Tensor, cells: Sequence[Cell]) -> None:

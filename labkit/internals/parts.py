@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from labkit.internals.hooks import Edit, Place
 from labkit.internals.recording import Base
 from labkit.internals.rows import Rows
-from labkit.internals.run import Edit, Place
 from labkit.internals.sites import HEAD_IN, absent, layers_with, n_heads_of
 
 if TYPE_CHECKING:

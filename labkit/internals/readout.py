@@ -64,9 +64,7 @@ def readout_of(base: Base) -> Readout:
         target = base.logits if softcap is None else torch.atanh((base.logits / softcap).clamp(-0.999, 0.999)) * softcap
         fitted = float((bare @ target) / (bare @ bare).clamp(min=1e-30))
         for scale in (1.0, fitted):
-            readout = Readout(anatomy.tail, anatomy.unembed, scale, softcap, base.logits.device)
-            with lm.busy():
-                logits = readout(base.resid[-1][-1:])[0]
+            logits = bare * scale if softcap is None else torch.tanh(bare * scale / softcap) * softcap
             if float((logits - base.logits).abs().max()) <= tolerance:
-                return readout
+                return Readout(anatomy.tail, anatomy.unembed, scale, softcap, base.logits.device)
     raise Unsupported(f"the final norm and unembedding of {lm.name} do not give its logits")

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from labkit.internals.attention_hook import AttentionCall
+from labkit.internals.hooks import Edit, Place, hooked
 from labkit.internals.recording import Base, Unsupported
-from labkit.internals.run import Edit, Place, hooked
 from labkit.internals.sites import layers_with
 from labkit.models.anatomy import first_tensor
 

@@ -31,11 +31,11 @@ from labkit.internals.attention_hook import (
 )
 from labkit.internals.cells import Cell, put_cell, put_rows, to_index
 from labkit.internals.heads import heads_of
+from labkit.internals.hooks import hooked
 from labkit.internals.recording import Base, Unsupported
-from labkit.internals.run import hooked
 from labkit.internals.sites import HEAD_IN
 from labkit.models.anatomy import first_tensor
-from labkit.models.dense import DenseLayers
+from labkit.models.fast import FastLayers
 
 
 class Cancelled(Exception):
@@ -86,7 +86,7 @@ class Wavefront:
         site: the kind of site.
 
     Attributes:
-        dense: the 4-bit layers that compute with weights dequantised once; none until a caller has many cells.
+        layers: those that compute faster on a CPU; 4-bit ones among them once a caller says that it has many cells.
 
     Raises:
         Unsupported: a layer gives something else when it is run alone.
@@ -94,7 +94,7 @@ class Wavefront:
 
     def __init__(self, lanes: Sequence[Lane], *, site: str) -> None:
         self.lanes, self.site, self.lm, self.length = lanes, site, lanes[0].base.lm, lanes[0].base.length
-        self.dense = DenseLayers(self.lm, tokens=0)
+        self.layers = FastLayers(self.lm)
         self._causal: dict[torch.device, torch.Tensor] = {}
         with self.lm.busy():
             self._find_restarts()
@@ -110,7 +110,7 @@ class Wavefront:
         for index, cell in enumerate(cells):
             joins.setdefault(cell.layer + (self.site == "resid_post"), []).append(index)
         groups: dict[tuple[int, int], _Group] = {}
-        with self.lm.busy(), self.dense.used():
+        with self.lm.busy(), self.layers.used():
             for layer in range(min(joins), n_layers + 1):
                 if cancelled():
                     raise Cancelled
@@ -154,28 +154,34 @@ class Wavefront:
     def _packed(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
         """All rows as one list of tokens, end to end, each row from its start on."""
         block = self.lm.anatomy.blocks[layer]
-        packed = torch.cat([g.x.flatten(0, 1) for g in groups])[None]  # (1, tokens, d_model)
+        tokens = [g.x.flatten(0, 1) for g in groups]
+        sizes = [*map(len, tokens), _spare(sum(map(len, tokens)), groups[0].x.device)]
+        tokens.append(tokens[-1][-1:].expand(sizes[-1], *tokens[-1].shape[1:]))
+        packed = torch.cat(tokens)[None]  # (1, tokens, d_model)
         used = sorted({g.lane for g in groups})
-        at = [  # of each lane, the position of each of its tokens
-            torch.cat([torch.arange(g.start, self.length).repeat(len(g.cells)) for g in groups if g.lane == lane]).to(
-                packed.device, non_blocking=True
-            )
-            for lane in used
-        ]
+        at = [to_index(self._positions(groups, lane), packed.device) for lane in used]
+        at[-1] = torch.cat([at[-1], at[-1][-1:].expand(sizes[-1])])
         calls = [self.lanes[lane].base.calls[layer] for lane in used]
         args = tuple(_reindexed("", values, at, self.length) for values in zip(*(c[0] for c in calls), strict=True))
         kwargs = {name: _reindexed(name, [c[1][name] for c in calls], at, self.length) for name in calls[0][1]}
         edits = (
-            {(self.site, layer): self._edit(layer, groups, new, cells)} if self.site in _MODULE_SITES and new else {}
+            {(self.site, layer): self._edit(layer, groups, sizes, new, cells)}
+            if self.site in _MODULE_SITES and new
+            else {}
         )
         attention = heads_of(self.lm)[layer].attention
         assert attention is not None
-        task = self._attend(layer, groups, new, cells)
+        task = self._attend(layer, groups, sizes, new, cells)
         with hooked(self.lm, set(), edits), attention_tasks(self.lm.hf, {attention: task}):
             out = first_tensor(block.module(packed, *args, **kwargs))
         assert out is not None
-        for group, x in zip(groups, out[0].split([g.tokens for g in groups]), strict=True):
+        for group, x in zip(groups, out[0].split(sizes), strict=False):
             group.x = x.view(group.x.shape)
+
+    def _positions(self, groups: list[_Group], lane: int) -> torch.Tensor:
+        """The position of each packed token of a lane."""
+        mine = [g for g in groups if g.lane == lane]
+        return torch.cat([torch.arange(g.start, self.length).repeat(len(g.cells)) for g in mine])
 
     def _whole(self, layer: int, group: _Group, row: int | None, new: set[int], cells: Sequence[Cell]) -> None:
         """A group's rows (or one of them) from the first position on, the base run's residual stream in front."""
@@ -247,13 +253,13 @@ class Wavefront:
         )
 
     def _edit(
-        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
+        self, layer: int, groups: list[_Group], sizes: list[int], new: set[int], cells: Sequence[Cell]
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Put the source's vectors at the new rows' positions of a packed activation (1, tokens, ...)."""
 
         def edit(x: torch.Tensor) -> torch.Tensor:
             x = x.clone()
-            for group, part in zip(groups, x[0].split([g.tokens for g in groups]), strict=True):
+            for group, part in zip(groups, x[0].split(sizes), strict=False):
                 rows = part.view(*group.x.shape[:2], *part.shape[1:])
                 source = self.lanes[group.lane].source
                 if (edited := [cells[i] for i in group.cells if i in new]) and layer in source:
@@ -263,16 +269,13 @@ class Wavefront:
         return edit
 
     def _attend(
-        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
+        self, layer: int, groups: list[_Group], sizes: list[int], new: set[int], cells: Sequence[Cell]
     ) -> Callable[[AttentionCall], torch.Tensor]:
         """Attention of packed rows: each group against its base run's keys and values before its start."""
         by_head = self.site if self.site in _HEAD_SITES else None
 
         def task(call: AttentionCall) -> torch.Tensor:
-            sizes = [g.tokens for g in groups]
-            parts = zip(
-                groups, call.q[0].split(sizes, 1), call.k[0].split(sizes, 1), call.v[0].split(sizes, 1), strict=True
-            )
+            parts = zip(groups, *(x[0].split(sizes, 1) for x in (call.q, call.k, call.v)), strict=False)
             z = []
             for group, *flat in parts:
                 shape, start, lane = group.x.shape[:2], group.start, self.lanes[group.lane]
@@ -291,6 +294,7 @@ class Wavefront:
                 elif by_head == "pattern" and edited:
                     _put_pattern(out, here, lane.source[layer][:, start:], edited)
                 z.append(out.flatten(0, 1))
+            z.append(z[-1][-1:].expand(sizes[-1], -1, -1))
             return torch.cat(z)[None]
 
         return task
@@ -305,6 +309,12 @@ class Wavefront:
         if device not in self._causal:  # one for all starts: theirs are its last rows
             self._causal[device] = torch.ones(self.length, self.length, dtype=torch.bool, device=device).tril()
         return self._causal[device][start:]
+
+
+def _spare(tokens: int, device: torch.device) -> int:
+    """How many tokens to add, so that products come in few sizes: on a CPU each new one takes half a millisecond."""
+    step = 16 if tokens < 512 else 64
+    return -tokens % step if device.type == "cpu" else 0
 
 
 def _put_pattern(z: torch.Tensor, call: AttentionCall, source: torch.Tensor, cells: Sequence[Cell]) -> None:

@@ -47,7 +47,7 @@ def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
     if is_away(layer):
         with present(layer):
             return weight_of(layer, dtype=dtype)
-    if (lent := layer.__dict__.get("dequantised")) is not None:  # `models.dense` has it
+    if (lent := layer.__dict__.get("dequantised")) is not None:  # `models.fast` has it
         return lent().to(dtype)
     weight = layer.weight
     if is_plain(layer):

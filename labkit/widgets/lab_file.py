@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.analysis.grid import about_of, grid_of, open_arrays, save_arrays
+from labkit.analysis.grid import about_of, grid_of
+from labkit.analysis.saved import open_arrays, save_arrays
 from labkit.widgets.live_grid import Known, Question
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
 
-_WHAT = "a lab"
+FORMAT = 1
 
 
 def save_lab(
@@ -27,8 +28,8 @@ def save_lab(
         if one.estimate is not None:
             arrays[f"estimate_{n}"] = one.estimate
     grids = [{"question": asdict(q), "grid": about_of(one.grid)} for q, one in known.items()]
-    about = {"format": 1, "what": _WHAT, "model": _model(lm), "settings": settings, "grids": grids}
-    return save_arrays(path, arrays, about)
+    about = {"format": FORMAT, "model": _model(lm), "settings": settings, "grids": grids}
+    return save_arrays(path, "lab", about, **arrays)
 
 
 def open_lab(path: str | os.PathLike[str], lm: LanguageModel) -> tuple[dict[str, Any], dict[Question, Known]]:
@@ -38,9 +39,7 @@ def open_lab(path: str | os.PathLike[str], lm: LanguageModel) -> tuple[dict[str,
         FileNotFoundError: there is no such file.
         ValueError: the file is not a saved lab, or it is one of another model.
     """
-    arrays, about = open_arrays(path, what=_WHAT)
-    if about.get("what") != _WHAT:
-        raise ValueError(f"{str(path)!r} is not {_WHAT} saved by labkit; a single grid opens with lk.open_grid(path)")
+    about, arrays = open_arrays(path, "lab", newest=FORMAT)
     if about["model"] != _model(lm):
         saved, here = (f"{m['name']} in {m['bits']} bits" for m in (about["model"], _model(lm)))
         raise ValueError(f"{str(path)!r} holds grids of {saved}; this model is {here}. Load that model to open it.")

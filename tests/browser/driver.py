@@ -55,6 +55,17 @@ def open_notebook(
         end_kernels(lab)
 
 
+@contextmanager
+def notebook_of(browser: Browser, lab: Lab, path: str, cells: list[str]) -> Iterator[Page]:
+    """A notebook with these cells, run from top to bottom; `page.problems` collects what went wrong in its scripts."""
+    with open_notebook(browser, lab, lab.write(path, cells)) as page:
+        page.problems = []  # type: ignore[attr-defined]
+        page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
+        run_all(page)
+        assert errors(page) == []
+        yield page
+
+
 def set_theme(lab: Lab, *, dark: bool) -> None:
     file = lab.root.parent / "settings" / "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
     file.write_text(json.dumps({"theme": "JupyterLab Dark" if dark else "JupyterLab Light"}))
@@ -92,6 +103,11 @@ def run_all(page: Page, *, timeout: float = 120) -> None:
 def errors(page: Page) -> list[str]:
     """The error outputs in the notebook, as text."""
     return page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+
+
+def output_of(page: Page, number: int) -> Locator:
+    """What the cell of this number put out."""
+    return page.locator(".jp-Notebook .jp-CodeCell").nth(number).locator(".jp-Cell-outputArea")
 
 
 def button(where: Locator, name: str) -> Locator:

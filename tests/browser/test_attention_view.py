@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, button, errors, kernel_says, open_notebook, run_all
+from driver import Lab, button, kernel_says, notebook_of, open_notebook
 from playwright.sync_api import Browser, Locator, Page, expect
 from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD, choose_theme
 
@@ -23,12 +23,7 @@ CELLS = {
 
 @pytest.fixture(scope="module")
 def page(lab: Lab, browser: Browser) -> Iterator[Page]:
-    path = lab.write("attention.ipynb", list(CELLS.values()))
-    with open_notebook(browser, lab, path) as page:
-        page.problems = []  # type: ignore[attr-defined]
-        page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
-        run_all(page)
-        assert errors(page) == []
+    with notebook_of(browser, lab, "attention.ipynb", list(CELLS.values())) as page:
         yield page
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, errors, open_notebook, run_all
+from driver import Lab, kernel_says, notebook_of
 from playwright.sync_api import Browser, Page, expect
-from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD, kernel_says
+from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD
 
 SMALL = f"circuit = lk.edge_attribution(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', progress=False).circuit(80)"
 CELLS = [LOAD, f"{SMALL}\nview = lk.CircuitView(circuit)\nview"]
@@ -21,12 +21,7 @@ MIDDLE = """path => {
 
 @pytest.fixture(scope="module")
 def page(lab: Lab, browser: Browser) -> Iterator[Page]:
-    path = lab.write("circuit.ipynb", CELLS)
-    with open_notebook(browser, lab, path) as page:
-        page.problems = []  # type: ignore[attr-defined]
-        page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
-        run_all(page)
-        assert errors(page) == []
+    with notebook_of(browser, lab, "circuit.ipynb", CELLS) as page:
         yield page
         assert page.problems == []  # type: ignore[attr-defined]
 

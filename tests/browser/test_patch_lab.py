@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from driver import Lab, button, errors, kernel_says, open_notebook, run_all
+from driver import Lab, button, kernel_says, notebook_of
 from playwright.sync_api import Browser, Locator, Page, expect
 from test_widgets_in_jupyterlab import CLEAN, CORRUPT
 
@@ -24,12 +24,7 @@ CELLS = {
 @pytest.fixture(scope="module")
 def page(lab: Lab, browser: Browser) -> Iterator[Page]:
     """One notebook with two labs, run from top to bottom; the tests go on where the one before left it."""
-    path = lab.write("patch_lab.ipynb", list(CELLS.values()))
-    with open_notebook(browser, lab, path) as page:
-        page.problems = []  # type: ignore[attr-defined]
-        page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
-        run_all(page)
-        assert errors(page) == []
+    with notebook_of(browser, lab, "patch_lab.ipynb", list(CELLS.values())) as page:
         yield page
 
 

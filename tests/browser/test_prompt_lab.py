@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, button, errors, kernel_says, open_notebook, reload, run_all
+from driver import Lab, button, kernel_says, notebook_of, open_notebook, output_of, reload
 from playwright.sync_api import Browser, Locator, Page, expect
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -39,18 +39,13 @@ CELLS = {
 @pytest.fixture(scope="module")
 def page(lab: Lab, browser: Browser) -> Iterator[Page]:
     """One notebook, run from top to bottom; all tests look at it in the order below."""
-    path = lab.write("prompt_lab.ipynb", list(CELLS.values()))
-    with open_notebook(browser, lab, path) as page:
-        page.problems = []  # type: ignore[attr-defined]
-        page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
-        run_all(page)
-        assert errors(page) == []
+    with notebook_of(browser, lab, "prompt_lab.ipynb", list(CELLS.values())) as page:
         yield page
 
 
 def cell(page: Page, name: str) -> Locator:
     """The output of one of the cells."""
-    return page.locator(".jp-Notebook .jp-CodeCell").nth(list(CELLS).index(name)).locator(".jp-Cell-outputArea")
+    return output_of(page, list(CELLS).index(name))
 
 
 def written(where: Locator) -> Locator:

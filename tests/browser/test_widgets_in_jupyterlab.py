@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, errors, kernel_says, open_notebook, run_all
+from driver import Lab, kernel_says, notebook_of, open_notebook, output_of
 from playwright.sync_api import Browser, Locator, Page, expect
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -39,18 +39,13 @@ CELLS = {
 @pytest.fixture(scope="module")
 def page(lab: Lab, browser: Browser) -> Iterator[Page]:
     """One notebook with every widget, run from top to bottom; all tests look at it, each at its own cell."""
-    path = lab.write("widgets.ipynb", list(CELLS.values()))
-    with open_notebook(browser, lab, path) as page:
-        page.problems = []  # type: ignore[attr-defined]
-        page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
-        run_all(page)
-        assert errors(page) == []
+    with notebook_of(browser, lab, "widgets.ipynb", list(CELLS.values())) as page:
         yield page
 
 
 def cell(page: Page, name: str) -> Locator:
     """The output of one of the cells."""
-    return page.locator(".jp-Notebook .jp-CodeCell").nth(list(CELLS).index(name)).locator(".jp-Cell-outputArea")
+    return output_of(page, list(CELLS).index(name))
 
 
 def test_markup_in_a_prompt_is_text_in_every_widget_and_picture(page: Page) -> None:

@@ -545,7 +545,7 @@ def test_a_file_that_is_no_lab_or_of_another_model_is_told(
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match="is not a lab saved by labkit"):
         PatchLab.open(lm4, tmp_path / "text.npz")
-    with pytest.raises(ValueError, match=r"a single grid opens with lk\.open_grid"):
+    with pytest.raises(ValueError, match=r"it holds a grid, which lk\.open_grid"):
         PatchLab.open(lm4, done.grid.save(tmp_path / "grid.npz"))
     saved = done.save(tmp_path / "lab.npz")
     with pytest.raises(ValueError, match=r"in 4 bits; this model is .* in 32 bits"):

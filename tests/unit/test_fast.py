@@ -1,4 +1,4 @@
-"""4-bit layers that compute with weights dequantised once: the same numbers, and nothing of it left behind."""
+"""Layers that compute faster: with the same weights, within rounding, and nothing of it left behind."""
 
 import numpy as np
 import pytest
@@ -7,18 +7,18 @@ from pair import CLEAN, CORRUPT
 
 import labkit as lk
 from labkit.analysis.patching import PatchJob
-from labkit.models import dense
-from labkit.models.dense import TILES, DenseLayers
+from labkit.models import fast
+from labkit.models.fast import FastLayers, mkl_is_slow
 from labkit.models.weights import weight_of
 
 MANY = 10**6
-ROWS = 2 * TILES[0] + TILES[1] + TILES[-1] + 5  # every size of tile, and some left over
+ROWS = 300
 
 
 @pytest.fixture
 def layers(lm4):
     lm4.run(CLEAN)  # bitsandbytes repacks weights at the first forward
-    return DenseLayers(lm4, tokens=MANY)
+    return FastLayers(lm4, tokens=MANY)
 
 
 def test_weights_are_those_that_the_kernel_computes_with(lm4, layers):
@@ -65,15 +65,44 @@ def test_nothing_is_left_behind_even_after_an_error(lm4, layers):
     assert not layers._places
 
 
-def test_only_where_it_pays(lm4, lm32, layers, monkeypatch):
+def test_only_where_it_pays(lm4, layers, monkeypatch):
     assert len(layers) == 7 * lm4.n_layers
-    assert not len(DenseLayers(lm4, tokens=100))
-    assert not len(DenseLayers(lm32, tokens=MANY))
-    monkeypatch.setattr(dense, "installed", lambda: 10**9)  # a machine of 1 GB: an eighth does not hold 212 MB
-    assert not len(DenseLayers(lm4, tokens=MANY))
-    monkeypatch.setattr(dense, "installed", lambda: 10**12)
-    monkeypatch.setattr(dense, "available", lambda device: 300_000_000)
-    assert not len(DenseLayers(lm4, tokens=MANY))
+    assert not len(FastLayers(lm4, tokens=100))
+    monkeypatch.setattr(fast, "installed", lambda: 10**9)  # a machine of 1 GB: an eighth does not hold 212 MB
+    assert not len(FastLayers(lm4, tokens=MANY))
+    monkeypatch.setattr(fast, "installed", lambda: 10**12)
+    monkeypatch.setattr(fast, "available", lambda device: 300_000_000)
+    assert not len(FastLayers(lm4, tokens=MANY))
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_float32_layers_go_through_onednn_where_mkl_is_slow(lm32, monkeypatch, slow):
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(fast, "mkl_is_slow", lambda: slow)
+    layers = FastLayers(lm32)
+    assert len(layers) == (7 * lm32.n_layers if slow else 0)
+    projection = lm32.anatomy.blocks[3].module.mlp.down_proj
+    x = torch.randn(2, 150, projection.in_features, generator=torch.Generator().manual_seed(0))
+    exact = x.double() @ projection.weight.double().T
+    with lm32.busy(), layers.used():
+        assert ("forward" in projection.__dict__) is slow
+        out = projection(x)
+        assert projection(x[:0]).shape == (0, 150, 576)
+    assert "forward" not in projection.__dict__
+    assert float((out.double() - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
+    with layers.used():  # with gradients it does what it always does
+        x.requires_grad_(True)
+        projection(x).sum().backward()
+    assert torch.allclose(x.grad[0, 0], projection.weight.sum(0), atol=1e-5)
+
+
+def test_which_processors_have_a_slow_mkl_is_known():
+    text = fast.Path("/proc/cpuinfo").read_text() if fast.Path("/proc/cpuinfo").exists() else ""
+    if "GenuineIntel" in text or "avx512f" not in text:
+        assert not mkl_is_slow()
+    elif "AuthenticAMD" in text and torch.backends.mkl.is_available():
+        assert mkl_is_slow() is torch.backends.mkldnn.is_available()
 
 
 def test_a_grid_is_the_same_within_rounding_and_gives_its_memory_back(lm4, monkeypatch):
@@ -83,11 +112,11 @@ def test_a_grid_is_the_same_within_rounding_and_gives_its_memory_back(lm4, monke
     job = PatchJob(*settings)
     for _ in job.steps():
         pass
-    assert len(job._wavefront.dense) == 7 * lm4.n_layers
-    assert not job._wavefront.dense._weights
+    assert len(job._wavefront.layers) == 7 * lm4.n_layers
+    assert not job._wavefront.layers._weights
     again = lk.patch(*settings, progress=False)
     assert np.array_equal(again.values, job.grid.values)  # to the last digit
-    monkeypatch.setattr(dense, "installed", lambda: 0)
+    monkeypatch.setattr(fast, "installed", lambda: 0)
     kernel = lk.patch(*settings, progress=False)
     off = np.abs(kernel.values - job.grid.values)
     assert off.max() <= 0.5
