@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,13 +27,26 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def matmul_rate(dtype: torch.dtype, *, d_model: int, d_mlp: int, tokens: int = 2048, seconds: float = 2.0) -> float:
+def onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The same product as `torch.nn.functional.linear`, by oneDNN whatever the dtype."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+
+def matmul_rate(
+    dtype: torch.dtype,
+    *,
+    d_model: int,
+    d_mlp: int,
+    tokens: int = 2048,
+    seconds: float = 2.0,
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.nn.functional.linear,
+) -> float:
     """FLOP/s of a (tokens, d_model) x (d_model, d_mlp) product, two for each multiply-add: the best of many."""
     a, b = torch.randn(tokens, d_model).to(dtype), torch.randn(d_mlp, d_model).to(dtype)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         begin = time.perf_counter()
-        torch.nn.functional.linear(a, b)
+        product(a, b)
         best = min(best, time.perf_counter() - begin)
     return 2 * tokens * d_model * d_mlp / best
 
