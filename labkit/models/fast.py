@@ -39,8 +39,10 @@ class FastLayers:
     """
 
     def __init__(self, lm: LanguageModel, *, tokens: int = 0) -> None:
+        _keep_the_heap()
         self._dtype = lm.dtype
-        layers = list(dict.fromkeys(m for b in lm.anatomy.blocks for m in b.module.modules() if _is_ours(m)))
+        with lm.lock:  # while another thread has the model, its layers may be in use as fast ones
+            layers = list(dict.fromkeys(m for b in lm.anatomy.blocks for m in b.module.modules() if _is_ours(m)))
         self._plain: list[Any] = [
             m for m in layers if mkl_is_slow() and is_plain(m) and m.weight.dtype == torch.float32
         ]
@@ -51,7 +53,6 @@ class FastLayers:
         pays = tokens >= 10 * lm.d_model and size <= min(installed() / 8, available(torch.device("cpu")) / 2)
         self._packed = packed if pays else []
         self._weights: dict[Any, torch.Tensor] = {}
-        self._places: dict[Any, torch.Tensor] = {}
 
     def __len__(self) -> int:
         """How many layers compute so."""
@@ -64,7 +65,7 @@ class FastLayers:
             for layer in self._packed:
                 layer.forward = lambda x, layer=layer: self._dense(layer, x)
             for layer in self._plain:
-                layer.forward = lambda x, layer=layer: _onednn(layer, x)
+                layer.forward = lambda x, layer=layer: _plain(layer, x)
             with self.lent():
                 yield
         finally:
@@ -76,7 +77,7 @@ class FastLayers:
         """`weight_of` takes dequantised weights from here for as long as the block runs."""
         try:
             for layer in self._packed:
-                layer.dequantised = lambda layer=layer: self._weight(layer)
+                layer.dequantised = lambda layer=layer: _readable(self._weight(layer))
             yield
         finally:
             for layer in self._packed:
@@ -85,26 +86,17 @@ class FastLayers:
     def drop(self) -> None:
         """Give the memory back; weights that are needed again are dequantised again."""
         self._weights.clear()
-        self._places.clear()
 
     def _weight(self, layer: Any) -> torch.Tensor:
-        """The weight (out, in) of a 4-bit layer, dequantised when it is first asked for."""
-        if not self._places:
-            # One piece of memory for all: strewn among what a pass takes and gives back, they would keep the heap from
-            # being used again, and a fifth of the time would go into fresh pages.
-            for dtype in set(map(self._computes, self._packed)):
-                layers = [m for m in self._packed if self._computes(m) == dtype]
-                sizes = [m.in_features * m.out_features for m in layers]
-                parts = torch.empty(sum(sizes), dtype=dtype).split(sizes)
-                shaped = [part.view(m.out_features, m.in_features) for m, part in zip(layers, parts, strict=True)]
-                self._places |= dict(zip(layers, shaped, strict=True))
+        """The weight of a 4-bit layer, dequantised when first asked for: (out, in), or in the order oneDNN reads it."""
         if layer not in self._weights:
-            lent, computes = layer.__dict__.pop("dequantised", None), layer.__dict__.pop("forward", None)
+            taken = {name: layer.__dict__.pop(name) for name in ("dequantised", "forward") if name in layer.__dict__}
             try:
-                place = self._places[layer]
-                self._weights[layer] = place.copy_(weight_of(layer, dtype=place.dtype))
+                weight = weight_of(layer, dtype=self._computes(layer)).contiguous()
             finally:
-                layer.__dict__ |= {k: v for k, v in (("dequantised", lent), ("forward", computes)) if v is not None}
+                layer.__dict__ |= taken
+            ordered = weight.dtype == torch.bfloat16 and _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            self._weights[layer] = torch.ops.mkldnn._reorder_linear_weight(weight, 2048) if ordered else weight
         return self._weights[layer]
 
     def _computes(self, layer: Any) -> torch.dtype:
@@ -115,7 +107,12 @@ class FastLayers:
     def _dense(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         """What a 4-bit layer makes of x (..., in), with its dequantised weight."""
         weight, bias = self._weight(layer), bias_of(layer)
-        return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(x.dtype)
+        bias = None if bias is None else bias.to(weight.dtype)
+        return (_onednn if weight.is_mkldnn else F.linear)(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _is_ours(layer: Any) -> bool:
@@ -126,19 +123,38 @@ def _is_ours(layer: Any) -> bool:
     return weight.device.type == "cpu"
 
 
-def _onednn(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """What a float32 layer makes of x (..., in), without gradients."""
+def _plain(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """What a float32 layer makes of x (..., in)."""
     if x.dtype != torch.float32 or not x.numel() or (torch.is_grad_enabled() and x.requires_grad):
         return type(layer).forward(layer, x)
-    return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
+    return _onednn(x, layer.weight, layer.bias)
+
+
+def _readable(weight: torch.Tensor) -> torch.Tensor:
+    """A weight (out, in) that anything can read."""
+    return weight.to_dense() if weight.is_mkldnn else weight
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @cache
 def mkl_is_slow() -> bool:
     """Is this an AMD processor with AVX-512, and a PyTorch that has oneDNN beside MKL?"""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+    if not (torch.backends.mkl.is_available() and _has_onednn()):
         return False
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     about = Path("/proc/cpuinfo")
     return "AuthenticAMD" in (about.read_text() if about.exists() else platform.processor())
+
+
+@cache
+def _keep_the_heap() -> None:
+    """Have what layers take and give back used again, instead of fresh pages each time: a tenth of a grid's time.
+
+    glibc gives idle memory back to the system when it is more than twice the largest block that was ever freed, up to
+    32 MB; so one of that size is freed here, which was never written to.
+    """
+    torch.empty((32 << 20) - 8192, dtype=torch.uint8)

@@ -1,5 +1,7 @@
 """Layers that compute faster: with the same weights, within rounding, and nothing of it left behind."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -60,9 +62,20 @@ def test_nothing_is_left_behind_even_after_an_error(lm4, layers):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [m.__dict__.keys() for m in lm4.hf.modules()] == [d.keys() for d in before]
+    assert layers._weights
     layers.drop()
     assert not layers._weights
-    assert not layers._places
+
+
+def test_layers_in_use_by_another_thread_are_waited_for(lm4, layers):
+    found = []
+    ask = threading.Thread(target=lambda: found.append(len(FastLayers(lm4, tokens=MANY))))
+    with lm4.busy(), layers.used():
+        ask.start()
+        ask.join(0.2)
+        assert not found
+    ask.join(10)
+    assert found == [7 * lm4.n_layers]
 
 
 def test_only_where_it_pays(lm4, layers, monkeypatch):
