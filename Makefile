@@ -50,7 +50,7 @@ lint: $(VENV)/.test  ## ruff and mypy
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	touch $@
 
-bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run (about 15 minutes on two cores)
+bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run (about 25 minutes on two cores)
 	.venv-peers/bin/python benchmarks/peer_zoo.py benchmarks/results/zoo.json
 	$(BIN)/python tests/zoo/table.py
 	$(BIN)/python benchmarks/agreement.py

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,13 +46,16 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 
 
 def readout_of(base: Base) -> Readout:
-    """The readout, held against the logits that the model itself gave.
+    """The readout, held against the logits that the model itself gave; one without a scale once a model.
 
     Raises:
         Unsupported: norm and unembedding do not give the model's logits, with any declared scale or soft cap.
     """
     lm, anatomy = base.lm, base.lm.anatomy
     softcap = next((getattr(lm.config, n) for n in SOFTCAPS if getattr(lm.config, n, None)), None)
+    plain = Readout(anatomy.tail, anatomy.unembed, 1.0, softcap, base.logits.device)
+    if "readout" in lm.checked:
+        return plain
     tolerance = (1e-4 if base.logits.dtype == lm.dtype else 0.05) * max(1.0, float(base.logits.abs().max()))
     try:
         with lm.busy():
@@ -66,5 +69,7 @@ def readout_of(base: Base) -> Readout:
         for scale in (1.0, fitted):
             logits = bare * scale if softcap is None else torch.tanh(bare * scale / softcap) * softcap
             if float((logits - base.logits).abs().max()) <= tolerance:
-                return Readout(anatomy.tail, anatomy.unembed, scale, softcap, base.logits.device)
+                if scale == 1.0:
+                    lm.checked.add("readout")
+                return replace(plain, scale=scale)
     raise Unsupported(f"the final norm and unembedding of {lm.name} do not give its logits")
