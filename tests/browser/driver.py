@@ -133,11 +133,24 @@ def kernel_says(page: Page, code: str) -> str:
     return text.strip()
 
 
-def reload(page: Page, lab: Lab, path: str) -> None:
-    """Save the notebook and load the page again; the kernel goes on."""
+def saved(page: Page, lab: Lab, path: str) -> Path:
+    """Save the notebook, and wait until it is whole on disk: JupyterLab says that it is saved a little before."""
     page.keyboard.press("Escape")
     page.keyboard.press("Control+s")
     expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
+    file, before = lab.root / path, b""
+    for _ in range(40):
+        page.wait_for_timeout(250)
+        now = file.read_bytes()
+        if now == before and now.rstrip().endswith(b"}"):
+            return file
+        before = now
+    raise AssertionError(f"{path} is not whole 10 seconds after it was saved")
+
+
+def reload(page: Page, lab: Lab, path: str) -> None:
+    """Save the notebook and load the page again; the kernel goes on."""
+    saved(page, lab, path)
     page.goto(lab.url(path))
     expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(timeout=60_000)
     kernel_idle(page)

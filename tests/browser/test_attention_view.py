@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, button, kernel_says, notebook_of, open_notebook
+from driver import Lab, button, kernel_says, notebook_of, open_notebook, saved
 from playwright.sync_api import Browser, Locator, Page, expect
 from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD, choose_theme
 
@@ -198,9 +198,7 @@ def test_it_follows_a_dark_theme_and_nothing_is_cut_off(page: Page, view: Locato
 
 
 def test_a_saved_notebook_shows_the_picture_and_is_small(page: Page, lab: Lab, browser: Browser) -> None:
-    page.keyboard.press("Control+s")
-    expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
-    path = lab.root / "attention.ipynb"
+    path = saved(page, lab, "attention.ipynb")
     assert path.stat().st_size < 1_000_000
     shutil.copy(path, lab.root / "saved_attention.ipynb")
     with open_notebook(browser, lab, "saved_attention.ipynb") as reader:

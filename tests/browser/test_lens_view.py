@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, button, kernel_says, notebook_of, open_notebook
+from driver import Lab, button, kernel_says, notebook_of, open_notebook, saved
 from playwright.sync_api import Browser, Locator, Page, expect
 from test_widgets_in_jupyterlab import CLEAN, LOAD, choose_theme
 
@@ -143,11 +143,10 @@ def test_the_dark_theme_is_followed(page: Page) -> None:
     expect(view.locator(".labkit-strip").first).to_have_attribute("data-theme", "light")
 
 
-def test_a_page_that_is_reloaded_shows_the_same(page: Page) -> None:
+def test_a_page_that_is_reloaded_shows_the_same(page: Page, lab: Lab) -> None:
     button(the_view(page), "Lens").click()
     expect(the_map(page)).to_be_visible()
-    page.keyboard.press("Control+s")
-    expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
+    saved(page, lab, "lens.ipynb")
     seen = seen_in(page)
     page.reload()
     expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(timeout=60_000)
@@ -182,9 +181,7 @@ def test_a_bad_token_is_answered_in_words_and_nothing_is_lost(page: Page) -> Non
 
 
 def test_a_saved_notebook_shows_words_and_numbers_without_a_kernel(page: Page, lab: Lab, browser: Browser) -> None:
-    page.keyboard.press("Control+s")
-    expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
-    path = lab.root / "lens.ipynb"
+    path = saved(page, lab, "lens.ipynb")
     assert path.stat().st_size < 1_000_000
     shutil.copy(path, lab.root / "lens_saved.ipynb")
     with open_notebook(browser, lab, "lens_saved.ipynb") as reader:

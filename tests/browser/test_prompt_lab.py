@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, button, kernel_says, notebook_of, open_notebook, output_of, reload
+from driver import Lab, button, kernel_says, notebook_of, open_notebook, output_of, reload, saved
 from playwright.sync_api import Browser, Locator, Page, expect
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -232,7 +232,9 @@ def test_another_measure_colours_anew(page: Page) -> None:
 def test_from_a_token_one_looks_inside(page: Page, name: str) -> None:
     lab = cell(page, "prompt")
     written(lab).first.click()
-    page.keyboard.press("Escape")
+    expect(lab.locator(".labkit-menu:visible")).to_have_count(1)
+    page.keyboard.press("Escape")  # the menu goes, and the token stays selected
+    expect(lab.locator(".labkit-menu:visible")).to_have_count(0)
     expect(lab.get_by_text("about to say ·Mary (14)")).to_be_visible()
     button(lab, name).click()
     inner = lab.locator(".labkit-tool .labkit-tool")
@@ -248,6 +250,7 @@ def test_from_a_token_one_looks_inside(page: Page, name: str) -> None:
     button(lab, "Close").click()
     expect(inner).to_have_count(0)
     written(lab).first.press("Escape")
+    expect(lab.get_by_text("about to say ·Mary (14)")).to_be_hidden()
 
 
 def test_a_chat_shows_the_template_and_any_turn_is_edited_and_rerun(page: Page) -> None:
@@ -373,9 +376,7 @@ def test_after_a_reload_with_the_kernel_alive_everything_is_there(page: Page, la
 
 
 def test_a_saved_notebook_shows_the_pictures_without_a_kernel(page: Page, lab: Lab, browser: Browser) -> None:
-    page.keyboard.press("Control+s")
-    expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
-    path = lab.root / "prompt_lab.ipynb"
+    path = saved(page, lab, "prompt_lab.ipynb")
     assert path.stat().st_size < 1_000_000
     shutil.copy(path, lab.root / "prompt_lab_saved.ipynb")
     with open_notebook(browser, lab, "prompt_lab_saved.ipynb") as reader:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from driver import Lab, kernel_says, notebook_of, open_notebook, output_of
+from driver import Lab, kernel_says, notebook_of, open_notebook, output_of, saved
 from playwright.sync_api import Browser, Locator, Page, expect
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -107,9 +107,7 @@ def choose_theme(page: Page, name: str) -> None:
 
 
 def test_a_saved_notebook_shows_the_pictures_without_a_kernel(page: Page, lab: Lab, browser: Browser) -> None:
-    page.keyboard.press("Control+s")
-    expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
-    path = lab.root / "widgets.ipynb"
+    path = saved(page, lab, "widgets.ipynb")
     assert path.stat().st_size < 1_000_000
     shutil.copy(path, lab.root / "saved.ipynb")
     with open_notebook(browser, lab, "saved.ipynb") as reader:
