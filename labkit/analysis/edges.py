@@ -27,12 +27,13 @@ from tqdm.auto import tqdm
 from labkit.analysis.attribution import _differentiable
 from labkit.analysis.batching import tokens_at_once
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
+from labkit.analysis.pair_runs import PairRuns
 from labkit.analysis.recipe import code_of, recipe_of
 from labkit.analysis.saved import written_whole
 from labkit.analysis.wiring import Wiring
 from labkit.internals.parts import Parts, head_counts
-from labkit.internals.readout import Readout, readout_of
-from labkit.internals.recording import Unsupported, record_together
+from labkit.internals.readout import Readout
+from labkit.internals.recording import Unsupported
 from labkit.internals.rows import Rows, same_calls
 from labkit.tokens import Pair, align, single_token
 
@@ -270,9 +271,9 @@ def prepared(
     against = None if foil is None else single_token(lm, foil, role="foil")
     metric_of(metric, answer=chosen, foil=against, reference=torch.zeros(1))  # a wrong one fails here
     try:
-        both = record_together(lm, torch.cat([pair.clean, pair.corrupt])[:, :end])
-        bases = {name: base for name, (base, _) in zip(("clean", "corrupt"), both, strict=True)}
-        readout = readout_of(bases["clean"])
+        runs = PairRuns(lm, pair.clean[:, :end], pair.corrupt[:, :end])
+        bases = {name: runs.base(name) for name in runs.ids}
+        readout = runs.readout("clean")
         with lm.busy():
             parts = {name: Parts(base) for name, base in bases.items()}
         if not same_calls(bases["clean"], bases["corrupt"]):

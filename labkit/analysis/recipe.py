@@ -23,11 +23,6 @@ def recipe_of(
     **more: Any,
 ) -> dict[str, Any]:
     """Model, prompts, metric, versions and whatever else it takes, as JSON can hold it."""
-    import torch
-    import transformers
-
-    import labkit
-
     texts = lambda prompt: prompt if isinstance(prompt, str | list) else None  # noqa: E731
     word = lambda id: None if id is None else describe(lm.tokenizer, [id])[0].text  # noqa: E731
     return {
@@ -44,11 +39,7 @@ def recipe_of(
         "foil": word(foil),
         "metric": getattr(metric, "__name__", "metric") if callable(metric) else (metric or _usual_metric(foil)),
         "own_metric": callable(metric),
-        "versions": {
-            "labkit": labkit.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
         **more,
     }
 
@@ -70,6 +61,16 @@ def code_of(recipe: dict[str, Any], call: str, own: Sequence[str], *, usual: dic
     arguments += [f"{name}={recipe[name]!r}" for name, value in usual.items() if recipe[name] != value]
     lines = ",\n    ".join(arguments)
     return f"{recipe['load']}{call}(\n    lm,\n    {lines},\n)\n"
+
+
+def versions() -> dict[str, str]:
+    """The libraries that a result came from."""
+    import torch
+    import transformers
+
+    import labkit
+
+    return {"labkit": labkit.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def _usual_metric(foil: object) -> str:

@@ -87,20 +87,16 @@ class _Here:
 @contextmanager
 def _tracked(lm: LanguageModel) -> Iterator[_Here]:
     here = _Here()
-    handles = []
-    if lm.anatomy.shared:
-        for layer, block in enumerate(lm.anatomy.blocks):
+    with ExitStack() as stack:
+        if lm.anatomy.shared:
+            for layer, block in enumerate(lm.anatomy.blocks):
 
-            def enter(module: nn.Module, args: Any, layer: int = layer) -> None:
-                here.layer = layer
+                def enter(module: nn.Module, args: Any, layer: int = layer) -> None:
+                    here.layer = layer
 
-            # before any other hook on the block, whose own hooks may be of the layer that begins here
-            handles.append(block.module.register_forward_pre_hook(enter, prepend=True))
-    try:
+                # before any other hook on the block, whose own hooks may be of the layer that begins here
+                stack.callback(block.module.register_forward_pre_hook(enter, prepend=True).remove)
         yield here
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _by_module(lm: LanguageModel, tasks: Mapping[int, Task], here: _Here) -> dict[nn.Module, Task]:
@@ -153,15 +149,10 @@ def _module_hook(
     streams_first = lm.anatomy.streams_first and kind in ("resid_pre", "resid_post")
     shape: list[int] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = hidden_input(args, kwargs)
-        assert x is not None
-        shape[:] = x.shape[:2]
-
     def passed(x: torch.Tensor) -> torch.Tensor:
         if streams_first:
             return through(place, x.movedim(0, 2)).movedim(2, 0)
-        if x.ndim == 2:  # inside some blocks, batch and position are one axis
+        if x.ndim == 2:
             return through(place, x.unflatten(0, shape)).flatten(0, 1)
         return through(place, x)
 
@@ -191,18 +182,30 @@ def _module_hook(
             return None
         return new if isinstance(output, torch.Tensor) else type(output)(new if item is x else item for item in output)
 
-    handles = []
-    if kind != "embed" and module is not block:
-        handles.append(block.register_forward_pre_hook(note, with_kwargs=True))
-    if is_input:
-        handles.append(module.register_forward_pre_hook(on_input, with_kwargs=True))
-    else:
-        handles.append(module.register_forward_hook(on_output))
+    with ExitStack() as stack:
+        if kind != "embed" and module is not block:
+            stack.enter_context(_noted(lm, block, shape))
+        if is_input:
+            stack.callback(module.register_forward_pre_hook(on_input, with_kwargs=True).remove)
+        else:
+            stack.callback(module.register_forward_hook(on_output).remove)
+        yield
+
+
+@contextmanager
+def _noted(lm: LanguageModel, block: nn.Module, shape: list[int]) -> Iterator[None]:
+    """Keep in `shape` how many rows and positions a block is called with; inside some the two are one axis."""
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = hidden_input(args, kwargs)
+        assert x is not None
+        shape[:] = x.shape[1:3] if lm.anatomy.streams_first else x.shape[:2]
+
+    handle = block.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 @contextmanager
@@ -220,11 +223,6 @@ def _router_hook(
     """
     block = lm.anatomy.blocks[place[1]]
     shape: list[int] = []
-
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = hidden_input(args, kwargs)
-        assert x is not None
-        shape[:] = x.shape[:2] if not lm.anatomy.streams_first else x.shape[1:3]
 
     def on_input(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -246,17 +244,13 @@ def _router_hook(
         new = through(place, output[0].view(*shape, -1)).flatten(0, 1)
         return (new, *output[1:]) if written else None
 
-    handles = [block.module.register_forward_pre_hook(note, with_kwargs=True)]
-    if block.experts is not None:
-        handles.append(block.experts.register_forward_pre_hook(on_input, with_kwargs=True))
-    else:
-        assert block.router is not None
-        handles.append(block.router.register_forward_hook(on_output))
-    try:
+    with _noted(lm, block.module, shape), ExitStack() as stack:
+        if block.experts is not None:
+            stack.callback(block.experts.register_forward_pre_hook(on_input, with_kwargs=True).remove)
+        else:
+            assert block.router is not None
+            stack.callback(block.router.register_forward_hook(on_output).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def n_experts(experts: nn.Module) -> int:

@@ -38,7 +38,11 @@ class Readout:
         else:
             logits = self.unembed(x).float()
             logits = logits if columns is None else logits[:, list(columns)]
-        logits = logits.to(self.device or logits.device) * self.scale
+        return self.capped(logits.to(self.device or logits.device))
+
+    def capped(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits with the scale and the soft cap put on what the unembedding gives."""
+        logits = logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
@@ -59,7 +63,7 @@ def readout_of(base: Base) -> Readout:
     tolerance = (1e-4 if base.logits.dtype == lm.dtype else 0.05) * max(1.0, float(base.logits.abs().max()))
     try:
         with lm.busy():
-            bare = Readout(anatomy.tail, anatomy.unembed, 1.0, None, base.logits.device)(base.resid[-1][-1:])[0]
+            bare = replace(plain, softcap=None)(base.resid[-1][-1:])[0]
     except (RuntimeError, TypeError) as error:
         raise Unsupported(f"the final norm and unembedding of {lm.name} cannot be run alone: {error}") from error
     if bare.shape == base.logits.shape:
@@ -67,9 +71,9 @@ def readout_of(base: Base) -> Readout:
         target = base.logits if softcap is None else torch.atanh((base.logits / softcap).clamp(-0.999, 0.999)) * softcap
         fitted = float((bare @ target) / (bare @ bare).clamp(min=1e-30))
         for scale in (1.0, fitted):
-            logits = bare * scale if softcap is None else torch.tanh(bare * scale / softcap) * softcap
-            if float((logits - base.logits).abs().max()) <= tolerance:
+            readout = replace(plain, scale=scale)
+            if float((readout.capped(bare) - base.logits).abs().max()) <= tolerance:
                 if scale == 1.0:
                     lm.checked.add("readout")
-                return replace(plain, scale=scale)
+                return readout
     raise Unsupported(f"the final norm and unembedding of {lm.name} do not give its logits")

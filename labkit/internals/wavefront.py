@@ -154,28 +154,24 @@ class Wavefront:
     def _packed(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
         """All rows as one list of tokens, end to end, each row from its start on."""
         block = self.lm.anatomy.blocks[layer]
-        tokens = [g.x.flatten(0, 1) for g in groups]
-        sizes = [*map(len, tokens), _spare(sum(map(len, tokens)), groups[0].x.device)]
-        tokens.append(tokens[-1][-1:].expand(sizes[-1], *tokens[-1].shape[1:]))
-        packed = torch.cat(tokens)[None]  # (1, tokens, d_model)
+        spare = _spare(sum(g.tokens for g in groups), groups[0].x.device)
+        packed = _packed([g.x.flatten(0, 1) for g in groups], spare)  # (1, tokens, d_model)
         used = sorted({g.lane for g in groups})
         at = [to_index(self._positions(groups, lane), packed.device) for lane in used]
-        at[-1] = torch.cat([at[-1], at[-1][-1:].expand(sizes[-1])])
+        at[-1] = torch.cat([at[-1], at[-1][-1:].expand(spare)])
         calls = [self.lanes[lane].base.calls[layer] for lane in used]
         args = tuple(_reindexed("", values, at, self.length) for values in zip(*(c[0] for c in calls), strict=True))
         kwargs = {name: _reindexed(name, [c[1][name] for c in calls], at, self.length) for name in calls[0][1]}
         edits = (
-            {(self.site, layer): self._edit(layer, groups, sizes, new, cells)}
-            if self.site in _MODULE_SITES and new
-            else {}
+            {(self.site, layer): self._edit(layer, groups, new, cells)} if self.site in _MODULE_SITES and new else {}
         )
         attention = heads_of(self.lm)[layer].attention
         assert attention is not None
-        task = self._attend(layer, groups, sizes, new, cells)
+        task = self._attend(layer, groups, new, cells)
         with hooked(self.lm, set(), edits), attention_tasks(self.lm.hf, {attention: task}):
             out = first_tensor(block.module(packed, *args, **kwargs))
         assert out is not None
-        for group, x in zip(groups, out[0].split(sizes), strict=False):
+        for group, x in zip(groups, _parts(groups, out[0]), strict=True):
             group.x = x.view(group.x.shape)
 
     def _positions(self, groups: list[_Group], lane: int) -> torch.Tensor:
@@ -253,13 +249,13 @@ class Wavefront:
         )
 
     def _edit(
-        self, layer: int, groups: list[_Group], sizes: list[int], new: set[int], cells: Sequence[Cell]
+        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Put the source's vectors at the new rows' positions of a packed activation (1, tokens, ...)."""
 
         def edit(x: torch.Tensor) -> torch.Tensor:
             x = x.clone()
-            for group, part in zip(groups, x[0].split(sizes), strict=False):
+            for group, part in zip(groups, _parts(groups, x[0]), strict=True):
                 rows = part.view(*group.x.shape[:2], *part.shape[1:])
                 source = self.lanes[group.lane].source
                 if (edited := [cells[i] for i in group.cells if i in new]) and layer in source:
@@ -269,18 +265,19 @@ class Wavefront:
         return edit
 
     def _attend(
-        self, layer: int, groups: list[_Group], sizes: list[int], new: set[int], cells: Sequence[Cell]
+        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
     ) -> Callable[[AttentionCall], torch.Tensor]:
         """Attention of packed rows: each group against its base run's keys and values before its start."""
         by_head = self.site if self.site in _HEAD_SITES else None
 
         def task(call: AttentionCall) -> torch.Tensor:
-            parts = zip(groups, *(x[0].split(sizes, 1) for x in (call.q, call.k, call.v)), strict=False)
+            tokens = (_parts(groups, x[0].transpose(0, 1)) for x in (call.q, call.k, call.v))  # (tokens, head, d_head)
+            parts = zip(groups, *tokens, strict=True)
             z = []
             for group, *flat in parts:
                 shape, start, lane = group.x.shape[:2], group.start, self.lanes[group.lane]
                 stored = lane.base.attention[layer]
-                q, k, v = (x.unflatten(1, shape).transpose(0, 1) for x in flat)  # (rows, head, length, d_head)
+                q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in flat)  # (rows, head, length, d_head)
                 edited = [cells[i] for i in group.cells if by_head and i in new]
                 for name, x in (("q", q), ("k", k), ("v", v)):
                     if by_head == name and edited:
@@ -294,8 +291,7 @@ class Wavefront:
                 elif by_head == "pattern" and edited:
                     _put_pattern(out, here, lane.source[layer][:, start:], edited)
                 z.append(out.flatten(0, 1))
-            z.append(z[-1][-1:].expand(sizes[-1], -1, -1))
-            return torch.cat(z)[None]
+            return _packed(z, call.q.shape[2] - sum(g.tokens for g in groups))
 
         return task
 
@@ -315,6 +311,17 @@ def _spare(tokens: int, device: torch.device) -> int:
     """How many tokens to add, so that products come in few sizes: on a CPU each new one takes half a millisecond."""
     step = 16 if tokens < 512 else 32
     return -tokens % step if device.type == "cpu" else 0
+
+
+def _packed(parts: list[torch.Tensor], spare: int) -> torch.Tensor:
+    """Tokens (tokens, ...) end to end, as a batch of one, the last once more for each spare one."""
+    return torch.cat([*parts, parts[-1][-1:].expand(spare, *parts[-1].shape[1:])])[None]
+
+
+def _parts(groups: list[_Group], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Each group's tokens out of packed ones (tokens, ...), without the spare ones."""
+    sizes = [g.tokens for g in groups]
+    return x[: sum(sizes)].split(sizes)
 
 
 def _put_pattern(z: torch.Tensor, call: AttentionCall, source: torch.Tensor, cells: Sequence[Cell]) -> None:

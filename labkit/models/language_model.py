@@ -58,7 +58,7 @@ class LanguageModel:
         self.revision = revision
         self.bits = bits
         self.lock = threading.RLock()
-        self.checked: set[str] = set()  # sites whose fast patching has been held against the naive path
+        self.checked: set[str] = set()  # what has been held against running the model whole: sites, paths, the readout
         self.heads: tuple[Any, ...] | None = None  # what `internals.heads` saw of each layer
         self.batches: bool | None = None  # do several prompts in a pass give what each gives alone? None: not known yet
         self.restarts: dict[int, str] = {}  # how `internals.wavefront` restarts each layer
