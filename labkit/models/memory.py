@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from labkit.models.container import memory_left, memory_limit
 from labkit.models.experts import fused
 from labkit.models.quantise import kept_layers
 
@@ -135,16 +136,18 @@ def predict(skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype) -> int:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that can still be had on a device."""
+    """Bytes that can still be had on a device: on the CPU, also within the limits of a container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    free, left = int(psutil.virtual_memory().available), memory_left()
+    return free if left is None else min(free, left)
 
 
 def installed() -> int:
-    """Bytes of memory that this machine has."""
+    """Bytes of memory that this process could ever have: the machine's, or the limit of its container."""
     import psutil
 
-    return int(psutil.virtual_memory().total)
+    total, limit = int(psutil.virtual_memory().total), memory_limit()
+    return total if limit is None else min(total, limit)
