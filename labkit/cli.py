@@ -109,10 +109,15 @@ def _doctor() -> int:
     from labkit.models.checkpoint import cache_folder
     from labkit.models.load import compute_dtype
     from labkit.models.memory import available, in_words
+    from labkit.models.processors import free, threads_for, usable
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores, no CUDA GPU"
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else "no CUDA GPU"
     print(f"device        {device.type}: {what}")
+    here, left = usable(), max(0.0, free())
+    of = f" of the machine's {os.cpu_count()}" if here != os.cpu_count() else ""
+    threads = min(torch.get_num_threads(), threads_for(left))
+    print(f"processors    {here}{of}, {left:.1f} free now: models compute with {threads} thread{'s' * (threads != 1)}")
     print(f"memory        {in_words(available(device))} free")
     print(f"computes in   {str(compute_dtype(device.type, 4)).removeprefix('torch.')} with 4-bit weights")
     cache = cache_folder()

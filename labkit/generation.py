@@ -20,6 +20,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from labkit.models.processors import look_again
 from labkit.record import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
 from labkit.sampling import Sampling
 from labkit.tokens import Token, TooLong, encode
@@ -105,6 +106,7 @@ class _Watch(LogitsProcessor):
         self.steps: deque[Distribution] = deque()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        look_again()
         self.steps.append(Distribution(scores[0], self.alternatives))
         return scores
 

@@ -294,7 +294,7 @@ class _Way:
         unembed = readout.unembed
         row = _row(unembed, chosen) - (0 if against is None else _row(unembed, against))  # (width,)
         row = row.to(x.device)
-        with lm.lock, torch.enable_grad():
+        with lm.busy(), torch.enable_grad():
             out, along = torch.autograd.functional.jvp(norm, x, x)
             at = x.clone().requires_grad_(True)
             (gradient,) = torch.autograd.grad(norm(at) @ row, at)

@@ -111,7 +111,12 @@ class PairRuns:
         return known[kind]
 
     def _run(self, kind: str | None) -> None:
-        """Run both prompts for what has not been kept of them yet."""
+        """Run both prompts for what has not been kept of them yet, with one number of threads: equal tokens give equal
+        numbers."""
+        with self.lm.busy():
+            self._run_both(kind)
+
+    def _run_both(self, kind: str | None) -> None:
         kinds = list(self.together) if kind is None or kind in self.together else [kind]
         kinds = [k for k in kinds if ("clean", k) not in self._kept]
         ids = torch.cat([self.ids["clean"], self.ids["corrupt"]])

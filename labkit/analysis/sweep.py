@@ -25,6 +25,7 @@ from labkit.analysis.patching import PatchJob
 from labkit.analysis.store import Results, Store
 from labkit.analysis.workers import ModelSource, Plan, each, plan_for, whole_shard
 from labkit.models.language_model import LanguageModel
+from labkit.models.processors import usable
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -271,7 +272,7 @@ def _workers(executor: Any) -> tuple[Executor | None, int | None]:
             "a forked process cannot use a model safely. Make the executor with "
             "ProcessPoolExecutor(n, mp_context=multiprocessing.get_context('spawn'))"
         )
-    return executor, max(1, (os.cpu_count() or 1) // executor._max_workers)  # type: ignore[attr-defined]
+    return executor, max(1, usable() // executor._max_workers)  # type: ignore[attr-defined]
 
 
 # -- what is computed, as a store has it ----------------------------------------------------------------------------

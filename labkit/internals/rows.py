@@ -19,6 +19,7 @@ from labkit.internals.hooks import Edit, Place, hooked
 from labkit.internals.recording import Base, Unsupported
 from labkit.internals.sites import layers_with
 from labkit.models.anatomy import first_tensor
+from labkit.models.processors import look_again
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
@@ -139,6 +140,7 @@ class Rows:
         edits: Mapping[Place, Edit],
         keep: Callable[[torch.Tensor], torch.Tensor],
     ) -> tuple[torch.Tensor, dict[Place, torch.Tensor]]:
+        look_again()
         args, kwargs = self.base.calls[layer]
         if self.start:
             length = self.base.length

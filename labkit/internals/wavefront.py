@@ -36,6 +36,7 @@ from labkit.internals.recording import Base, Unsupported
 from labkit.internals.sites import HEAD_IN
 from labkit.models.anatomy import first_tensor
 from labkit.models.fast import FastLayers
+from labkit.models.processors import look_again
 
 
 class Cancelled(Exception):
@@ -142,6 +143,7 @@ class Wavefront:
 
     def _block(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
         """One block over all rows; rows that are new here get their patch on the way."""
+        look_again()
         how = self.lm.restarts[layer]
         if how == "packed":
             self._packed(layer, groups, new, cells)

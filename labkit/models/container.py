@@ -29,7 +29,7 @@ def memory_limit() -> int | None:
 
 def processor_quota() -> float | None:
     """How many processors' time the container may use, such as 1.5; None where there is no limit."""
-    quotas = []
+    quotas: list[tuple[int | None, int | None]] = []
     for folder in _groups("cpu", version=2):
         quota, _, period = _text(f"{folder}/cpu.max").partition(" ")
         quotas.append((_number(quota), _number(period) or 100_000))

@@ -224,8 +224,10 @@ class LanguageModel:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Have the model to oneself, without gradients, for as long as the block runs."""
-        with self.lock, torch.no_grad():
+        """Have the model to oneself, without gradients and on the processors that are free, while the block runs."""
+        from labkit.models.processors import shared
+
+        with self.lock, shared(), torch.no_grad():
             yield
 
     def __repr__(self) -> str:

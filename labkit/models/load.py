@@ -26,6 +26,7 @@ from labkit.models.errors import ModelNotFound, NotADecoder, NotEnoughMemory, Un
 from labkit.models.experts import METHOD, register
 from labkit.models.language_model import LanguageModel
 from labkit.models.memory import available, empty_model, in_words, predict
+from labkit.models.processors import shared
 from labkit.models.quantise import finish, has_experts, quantisation_config
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ BITS = (4, 8, 16, 32)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
+@shared()
 def load(
     name: str | os.PathLike[str] | None = None,
     *,
