@@ -7,9 +7,10 @@ import torch
 
 import labkit as lk
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores, and so do those that they start
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+# One thread always, here and in the processes that tests start: several test processes share the cores, and what is
+# computed twice is then the same to the last bit, whatever else the machine does meanwhile.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -21,21 +21,21 @@ from labkit.widgets.head_picture import as_bytes, pooled
 @pytest.fixture(scope="module")
 def long_view(lm4):
     view = lk.AttentionView(lm4, "The quick brown fox. " * 120)
-    view.wait(120)
+    view.wait(300)
     return view
 
 
 @pytest.fixture
 def view(lm4):
     view = lk.AttentionView(lm4, CLEAN, selection=(24, 4), against=CORRUPT, answer=" Mary", foil=" John")
-    view.wait(60)
+    view.wait(300)
     return view
 
 
 def shown(view, **settings):
     for name, value in settings.items():
         setattr(view, name, value)
-    view.wait(60)
+    view.wait(300)
     return view.heatmap.values
 
 
@@ -59,7 +59,7 @@ def test_the_first_payload_of_a_long_text_is_below_a_megabyte(long_view):
 
 def test_a_head_travels_as_the_bytes_of_its_triangle(lm4):
     view = lk.AttentionView(lm4, "The quick brown fox. " * 20, selection=(3, 2))
-    view.wait(60)
+    view.wait(300)
     n = len(view.strip.tokens)
     wire = view.heatmap.get_state()["values"]
     assert wire["triangle"]
@@ -87,7 +87,7 @@ def test_the_window_of_a_long_text_is_sent_in_full(long_view):
     pattern = long_view.patterns.pattern(*long_view.selection)
     np.testing.assert_array_equal(long_view.heatmap.detail, as_bytes(pattern[n - 100 :, 40:140], 0, 1))
     long_view.selection = (5, 5)  # another head, seen through the same window
-    long_view.wait(60)
+    long_view.wait(300)
     pattern = long_view.patterns.pattern(5, 5)
     np.testing.assert_array_equal(long_view.heatmap.detail, as_bytes(pattern[n - 100 :, 40:140], 0, 1))
     long_view.heatmap.window = None
@@ -114,7 +114,7 @@ def test_contributions_to_a_logit_are_of_the_last_token(view):
     np.testing.assert_array_equal(view.strip.values, found.values[24, 4])
     assert view.difference.row_axis == "head"
     view.finder.score = "contribution"
-    view.wait(60)
+    view.wait(300)
     assert view.heads.order[0] == np.unravel_index(np.nanargmax(np.abs(found.heads)), found.heads.shape)
     shown(view, weighting="pattern")
     assert view.maps.box.children == (view.heatmap,)
@@ -161,7 +161,7 @@ def test_two_heads_prompts_or_models_are_compared(lm4, lm32, view):
     assert view.status.text.startswith("14 and 15 tokens: side by side, but no difference")
 
     two = lk.AttentionView([lm4, lm32], CLEAN, selection=(24, 4), compare="model")
-    two.wait(60)
+    two.wait(300)
     np.testing.assert_array_equal(two.other_map.values, lk.attention(lm32, CLEAN).pattern(24, 4))
     assert two.heatmap.title.startswith("4-bit")
     assert np.abs(two.difference.values).max() > 0
@@ -173,32 +173,32 @@ def test_two_heads_prompts_or_models_are_compared(lm4, lm32, view):
 def test_heads_come_in_order_of_a_score_and_filtered(view):
     for name in SCORES:
         view.finder.score = name
-        view.wait(60)
+        view.wait(300)
         grid = view.patterns.grid(name)
         assert view.heads.order == ranks(grid)[:120]
         assert grid[view.heads.order[0]] == np.nanmax(grid)
     view.finder.score, view.finder.at_least = "previous_token", 0.5
-    view.wait(60)
+    view.wait(300)
     grid = view.patterns.grid("previous_token")
     assert set(view.heads.order) == {tuple(at) for at in np.argwhere(grid >= 0.5)}
     view.finder.ranked = False
-    view.wait(60)
+    view.wait(300)
     assert view.heads.order is None
     assert set(view.heads.faint) == {tuple(at) for at in np.argwhere(grid < 0.5)}
 
 
 def test_a_search_finds_the_heads_where_one_token_looks_at_another(view):
     view.finder.look = (13, 1)
-    view.wait(60)
+    view.wait(300)
     assert view.heads.order[0] == (24, 4)
     assert view.heads.title == "Heads where ·to looks at ·Mary"
 
 
 def test_a_score_of_ones_own_orders_heads(lm4):
     view = lk.AttentionView(lm4, CLEAN, scores={"at_mary": lambda pattern: pattern[-1, 1]})
-    view.wait(60)
+    view.wait(300)
     view.finder.score = "at_mary"
-    view.wait(60)
+    view.wait(300)
     assert view.heads.order[0] == (24, 4)
 
 
@@ -224,7 +224,7 @@ def test_a_knock_out_shows_what_knock_out_gives(lm4, view):
 
 def test_what_is_missing_is_said_in_words_and_nothing_is_lost(lm4):
     view = lk.AttentionView(lm4, CLEAN, selection=(3, 2))
-    view.wait(60)
+    view.wait(300)
     before = view.heatmap.values
     for change, said in (
         ({"compare": "prompt"}, "Write another prompt to compare with"),
@@ -233,16 +233,16 @@ def test_what_is_missing_is_said_in_words_and_nothing_is_lost(lm4):
         for name, value in change.items():
             setattr(view, name, value)
         with pytest.raises(ValueError, match=said[1:10]):
-            view.wait(60)
+            view.wait(300)
         assert view.status.text.startswith(said)
         assert view.heatmap.values is before
     with pytest.raises(traitlets.TraitError, match="there is one model"):
         view.compare = "model"
     view.weighting = "pattern"
-    view.wait(60)
+    view.wait(300)
     view.text = ""
     with pytest.raises(ValueError, match="the text is empty"):
-        view.run(60)
+        view.run(300)
     with pytest.raises(ValueError, match="two prompts and an answer"):
         view.patch_lab()
 
@@ -252,14 +252,14 @@ def test_what_is_missing_is_said_in_words_and_nothing_is_lost(lm4):
 )
 def test_messages_and_ids_are_prompts_too(lm4, prompt):
     view = lk.AttentionView(lm4, prompt, selection=(3, 2))
-    view.wait(60)
+    view.wait(300)
     patterns = lk.attention(lm4, prompt)
     np.testing.assert_array_equal(view.heatmap.values, patterns.pattern(3, 2))
     scope = {"lm": lm4, "lk": lk}
     exec(view.code().split("bits=4)\n")[1], scope)
     np.testing.assert_array_equal(scope["patterns"].pattern(3, 2), patterns.pattern(3, 2))
     view.text = "Another text"  # from now on it is this text
-    view.run(60)
+    view.run(300)
     assert [token.text for token in view.patterns.tokens] == ["Another", " text"]
 
 

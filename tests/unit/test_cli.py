@@ -7,7 +7,7 @@ from labkit.cli import main
 
 
 def labkit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "labkit.cli", *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "labkit.cli", *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_doctor_says_what_there_is(lm4, capsys):

@@ -31,9 +31,9 @@ class Kernel:
         self.manager.start_kernel(env=env)
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(60)
+        self.client.wait_for_ready(300)
 
-    def run(self, code: str, timeout: float = 120) -> list[dict[str, Any]]:
+    def run(self, code: str, timeout: float = 300) -> list[dict[str, Any]]:
         """Everything the cell sends until it is done, in order.
 
         Raises:

@@ -183,11 +183,11 @@ def test_colours_sites_and_followed_tokens_are_settings(view):
     assert heatmap.scale == "order"
     assert heatmap.values[-1, -1] == 0
     view.follow = " John"
-    view.wait(60)
+    view.wait(300)
     assert view.lens.followed[0].text == " John"
     assert heatmap.unit == "rank of ·John"
     view.site = "attn_out"
-    view.wait(60)
+    view.wait(300)
     assert view.lens.site == "attn_out"
     view.follow = "antidisestablishment"
     assert "it has to be one" in view.status.text
@@ -199,7 +199,7 @@ def test_colours_sites_and_followed_tokens_are_settings(view):
 
 def test_direct_attribution_is_the_functions_own_and_its_parts_add_up(view, lm4):
     view.face = "direct"
-    view.wait(60)
+    view.wait(300)
     found = lk.direct_logit_attribution(lm4, CLEAN, " Mary", " John")
     np.testing.assert_allclose(view.attribution.heads, found.heads)
     np.testing.assert_allclose(view.direct_face.heads.values, found.heads)
@@ -264,10 +264,10 @@ def test_an_empty_prompt_is_answered_and_nothing_is_lost(view):
 
 def test_markup_stays_text_in_its_picture(lm4):
     view = lk.LensView(lm4, EVIL, background=False)
-    view.wait(60)
+    view.wait(300)
     for face in ("lens", "direct", "steering"):
         view.face = face
-        view.wait(60)
+        view.wait(300)
         picture = view.snapshot()
         assert "<script" not in picture
         assert "<img" not in picture

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,10 +62,9 @@ def test_the_default_model_knows_the_indirect_object(lm):
     assert top.values > 0.8
 
 
-def test_a_cached_model_loads_at_once(lm4):
-    begin = time.perf_counter()
+def test_a_cached_model_is_not_made_again(lm4, monkeypatch):
+    monkeypatch.setattr(packaged, "_convert", None)
     lk.load(progress=False)
-    assert time.perf_counter() - begin < 30  # a conversion would take as long; the benchmark has the real figure
     assert packaged.default_is_ready()
 
 
@@ -104,12 +102,11 @@ def test_a_stored_four_bit_checkpoint_keeps_its_bits(tiny, tmp_path):
         lk.load(tmp_path, bits=16, progress=False)
 
 
-def test_a_gguf_file_loads_and_is_converted_once(lm4):
+def test_a_gguf_file_loads_and_is_converted_once(lm4, monkeypatch):
     gguf = cache_folder() / "gguf" / packaged.WHEEL_SHA256[:12] / f"{packaged.NAME}.gguf"
     first = lk.load(gguf, progress=False)
-    begin = time.perf_counter()
+    monkeypatch.setattr(packaged, "_convert", None)
     second = lk.load(gguf, progress=False)
-    assert time.perf_counter() - begin < 10
     assert torch.equal(first.run(CLEAN).logits, lm4.run(CLEAN).logits)
     assert torch.equal(second.run(CLEAN).logits, lm4.run(CLEAN).logits)
 
@@ -224,7 +221,7 @@ def test_a_model_of_the_hub_without_a_network_is_told(tmp_path):
         "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path),
     }
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
     assert "the hub cannot be reached" in done.stdout, done.stderr[-500:]
     assert "did you mean meta-llama/Llama-2-7b-hf" in done.stdout
 
@@ -240,7 +237,7 @@ def test_no_index_to_fetch_the_default_model_from_is_told(tmp_path):
         "LABKIT_CACHE": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": "http://127.0.0.1:9",
         "PIP_RETRIES": "0", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path),
     }  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
     assert "could not be fetched with pip" in done.stdout, done.stderr[-500:]
     assert not list(tmp_path.rglob("*.gguf"))
 
@@ -293,7 +290,7 @@ def test_two_processes_at_once_make_an_entry_once(tmp_path):
     both = [
         subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    results = sorted(json.loads(process.communicate(timeout=60)[0]) for process in both)
+    results = sorted(json.loads(process.communicate(timeout=300)[0]) for process in both)
     assert results == [[0, 1000], [1, 1000]]
 
 

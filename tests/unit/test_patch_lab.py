@@ -7,15 +7,17 @@ import html
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from pair import CLEAN, CORRUPT
+from torch import Tensor
 
 import labkit as lk
 from labkit.analysis import patching
@@ -27,6 +29,8 @@ from labkit.widgets.live_grid import effects
 from labkit.widgets.patch_lab import PatchLab
 from labkit.widgets.snapshot import heatmap_svg
 
+Hold = Callable[[int], threading.Event]
+
 PAIR = (CLEAN, CORRUPT, " Mary", " John")
 STORE = "When Mary and John went to the store, {} gave a drink to"
 LONG = "The weather was fine and everybody in the village was out on the green. " * 8
@@ -37,7 +41,7 @@ LONG_PAIR = (f"Mary sang. {LONG}", f"John sang. {LONG}", " Mary", " John")
 def done(lm4: lk.LanguageModel) -> PatchLab:
     """A lab whose grid is finished; tests that change it make their own."""
     lab = PatchLab(lm4, *PAIR)
-    lab.wait(120)
+    lab.wait(300)
     return lab
 
 
@@ -45,6 +49,24 @@ def done(lm4: lk.LanguageModel) -> PatchLab:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a short pair takes many steps."""
     monkeypatch.setattr(patching, "tokens_at_once", lambda lm: 60)
+
+
+@pytest.fixture
+def hold(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> Hold:
+    """`hold(n)`: from now on a grid waits when n of its cells are computed, until the event is set."""
+
+    def held(cells: int) -> threading.Event:
+        go, real = threading.Event(), PatchJob._values
+
+        def values(self: PatchJob, some: Any) -> Any:
+            if np.isfinite(self.grid.values).sum() >= cells:
+                assert go.wait(300)
+            return real(self, some)
+
+        monkeypatch.setattr(PatchJob, "_values", values)
+        return go
+
+    return held
 
 
 def logit_diff(lm: lk.LanguageModel, **run: Any) -> float:
@@ -111,7 +133,7 @@ def test_the_fix_button_mends_the_pair(lm4: lk.LanguageModel) -> None:
 
 def test_answer_and_foil_are_chosen_from_what_the_model_would_write(lm4: lk.LanguageModel) -> None:
     lab = PatchLab(lm4, CLEAN, CORRUPT)
-    lab.wait(60)
+    lab.wait(300)
     assert lab.grid is None  # nothing to measure yet
     assert [lab.pair.picks[name].tokens[0] for name in ("clean", "corrupt")] == ["·Mary", "·John"]
     lab.pair.picks["clean"].selection = 0
@@ -146,12 +168,12 @@ def test_every_task_fills_the_pair_and_another_is_another(lm4: lk.LanguageModel,
 )
 def test_what_does_not_fit_is_answered_in_plain_words(lm4: lk.LanguageModel, change: Any, said: str) -> None:
     lab = PatchLab(lm4, *PAIR)
-    lab.wait(60)
+    lab.wait(300)
     grid = lab.grid
     for name, value in change.items():
         setattr(lab, name, value)
     with pytest.raises(ValueError, match=r"tokens|empty"):
-        lab.run(60)
+        lab.run(300)
     assert lab.status.kind == "error"
     assert lab.status.text.startswith(said)
     assert lab.grid is grid  # nothing is lost
@@ -163,7 +185,7 @@ def test_what_does_not_fit_is_answered_in_plain_words(lm4: lk.LanguageModel, cha
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_patch_lab_gives_the_grid_that_patch_gives_to_the_last_digit(lm4: lk.LanguageModel, direction: str) -> None:
     lab = PatchLab(lm4, *PAIR, site="attn_out", direction=direction)
-    lab.wait(120)
+    lab.wait(300)
     grid = lk.patch(lm4, *PAIR, site="attn_out", direction=direction, progress=False)
     assert isinstance(lab.grid, lk.PatchGrid)
     np.testing.assert_array_equal(lab.grid.values, grid.values)
@@ -175,7 +197,7 @@ def test_patch_lab_gives_the_grid_that_patch_gives_to_the_last_digit(lm4: lk.Lan
 def test_no_effect_is_zero_in_both_directions(lm4: lk.LanguageModel) -> None:
     for direction in ("denoise", "noise"):
         lab = PatchLab(lm4, *PAIR, direction=direction)
-        lab.wait(120)
+        lab.wait(300)
         shown, unit = effects(lab.grid)
         assert np.abs(shown[:, :9]).max() < 1e-6  # nothing before the difference can matter
         assert shown[0, 9] == pytest.approx(1, abs=0.02)  # the difference itself is everything
@@ -195,7 +217,7 @@ def test_the_estimate_comes_first_and_exact_cells_replace_it(
         seen.append((int(mask.sum()), int(np.isfinite(lab.heatmap.values).sum())))
 
     lab.heatmap.observe(note, "values")
-    lab.run(120)
+    lab.run(300)
     full = [guessed for guessed, shown in seen if shown == 420]
     assert full[0] > 100  # a whole picture, all that matters in it estimated
     assert full[-1] == 0
@@ -225,23 +247,23 @@ def test_estimates_are_dotted_in_the_saved_picture_and_told_in_words() -> None:
 
 def test_what_is_known_is_not_computed_again(lm4: lk.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = PatchLab(lm4, *PAIR)
-    lab.wait(120)
+    lab.wait(300)
     first = lab.grid
     estimated: list[Any] = []
     real = PairRuns._run
     monkeypatch.setattr(PairRuns, "_run", lambda self, *a: (estimated.append(a), real(self, *a))[1])
     lab.site = "z"  # runs by itself, over heads
-    lab.wait(120)
+    lab.wait(300)
     assert estimated == []  # the two runs of the pair were shared, and the estimate was there
     assert lab.grid.values.shape == (30, 9)
     assert lab.over == ("layer", "head")
     lab.direction = "noise"
-    lab.wait(120)
+    lab.wait(300)
     assert len(lab.live.known) == 3
     monkeypatch.setattr(PatchJob, "steps", lambda self: pytest.fail("the model ran"))
     lab.direction = "denoise"
     lab.site = "resid_pre"
-    lab.wait(120)
+    lab.wait(300)
     assert lab.grid is first
     assert lab.status.text.startswith("420 cells computed before")
     assert lab.over == ("layer", "position")
@@ -260,12 +282,12 @@ def test_every_choice_of_axes_gives_the_grid_that_patch_gives(
 ) -> None:
     layers = None if "layer" in over else [29]
     lab = PatchLab(lm4, *PAIR, site=site, over=over, layer=29)
-    lab.wait(120)
+    lab.wait(300)
     grid = lk.patch(lm4, *PAIR, site=site, over=over, layers=layers, progress=False)
     assert grid.values.shape == shape
     np.testing.assert_array_equal(lab.grid.values, grid.values)
     lab.selection = (0, 13) if shape[0] != 1536 else (int(np.abs(grid.values[:, 13] - grid.corrupt).argmax()), 13)
-    lab.wait(60)
+    lab.wait(300)
     effect = float(grid.values[lab.selection]) - grid.corrupt
     assert lab.bars.note.startswith(f"{effect:+.2f}".replace("-", "−"))
     scope: dict[str, Any] = {"lm": lm4, "lk": lk}
@@ -277,65 +299,71 @@ def test_every_choice_of_axes_gives_the_grid_that_patch_gives(
 
 def test_a_layer_is_chosen_by_the_cell_that_was_looked_at(lm4: lk.LanguageModel) -> None:
     lab = PatchLab(lm4, *PAIR, site="z")
-    lab.wait(120)
+    lab.wait(300)
     lab.selection = (23, 3)
-    lab.wait(60)
+    lab.wait(300)
     lab.over = ("head", "position")
-    lab.wait(60)
+    lab.wait(300)
     assert lab.layer == 23
     assert lab.heatmap.title == "z in layer 23: clean into corrupt"
     assert lab.grid.values.shape == (9, 14)
     lab.site = "resid_pre"  # which has no heads
-    lab.wait(60)
+    lab.wait(300)
     assert lab.over == ("layer", "position")
 
 
-def wait_for_cells(lab: PatchLab) -> None:
-    """Until some cells but not all are computed."""
-    while lab.grid is None or not 0 < np.isfinite(lab.grid.values).sum() < lab.grid.values.size:
+def wait_for_cells(lab: PatchLab, least: int = 1) -> None:
+    """Until so many cells are computed; `hold` keeps the others back."""
+    while lab.grid is None or np.isfinite(lab.grid.values).sum() < least:
         time.sleep(0.002)
-        assert lab.grid is None or not lab.grid.complete
+    assert not lab.grid.complete
 
 
-def test_pause_keeps_and_resume_ends_with_the_same_last_digit(lm32: lk.LanguageModel, small_chunks: None) -> None:
+def test_pause_keeps_and_resume_ends_with_the_same_last_digit(lm32: lk.LanguageModel, hold: Hold) -> None:
     straight = lk.patch(lm32, *PAIR, progress=False)
+    go = hold(1)
     lab = PatchLab(lm32, *PAIR)
     wait_for_cells(lab)
     lab.pause_button.click()
-    lab.wait(60)
+    go.set()
+    lab.wait(300)
     kept = lab.grid.values.copy()
     assert lab.status.text.startswith("Paused at ")
     assert lab.pause_button.description == "Resume"
     assert not lab.pause_button.disabled
     assert 0 < np.isfinite(kept).sum() < 420
     lab.pause_button.click()
-    lab.wait(120)
+    lab.wait(300)
     assert lab.grid.complete
     assert lab.pause_button.description == "Pause"
     assert lab.pause_button.disabled
     np.testing.assert_array_equal(lab.grid.values, straight.values)
 
 
-def test_cancel_keeps_the_cells_that_were_computed_and_run_goes_on(lm4: lk.LanguageModel, small_chunks: None) -> None:
+def test_cancel_keeps_the_cells_that_were_computed_and_run_goes_on(lm4: lk.LanguageModel, hold: Hold) -> None:
+    go = hold(1)
     lab = PatchLab(lm4, *PAIR)
     wait_for_cells(lab)
     lab.stop()
-    lab.wait(60)
+    go.set()
+    lab.wait(300)
     assert lab.status.text.startswith("Stopped at ")
     kept = lab.grid.values.copy()
     assert np.isfinite(kept).any()
     assert not lab.grid.complete
     assert lab.heatmap.estimated.any()  # the rest is still there as an estimate
-    lab.run(120)
+    lab.run(300)
     assert lab.grid.complete
     np.testing.assert_array_equal(lab.grid.values[np.isfinite(kept)], kept[np.isfinite(kept)])
 
 
-def test_a_paused_grid_can_be_cancelled(lm4: lk.LanguageModel, small_chunks: None) -> None:
+def test_a_paused_grid_can_be_cancelled(lm4: lk.LanguageModel, hold: Hold) -> None:
+    go = hold(1)
     lab = PatchLab(lm4, *PAIR)
     wait_for_cells(lab)
     lab.pause()
-    lab.wait(60)
+    go.set()
+    lab.wait(300)
     assert not lab.stop_button.disabled
     lab.stop_button.click()
     assert lab.status.text.startswith("Stopped at ")
@@ -352,7 +380,7 @@ def test_progress_says_how_long_it_will_take(lm4: lk.LanguageModel) -> None:
         time.sleep(0.01)
         assert not lab.grid or not lab.grid.complete
     lab.stop()
-    lab.wait(60)
+    lab.wait(300)
     assert any(re.match(r"\d+ of \d+ cells exact · about \d+ (s|min) left", text) for text in said)
 
 
@@ -370,19 +398,25 @@ def test_a_hundred_runs_and_cancels_leave_no_hook_no_memory_and_the_same_logits(
         while lab.grid is None or not np.isfinite(lab.grid.values).sum() > 0:
             time.sleep(0.001)
         lab.stop()
-        lab.wait(60)
+        lab.wait(300)
+
+    def kept() -> tuple[int, int]:
+        """Bytes of tensors, and objects of any kind, that this process still holds."""
+        gc.collect()
+        everything = gc.get_objects()
+        storages = [t.untyped_storage() for t in everything if type(t) is Tensor]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()), len(everything)
 
     for n in range(10):
         cycle(n)
-    gc.collect()
-    start = psutil.Process().memory_info().rss
+    before_bytes, before_objects = kept()
     for n in range(100):
         cycle(n)
-    gc.collect()
-    grown = psutil.Process().memory_info().rss - start
+    after_bytes, after_objects = kept()
     hooks = [h for m in lm4.hf.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     assert not [h for h in hooks if getattr(h, "__module__", "").startswith("labkit")]
-    assert grown < 20e6, f"{grown / 1e6:.0f} MB"
+    assert after_bytes <= before_bytes + 1e6
+    assert after_objects <= before_objects + 20_000  # a grid that is kept has more than 200 objects
     assert torch.equal(lm4.run(CLEAN).logits, before)
 
 
@@ -391,9 +425,9 @@ def test_a_hundred_runs_and_cancels_leave_no_hook_no_memory_and_the_same_logits(
 
 def test_a_cell_shows_the_tokens_before_and_after_and_where_it_looks(lm4: lk.LanguageModel) -> None:
     lab = PatchLab(lm4, *PAIR)
-    lab.wait(120)
+    lab.wait(300)
     lab.selection = (12, 9)
-    lab.wait(60)
+    lab.wait(300)
     (_, before), (_, after) = lab.bars.columns
     assert before[0][0] == "·John"
     assert after[0][0] == "·Mary"
@@ -406,11 +440,11 @@ def test_a_cell_shows_the_tokens_before_and_after_and_where_it_looks(lm4: lk.Lan
     plain = lm4.run(CORRUPT, read=["pattern.12"])["pattern.12@9"][0].float()
     np.testing.assert_allclose(lab.inspector.attention.values, plain, atol=1e-6)
     lab.site = "z"
-    lab.wait(120)
+    lab.wait(300)
     assert lab.selection is None
     assert lab.heatmap.cone is None
     lab.selection = (23, 3)
-    lab.wait(60)
+    lab.wait(300)
     assert lab.inspector.attention.values.shape == (14, 14)
 
 
@@ -425,9 +459,9 @@ def test_the_cone_of_a_cell_is_what_its_patch_can_change(lm32: lk.LanguageModel,
 
 def test_a_drag_reads_one_place_and_writes_another(lm32: lk.LanguageModel) -> None:
     lab = PatchLab(lm32, *PAIR)
-    lab.wait(120)
+    lab.wait(300)
     lab.arrow = ((10, 9), (12, 11))
-    lab.wait(60)
+    lab.wait(300)
     assert lab.bars.title == "Layer 10, position 9 ·Mary → layer 12, position 11 ·a"
     value = lm32.run(CLEAN, read=["resid_pre.10"])["resid_pre.10@9"]
     expected = logit_diff(lm32, write={"resid_pre.12@11": value}) - lab.grid.corrupt
@@ -439,7 +473,7 @@ def test_a_drag_reads_one_place_and_writes_another(lm32: lk.LanguageModel) -> No
     torch.testing.assert_close(scope["patched"].logits, written)
     lab.arrow = None
     lab.selection = (0, 0)
-    lab.wait(60)
+    lab.wait(300)
     assert lab.bars.title == "Layer 0, position 0 When"
 
 
@@ -452,7 +486,7 @@ def test_a_pattern_is_not_put_where_it_would_see_the_future(lm4: lk.LanguageMode
 def test_cells_together_are_held_beside_their_sum(lm32: lk.LanguageModel) -> None:
     cells = [(23, 3), (20, 0), (19, 2)]
     lab = PatchLab(lm32, *PAIR, site="z", chosen=cells)
-    lab.wait(120)
+    lab.wait(300)
     assert lab.grid.complete
     assert lab.chosen == cells
     assert lab.heatmap.chosen == cells
@@ -474,11 +508,11 @@ def test_a_look_does_not_wait_for_a_long_grid(lm4: lk.LanguageModel) -> None:
     lab = PatchLab(lm4, *LONG_PAIR)
     wait_for_cells(lab)
     lab.selection = (3, 0)
-    lab._close_look.wait(60)
+    lab._close_look.wait(300)
     assert not lab.grid.complete
     assert lab.bars.columns
     lab.stop()
-    lab.wait(60)
+    lab.wait(300)
     assert inspect(lm4, lab.grid, 3, 0).after[0][0] == lab.bars.columns[1][1][0][0]
 
 
@@ -487,15 +521,15 @@ def test_a_look_does_not_wait_for_a_long_grid(lm4: lk.LanguageModel) -> None:
 
 def test_a_saved_lab_opens_with_all_that_is_known(lm4: lk.LanguageModel, tmp_path: Path) -> None:
     lab = PatchLab(lm4, *PAIR)
-    lab.wait(120)
+    lab.wait(300)
     lab.site = "z"
-    lab.wait(120)
+    lab.wait(300)
     lab.chosen = [(23, 3), (20, 0)]
-    lab.wait(60)
+    lab.wait(300)
     path = lab.save(tmp_path / "lab.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["lab.npz"]
     again = lk.PatchLab.open(lm4, path)
-    again.wait(60)
+    again.wait(300)
     assert repr(again) == repr(lab)
     assert again.chosen == [(23, 3), (20, 0)]
     np.testing.assert_array_equal(again.grid.values, lab.grid.values)
@@ -503,20 +537,20 @@ def test_a_saved_lab_opens_with_all_that_is_known(lm4: lk.LanguageModel, tmp_pat
     assert again.code() == lab.code()
     assert again.status.text.startswith("270 cells computed before")
     again.site = "resid_pre"
-    again.wait(60)
+    again.wait(300)
     assert again.status.text.startswith("420 cells computed before")
 
 
 def test_a_half_done_lab_goes_on_where_it_was_with_the_same_last_digit(
-    lm32: lk.LanguageModel, tmp_path: Path, small_chunks: None
+    lm32: lk.LanguageModel, tmp_path: Path, hold: Hold
 ) -> None:
     straight = lk.patch(lm32, *PAIR, progress=False)
+    go = hold(300)
     lab = PatchLab(lm32, *PAIR)
-    wait_for_cells(lab)
-    while np.isfinite(lab.grid.values).sum() < 300:
-        time.sleep(0.002)
+    wait_for_cells(lab, 300)
     lab.stop()
-    lab.wait(60)
+    go.set()
+    lab.wait(300)
     kept = np.isfinite(lab.grid.values)
     again = PatchLab.open(lm32, lab.save(tmp_path / "half.npz"))
     assert again.status.text.startswith("Paused at ")
@@ -532,7 +566,7 @@ def test_a_half_done_lab_goes_on_where_it_was_with_the_same_last_digit(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PatchJob, "_values", counted)
         again.pause_button.click()
-        again.wait(120)
+        again.wait(300)
     assert sum(computed) == (~kept).sum()  # and nothing twice
     np.testing.assert_array_equal(again.grid.values, straight.values)
 
@@ -562,7 +596,7 @@ def test_code_and_snapshot_repeat_the_grid_to_the_last_digit_in_a_fresh_python(
     labs = [PatchLab(lm4, *PAIR, site=site) for site in sites]
     script = ""
     for lab in labs:
-        lab.wait(120)
+        lab.wait(300)
         saved = re.search(r"<pre[^>]*>(.*?)</pre>", lab.snapshot(), re.DOTALL)
         assert saved is not None
         code = html.unescape(saved[1])
@@ -589,7 +623,7 @@ def test_the_checks_of_a_finished_grid_are_listed(lm4: lk.LanguageModel) -> None
     assert lab.status.text.startswith("The grid has to be finished first")
     assert lab.controls.button.disabled
     lab.answer, lab.foil = " Mary", " John"
-    lab.run(120)
+    lab.run(300)
     assert not lab.controls.button.disabled
     result = lab.check(120)
     assert result is not None
@@ -599,6 +633,6 @@ def test_the_checks_of_a_finished_grid_are_listed(lm4: lk.LanguageModel) -> None
     assert lab.controls.list.title == result.verdict
     assert "identical prompts" in lab.snapshot()
     lab.site = "attn_out"  # another grid: nothing has been checked of it
-    lab.wait(120)
+    lab.wait(300)
     assert lab.controls.result is None
     assert lab.controls.list.checks == []

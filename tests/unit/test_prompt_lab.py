@@ -103,7 +103,7 @@ def test_a_tree_of_branches_refuses_what_does_not_grow_and_says_what_is_asked_of
 def test_prompt_lab_streams_what_generate_gives(lm4: lk.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = lk.PromptLab(lm4, CLEAN, max_new_tokens=12)
     wire = Wire(lab.strip, monkeypatch)
-    generation = lab.run(60)
+    generation = lab.run(300)
     plain = lm4.generate(CLEAN, max_new_tokens=12)
     assert lab.text == generation.text == plain.text
     shown = [one.token.display for one in plain.tokens]
@@ -128,7 +128,7 @@ def test_stop_keeps_what_was_written(lm4: lk.LanguageModel) -> None:
     while len(lab.strip.tokens) < 10:
         time.sleep(0.01)
     lab.stop()
-    lab.wait(20)
+    lab.wait(300)
     assert lab.generation.finish == "stopped"
     assert 0 < len(lab.generation.tokens) < 1000
 
@@ -139,10 +139,10 @@ def test_stop_keeps_what_was_written(lm4: lk.LanguageModel) -> None:
 )
 def test_a_prompt_that_cannot_be_used_is_answered_in_plain_words(lm4: lk.LanguageModel, prompt: str, said: str) -> None:
     lab = lk.PromptLab(lm4, "A good one", max_new_tokens=3)
-    before = lab.run(30)
+    before = lab.run(300)
     lab.prompt = prompt
     with pytest.raises(ValueError, match="prompt"):
-        lab.run(30)
+        lab.run(300)
     assert lab.status.kind == "error"
     assert lab.status.text.startswith(said)
     assert lab.generation is before  # nothing is lost
@@ -150,11 +150,11 @@ def test_a_prompt_that_cannot_be_used_is_answered_in_plain_words(lm4: lk.Languag
 
 
 def test_a_chosen_alternative_branches_and_both_stay(lab: lk.PromptLab) -> None:
-    first = lab.run(60)
+    first = lab.run(300)
     column = lab.columns[0]
     john = first.record.rows["top_ids"][0].tolist().index(lab.lm.tokenizer(" John").input_ids[0])
     column.strip._handle_custom_msg({"kind": "choose", "position": 14, "place": john}, [])
-    lab.wait(60)
+    lab.wait(300)
     assert lab.text.startswith(" John")
     assert lab.text == column.tree["B"].text == lab.generation.text
     assert column.strip.tokens[14] == "·John"
@@ -169,17 +169,17 @@ def test_a_chosen_alternative_branches_and_both_stay(lab: lk.PromptLab) -> None:
 
 
 def test_choosing_what_is_there_changes_nothing(lab: lk.PromptLab) -> None:
-    lab.run(60)
+    lab.run(300)
     lab.branch(0, lab.generation.record.ids[0])
-    lab.wait(60)
+    lab.wait(300)
     assert len(lab.columns[0].tree) == 1
     assert "already" in lab.status.text
 
 
 def test_branches_are_renamed_compared_continued_and_pruned(lab: lk.PromptLab) -> None:
-    lab.run(60)
+    lab.run(300)
     lab.branch(0, " John")
-    lab.wait(60)
+    lab.wait(300)
     column = lab.columns[0]
     ask = column.branches._handle_custom_msg
     ask({"kind": "rename", "index": 1, "text": "other"}, [])
@@ -190,7 +190,7 @@ def test_branches_are_renamed_compared_continued_and_pruned(lab: lk.PromptLab) -
     assert column.compared.marks["differs"][0] == 0
     assert column.strip.marks["differs"][0] == 14
     ask({"kind": "continue", "index": 1}, [])
-    lab.wait(60)
+    lab.wait(300)
     assert len(lab.generation) == 16
     assert column.branches.compared is None
     ask({"kind": "prune", "index": 1}, [])
@@ -210,7 +210,7 @@ def test_what_was_written_before_a_failure_stays(lab: lk.PromptLab, monkeypatch:
 
     monkeypatch.setattr(column, "add", fail)
     with pytest.raises(RuntimeError, match="cable"):
-        lab.run(60)
+        lab.run(300)
     assert lab.status.text == "RuntimeError: the cable was pulled"
     assert (lab.generation.finish, len(lab.generation)) == ("failed", 5)
     assert len(column.strip.tokens) == 14 + 5
@@ -224,7 +224,7 @@ def test_stop_twice_and_a_second_run_meanwhile_keep_everything(lm4: lk.LanguageM
     while len(lab.strip.tokens) < 10:
         time.sleep(0.01)
     lab.prompt, lab.max_new_tokens = CLEAN, 3
-    second = lab.run(60)
+    second = lab.run(300)
     lab.stop()
     lab.stop()
     assert second.text.startswith(" Mary")
@@ -240,7 +240,7 @@ def test_the_first_token_is_shown_at_once_and_later_ones_in_batches(
 ) -> None:
     lab = lk.PromptLab(lm4, CLEAN, max_new_tokens=24)
     wire = Wire(lab.strip, monkeypatch)
-    lab.run(60)
+    lab.run(300)
     batches = [d["content"]["tokens"] for d, _ in wire.messages if d.get("method") == "custom"]
     assert len(batches[0]) == 1
     assert 1 < len(batches) <= 24
@@ -249,19 +249,19 @@ def test_the_first_token_is_shown_at_once_and_later_ones_in_batches(
 def test_settings_that_wait_for_a_temperature_are_named_and_do_no_harm(lab: lk.PromptLab) -> None:
     lab.top_p, lab.min_p = 0.9, 0.1
     assert "top-p and min-p" in lab.settings.note.value
-    greedy = lab.run(60)
+    greedy = lab.run(300)
     assert "top-p and min-p waits for a temperature above 0" in lab.status.text
     assert greedy.text == lab.lm.generate(CLEAN, max_new_tokens=8).text
     lab.temperature = 1.0
     assert lab.settings.note.value == ""
-    assert lab.run(60).sampling.min_p == 0.1
+    assert lab.run(300).sampling.min_p == 0.1
 
 
 def test_stop_strings_are_written_with_escapes(lab: lk.PromptLab) -> None:
     assert parsed(r"\n\n | END") == ["\n\n", "END"]
     assert parsed("") == []
     lab.settings.strings.value = " and"
-    assert lab.run(60).finish == "stop_string"
+    assert lab.run(300).finish == "stop_string"
     assert "wrote a stop string" in lab.status.text
     lab.stop_strings = ["\n"]
     assert lab.settings.strings.value == r"\n"
@@ -270,7 +270,7 @@ def test_stop_strings_are_written_with_escapes(lab: lk.PromptLab) -> None:
 @pytest.mark.parametrize("measure", ["probability", "surprisal", "entropy", "rank"])
 def test_colours_follow_the_measure(lab: lk.PromptLab, measure: str) -> None:
     lab.measure = measure
-    lab.run(60)
+    lab.run(300)
     expected = [getattr(token, measure) for token in lab.generation.tokens]
     np.testing.assert_allclose(lab.strip.values[14:], expected, rtol=1e-4)
     assert np.isnan(lab.strip.values[:14]).all()
@@ -282,10 +282,10 @@ def test_colours_follow_the_measure(lab: lk.PromptLab, measure: str) -> None:
 def test_a_prompt_that_is_too_long_offers_to_leave_out_its_beginning(lab: lk.PromptLab, monkeypatch: Any) -> None:
     monkeypatch.setattr(lab.lm.config, "max_position_embeddings", 20)
     with pytest.raises(ValueError, match="2 more than the 20"):
-        lab.run(60)
+        lab.run(300)
     assert lab._shorten.description == "Leave out the first 2 tokens, and run"
     lab._shorten.click()
-    lab.wait(60)
+    lab.wait(300)
     assert lab.strip.tokens[:2] == ["·and", "·John"]
     assert len(lab.generation) == 8
     assert lab._shorten.layout.display == "none"
@@ -294,7 +294,7 @@ def test_a_prompt_that_is_too_long_offers_to_leave_out_its_beginning(lab: lk.Pro
 def test_thoughts_are_folded_while_they_come(lm4: lk.LanguageModel) -> None:
     prompt = "<think>a</think> b\n<think>a</think> b\n<think>a</think> b\n<think>"
     lab = lk.PromptLab(lm4, prompt, max_new_tokens=10)
-    lab.run(60)
+    lab.run(300)
     assert "</think>" in lab.text
     last = lab.strip.folds[3]
     start = len(lab.columns[0].tree.tokens) - 3  # <, think, >
@@ -304,13 +304,13 @@ def test_thoughts_are_folded_while_they_come(lm4: lk.LanguageModel) -> None:
     assert f"▸ thought · {last['stop'] - last['start']} tokens" in lab.snapshot()
     lab.prompt = "He sat. <think>"
     lab.max_new_tokens = 3
-    lab.run(60)
+    lab.run(300)
     assert [(fold["label"], fold["stop"]) for fold in lab.strip.folds] == [("thinking", None)]
 
 
 def test_markup_is_escaped_in_the_saved_picture(lm4: lk.LanguageModel) -> None:
     lab = lk.PromptLab(lm4, EVIL, max_new_tokens=2)
-    lab.run(30)
+    lab.run(300)
     assert "<script" not in lab.snapshot()
     assert "<img" not in lab.snapshot()
     assert "&lt;" in lab.snapshot()
@@ -321,7 +321,7 @@ def test_markup_is_escaped_in_the_saved_picture(lm4: lk.LanguageModel) -> None:
 
 def test_a_chat_is_what_generate_makes_of_its_messages(lm4: lk.LanguageModel) -> None:
     lab = lk.PromptLab(lm4, "Name a colour.", mode="chat", system="Be brief.", max_new_tokens=12)
-    lab.run(60)
+    lab.run(300)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]
     assert lab.text == lm4.generate(messages, max_new_tokens=12).text
     assert lab.prompt == ""
@@ -330,7 +330,7 @@ def test_a_chat_is_what_generate_makes_of_its_messages(lm4: lk.LanguageModel) ->
     assert kinds == {"system": "Be·brief.", "user": "Name·a·colour."}
     assert lab.strip.tokens[lab.strip.marks["template"][0]] == "<|im_start|>"
     lab.prompt = "Another."
-    lab.run(60)
+    lab.run(300)
     asked = [*messages, {"role": "assistant", "content": lab.messages[1]["content"]}, lab.messages[2]]
     assert lab.text == lm4.generate(asked, max_new_tokens=12).text
     scope: dict[str, Any] = {"lm": lm4}
@@ -342,13 +342,13 @@ def test_a_chat_is_what_generate_makes_of_its_messages(lm4: lk.LanguageModel) ->
 
 def test_an_edited_turn_is_rerun_and_what_was_there_can_be_had_back(lm4: lk.LanguageModel) -> None:
     lab = lk.PromptLab(lm4, "Name a colour.", mode="chat", max_new_tokens=8)
-    lab.run(60)
+    lab.run(300)
     before = lab.text
     box, button, _ = lab.turns._rows[0]
     box.value = "Name an animal."
     assert lab.messages[0]["content"] == "Name an animal."
     button.click()
-    lab.wait(60)
+    lab.wait(300)
     assert lab.messages[0]["content"] == "Name an animal."
     assert lab.messages[1]["content"] == lab.text != before
     lab.show_run(0)
@@ -358,9 +358,9 @@ def test_an_edited_turn_is_rerun_and_what_was_there_can_be_had_back(lm4: lk.Lang
 
 def test_another_branch_of_an_answer_becomes_the_answer(lm4: lk.LanguageModel) -> None:
     lab = lk.PromptLab(lm4, "Say yes or no.", mode="chat", max_new_tokens=6)
-    lab.run(60)
+    lab.run(300)
     lab.branch(0, "No")
-    lab.wait(60)
+    lab.wait(300)
     assert lab.messages[-1]["content"] == lab.text
     assert lab.text.startswith("No")
     assert len(lab.messages) == 2
@@ -369,7 +369,7 @@ def test_another_branch_of_an_answer_becomes_the_answer(lm4: lk.LanguageModel) -
 def test_an_empty_message_is_told(lm4: lk.LanguageModel) -> None:
     lab = lk.PromptLab(lm4, mode="chat")
     with pytest.raises(ValueError, match="the message is empty"):
-        lab.run(30)
+        lab.run(300)
 
 
 def test_a_model_without_a_template_has_no_chat_and_beside_one_it_gets_plain_text(
@@ -382,7 +382,7 @@ def test_a_model_without_a_template_has_no_chat_and_beside_one_it_gets_plain_tex
     with pytest.raises(traitlets.TraitError, match="no chat template"):
         alone.mode = "chat"
     both = lk.PromptLab([lm4, base], "Hello there.", mode="chat", max_new_tokens=3)
-    both.run(60)
+    both.run(300)
     assert both.columns[1].tree.prompt == "Hello there."
     assert both.columns[0].tree.prompt == [{"role": "user", "content": "Hello there."}]
     assert both.messages[1]["others"] == [both.columns[1].branch.text]
@@ -394,7 +394,7 @@ def test_a_model_without_a_template_has_no_chat_and_beside_one_it_gets_plain_tex
 def test_a_scored_text_shows_what_score_gives(lm4: lk.LanguageModel) -> None:
     text = "Monday, Tuesday, Wednesday, Thursday, banana, Saturday"
     lab = lk.PromptLab(lm4, text, mode="score")
-    shown = lab.run(60)
+    shown = lab.run(300)
     plain = lk.score(lm4, text)
     assert shown.logprob == plain.logprob
     np.testing.assert_allclose(lab.strip.values[1:], [t.probability for t in plain.tokens[1:]], rtol=1e-5)
@@ -412,7 +412,7 @@ def test_a_scored_text_shows_what_score_gives(lm4: lk.LanguageModel) -> None:
 
 def test_two_models_run_one_prompt_and_what_differs_is_marked(lm4: lk.LanguageModel, lm32: lk.LanguageModel) -> None:
     lab = lk.PromptLab([lm4, lm32], "Once upon a time, in a village by the sea,", max_new_tokens=20)
-    lab.run(90)
+    lab.run(300)
     texts = [column.branch.text for column in lab.columns]
     assert texts == [lm.generate(lab.prompt, max_new_tokens=20).text for lm in (lm4, lm32)]
     assert texts[0] != texts[1]
@@ -436,12 +436,12 @@ def test_stop_before_the_second_model_keeps_the_first(lm4: lk.LanguageModel, lm3
     while len(lab.strip.tokens) < 10:
         time.sleep(0.01)
     lab.stop()
-    lab.wait(60)
+    lab.wait(300)
     assert len(lab.runs[0].results) == 1
     assert lab.columns[0].branch.finish == "stopped"
     assert lab.status.text == "Nothing to compare yet."
     lab.max_new_tokens = 4
-    lab.run(60)
+    lab.run(300)
     lab.show_run(0)
     assert len(lab.generation) > 4
     assert lab.columns[1].strip.tokens == []
@@ -451,7 +451,7 @@ def test_stop_before_the_second_model_keeps_the_first(lm4: lk.LanguageModel, lm3
 
 
 def test_the_prefix_before_a_token_is_what_the_model_saw(lab: lk.PromptLab) -> None:
-    lab.run(60)
+    lab.run(300)
     with pytest.raises(ValueError, match="no token is selected"):
         lab.look.prefix()
     lab.strip.selection = 16
@@ -459,7 +459,7 @@ def test_the_prefix_before_a_token_is_what_the_model_saw(lab: lk.PromptLab) -> N
     assert ids.shape == (1, 16)
     assert ids[0].tolist() == lab.columns[0].tree.prefix("A", 2)[0].tolist()
     view = lab.look.look("AttentionView")
-    view.wait(60)
+    view.wait(300)
     assert len(view.strip.tokens) == 16
     lab.strip.selection = 14
     patching = lab.look.look("PatchLab")
@@ -474,13 +474,13 @@ def test_the_prefix_before_a_token_is_what_the_model_saw(lab: lk.PromptLab) -> N
 
 def test_a_session_comes_back_as_it_was(lm4: lk.LanguageModel, tmp_path: Any) -> None:
     lab = lk.PromptLab(lm4, CLEAN, max_new_tokens=6, temperature=0.8, seed=5)
-    lab.run(60)
+    lab.run(300)
     lab.branch(2, " of")
-    lab.wait(60)
+    lab.wait(300)
     lab.mode, lab.prompt = "score", "a b c d"
-    lab.run(60)
+    lab.run(300)
     lab.mode, lab.prompt, lab.system = "chat", "Hi", "Be kind."
-    lab.run(60)
+    lab.run(300)
     file = lab.save_session(tmp_path / "mine")
     assert file.name == "mine.json"
     back = lk.PromptLab(lm4).open_session(file)
@@ -506,7 +506,7 @@ def test_a_file_that_is_no_session_is_told_and_nothing_changes(
     file = tmp_path / "s.json"
     if text is not None:
         file.write_text(text)
-    lab.run(60)
+    lab.run(300)
     with pytest.raises(ValueError, match=says):
         lab.open_session(file)
     assert len(lab.runs) == 1

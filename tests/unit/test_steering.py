@@ -20,7 +20,7 @@ def vector(lm4):
 @pytest.fixture(scope="module")
 def lab(lm4):
     lab = lk.SteerLab(lm4, PROMPT, max_new_tokens=8, background=False)
-    lab.run(60)
+    lab.run(300)
     return lab
 
 
@@ -198,7 +198,7 @@ def test_a_new_strength_cancels_the_old_one(lm4):
     for strength in (0.2, 0.4, 0.6, 1.4):
         lab.strength = strength
         jobs.append(lab.desk.last)
-    lab.wait(120)
+    lab.wait(300)
     assert all(job.stop.is_set() for job in jobs[:-1])
     assert all(job.finished.is_set() for job in jobs)
     assert lab.strips["after"].title == "After: +1.4 × the direction"

@@ -179,7 +179,7 @@ class Model:
 def until_stopped(notes: list[str], name: str) -> Any:
     def work(stop: threading.Event) -> None:
         notes.append(f"{name} begins")
-        assert stop.wait(10)
+        assert stop.wait(300)
         notes.append(f"{name} ends")
 
     return work
@@ -191,7 +191,7 @@ def test_a_new_request_cancels_the_old_one_and_runs_after_it() -> None:
     while not notes:
         time.sleep(0.001)
     desk.ask(lambda stop: notes.append("second"))
-    desk.wait(5)
+    desk.wait(300)
     assert notes == ["first begins", "first ends", "second"]
     assert not desk.busy
 
@@ -206,7 +206,7 @@ def test_requests_of_other_widgets_wait_their_turn() -> None:
     with pytest.raises(TimeoutError):
         other.wait(0.01)
     one.stop()
-    other.wait(5)
+    other.wait(300)
     assert notes == ["first begins", "first ends", "second"]
 
 
@@ -214,10 +214,10 @@ def test_what_the_work_raised_is_raised_where_one_waits_and_the_next_request_wor
     desk = Desk(Model())
     desk.ask(lambda stop: [][0])
     with pytest.raises(IndexError):
-        desk.wait(5)
+        desk.wait(300)
     done: list[int] = []
     desk.ask(lambda stop: done.append(1))
-    desk.wait(5)
+    desk.wait(300)
     assert done == [1]
 
 
@@ -226,7 +226,7 @@ def test_a_worker_ends_with_its_model() -> None:
     desk = Desk(model)
     seen: list[threading.Thread] = []
     desk.ask(lambda stop: seen.append(threading.current_thread()))
-    desk.wait(5)
+    desk.wait(300)
     del desk, model
     seen[0].join(5)
     assert not seen[0].is_alive()
@@ -246,11 +246,11 @@ def test_in_colab_the_work_is_done_in_the_calling_thread(monkeypatch: pytest.Mon
 
 def test_markup_in_a_prompt_is_escaped_in_every_saved_picture(lm4: lk.LanguageModel) -> None:
     prompting = lk.PromptLab(lm4, EVIL, max_new_tokens=2)
-    prompting.run(30)
+    prompting.run(300)
     view = lk.AttentionView(lm4, EVIL)
-    view.wait(30)
+    view.wait(300)
     patching = lk.PatchLab(lm4, EVIL, EVIL, " a", " b")
-    patching.wait(60)
+    patching.wait(300)
     for tool in (prompting, view, patching):
         assert tags(tool.snapshot()).isdisjoint({"script", "onerror"}), tool
         assert "&lt;" in tool.snapshot()
@@ -272,10 +272,10 @@ def test_a_notebook_with_prompt_lab_and_lens_view_is_saved_below_a_megabyte_with
     cells = [
         "import labkit as lk; lm = lk.load(progress=False)",
         f"p = lk.PromptLab(lm, {CLEAN!r}, max_new_tokens=4)\np.run(); p",
-        f"lens = lk.LensView(lm, {CLEAN!r})\nlens.wait(60); lens",
+        f"lens = lk.LensView(lm, {CLEAN!r})\nlens.wait(300); lens",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     assert "widgets" in notebook.metadata  # what the live views would need is saved as well
     assert len(nbformat.writes(notebook)) < 1_000_000
     for cell, tool in zip(notebook.cells[1:], ("PromptLab", "LensView"), strict=True):
@@ -291,12 +291,12 @@ def test_a_notebook_without_a_front_end_is_saved_with_the_pictures(lm4: lk.Langu
     cells = [
         "import labkit as lk; lm = lk.load(progress=False)",
         f"lab = lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab",
-        "lab.wait(60); print(lab.grid.complete)",
+        "lab.wait(300); print(lab.grid.complete)",
         f"p = lk.PromptLab(lm, {CLEAN!r}, max_new_tokens=4)\np",
         "print(p.run().text)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     assert notebook.cells[2].outputs[0].text == "True\n"
     assert notebook.cells[4].outputs[0].text.startswith(" Mary")
     for number, words in ((1, "resid_pre: clean into corrupt"), (3, "·Mary")):
