@@ -1,4 +1,4 @@
-"""What is installed, under which name, beside what: the files at the root agree with each other and with the package."""
+"""What is installed, under which name, beside what: the files at the root agree with the package and each other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def test_nobody_is_sent_to_the_package_that_is_called_labkit():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a checkout")
-    stranger = re.compile(r"(?:pip install|--upgrade|uv add|pip wheel)(?: +-\S+)* +[\"'\\]*labkit(?![\w./-])|labkit\[(?!data)")
+    stranger = re.compile(
+        r"(?:pip install|--upgrade|uv add|pip wheel)(?: +-\S+)* +[\"'\\]*labkit(?![\w./-])|labkit\[(?!data)"
+    )
     found = []
     for name in listed.stdout.splitlines():
         if name == "tests/unit/test_packaging.py" or not (ROOT / name).is_file():
@@ -47,7 +49,9 @@ def test_nobody_is_sent_to_the_package_that_is_called_labkit():
             lines = (ROOT / name).read_text("utf-8").splitlines()
         except UnicodeDecodeError:
             continue  # a picture
-        found += [f"{name}:{number}" for number, line in enumerate(lines, 1) if len(line) < 2000 and stranger.search(line)]
+        found += [
+            f"{name}:{number}" for number, line in enumerate(lines, 1) if len(line) < 2000 and stranger.search(line)
+        ]
     assert found == []
 
 
