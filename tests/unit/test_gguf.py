@@ -32,7 +32,7 @@ def qwen3_moe():
 
 def gemma2():
     config = Gemma2Config(**SIZES, sliding_window=8)
-    more = {"attention.sliding_window": 8, "attention.key_length": 32, "attention.value_length": 32}
+    more = {"attention.sliding_window": 8, "attention.value_length": 32}
     return config, gguf.MODEL_ARCH.GEMMA2, more
 
 
