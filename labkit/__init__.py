@@ -7,6 +7,8 @@ and ipywidgets are imported only by the names that need them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from labkit._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from labkit.analysis.attention import AttentionPatterns, attention
     from labkit.analysis.attention_file import SavedAttention, open_attention
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
     from labkit.widgets.prompt_lab import PromptLab
     from labkit.widgets.steer_lab import SteerLab
     from labkit.widgets.token_strip import TokenStrip
-
-__version__ = "0.1.0"
 
 _HOME = {
     "load": "labkit.models.load",

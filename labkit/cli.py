@@ -10,9 +10,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-PACKAGES = ("labkit", "torch", "transformers", "bitsandbytes", "accelerate", "ipywidgets", "anywidget", "jupyterlab")
+from labkit._version import __version__, install_command
+
+PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "ipywidgets", "anywidget", "jupyterlab")
+ROOT_FLAGS = ("--notebook-dir", "--ServerApp.root_dir", "--ServerApp.notebook_dir")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,16 +39,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _lab(arguments: list[str]) -> int:
     if importlib.util.find_spec("jupyterlab") is None:
-        print('JupyterLab is not installed here. Install it with: pip install "labkit[lab]"', file=sys.stderr)
+        print(f"JupyterLab is not installed here. Install it with: {install_command('lab')}", file=sys.stderr)
         return 1
-    if not {"-h", "--help", "--version"} & set(arguments) and (failed := _pull(None, bits=None)):
-        return failed
-    notebooks = Path(__file__).parent.parent / "notebooks"
     command = [sys.executable, "-m", "jupyterlab", *arguments]
-    if notebooks.is_dir() and not any(a.startswith(("--notebook-dir", "--ServerApp.root_dir")) for a in arguments):
-        command.append(f"--ServerApp.root_dir={notebooks}")
+    if not {"-h", "--help", "--help-all", "--version"} & set(arguments):
+        if failed := _pull(None, bits=None):
+            return failed
+        if not any(argument.startswith(ROOT_FLAGS) for argument in arguments):
+            try:
+                command += _root()
+            except OSError as error:
+                print(
+                    f"The notebooks cannot be copied to a folder of yours: {error}. Name another folder in "
+                    "LABKIT_NOTEBOOKS, or open one as it is with --ServerApp.root_dir=FOLDER.",
+                    file=sys.stderr,
+                )
+                return 1
     sys.stdout.flush()
     return subprocess.call(command)
+
+
+def _root() -> list[str]:
+    """The flag that opens JupyterLab on the notebooks; says where they are and what was left alone."""
+    from labkit.course.folder import notebooks
+
+    course = notebooks()
+    if course is None:
+        print("This labkit came without its notebooks; JupyterLab opens the present folder.")
+        return []
+    copied = f", {len(course.copied)} of them copied there now" if course.copied else ""
+    print(f"The notebooks are in {course.folder}{copied}.")
+    if course.kept:
+        print(
+            f"Yours are kept: {', '.join(course.kept)}. This labkit has newer ones; to get them, rename or delete "
+            "yours and start again."
+        )
+    return [f"--ServerApp.root_dir={course.folder}"]
 
 
 def _pull(name: str | None, *, bits: int | None) -> int:
@@ -92,16 +120,17 @@ def _models() -> int:
 
 def _doctor() -> int:
     print(f"Python        {platform.python_version()} on {platform.system()} {platform.machine()}")
+    print(f"labkit        {__version__}")
     missing = []
     for name in PACKAGES:
         try:
             print(f"{name:<13} {version(name)}")
         except PackageNotFoundError:
             optional = name == "jupyterlab"
-            print(f"{name:<13} not installed" + (' (pip install "labkit[lab]")' if optional else ""))
+            print(f"{name:<13} not installed" + (f" ({install_command('lab')})" if optional else ""))
             missing += [] if optional else [name]
     if missing:
-        print(f"\nMissing: {', '.join(missing)}. Install them with: pip install labkit")
+        print(f"\nMissing: {', '.join(missing)}. Install them with: {install_command()}")
         return 1
     import torch
 

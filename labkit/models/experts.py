@@ -214,9 +214,10 @@ def _classes() -> tuple[type, type]:
                 return not self.pre_quantized
             return super().param_needs_quantization(model, param_name, **settings)
 
-        def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
+        def update_weight_conversions(self, weight_conversions: Any, *model: Any) -> Any:
             # a saved model has the names that it had in memory; renaming those of a hub again would break some
-            return super().update_weight_conversions([] if self.pre_quantized else weight_conversions, model)
+            # (the model is handed over by newer versions of transformers)
+            return super().update_weight_conversions([] if self.pre_quantized else weight_conversions, *model)
 
         def get_quantize_ops(self) -> Any:
             return Quantise(self, super().get_quantize_ops())

@@ -102,7 +102,8 @@ def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
     The NF4 weights are saved before they have run once: on some CPUs the first run repacks them, and saving what was
     repacked loses precision.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from labkit.models.load import quiet
     from labkit.models.memory import empty_model
@@ -116,15 +117,14 @@ def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
             bar.set_postfix_str(steps[min(bar.n, len(steps) - 1)])
 
         bar.set_postfix_str(steps[0])
-        where = {"gguf_file": gguf.name}
+        where: dict[str, Any] = {"gguf_file": gguf.name}
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
             step()
             dtype = _dtype_that_fits(AutoConfig.from_pretrained(gguf.parent, **where), gguf.name)
-            dequantised = GgufConfig(dequantize=True)
-            hf = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, **where, quantization_config=dequantised, dtype=dtype
-            )
+            if hasattr(transformers, "GgufConfig"):  # without it transformers knows no other way than to dequantise
+                where["quantization_config"] = transformers.GgufConfig(dequantize=True)
+            hf = AutoModelForCausalLM.from_pretrained(gguf.parent, **where, dtype=dtype)
         except (ValueError, KeyError, NotImplementedError) as error:
             raise LoadError(f"transformers cannot read {gguf.name}: {error}") from error
         step()

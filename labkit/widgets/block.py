@@ -31,7 +31,7 @@ def style(name: str) -> str:
     return (_FRONT / "theme.css").read_text("utf-8") + "\n" + (_FRONT / f"{name}.css").read_text("utf-8")
 
 
-class Array(t.TraitType[Any, Any]):
+class Array(t.TraitType):
     """A numpy array that travels as bytes: uint8 stays uint8, the rest becomes float32, or the type to `keep`."""
 
     info_text = "an array of numbers"

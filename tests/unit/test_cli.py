@@ -2,7 +2,11 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
+import pytest
+
+from labkit._version import install_command
 from labkit.cli import main
 
 
@@ -40,5 +44,13 @@ def test_help_is_quick_and_an_unknown_command_is_refused():
     assert labkit("dance").returncode == 2
 
 
+@pytest.mark.skipif(find_spec("jupyterlab") is None, reason="JupyterLab is not installed, as in Colab")
 def test_lab_hands_its_flags_to_jupyterlab():
     assert labkit("lab", "--version").stdout.strip().startswith("4.")
+
+
+@pytest.mark.skipif(find_spec("jupyterlab") is not None, reason="JupyterLab is installed")
+def test_lab_says_how_to_install_jupyterlab():
+    done = labkit("lab")
+    assert done.returncode == 1
+    assert install_command("lab") in done.stderr

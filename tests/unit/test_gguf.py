@@ -32,7 +32,7 @@ def qwen3_moe():
 
 def gemma2():
     config = Gemma2Config(**SIZES, sliding_window=8)
-    more = {"attention.sliding_window": 8, "attention.key_length": 32, "attention.value_length": 32}
+    more = {"attention.sliding_window": 8, "attention.value_length": 32}
     return config, gguf.MODEL_ARCH.GEMMA2, more
 
 
@@ -79,8 +79,10 @@ def write(hf, path, arch, more):
     for name, value in more.items():
         writer.add_uint32(f"{gguf.MODEL_ARCH_NAMES[arch]}.{name}", value)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*sorted(pre_tokenizers.ByteLevel.alphabet()), "th"])
-    writer.add_token_merges(["t h"])
+    # Two merges, and scores: older versions of transformers read a list of one as its element, and Gemma's by scores.
+    writer.add_token_list([*sorted(pre_tokenizers.ByteLevel.alphabet())[:-1], "th", "he"])
+    writer.add_token_merges(["t h", "h e"])
+    writer.add_token_scores([-float(i) for i in range(257)])
     writer.add_token_types([gguf.TokenType.NORMAL] * 257)
     writer.add_eos_token_id(0)
     names = gguf.get_tensor_name_map(arch, 2)

@@ -11,23 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import traitlets
+from wire import Wire
 
 import labkit as lk
 from labkit.widgets.prompt_settings import parsed
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 EVIL = "<script>harm()</script><img src=x onerror='harm()'>"
-
-
-class Wire:
-    """Everything a widget sends from now on."""
-
-    def __init__(self, widget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.messages: list[tuple[dict[str, Any], int]] = []
-        monkeypatch.setattr(widget.comm, "send", self._note)
-
-    def _note(self, data: Any = None, metadata: Any = None, buffers: Any = None) -> None:
-        self.messages.append((data, sum(len(memoryview(b).cast("B")) for b in buffers or ())))
 
 
 @pytest.fixture

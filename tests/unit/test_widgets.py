@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import traitlets
 from nbclient import NotebookClient
+from wire import Wire
 
 import labkit as lk
 from labkit.widgets.jobs import Desk, in_background
@@ -24,17 +25,6 @@ from labkit.widgets.token_bars import TokenBars
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 EVIL = "<script>harm()</script><img src=x onerror='harm()'>"
-
-
-class Wire:
-    """Everything a widget sends from now on."""
-
-    def __init__(self, widget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.messages: list[tuple[dict[str, Any], int]] = []
-        monkeypatch.setattr(widget.comm, "send", self._note)
-
-    def _note(self, data: Any = None, metadata: Any = None, buffers: Any = None) -> None:
-        self.messages.append((data, sum(len(memoryview(b).cast("B")) for b in buffers or ())))
 
 
 def tags(markup: str) -> set[str]:
