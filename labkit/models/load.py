@@ -28,7 +28,7 @@ from labkit.models.language_model import LanguageModel
 from labkit.models.memory import available, empty_model, in_words, predict
 from labkit.models.quantise import has_experts, quantisation_config
 from labkit.models.read import Plan, read
-from labkit.models.tensors import adapter_alone, check_folder
+from labkit.models.tensors import adapter_alone, check_folder, check_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -302,10 +302,13 @@ def _tokenizer(source: str, label: str, *, revision: str | None, trust_remote_co
     """
     from transformers import AutoTokenizer
 
+    if (folder := Path(source)).is_dir():
+        check_tokenizer(folder)
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
     except Exception as error:
-        if (not Path(source).is_dir() and isinstance(error, OSError)) or "trust_remote_code" in str(error):
+        of_the_hub = isinstance(error, OSError) and not folder.is_dir() and "tokenizer" not in str(error)
+        if of_the_hub or "trust_remote_code" in str(error):
             raise
         reason = " ".join(str(error).split()).rstrip(".")
         raise LoadError(

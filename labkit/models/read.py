@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from labkit.models.errors import CacheUnusable, LoadError
 from labkit.models.expand import expanded
 from labkit.models.packaged import FORMAT, SHARD
 from labkit.models.quantise import finish, has_experts
-from labkit.models.stored import Stored, check_weights
+from labkit.models.stored import Stored, check_weights, not_read
 from labkit.models.tensors import INDEX, SINGLE, Tensor, check_index, open_files, weight_files
 
 if TYPE_CHECKING:
@@ -78,7 +80,15 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
             except CacheUnusable as error:
                 print(f"labkit: {plan.label} in 4 bits is not kept: {error}", file=sys.stderr)
         return _finished(plan, *_from_tensors(plan, tensors))
-    return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings))
+    if plan.stored is None or plan.way != "package":
+        return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings))
+    try:
+        hf, info = _from_source(plan, plan.source, plan.revision, plan.settings)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise not_read(plan.stored, plan.label, error) from error
+    return _finished(plan, hf, info)
 
 
 def _finished(plan: Plan, hf: PreTrainedModel, info: Mapping[str, Any]) -> PreTrainedModel:
@@ -106,18 +116,33 @@ def _from_source(plan: Plan, source: str, revision: str | None, settings: Mappin
 def _from_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
     """From tensors that are read one by one as they are needed."""
     settings = {name: value for name, value in plan.settings.items() if name != "trust_remote_code"}
-    hf, info = type(plan.skeleton).from_pretrained(
-        None,
-        config=plan.config,
-        state_dict=dict(tensors),
-        dtype=plan.dtype,
-        output_loading_info=True,
-        **{name: value for name, value in plan.devices.items() if name != "offload_folder"},
-        **settings,
-    )
+    with _one_by_one() if plan.bits < 16 else nullcontext():
+        hf, info = type(plan.skeleton).from_pretrained(
+            None,
+            config=plan.config,
+            state_dict=dict(tensors),
+            dtype=plan.dtype,
+            output_loading_info=True,
+            **{name: value for name, value in plan.devices.items() if name != "offload_folder"},
+            **settings,
+        )
     hf.config._name_or_path = hf.name_or_path = plan.source
     _generation(plan, hf)
     return hf, info
+
+
+@contextmanager
+def _one_by_one() -> Iterator[None]:
+    """Keep transformers from reading tensors ahead of those that it quantises, as older versions do."""
+    before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
+        else:
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before
 
 
 def _generation(plan: Plan, hf: Any) -> None:
@@ -169,7 +194,11 @@ def _files(plan: Plan) -> list[Path]:
             return [Path(file)]
     if (index := cached_file(plan.source, INDEX, **at, **optional)) is None:
         return []
-    found, _ = get_checkpoint_shard_files(plan.source, index, **at)
+    try:
+        found, _ = get_checkpoint_shard_files(plan.source, index, **at)
+    except OSError as error:
+        weight_files(Path(index).parent)  # names what is missing
+        raise error from None
     return [Path(file) for file in found]
 
 

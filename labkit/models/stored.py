@@ -16,6 +16,7 @@ from torch import nn
 
 from labkit.models.errors import LoadError
 from labkit.models.experts import METHOD
+from labkit.models.text_part import text_of
 
 ALL = (4, 8, 16, 32)
 _FIELDS = ("quantization_config", "compression_config", "quantization")
@@ -74,17 +75,17 @@ def of(config: Any) -> Stored | None:
 
 def _settings(config: Any) -> dict[str, Any] | None:
     """`quantization_config` of a configuration or of its text part."""
-    for part in (config, config.get_text_config()):
+    for part in (config, text_of(config)):
         for name in _FIELDS:
             found = getattr(part, name, None)
-            if found:
+            if found and (isinstance(found, dict) or hasattr(found, "to_dict")):
                 return dict(found if isinstance(found, dict) else found.to_dict())
     return None
 
 
 def forget(config: Any) -> None:
     """Take away what a configuration says of how weights are stored."""
-    for part in (config, config.get_text_config()):
+    for part in (config, text_of(config)):
         for name in _FIELDS:
             if hasattr(part, name):
                 delattr(part, name)
@@ -178,11 +179,16 @@ def check_package(stored: Stored, label: str, *, device: torch.device, dtype: to
         quantizer = AutoHfQuantizer.from_config(dict(stored.settings), pre_quantized=True)
         quantizer.validate_environment(device_map={"": device}, dtype=dtype, weights_only=True)
     except Exception as error:
-        needs = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise LoadError(
-            f"{label} is stored as {stored.name}, which labkit leaves to the package that made it, and here that does "
-            f"not work: {needs}. Install what it needs, or do without: {_otherwise(stored)}"
-        ) from error
+        raise not_read(stored, label, error) from error
+
+
+def not_read(stored: Stored, label: str, error: Exception) -> LoadError:
+    """What to say where the package that made a format is missing or fails."""
+    needs = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return LoadError(
+        f"{label} is stored as {stored.name}, which labkit leaves to the package that made it, and here that does not "
+        f"work: {needs}. Install what it needs, or do without: {_otherwise(stored)}"
+    )
 
 
 def check_weights(stored: Stored, label: str, hf: nn.Module) -> None:
@@ -197,7 +203,8 @@ def check_weights(stored: Stored, label: str, hf: nn.Module) -> None:
 
     tried = set()
     for name, layer in hf.named_modules():
-        weight, size = getattr(layer, "weight", None), getattr(layer, "in_features", None)
+        weight: Any = getattr(layer, "weight", None)
+        size = getattr(layer, "in_features", None)
         kind = (type(layer), type(weight))
         if not isinstance(size, int) or kind in tried or list(layer.children()):
             continue

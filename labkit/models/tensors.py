@@ -136,11 +136,11 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         ModelNotFound: it is empty, has no config.json, or holds an adapter alone.
-        LoadError: a file is a pointer or damaged, or the tokenizer is missing.
+        LoadError: a file is a pointer or damaged.
     """
     files = {file.name: file for file in folder.iterdir() if file.is_file()}
     if not any(folder.iterdir()):
-        raise ModelNotFound(f"the folder {str(folder)!r} is empty")
+        raise ModelNotFound(f"the folder {str(folder)!r} has no config.json; it is empty")
     if "adapter_config.json" in files and not {"config.json", SINGLE, INDEX} <= {*files, SINGLE, INDEX}:
         raise adapter_alone(str(folder), files["adapter_config.json"])
     if "config.json" not in files:
@@ -155,8 +155,17 @@ def check_folder(folder: Path) -> None:
             read_json(files[name])
     if "adapter_config.json" in files and not any(name.startswith("model") for name in _weights(files)):
         raise adapter_alone(str(folder), files["adapter_config.json"])
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Is there a tokenizer in a model's folder?
+
+    Raises:
+        LoadError: there is none.
+    """
     known = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken", "bpe", "tokenization")
-    if not any(name.startswith(known) or name.endswith((".model", ".tiktoken")) for name in files):
+    names = [file.name for file in folder.iterdir()]
+    if not any(name.startswith(known) or name.endswith((".model", ".tiktoken")) for name in names):
         raise LoadError(
             f"the folder {str(folder)!r} has no tokenizer (tokenizer.json or the like). Save it beside the model with "
             "tokenizer.save_pretrained(folder), or load the model with transformers and call lk.wrap(model, tokenizer)"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from labkit.models.errors import LoadError, NotADecoder
 from labkit.models.tensors import Tensor
@@ -30,6 +31,12 @@ SAME = {
     "qwen3_omni_moe_text": "qwen3_moe",
 }
 """Text parts that are, with text alone, a language model of another type."""
+# what the whole fixes that the language model's configuration may say otherwise
+_FIXED: dict[str, dict[str, Any]] = {
+    "qwen3_vl_moe": {"norm_topk_prob": True},
+    "aya_vision": {"logit_scale": 1.0},
+    "cohere2_vision": {"logit_scale": 1.0},
+}
 # read with attention in both directions, or in a way of its own, also where there is text alone
 _OTHERWISE = {"paligemma", "diffusion_gemma"}
 _OF_IMAGES = re.compile(r"^mrope_|^interleaved$")
@@ -46,7 +53,7 @@ def config_of(config: Any, label: str) -> Any | None:
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map") or config.is_encoder_decoder:
         return None
     whole, config = config, _thinker(config)
-    text = config.get_text_config(decoder=True)
+    text = text_of(config)
     if text is config and not getattr(config, "sub_configs", None):
         return None
     kind = SAME.get(text.model_type, text.model_type)
@@ -68,11 +75,19 @@ def config_of(config: Any, label: str) -> Any | None:
                     fields[name][field] = "default"
     # whether the unembedding is the embedding is for the whole to say
     fields["tie_word_embeddings"] = bool(getattr(whole, "tie_word_embeddings", fields.get("tie_word_embeddings")))
-    found = CONFIG_MAPPING[kind](**fields)
+    found = CONFIG_MAPPING[kind](**fields | _FIXED.get(config.model_type, {}))
     for name in ("_commit_hash", "quantization_config"):
         if (value := getattr(whole, name, None)) is not None and getattr(found, name, None) is None:
             setattr(found, name, value)
     return found
+
+
+def text_of(config: Any) -> Any:
+    """The part of a configuration that is about text; all of it where that is not one part."""
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError:  # several are
+        return config
 
 
 def _thinker(config: Any) -> Any:
@@ -147,18 +162,27 @@ def of_model(hf: PreTrainedModel, name: str) -> PreTrainedModel:
     shapes = {key: tuple(value.shape) for key, value in hf.state_dict().items()}
     names = _renamed(shapes, part) or {}
     modules = dict(hf.named_modules())
+    kept = set(part.state_dict())
     places = {new.rpartition(".")[0]: old.rpartition(".")[0] for old, new in names.items()}
     for place, module in list(part.named_modules()):
-        if list(module.children()) or not any(True for _ in module.parameters(recurse=False)):
-            continue
-        if place not in places:
+        own = [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]
+        own = [key for key in own if f"{place}.{key}" in kept]
+        if not own or place not in places:
             continue
         source = modules[places[place]]
-        if type(source).__name__.endswith(("Experts", "Router", "Gate")):
-            for own, value in source.named_parameters(recurse=False):
-                setattr(module, own, value)
-        else:
+        if not list(module.children()) and not type(source).__name__.endswith(("Experts", "Router", "Gate")):
             part.set_submodule(place, source)
+            continue
+        for key in own:
+            value = getattr(source, key, None)
+            if value is None:
+                continue
+            if isinstance(value, nn.Module):  # packed experts stand where a tensor stood
+                delattr(module, key)
+            if isinstance(value, nn.Module | nn.Parameter):
+                setattr(module, key, value)
+            else:
+                module.register_buffer(key, value)
     if config.tie_word_embeddings:
         part.get_output_embeddings().weight = part.get_input_embeddings().weight
     away = [key for key, value in part.state_dict().items() if value.device.type == "meta"]
@@ -173,7 +197,7 @@ def of_model(hf: PreTrainedModel, name: str) -> PreTrainedModel:
             if buffer.device != where:
                 module.register_buffer(own, buffer.to(where), persistent=own not in module._non_persistent_buffers_set)
     part.generation_config = hf.generation_config
-    part.config._attn_implementation = hf.config.get_text_config(decoder=True)._attn_implementation
+    part.config._attn_implementation = text_of(hf.config)._attn_implementation
     part.train(hf.training)
     if not hf.training:
         _check_same(hf, part, name)

@@ -17,6 +17,7 @@ import torch
 
 from labkit.models.errors import LoadError
 from labkit.models.tensors import Tensor
+from labkit.models.text_part import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +30,10 @@ _COMPANIONS = re.compile(
 _PACKED = re.compile(
     r"(?<=\.weight)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)$|(?<=\.)(SCB|weight_format)$"
     r"|\.(packed|scales|nested|offset)$"
+)
+# masks and positions that older versions saved, and layers that predict several tokens ahead
+_OF_OLD = re.compile(
+    r"(attn|attention)\.(bias|masked_bias)$|inv_freq$|position_ids$|num_batches_tracked$|(^|\.)(mtp|nextn)"
 )
 _LAYER = re.compile(r"(.*?\.)(\d+)\.")
 
@@ -117,7 +122,7 @@ def judge(label: str, info: Mapping[str, Any], hf: PreTrainedModel, *, shapes: b
             f"{label} has {name} in the shape {tuple(stored)} where its config.json makes a model with "
             f"{tuple(wanted)}{more}. Weights and config.json are not of one model"
         )
-    unexpected = sorted(info["unexpected_keys"]) if extra else []
+    unexpected = sorted(name for name in info["unexpected_keys"] if not _OF_OLD.search(name)) if extra else []
     if beyond := _beyond(unexpected, hf):
         raise LoadError(
             f"{label} has weights of layers that its config.json does not have: {_some(beyond)}. Weights and "
@@ -159,7 +164,7 @@ def _beyond(names: Iterable[str], hf: PreTrainedModel) -> list[str]:
         if found := _LAYER.match(name):
             counts[found[1]] = max(counts.get(found[1], 0), int(found[2]) + 1)
     # layers that predict several tokens ahead are left out on purpose
-    text = hf.config.get_text_config()
+    text = text_of(hf.config)
     spare = max(int(getattr(text, field, 0) or 0) for field in ("num_nextn_predict_layers", "mtp_num_layers"))
     return [
         name
