@@ -105,18 +105,20 @@ def _open_up(folder: Path) -> None:
 @contextmanager
 def _writing(place: Path) -> Iterator[None]:
     """Say of what goes wrong on disk whose the cache is and what to do."""
-    other = "or have labkit keep its models elsewhere: set LABKIT_CACHE to a folder of yours"
+    other = "have labkit keep its models elsewhere: set LABKIT_CACHE to a folder of yours"
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CacheUnusable(_full(place)) from error
         at = Path(error.filename) if isinstance(error.filename, str) else place
+        if (there := _there(place)).is_file() and _below(there, cache_folder()):
+            raise CacheUnusable(f"{there} is a file and no folder; {other}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _below(at, cache_folder()):
             why = "is on a disk that is read-only" if error.errno == errno.EROFS else f"belongs to {_owner(at)}"
             raise CacheUnusable(
                 f"{place.name} is not in the cache yet and cannot be put there: {at} {why}, and you may not write "
-                f"there. Ask its owner to load the model once, {other}"
+                f"there. Ask its owner to load the model once, or {other}"
             ) from error
         raise
     except Exception as error:  # safetensors has errors of its own

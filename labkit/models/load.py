@@ -108,7 +108,7 @@ def load(
             settings=settings,
         )
         hf = read(plan, tokenizer)
-    commit = pinned or getattr(config, "_commit_hash", None) or revision
+    commit = pinned or getattr(whole, "_commit_hash", None) or _commit(source, revision) or revision
     return LanguageModel(hf, tokenizer, name=label, revision=commit, bits=bits)
 
 
@@ -182,6 +182,16 @@ def _config(source: str, *, revision: str | None, trust_remote_code: bool) -> An
     if text_part.config_of(config, source) is None:
         _check_decoder(config, source)
     return config
+
+
+def _commit(source: str, revision: str | None) -> str | None:
+    """The commit of the hub that a model was read from; some versions of transformers keep it nowhere."""
+    from transformers.utils.hub import cached_file
+
+    if Path(source).is_dir():
+        return None
+    place = Path(str(cached_file(source, "config.json", revision=revision or "main", local_files_only=True))).parent
+    return place.name if place.parent.name == "snapshots" else None
 
 
 def _check_decoder(config: Any, name: str) -> None:

@@ -123,11 +123,13 @@ def judge(label: str, info: Mapping[str, Any], hf: PreTrainedModel, *, shapes: b
             f"{tuple(wanted)}{more}. Weights and config.json are not of one model"
         )
     unexpected = sorted(name for name in info["unexpected_keys"] if not _OF_OLD.search(name)) if extra else []
-    if beyond := _beyond(unexpected, hf):
+    beyond, ahead = _beyond(unexpected, hf)
+    if beyond:
         raise LoadError(
             f"{label} has weights of layers that its config.json does not have: {_some(beyond)}. Weights and "
             "config.json are not of one model"
         )
+    unexpected = [name for name in unexpected if name not in ahead]
     if companions := [name for name in unexpected if _COMPANIONS.search(name)]:
         raise LoadError(
             f"{label} has scales of quantised weights ({_some(companions)}) which its config.json does not speak of, "
@@ -157,20 +159,26 @@ def _missing(names: Iterable[str], hf: PreTrainedModel) -> list[str]:
     )
 
 
-def _beyond(names: Iterable[str], hf: PreTrainedModel) -> list[str]:
-    """Of names without a place those that belong to one more layer of a stack that the model has."""
+def _beyond(names: Iterable[str], hf: PreTrainedModel) -> tuple[list[str], set[str]]:
+    """Of names without a place those of more layers than a stack of the model has.
+
+    Apart from them those of layers that predict several tokens ahead, which are left out on purpose.
+    """
     counts: dict[str, int] = {}
     for name in hf.state_dict():
         if found := _LAYER.match(name):
             counts[found[1]] = max(counts.get(found[1], 0), int(found[2]) + 1)
-    # layers that predict several tokens ahead are left out on purpose
     text = text_of(hf.config)
     spare = max(int(getattr(text, field, 0) or 0) for field in ("num_nextn_predict_layers", "mtp_num_layers"))
-    return [
-        name
-        for name in names
-        if (found := _LAYER.match(name)) and found[1] in counts and int(found[2]) >= counts[found[1]] + spare
-    ]
+    beyond, ahead = [], set()
+    for name in names:
+        found = _LAYER.match(name)
+        if found and found[1] in counts and int(found[2]) >= counts[found[1]]:
+            if int(found[2]) < counts[found[1]] + spare:
+                ahead.add(name)
+            else:
+                beyond.append(name)
+    return beyond, ahead
 
 
 def incomplete(label: str, missing: Iterable[str], hf: PreTrainedModel) -> LoadError:
