@@ -2,23 +2,28 @@
 
 An entry is built in a folder beside its place and moved there in one step, under a file lock, so that two processes
 that want it at once make it once. A manifest written last holds every file's size; an entry that does not match it is
-made again.
+made again. Many users can share a cache: its files have the permissions that the umask of whoever makes them says, and
+a whole entry is read without a lock and without leave to write.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
+
+from labkit.models.errors import CacheUnusable
 
 MANIFEST = "labkit.json"
 
@@ -29,35 +34,135 @@ def cache_folder() -> Path:
 
 
 def is_whole(entry: Path) -> bool:
-    """Does the entry hold just the files, at just the sizes, that its manifest lists?"""
+    """Does the entry hold just the files, at just the sizes, that its manifest lists?
+
+    Raises:
+        CacheUnusable: it is there and this user may not read it.
+    """
     try:
         files: dict[str, int] = json.loads((entry / MANIFEST).read_text())["files"]
-        return bool(files) and all((entry / name).stat().st_size == size for name, size in files.items())
+        whole = bool(files) and all((entry / name).stat().st_size == size for name, size in files.items())
+        closed = [name for name in files if not os.access(entry / name, os.R_OK)] if whole else []
+    except PermissionError as error:
+        raise _closed(Path(error.filename or entry)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+    if closed:
+        raise _closed(entry / closed[0])
+    return whole
 
 
 def entry(name: str, build: Callable[[Path], None]) -> Path:
-    """The cache entry of that name; built by `build(folder)` where it is missing or broken."""
+    """The cache entry of that name; built by `build(folder)` where it is missing or broken.
+
+    Raises:
+        CacheUnusable: it has to be made and the cache cannot be written, or it is there and cannot be read.
+    """
     place = cache_folder() / name
     if is_whole(place):
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{place}.lock"):
-        if is_whole(place):  # another process made it meanwhile
-            return place
-        if place.exists():
-            print(f"labkit: the cached {place.name} is incomplete; making it again", file=sys.stderr)
-            shutil.rmtree(place)
-        part = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
-        try:
-            build(part)
-            files = {str(f.relative_to(part)): f.stat().st_size for f in sorted(part.rglob("*")) if f.is_file()}
-            (part / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
-            part.rename(place)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    with _writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(_lock(place)):
+            if is_whole(place):  # another process made it meanwhile
+                return place
+            if place.exists():
+                print(f"labkit: the cached {place.name} is incomplete; making it again", file=sys.stderr)
+                shutil.rmtree(place)
+            for left in place.parent.glob(f".{place.name}-*"):  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            part = place.with_name(f".{place.name}-{uuid.uuid4().hex[:8]}")
+            part.mkdir()
+            try:
+                build(part)
+                files = {str(f.relative_to(part)): f.stat().st_size for f in sorted(part.rglob("*")) if f.is_file()}
+                (part / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+                _open_up(part)
+                part.rename(place)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     return place
+
+
+def _lock(place: Path) -> Path:
+    """The lock file of an entry, there already with the permissions of the umask."""
+    lock = Path(f"{place}.lock")
+    if not lock.exists():
+        lock.touch()
+    return lock
+
+
+def _open_up(folder: Path) -> None:
+    """Give all that a folder holds the permissions of the umask, whoever wrote it: those of the manifest and its own.
+
+    What writes weights makes files that only their owner can read.
+    """
+    file_mode, folder_mode = (folder / MANIFEST).stat().st_mode & 0o777, folder.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        path.chmod(folder_mode if path.is_dir() else file_mode)
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Say of what goes wrong on disk whose the cache is and what to do."""
+    other = "have labkit keep its models elsewhere: set LABKIT_CACHE to a folder of yours"
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CacheUnusable(_full(place)) from error
+        at = Path(error.filename) if isinstance(error.filename, str) else place
+        if (there := _there(place)).is_file() and _below(there, cache_folder()):
+            raise CacheUnusable(f"{there} is a file and no folder; {other}") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _below(at, cache_folder()):
+            why = "is on a disk that is read-only" if error.errno == errno.EROFS else f"belongs to {_owner(at)}"
+            raise CacheUnusable(
+                f"{place.name} is not in the cache yet and cannot be put there: {at} {why}, and you may not write "
+                f"there. Ask its owner to load the model once, or {other}"
+            ) from error
+        raise
+    except Exception as error:  # safetensors has errors of its own
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise CacheUnusable(_full(place)) from error
+        raise
+
+
+def _full(place: Path) -> str:
+    free = shutil.disk_usage(_there(place)).free
+    return (
+        f"the disk is full: {place.name} cannot be written to {place.parent}, where {free / 1e9:.1f} GB are free. Make "
+        "room there, or have labkit keep its models on another disk: set LABKIT_CACHE to a folder there"
+    )
+
+
+def _closed(path: Path) -> CacheUnusable:
+    return CacheUnusable(
+        f"{path} is in the cache and you may not read it; it belongs to {_owner(path)}. Ask them to open the cache to "
+        f"others, `chmod -R a+rX {cache_folder()}`, or set LABKIT_CACHE to a folder of yours"
+    )
+
+
+def _owner(path: Path) -> str:
+    """Who owns a path, or the nearest folder above it that is there and can be looked at."""
+    try:
+        return _there(path).owner()
+    except (KeyError, OSError, NotImplementedError):
+        return "another user"
+
+
+def _there(path: Path) -> Path:
+    for candidate in (path, *path.parents):
+        try:
+            candidate.stat()
+            return candidate
+        except OSError:
+            continue
+    return path
+
+
+def _below(path: Path, folder: Path) -> bool:
+    """Is a path in a folder, or one that the folder is in?"""
+    return folder in (path, *path.parents) or path in folder.parents
 
 
 def sha256(path: Path, *, progress: bool) -> str:

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from labkit.models.catalog import nearest
-from labkit.models.checkpoint import cache_folder
 
 
 class LoadError(Exception):
     """A model could not be loaded."""
+
+
+class CacheUnusable(LoadError, OSError):
+    """labkit's cache cannot be read or written by this user."""
 
 
 class ModelNotFound(LoadError, ValueError):
@@ -41,6 +44,8 @@ class NotADecoder(LoadError, ValueError):
 def told(name: str) -> Iterator[None]:
     """Turn what the hub and transformers raise into errors that say what to do."""
     from huggingface_hub import errors as hub
+
+    from labkit.models.checkpoint import cache_folder
 
     try:
         yield

@@ -20,20 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labkit.models import packaged
+from labkit.models import packaged, stored, text_part
 from labkit.models.catalog import that_fit
-from labkit.models.errors import ModelNotFound, NotADecoder, NotEnoughMemory, UnsafeWeights, told
-from labkit.models.experts import METHOD, register
+from labkit.models.errors import LoadError, ModelNotFound, NotADecoder, NotEnoughMemory, told
+from labkit.models.experts import register
 from labkit.models.language_model import LanguageModel
 from labkit.models.memory import available, empty_model, in_words, predict
 from labkit.models.processors import shared
-from labkit.models.quantise import finish, has_experts, quantisation_config
+from labkit.models.quantise import has_experts, quantisation_config
+from labkit.models.read import Plan, read
+from labkit.models.tensors import adapter_alone, check_folder, check_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BITS = (4, 8, 16, 32)
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @shared()
@@ -69,39 +70,63 @@ def load(
     where, spread = _device(device)
     folder, label, pinned = _source(name, bits=bits or 4, progress=progress)
     source = str(folder or name)
+    ours = folder is not None and not same_place(folder, name)
     with told(label), quiet(progress=progress):
-        config = _config(source, revision=revision, trust_remote_code=trust_remote_code)
-        stored = _stored_bits(config)
-        if stored is not None and bits is not None and bits != stored:
-            raise ValueError(f"{label} is stored in {stored} bits; bits={bits} contradicts it. Leave bits out")
-        bits = stored or bits or 4
+        if folder is not None and not ours:
+            check_folder(folder)
+        whole = _config(source, revision=revision, trust_remote_code=trust_remote_code)
+        config = text_part.config_of(whole, label) or whole
+        form = stored.of(whole)
+        bits = stored.bits_to_load(form, bits, label)
         dtype = dtype or compute_dtype(where.type, bits)
+        if form is not None and form.way == "package":
+            stored.check_package(form, label, device=where, dtype=dtype)
+        lazily = config is not whole or (form is not None and form.way == "expanded")
+        if form is not None and form.way == "expanded":
+            stored.forget(config)  # it is read as if it were stored in 16 bits
         skeleton = empty_model(config, trust_remote_code=trust_remote_code)
-        _check_fits(label, skeleton, bits=bits, dtype=dtype, device=where, spread=spread)
-        experts = bits == 4 and has_experts(skeleton)
-        if folder is not None:
-            _refuse_pickles(folder)
+        choices = BITS if form is None else form.choices
+        _check_fits(
+            label, skeleton, bits=bits, dtype=dtype, device=where, spread=spread, choices=choices, disk=not lazily
+        )
+        tokenizer = _tokenizer(source, label, revision=revision, trust_remote_code=trust_remote_code)
         settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if experts:
+        if bits == 4 and has_experts(skeleton):
             settings["experts_implementation"] = "eager"  # one expert after another, one at a time dequantised
-        if stored is None and bits < 16:
+        if (form is None or form.way == "expanded") and bits < 16:
             settings["quantization_config"] = quantisation_config(bits, dtype, skeleton)
-        hf = _weights(source, revision, bits, dtype, where, spread, settings)
-        tokenizer = _tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-    commit = pinned or getattr(config, "_commit_hash", None) or revision
+        plan = Plan(
+            source=source,
+            label=label,
+            revision=revision,
+            config=config,
+            skeleton=skeleton,
+            stored=form,
+            is_part=config is not whole,
+            ours=ours,
+            bits=bits,
+            dtype=dtype,
+            devices={"device_map": "auto", **_spread_over(bits)} if spread else {"device_map": {"": where}},
+            settings=settings,
+        )
+        hf = read(plan, tokenizer)
+    commit = pinned or getattr(whole, "_commit_hash", None) or _commit(source, revision) or revision
     return LanguageModel(hf, tokenizer, name=label, revision=commit, bits=bits)
 
 
 def wrap(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
     """Look into a transformers model that is in memory already. The model itself is not changed.
 
+    Of a model that takes images or sound as well its text part is looked into, which shares its weights.
+
     Raises:
         NotADecoder: it is not a decoder-only language model.
     """
     name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
+    form = stored.of(hf.config)
+    hf = text_part.of_model(hf, name)
     _check_decoder(hf.config, name)
-    if (bits := _stored_bits(hf.config)) is None:
-        bits = torch.finfo(hf.get_input_embeddings().weight.dtype).bits
+    bits = (form and form.bits) or torch.finfo(hf.get_input_embeddings().weight.dtype).bits
     return LanguageModel(hf, tokenizer, name=name, revision=getattr(hf.config, "_commit_hash", None), bits=bits)
 
 
@@ -116,16 +141,17 @@ def _source(name: str | os.PathLike[str] | None, *, bits: int, progress: bool) -
     if path.suffix == ".gguf":
         return packaged.gguf_checkpoint(path, bits=bits, progress=progress), str(name), None
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelNotFound(
-                f"the folder {str(name)!r} has no config.json; give the folder that save_pretrained made"
-            )
         return path, str(name), None
     if path.is_file():
         raise ModelNotFound(f"{str(name)!r} is a file; labkit reads .gguf files and folders with safetensors weights")
     if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         raise ModelNotFound(f"there is no folder or file {str(name)!r}")
     return None, str(name), None
+
+
+def same_place(folder: Path, name: str | os.PathLike[str] | None) -> bool:
+    """Is this the folder that was asked for, and not one that labkit made in its cache?"""
+    return name is not None and Path(name).expanduser() == folder
 
 
 def _device(asked: str | torch.device | None) -> tuple[torch.device, bool]:
@@ -145,9 +171,29 @@ def _config(source: str, *, revision: str | None, trust_remote_code: bool) -> An
     from transformers import AutoConfig
 
     register()  # a checkpoint may have been saved with its experts in 4 bits
-    config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
-    _check_decoder(config, source)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
+    except OSError as error:
+        from transformers.utils.hub import cached_file
+
+        try:  # it may be an adapter, which has another configuration
+            adapter = cached_file(source, "adapter_config.json", revision=revision or "main")
+        except OSError:
+            raise error from None
+        raise adapter_alone(source, Path(str(adapter))) from None
+    if text_part.config_of(config, source) is None:
+        _check_decoder(config, source)
     return config
+
+
+def _commit(source: str, revision: str | None) -> str | None:
+    """The commit of the hub that a model was read from; some versions of transformers keep it nowhere."""
+    from transformers.utils.hub import cached_file
+
+    if Path(source).is_dir():
+        return None
+    place = Path(str(cached_file(source, "config.json", revision=revision or "main", local_files_only=True))).parent
+    return place.name if place.parent.name == "snapshots" else None
 
 
 def _check_decoder(config: Any, name: str) -> None:
@@ -163,19 +209,6 @@ def _check_decoder(config: Any, name: str) -> None:
     else:
         return
     raise NotADecoder(f"{name} is not a decoder-only language model: {why}. Try one of: labkit models")
-
-
-def _stored_bits(config: Any) -> int | None:
-    """The bits of a checkpoint that is stored quantised, or None."""
-    stored = getattr(config, "quantization_config", None)
-    if stored is None:
-        return None
-    stored = stored if isinstance(stored, dict) else stored.to_dict()
-    if stored.get("quant_method") == METHOD:
-        return 4
-    if stored.get("load_in_4bit") or stored.get("_load_in_4bit"):
-        return 4
-    return 8 if stored.get("load_in_8bit") or stored.get("_load_in_8bit") else int(stored.get("bits", 16))
 
 
 # -- what to compute in ---------------------------------------------------------------------------------------------
@@ -213,18 +246,34 @@ def _bfloat16_is_faster() -> bool:
 
 
 def _check_fits(
-    label: str, skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype, device: torch.device, spread: bool
+    label: str,
+    skeleton: PreTrainedModel,
+    *,
+    bits: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    spread: bool,
+    choices: tuple[int, ...] = BITS,
+    disk: bool = True,
 ) -> None:
-    """Compare what the weights will take with what there is, before any is read."""
+    """Compare what the weights will take with what there is, before any is read.
+
+    Args:
+        label: what to call the model.
+        skeleton: the model without weights.
+        bits, dtype, device, spread: how and where it is to be loaded.
+        choices: the numbers of bits that it can be loaded in; no others are advised.
+        disk: whether what finds no room elsewhere can lie on disk.
+    """
     need = predict(skeleton, bits=bits, dtype=dtype)
     have = available(device)
     if spread:
-        have = sum(room(bits).values()) + (shutil.disk_usage(tempfile.gettempdir()).free if bits >= 16 else 0)
+        have = sum(room(bits).values()) + (shutil.disk_usage(tempfile.gettempdir()).free if bits >= 16 and disk else 0)
     if need <= 0.95 * have:
         return
     kind = device.type
     fits = lambda b: predict(skeleton, bits=b, dtype=compute_dtype(kind, b)) <= 0.8 * have  # noqa: E731
-    smaller = [b for b in BITS if b < bits and fits(b)]
+    smaller = [b for b in choices if b < bits and fits(b)]
     advice = f" It would fit with bits={max(smaller)}." if smaller else ""
     if models := that_fit(0.8 * have, bits=4):
         advice += f" In 4 bits these would fit: {', '.join(m.id for m in models[:3])}."
@@ -232,33 +281,6 @@ def _check_fits(
         f"{label} in {bits} bits takes {in_words(need)} and {device} has {in_words(have)} free."
         + (advice or " Free some memory, or use a machine with more.")
     )
-
-
-# -- weights --------------------------------------------------------------------------------------------------------
-
-
-def _weights(
-    source: str,
-    revision: str | None,
-    bits: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    spread: bool,
-    settings: dict[str, Any],
-) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
-    hf = AutoModelForCausalLM.from_pretrained(
-        source,
-        revision=revision or "main",
-        dtype=dtype,
-        device_map="auto" if spread else {"": device},
-        use_safetensors=True,
-        **(_spread_over(bits) if spread else {}),
-        **settings,
-    )
-    finish(hf, dtype)
-    return hf
 
 
 def _spread_over(bits: int) -> dict[str, Any]:
@@ -284,22 +306,27 @@ def room(bits: int) -> dict[int | str, int]:
     return {device: max(0, size) for device, size in found.items()}
 
 
-def _refuse_pickles(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    if found := sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES):
-        raise UnsafeWeights(
-            f"{str(folder)!r} has its weights in {found[0]}, a pickle, which can run code when it is read. If you "
-            "trust it, load it once with transformers on a machine you can spare; model.save_pretrained(folder) writes "
-            "safetensors"
-        )
-    raise ModelNotFound(f"the folder {str(folder)!r} has no .safetensors file")
+def _tokenizer(source: str, label: str, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer.
 
-
-def _tokenizer(source: str, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    Raises:
+        LoadError: its files are missing or damaged.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
+    if (folder := Path(source)).is_dir():
+        check_tokenizer(folder)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
+    except Exception as error:
+        of_the_hub = isinstance(error, OSError) and not folder.is_dir() and "tokenizer" not in str(error)
+        if of_the_hub or "trust_remote_code" in str(error):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise LoadError(
+            f"the tokenizer of {label} cannot be read: {reason}. Fetch its files again (tokenizer.json, "
+            "tokenizer_config.json), or load the model with transformers and call lk.wrap(model, tokenizer)"
+        ) from error
 
 
 # -- noise ----------------------------------------------------------------------------------------------------------

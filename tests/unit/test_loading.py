@@ -172,7 +172,7 @@ def test_models_that_are_no_decoders_are_told(tmp_path):
 def test_too_little_memory_is_told_before_weights_are_read(tiny, monkeypatch):
     # the only thing changed is how much the machine says it has
     monkeypatch.setattr(loading, "available", lambda device: 45e6)
-    monkeypatch.setattr(loading, "_weights", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(loading, "read", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(
         NotEnoughMemory, match=r"takes 5\d\.\d MB and cpu has 45\.0 MB free\. It would fit with bits=16"
     ):
