@@ -2,7 +2,8 @@
 
 transformers' own `generate` does the work. A logits processor that changes nothing looks at each step's distribution
 before penalties, temperature and cuts are applied, a streamer hands tokens on as they come, and a stopping criterion
-looks at the caller's stop flag and at the text after every token.
+looks at the caller's stop flag and at the text after every token. Of a checkpoint's own generation defaults only the
+tokens that end a text are used: what suppresses, forces or re-weighs tokens would make the record untrue.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from labkit.record import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
@@ -139,11 +142,18 @@ class _Stop(StoppingCriteria):
         self.found = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        if self.strings:
-            last = input_ids[0, max(self.start, input_ids.shape[1] - self.reach) :].tolist()
-            text, before = (self.tokenizer.decode(ids, skip_special_tokens=False) for ids in (last, last[:-1]))
+        if self.strings and not self.found:  # on some devices one more step runs before the first verdict is read
+            begin = max(self.start, input_ids.shape[1] - self.reach)
+            ids = input_ids[0, max(0, begin - 1) :].tolist()
+            text, before = (self._text(some, begin > 0) for some in (ids, ids[:-1]))
             self.found = any(text.count(string) > before.count(string) for string in self.strings)
         return torch.full((input_ids.shape[0],), self.stop.is_set() or self.found, device=input_ids.device)
+
+    def _text(self, ids: list[int], anchored: bool) -> str:
+        """The text of ids; after the first of them, if that is an anchor that keeps the space before the second."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
+        anchor: str = self.tokenizer.decode(ids[:1], skip_special_tokens=False) if anchored else ""
+        return text[len(anchor) :] if text.startswith(anchor) else text
 
 
 def generate(
@@ -251,20 +261,20 @@ def write(
     watch = _Watch(record.alternatives)
     stream = _Stream(watch, record, lm.tokenizer, on_token)
     ending = _Stop(stop, sampling.stop_strings, lm.tokenizer, ids.shape[1] - own)
-    pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.tokenizer.eos_token_id
+    hf = _without_defaults(lm)
+    asked = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in signature(hf.forward).parameters else {}
     begin = time.perf_counter()
     interrupted = False
-    with lm.busy(), torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+    with lm.busy(), torch.random.fork_rng(devices=_random_devices()):
         try:
-            lm.hf.generate(
+            type(hf).generate(
+                hf,
                 ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=pad,
+                **asked,
+                generation_config=_config(lm, sampling),
                 logits_processor=LogitsProcessorList([watch, *sampling.processors()]),
                 stopping_criteria=StoppingCriteriaList([ending]),
                 streamer=stream,
-                **sampling.for_transformers(),
             )
         except KeyboardInterrupt:
             interrupted = True
@@ -279,7 +289,44 @@ def write(
     return finish, end - begin, (stream.first_at or end) - begin
 
 
+def _without_defaults(lm: LanguageModel) -> Any:
+    """A second face of the transformers model, same weights and hooks, whose generation defaults are transformers' own.
+
+    `generate` fills whatever a call leaves open from the `generation_config` of the model it is called on, so an empty
+    one is what keeps a checkpoint's settings out, those that transformers may add one day included. The user's model
+    keeps its own.
+    """
+    hf = lm.hf.get_base_model() if hasattr(lm.hf, "get_base_model") else lm.hf  # adapters act within the model
+    face = copy(hf)
+    face.generation_config = GenerationConfig()
+    return face
+
+
+def _config(lm: LanguageModel, sampling: Sampling) -> GenerationConfig:
+    """All that `generate` is asked for."""
+    ends, pad = ends_of(lm), lm.tokenizer.pad_token_id
+    return GenerationConfig(
+        max_new_tokens=int(sampling.max_new_tokens),
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if pad is None and ends else pad,
+        bos_token_id=lm.tokenizer.bos_token_id,
+        **sampling.for_transformers(),
+    )
+
+
+def _random_devices() -> list[int]:
+    """The GPUs whose random numbers a seed changes: all that are in use."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
+def ends_of(lm: LanguageModel) -> list[int]:
+    """The tokens that end a text, as the model's generation config names them: one, several or none."""
+    ends = getattr(getattr(lm.hf, "generation_config", None), "eos_token_id", None)
+    if ends is None:
+        return []
+    return [int(id) for id in torch.as_tensor(ends).flatten() if id >= 0]
+
+
 def is_end(lm: LanguageModel, id: int) -> bool:
     """Does this token end a text?"""
-    ends = lm.hf.generation_config.eos_token_id
-    return id in (ends if isinstance(ends, list) else [ends])
+    return id in ends_of(lm)
