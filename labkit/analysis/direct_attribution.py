@@ -283,18 +283,20 @@ class _Way:
         the norm centres, and J x = r (norm(x) - norm(0)): r is the share of epsilon in the scale, 0 for large x; and 1
         if there is no norm at all.
         """
-        tail = [copied(module) for module in readout.tail]
+        with lm.busy():
+            tail = [copied(module) for module in readout.tail]
 
         def norm(x: torch.Tensor) -> torch.Tensor:
             for module in tail:
                 x = first_tensor(module.float()(x[None, None]))[0, 0]  # type: ignore[index]
             return x
 
-        x = x.float().detach().to(runs_on(readout.tail[0]) if readout.tail else x.device)
         unembed = readout.unembed
-        row = _row(unembed, chosen) - (0 if against is None else _row(unembed, against))  # (width,)
-        row = row.to(x.device)
-        with lm.lock, torch.enable_grad():
+        with lm.busy():
+            x = x.float().detach().to(runs_on(readout.tail[0]) if readout.tail else x.device)
+            row = _row(unembed, chosen) - (0 if against is None else _row(unembed, against))  # (width,)
+            row = row.to(x.device)
+        with lm.busy(gradients=True):
             out, along = torch.autograd.functional.jvp(norm, x, x)
             at = x.clone().requires_grad_(True)
             (gradient,) = torch.autograd.grad(norm(at) @ row, at)

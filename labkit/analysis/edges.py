@@ -298,14 +298,14 @@ class _Sweep:
     def scores(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Pairs of (receivers, scores (sender, receiver)), from the logits down; senders after them are meaningless."""
         clean, corrupt = (self.work.parts[name].base.resid[0] for name in ("clean", "corrupt"))
-        between = torch.arange(1, self.steps + 1, device=clean.device)[:, None, None] / self.steps
-        x = (corrupt.float() + between * (clean.float() - corrupt.float())).to(clean.dtype)
         inputs = []
         with self.lm.busy():
+            between = torch.arange(1, self.steps + 1, device=clean.device)[:, None, None] / self.steps
+            x = (corrupt.float() + between * (clean.float() - corrupt.float())).to(clean.dtype)
             for layer in range(self.lm.n_layers):
                 inputs.append(x)
                 x, _ = self.rows.block(layer, x)
-        with self.lm.lock, torch.enable_grad(), _differentiable(self.lm.hf):
+        with self.lm.busy(gradients=True), _differentiable(self.lm.hf):
             last = x.detach().requires_grad_(True)
             (grad,) = torch.autograd.grad(self.work.measure(last[:, -1]).sum(), last)
             yield slice(-1, None), self._products(grad.mean(0, dtype=torch.float32)[None])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from functools import cached_property
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ class LanguageModel:
     """An open model in memory, ready to be looked into. Made by `labkit.load` or `labkit.wrap`.
 
     Attributes:
-        hf: the transformers model, in eval mode.
+        hf: the transformers model; its passes run in eval mode, and it keeps the mode that it is in.
         tokenizer: its tokenizer.
         name: what it was loaded from (hub id, folder, file, or the default model's name).
         revision: the commit or pinned version it came from, or None.
@@ -52,7 +53,7 @@ class LanguageModel:
         revision: str | None = None,
         bits: int = 32,
     ) -> None:
-        self.hf = hf.eval()
+        self.hf = hf
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
@@ -146,7 +147,9 @@ class LanguageModel:
         """
         from labkit.tokens import encode
 
-        return encode(self, prompt)
+        with torch.inference_mode(False), torch.no_grad():  # ids of inference mode could not go into a gradient
+            ids = encode(self, prompt)
+            return ids.clone() if ids.is_inference() else ids
 
     def tokens(self, prompt: Prompt) -> list[Token]:
         """The prompt as the model sees it, one `Token` a position, with text that people can read."""
@@ -223,10 +226,50 @@ class LanguageModel:
         return measure(self)
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Have the model to oneself, without gradients, for as long as the block runs."""
-        with self.lock, torch.no_grad():
-            yield
+    def busy(self, *, gradients: bool = False) -> Iterator[None]:
+        """Have the model to oneself, in eval mode and with or without gradients, for as long as the block runs.
+
+        Whatever mode the caller is in, of the model or of PyTorch (`torch.inference_mode`), is back afterwards.
+
+        Raises:
+            RuntimeError: gradients meet tensors that were made under `torch.inference_mode()`, which can have none.
+        """
+        with self.lock, torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            training = [module for module in self._modules if module.training]
+            try:
+                for module in training:  # not `hf.eval()`: each module gets its own mode back
+                    module.training = False
+                yield
+            except RuntimeError as error:
+                if gradients and "nference tensor" in str(error):
+                    raise RuntimeError(
+                        f"this needs gradients, and {self.name} or something given with it was made under "
+                        "torch.inference_mode(), where tensors have none; make it after you leave torch.inference_mode()"
+                    ) from error
+                raise
+            finally:
+                for module in training:
+                    module.training = True
+
+    @cached_property
+    def _modules(self) -> tuple[torch.nn.Module, ...]:
+        """All modules of the model; a walk over them takes longer than many a small pass."""
+        return tuple(self.hf.modules())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        """A second model, with weights and a lock of its own."""
+        copied = memo[id(self)] = object.__new__(type(self))
+        with self.lock, torch.inference_mode(False):
+            kept = {name: value for name, value in self.__dict__.items() if name != "lock"}
+            copied.__dict__ |= {name: deepcopy(value, memo) for name, value in kept.items()}
+        copied.lock = threading.RLock()
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self.name} is a model in memory and is not pickled; load it again where it is needed ({self.code()!r}), "
+            "and save results with their own save(), or pickle those"
+        )
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

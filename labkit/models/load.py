@@ -67,7 +67,7 @@ def load(
     where, spread = _device(device)
     folder, label, pinned = _source(name, bits=bits or 4, progress=progress)
     source = str(folder or name)
-    with told(label), quiet(progress=progress):
+    with told(label), quiet(progress=progress), torch.inference_mode(False):
         config = _config(source, revision=revision, trust_remote_code=trust_remote_code)
         stored = _stored_bits(config)
         if stored is not None and bits is not None and bits != stored:

@@ -90,7 +90,9 @@ def test_sampling_draws_by_the_callers_settings_alone(small):
     held(small.hf, {})
     asked = {"temperature": 1.5, "top_p": 0.9, "seed": 5, "max_new_tokens": 12}
     usual = small.generate(PROMPT, **asked)
-    held(small.hf, {"top_k": 1, "temperature": 0.01, "typical_p": 0.1, "min_p": 0.9, "suppress_tokens": usual.record.ids})
+    held(
+        small.hf, {"top_k": 1, "temperature": 0.01, "typical_p": 0.1, "min_p": 0.9, "suppress_tokens": usual.record.ids}
+    )
     assert small.generate(PROMPT, **asked).record.ids == usual.record.ids
 
 
