@@ -23,7 +23,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from labkit.record import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
+from labkit.record import Distribution, GeneratedToken, Record, frame_of
 from labkit.sampling import Sampling
 from labkit.tokens import Token, TooLong, encode
 
@@ -70,9 +70,7 @@ class Generation:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
-        import pandas as pd
-
-        return pd.DataFrame(frame_rows(self.tokens), columns=COLUMNS)
+        return frame_of(self.tokens)
 
     def code(self) -> str:
         """The Python that generates it again."""

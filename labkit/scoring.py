@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from labkit.generation import imports_of, room_for, written
-from labkit.record import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
+from labkit.record import Distribution, GeneratedToken, Record, frame_of
 from labkit.tokens import Token, bytes_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Score:
     """A text as a model reads it, token by token.
 
-    The first token has nothing before it: its probability is NaN and it is not counted.
+    The first token has nothing before it: it has no probability and no rank (NaN, None), and is not counted.
 
     Attributes:
         prompt: the tokens as the model sees them.
@@ -65,9 +65,7 @@ class Score:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
-        import pandas as pd
-
-        return pd.DataFrame(frame_rows(self.tokens), columns=COLUMNS)
+        return frame_of(self.tokens)
 
     def code(self) -> str:
         """The Python that scores the text again."""
@@ -103,7 +101,7 @@ def score(lm: LanguageModel, text: Prompt, *, alternatives: int = 10, truncate_l
     record = Record(min(alternatives, lm.n_vocab))
     nothing = np.zeros(record.alternatives, np.int32), np.zeros(record.alternatives, np.float16)
     tokens = ids[0].tolist()
-    record.append((tokens[0], np.nan, np.nan, 0, *nothing))
+    record.append((tokens[0], np.nan, np.nan, 0, *nothing))  # rank 0 stands for none
     for place, id in enumerate(tokens[1:]):
         record.append(Distribution(logits[place].to(exact), record.alternatives).row(id))
     asked = text if isinstance(text, str) else ids.cpu() if not isinstance(text, list) else list(text)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 LensSite = Literal["resid_post", "attn_out", "mlp_out"]
 SITES: tuple[LensSite, ...] = ("resid_post", "attn_out", "mlp_out")
 SHADES = ("probability", "entropy", "rank", "kl")
-FORMAT = 1
+FORMAT = 2  # 1 counted ranks from 0
 AT_ONCE = 8_000_000  # logits in one block of positions: 32 MB
 
 
@@ -56,7 +56,7 @@ class LogitLens:
         entropy: (layer, position), of the whole distribution, in nats.
         kl: (layer, position), KL(the model's own distribution, this one), in nats; 0 at the last layer.
         final_ids, final_probabilities: (position, k), what the model itself says.
-        followed: tokens whose place was followed; `ranks` (followed, layer, position) int32, 0 for the likeliest,
+        followed: tokens whose place was followed; `ranks` (followed, layer, position) int32, 1 for the likeliest,
             and `probabilities` float32 say how each fares.
         words: the tokens behind all these ids.
         recipe: what repeats it.
@@ -106,7 +106,7 @@ class LogitLens:
         return self.layers.index(wanted), self.positions.index(at)
 
     def rank(self, token: str | int) -> np.ndarray:
-        """How many tokens are likelier than this one, (layer, position) int32; 0 where it is what a layer would say.
+        """The rank of this token, (layer, position) int32; 1 where it is what a layer would say.
 
         A token that was not followed takes another run of the model.
 
@@ -170,7 +170,7 @@ class LogitLens:
         import plotly.graph_objects as go
 
         values = self.shade(shade, token)
-        shown = -np.log10(values + 1) if shade == "rank" else values
+        shown = -np.log10(values) if shade == "rank" else values
         words = [[self.words[int(id)].display for id in row] for row in self.top_ids[:, :, 0]]
         units = {"probability": "probability", "entropy": "entropy (nats)", "kl": "KL to the final layer (nats)"}
         of = "" if shade != "rank" else f" of {(self.followed[0].text if token is None else token)!r}"
@@ -184,7 +184,7 @@ class LogitLens:
                 texttemplate="%{text}",
                 customdata=values,
                 colorscale="Blues" if shade in ("probability", "rank") else "Oranges",
-                colorbar={"title": {"text": units.get(shade, f"−log10(rank + 1){of}"), "side": "right"}},
+                colorbar={"title": {"text": units.get(shade, f"−log10(rank){of}"), "side": "right"}},
                 hovertemplate=hover,
             )
         )
@@ -308,7 +308,7 @@ def logit_lens(
         lens.entropy[n, rows] = _numpy(-(share * here).nan_to_num(0).sum(-1))  # a token that cannot be: 0 x -inf
         lens.kl[n, rows] = _numpy((own.exp() * (own - here)).nan_to_num(0).sum(-1).clamp(min=0))
         for i, id in enumerate(chosen):
-            lens.ranks[i, n, rows] = _numpy((logits > logits[:, id, None]).sum(-1))
+            lens.ranks[i, n, rows] = _numpy((logits > logits[:, id, None]).sum(-1) + 1)
             lens.probabilities[i, n, rows] = _numpy(share[:, id])
     seen = sorted({*lens.top_ids.ravel().tolist(), *lens.final_ids.ravel().tolist(), *chosen})
     lens.words = dict(zip(seen, describe(lm.tokenizer, seen), strict=True))
@@ -325,6 +325,8 @@ def open_lens(path: str | os.PathLike[str], lm: LanguageModel | None = None) -> 
     about, arrays = open_arrays(path, "lens", newest=FORMAT)
     if lm is not None and lm.name != about["recipe"]["model"]:
         raise ValueError(f"{str(path)!r} is a lens on {about['recipe']['model']}, not on {lm.name}")
+    if about["format"] < 2:
+        arrays["ranks"] = arrays["ranks"] + 1
     tokens, followed, words = ([Token(**token) for token in about[n]] for n in ("tokens", "followed", "words"))
     return LogitLens(
         about["site"], about["layers"], about["positions"], tokens, followed=followed,

@@ -243,8 +243,8 @@ class LanguageModel:
             except RuntimeError as error:
                 if gradients and "nference tensor" in str(error):
                     raise RuntimeError(
-                        f"this needs gradients, and {self.name} or something given with it was made under "
-                        "torch.inference_mode(), where tensors have none; make it after you leave torch.inference_mode()"
+                        f"this needs gradients, and {self.name} or something given with it was made under inference "
+                        "mode, where tensors have none; leave torch.inference_mode() and make it again"
                     ) from error
                 raise
             finally:

@@ -152,7 +152,7 @@ class LensFace(widgets.VBox):
         values = lens.shade(self.shade)
         look: dict[str, Any] = {"scale": "amount", "low": 0.0, "ticks": []}
         if self.shade == "rank":
-            values, ticks = np.log10(values + 1), rank_ticks(self.lm.n_vocab)
+            values, ticks = np.log10(values), rank_ticks(self.lm.n_vocab)
             look |= {
                 "scale": "order",
                 "high": float(np.log10(self.lm.n_vocab)),
@@ -203,7 +203,7 @@ class LensFace(widgets.VBox):
             self._reading = False
         word, at = self._word(lens), lens.labels()[c]
         about = f"entropy {lens.entropy[r, c]:.2f} nats, KL to the final layer {lens.kl[r, c]:.2f} nats\n"
-        about += f"{word} is at rank {lens.ranks[0, r, c]} (0 is the likeliest), {lens.probabilities[0, r, c]:.2%}"
+        about += f"{word} is at rank {lens.ranks[0, r, c]} (1 is the likeliest), {lens.probabilities[0, r, c]:.2%}"
         self.bars.marked = [word]
         self.bars.show({f"after {at}": lens.top(layer, position)}, title=f"Layer {layer}, {lens.site}", note=about)
         ranks, shares = lens.ranks[0, :, c], lens.probabilities[0, :, c]
@@ -214,7 +214,7 @@ class LensFace(widgets.VBox):
             self.curve.notes = [f"rank {n} · {p:.2%}" for n, p in zip(ranks, shares, strict=True)]
             self.curve.ticks, self.curve.low, self.curve.high = ticks, float(np.log10(self.lm.n_vocab)), 0.0
             self.curve.height = 230
-            self.curve.values = np.log10(ranks + 1)
+            self.curve.values = np.log10(ranks)
 
     def _clicked(self, change: Any) -> None:
         if self._reading or self.lens is None or change["new"] is None:
@@ -239,7 +239,7 @@ class LensFace(widgets.VBox):
 
 
 def rank_ticks(n_vocab: int) -> list[tuple[float, str]]:
-    """Ranks at equal steps of their order of magnitude, as (log10(rank + 1), label)."""
+    """Ranks at equal steps of their order of magnitude, as (log10(rank), label)."""
     tens = [10**n for n in range(1, 7) if 10**n < n_vocab]
     names = {1000: "1k", 10_000: "10k", 100_000: "100k", 1_000_000: "1M"}
-    return [(0.0, "0 (top)"), *((float(np.log10(ten + 1)), names.get(ten, str(ten))) for ten in tens)]
+    return [(0.0, "1 (top)"), *((float(np.log10(ten)), names.get(ten, str(ten))) for ten in tens)]

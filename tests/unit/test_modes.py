@@ -1,4 +1,4 @@
-"""The modes that a caller is in, of PyTorch and of the model: numbers do not depend on them, and they are left as found."""
+"""The modes that a caller is in, of PyTorch and of the model: no number depends on them, and they are left as found."""
 
 import copy
 import pickle
