@@ -20,6 +20,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from labkit.prompts import asked, imports_of, written
 from labkit.record import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
 from labkit.sampling import Sampling
 from labkit.tokens import Token, TooLong, encode
@@ -85,16 +86,6 @@ class Generation:
 def speed(tokens: int, seconds: float, first_seconds: float) -> float:
     """Tokens a second once the prompt has been read."""
     return (tokens - 1) / (seconds - first_seconds) if tokens > 1 and seconds > first_seconds else 0.0
-
-
-def written(prompt: Prompt) -> str:
-    """A prompt as Python text."""
-    return f"torch.tensor({prompt.tolist()})" if isinstance(prompt, torch.Tensor) else repr(prompt)
-
-
-def imports_of(prompt: Prompt) -> str:
-    """What that Python text needs imported."""
-    return "import torch\n\n" if isinstance(prompt, torch.Tensor) else ""
 
 
 class _Watch(LogitsProcessor):
@@ -193,10 +184,10 @@ def generate(
     ).drawn()
     if alternatives < 1:
         raise ValueError(f"alternatives is 1 or more; got {alternatives}")
+    prompt = asked(lm, prompt)
     ids = room_for(lm, prompt, max_new_tokens, truncate_left=truncate_left)
     record = Record(min(alternatives, lm.n_vocab))
-    asked = prompt if isinstance(prompt, str) else ids.cpu() if isinstance(prompt, torch.Tensor) else list(prompt)
-    recipe = {"prompt": asked, "load": lm.code(), **sampling.given()}
+    recipe = {"prompt": prompt, "load": lm.code(), **sampling.given()}
     if truncate_left:
         recipe["truncate_left"] = True
 
