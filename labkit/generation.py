@@ -23,6 +23,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from labkit.prompts import asked, imports_of, written
 from labkit.record import Distribution, GeneratedToken, Record, frame_of
 from labkit.sampling import Sampling
 from labkit.tokens import Token, TooLong, encode
@@ -86,16 +87,6 @@ class Generation:
 def speed(tokens: int, seconds: float, first_seconds: float) -> float:
     """Tokens a second once the prompt has been read."""
     return (tokens - 1) / (seconds - first_seconds) if tokens > 1 and seconds > first_seconds else 0.0
-
-
-def written(prompt: Prompt) -> str:
-    """A prompt as Python text."""
-    return f"torch.tensor({prompt.tolist()})" if isinstance(prompt, torch.Tensor) else repr(prompt)
-
-
-def imports_of(prompt: Prompt) -> str:
-    """What that Python text needs imported."""
-    return "import torch\n\n" if isinstance(prompt, torch.Tensor) else ""
 
 
 class _Watch(LogitsProcessor):
@@ -201,10 +192,10 @@ def generate(
     ).drawn()
     if alternatives < 1:
         raise ValueError(f"alternatives is 1 or more; got {alternatives}")
+    prompt = asked(lm, prompt)
     ids = room_for(lm, prompt, max_new_tokens, truncate_left=truncate_left)
     record = Record(min(alternatives, lm.n_vocab))
-    asked = prompt if isinstance(prompt, str) else ids.cpu() if isinstance(prompt, torch.Tensor) else list(prompt)
-    recipe = {"prompt": asked, "load": lm.code(), **sampling.given()}
+    recipe = {"prompt": prompt, "load": lm.code(), **sampling.given()}
     if truncate_left:
         recipe["truncate_left"] = True
 
@@ -260,7 +251,7 @@ def write(
     stream = _Stream(watch, record, lm.tokenizer, on_token)
     ending = _Stop(stop, sampling.stop_strings, lm.tokenizer, ids.shape[1] - own)
     hf = _without_defaults(lm)
-    asked = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in signature(hf.forward).parameters else {}
+    mask = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in signature(hf.forward).parameters else {}
     begin = time.perf_counter()
     interrupted = False
     with lm.busy(), torch.random.fork_rng(devices=_random_devices()):
@@ -268,7 +259,7 @@ def write(
             type(hf).generate(
                 hf,
                 ids,
-                **asked,
+                **mask,
                 generation_config=_config(lm, sampling),
                 logits_processor=LogitsProcessorList([watch, *sampling.processors()]),
                 stopping_criteria=StoppingCriteriaList([ending]),

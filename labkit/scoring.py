@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from labkit.generation import imports_of, room_for, written
+from labkit.generation import room_for
+from labkit.prompts import asked, imports_of, written
 from labkit.record import Distribution, GeneratedToken, Record, frame_of
 from labkit.tokens import Token, bytes_of
 
@@ -93,6 +94,7 @@ def score(lm: LanguageModel, text: Prompt, *, alternatives: int = 10, truncate_l
     """
     if alternatives < 1:
         raise ValueError(f"alternatives is 1 or more; got {alternatives}")
+    text = asked(lm, text)
     ids = room_for(lm, text, 0, truncate_left=truncate_left)
     if ids.shape[1] < 2:
         raise ValueError("the text is a single token, and nothing stands before it; give it at least two tokens")
@@ -104,5 +106,4 @@ def score(lm: LanguageModel, text: Prompt, *, alternatives: int = 10, truncate_l
     record.append((tokens[0], np.nan, np.nan, 0, *nothing))  # rank 0 stands for none
     for place, id in enumerate(tokens[1:]):
         record.append(Distribution(logits[place].to(exact), record.alternatives).row(id))
-    asked = text if isinstance(text, str) else ids.cpu() if not isinstance(text, list) else list(text)
-    return Score(lm.tokens(ids), record, {"prompt": asked, "load": lm.code()}, lm.tokenizer)
+    return Score(lm.tokens(ids), record, {"prompt": text, "load": lm.code()}, lm.tokenizer)

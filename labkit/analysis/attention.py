@@ -23,6 +23,7 @@ from labkit.internals.attention_hook import AttentionCall, pattern_of
 from labkit.internals.hooks import hooked
 from labkit.internals.recording import last_logits
 from labkit.internals.sites import HEAD_IN, checked, layers_with, n_heads_of
+from labkit.prompts import asked
 from labkit.tokens import Token
 
 if TYPE_CHECKING:
@@ -112,8 +113,8 @@ class AttentionPatterns(Patterns):
 
     def __init__(self, lm: LanguageModel, prompt: Prompt) -> None:
         checked(lm, "pattern")
-        self.lm, self.prompt = lm, prompt
-        self.ids = lm.encode(prompt)
+        self.lm, self.prompt = lm, asked(lm, prompt)
+        self.ids = lm.encode(self.prompt)
         self.tokens = lm.tokens(self.ids)
         self.layers = layers_with(lm, "pattern")
         self.n_layers, self.n_heads = lm.n_layers, n_heads_of(lm, "pattern")

@@ -23,6 +23,7 @@ from labkit.internals.sites import HEAD_IN, absent, layers_with, n_heads_of
 from labkit.models.anatomy import first_tensor
 from labkit.models.offload import copied, runs_on
 from labkit.models.weights import bias_of, is_plain, weight_of
+from labkit.prompts import asked, imports_of, written
 from labkit.tokens import Token, single_token
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def direct_logit_attribution(
         ValueError: a bad prompt or answer, or a model whose residual stream is not one sum (several streams, layers
             that run more than once) or whose last step is not a norm.
     """
+    prompt = asked(lm, prompt)
     ids = lm.encode(prompt)
     kept, way, chosen, against = _way_of(lm, ids, answer, foil)
     found = kept.found
@@ -147,9 +149,8 @@ def direct_logit_attribution(
     rest = way.total - embed - float(attn.sum()) - float(mlp.sum()) - way.bias
     tokens = lm.tokens(ids)
     words = [None if id is None else lm.tokenizer.decode([id]) for id in (chosen, against)]
-    shown = repr(prompt) if not isinstance(prompt, torch.Tensor) else f"torch.tensor({ids.tolist()})"
-    imports = "import torch\n" if isinstance(prompt, torch.Tensor) else ""
-    code = f"{imports}{lm.code()}found = lk.direct_logit_attribution(lm, {shown}, {answer!r}, {foil!r})\n"
+    call = f"lk.direct_logit_attribution(lm, {written(prompt)}, {answer!r}, {foil!r})"
+    code = f"{lm.code()}{imports_of(prompt)}found = {call}\n"
     return DirectAttribution(
         way.total, embed, attn, mlp, heads, attn_bias, way.bias, rest, tokens, words[0] or "", words[1], code
     )
@@ -183,8 +184,8 @@ def _way_of(
     lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None
 ) -> tuple[_Kept, _Way, int, int | None]:
     """A run, the way from its last residual stream to the logit (difference), and the ids of answer and foil."""
-    chosen = single_token(lm, answer)
-    against = None if foil is None else single_token(lm, foil, role="foil")
+    chosen = single_token(lm, answer, after=ids)
+    against = None if foil is None else single_token(lm, foil, role="foil", after=ids)
     if (why := absent(lm, "resid_post")) is not None:
         raise ValueError(f"{lm.name} has no direct attribution: {why}")
     kept = _at_the_end(lm, ids)

@@ -267,8 +267,8 @@ def prepared(
     if not -length <= at < length:
         raise ValueError(f"at={at} is out of range; the prompts have positions 0 to {length - 1}")
     end = at % length + 1
-    chosen = None if answer is None else single_token(lm, answer, role="answer")
-    against = None if foil is None else single_token(lm, foil, role="foil")
+    chosen = None if answer is None else single_token(lm, answer, role="answer", after=pair.clean[:, :end])
+    against = None if foil is None else single_token(lm, foil, role="foil", after=pair.corrupt[:, :end])
     metric_of(metric, answer=chosen, foil=against, reference=torch.zeros(1))  # a wrong one fails here
     try:
         runs = PairRuns(lm, pair.clean[:, :end], pair.corrupt[:, :end])

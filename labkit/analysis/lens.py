@@ -28,6 +28,7 @@ from labkit.internals.readout import Readout, readout_of
 from labkit.internals.recording import Base, Unsupported, last_logits
 from labkit.internals.sites import absent, layers_with
 from labkit.internals.wavefront import Cancelled
+from labkit.prompts import asked, imports_of, written
 from labkit.tokens import Token, describe, single_token
 
 if TYPE_CHECKING:
@@ -264,11 +265,13 @@ def logit_lens(
     """
     if site not in SITES:
         raise ValueError(f"a lens reads {', '.join(SITES)}; got {site!r}")
+    prompt = asked(lm, prompt)
     ids = lm.encode(prompt)
     tokens = lm.tokens(ids)
     at = _positions(positions, len(tokens))
     chosen = [
-        single_token(lm, t, role="followed token") for t in ([follow] if isinstance(follow, str | int) else follow)
+        single_token(lm, t, role="followed token", after=ids)
+        for t in ([follow] if isinstance(follow, str | int) else follow)
     ]
     if k < 1:
         raise ValueError(f"k, how many tokens to keep, is 1 or more; got {k}")
@@ -292,7 +295,7 @@ def logit_lens(
         {},
         {
             "model": lm.name, "revision": lm.revision, "bits": lm.bits, "n_layers": lm.n_layers,
-            "ids": ids[0].tolist(), "code": _code(lm, prompt, ids, site, positions, follow, k),
+            "ids": ids[0].tolist(), "code": _code(lm, prompt, site, positions, follow, k),
         },
         lm,
     )  # fmt: skip
@@ -394,12 +397,10 @@ def _numpy(x: torch.Tensor) -> np.ndarray:
     return x.float().cpu().numpy() if x.dtype.is_floating_point else x.cpu().numpy()
 
 
-def _code(lm: LanguageModel, prompt: Prompt, ids: torch.Tensor, site: str, positions: Any, follow: Any, k: int) -> str:
+def _code(lm: LanguageModel, prompt: Prompt, site: str, positions: Any, follow: Any, k: int) -> str:
     given: dict[str, Any] = {"site": site} if site != "resid_post" else {}
     given |= {"positions": list(positions)} if positions is not None else {}
     given |= {"follow": follow} if follow not in ((), []) else {}
     given |= {"k": k} if k != 10 else {}
     settings = "".join(f", {name}={value!r}" for name, value in given.items())
-    shown = f"torch.tensor({ids.tolist()})" if isinstance(prompt, torch.Tensor) else repr(prompt)
-    imports = "import torch\n" if isinstance(prompt, torch.Tensor) else ""
-    return f"{imports}{lm.code()}lens = lk.logit_lens(lm, {shown}{settings})\n"
+    return f"{lm.code()}{imports_of(prompt)}lens = lk.logit_lens(lm, {written(prompt)}{settings})\n"

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from labkit.internals.run import Run
     from labkit.models.anatomy import Anatomy
     from labkit.models.memory import MemoryReport
-    from labkit.tokens import Region, Token
+    from labkit.regions import Region
+    from labkit.tokens import Token
 
 Prompt = str | Sequence[Mapping[str, str]] | torch.Tensor
-"""A prompt: text, a list of chat messages ({"role": ..., "content": ...}), or token ids (1, seq)."""
+"""A prompt: text, a list of chat messages ({"role": ..., "content": ...}) or a `labkit.Chat`, or token ids (1, seq)."""
 
 
 class LanguageModel:
@@ -158,8 +159,8 @@ class LanguageModel:
         return describe(self.tokenizer, self.encode(prompt)[0].tolist())
 
     def regions(self, prompt: Prompt) -> list[Region]:
-        """Which part of a prompt is whose: messages and `<think>` regions; see `labkit.tokens.regions`."""
-        from labkit.tokens import regions
+        """Which part of a prompt is whose: messages and `<think>` regions; see `labkit.regions.regions`."""
+        from labkit.regions import regions
 
         return regions(self, prompt)
 
@@ -167,7 +168,7 @@ class LanguageModel:
 
     def run(
         self,
-        prompt: Prompt | Sequence[str],
+        prompt: Prompt | Sequence[Prompt],
         *,
         read: Sequence[str] = (),
         write: Mapping[Any, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]] | None = None,

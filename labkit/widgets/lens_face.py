@@ -13,7 +13,7 @@ import traitlets as t
 
 from labkit.analysis.lens import SHADES, SITES, LogitLens, logit_lens
 from labkit.internals.recording import last_logits
-from labkit.tokens import describe
+from labkit.tokens import describe, word_for
 from labkit.widgets.block import cell
 from labkit.widgets.curve import Curve
 from labkit.widgets.heatmap import Heatmap
@@ -120,8 +120,7 @@ class LensFace(widgets.VBox):
         if not self.follow:
             with self.lm.busy():
                 token = describe(self.lm.tokenizer, [int(last_logits(self.lm, ids)[0].argmax())])[0]
-        plain = self.lm.tokenizer(token.text, add_special_tokens=False).input_ids == [token.id]
-        return token.text if plain and token.text else token.id
+        return word_for(self.lm, token.id, after=ids)
 
     def _fit_window(self, length: int) -> None:
         """The slider's range is the prompt's; a window beyond it goes back to the prompt's end."""
