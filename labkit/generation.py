@@ -23,7 +23,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from labkit.prompts import asked, imports_of, written
+from labkit.prompts import asked, each_prompt, imports_of, written
 from labkit.record import Distribution, GeneratedToken, Record, frame_of
 from labkit.sampling import Sampling
 from labkit.tokens import Token, TooLong, encode
@@ -145,6 +145,7 @@ class _Stop(StoppingCriteria):
         return text[len(anchor) :] if text.startswith(anchor) else text
 
 
+@each_prompt
 def generate(
     lm: LanguageModel,
     prompt: Prompt,
@@ -166,7 +167,7 @@ def generate(
 
     Args:
         lm: the model.
-        prompt: text, chat messages or token ids (1, seq).
+        prompt: text, chat messages or token ids (1, seq); or a list of these, continued one after the other.
         max_new_tokens: how many tokens at most.
         temperature: 0 takes the likeliest token each time; 1 samples from the model's distribution.
         top_p, top_k, min_p: sample only from the likeliest tokens (1.0, 0 and 0.0: from all); see `Sampling`.
@@ -180,8 +181,8 @@ def generate(
         alternatives: how many of the likeliest tokens to keep at each place.
 
     Returns:
-        A `Generation`. After an interrupt, one with what was written by then, and a warning. Where something fails half
-        way, what was written is the `generation` of the error.
+        A `Generation`, or a list of them where several prompts are given. After an interrupt, one with what was written
+        by then, and a warning. Where something fails half way, what was written is the `generation` of the error.
 
     Raises:
         ValueError: a bad prompt or setting, settings that contradict each other, or a prompt that leaves no room in the

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from labkit.generation import room_for
-from labkit.prompts import asked, imports_of, written
+from labkit.prompts import asked, each_prompt, imports_of, written
 from labkit.record import Distribution, GeneratedToken, Record, frame_of
 from labkit.tokens import Token, bytes_of
 
@@ -77,17 +77,19 @@ class Score:
         return f"Score({len(self.record)} tokens, logprob={self.logprob:.1f}, perplexity={self.perplexity:.2f})"
 
 
+@each_prompt
 def score(lm: LanguageModel, text: Prompt, *, alternatives: int = 10, truncate_left: bool = False) -> Score:
     """How probable the model finds a text, token by token.
 
     Args:
         lm: the model.
-        text: text, chat messages or token ids (1, seq).
+        text: text, chat messages or token ids (1, seq); or a list of these, scored one after the other.
         alternatives: how many of the likeliest tokens to keep at each place.
         truncate_left: leave out tokens at the beginning of a text that is too long for the context, BOS excepted.
 
     Returns:
-        A `Score`. `score.logprob` is that of the whole text, the sum over its tokens.
+        A `Score`, or a list of them where several texts are given. `score.logprob` is that of the whole text, the sum
+        over its tokens.
 
     Raises:
         ValueError: the text is empty, a single token, or longer than the context.

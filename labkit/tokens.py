@@ -18,6 +18,7 @@ import torch
 
 from labkit.chat import is_chat, render
 from labkit.once import first_time
+from labkit.prompts import several
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
@@ -133,6 +134,11 @@ def split_characters(tokenizer: Any, ids: Sequence[int]) -> dict[int, str]:
 def encode(lm: LanguageModel, prompt: Prompt, *, most: int | None = -1) -> torch.Tensor:
     """See `LanguageModel.encode`. At most the model's context, or this many tokens; None: any number."""
     most = lm.context if most == -1 else most
+    if (many := several(prompt)) is not None:
+        raise ValueError(
+            f"this takes one prompt at a time, and here are {len(many)}; call it for each. lm.run takes several as one "
+            "batch; lm.generate, lk.score, lk.logit_lens, lk.attention and lk.direct_logit_attribution give a list"
+        )
     if isinstance(prompt, torch.Tensor):
         ids = prompt if prompt.ndim == 2 else prompt[None]
         if ids.ndim != 2 or ids.dtype.is_floating_point:

@@ -23,7 +23,7 @@ from labkit.internals.attention_hook import AttentionCall, pattern_of
 from labkit.internals.hooks import hooked
 from labkit.internals.recording import last_logits
 from labkit.internals.sites import HEAD_IN, checked, layers_with, n_heads_of
-from labkit.prompts import asked
+from labkit.prompts import asked, each_prompt
 from labkit.tokens import Token
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ KEEP = 256e6  # bytes of queries, keys and values to keep
 BLOCK = 4e6  # bytes of float32 pattern to compute at once
 
 
+@each_prompt
 def attention(lm: LanguageModel, prompt: Prompt) -> AttentionPatterns:
-    """The attention patterns of a prompt (text, chat messages, or ids (1, seq)), computed when they are asked for.
+    """The attention patterns of a prompt (text, chat messages, or ids (1, seq)), computed when they are asked for; a
+    list of patterns for a list of prompts.
 
     Raises:
         ValueError: a bad prompt, or a model whose attention cannot be seen.

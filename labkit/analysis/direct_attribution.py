@@ -23,7 +23,7 @@ from labkit.internals.sites import HEAD_IN, absent, layers_with, n_heads_of
 from labkit.models.anatomy import first_tensor
 from labkit.models.offload import copied, runs_on
 from labkit.models.weights import bias_of, is_plain, weight_of
-from labkit.prompts import asked, imports_of, written
+from labkit.prompts import asked, each_prompt, imports_of, written
 from labkit.tokens import Token, single_token
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class DirectAttribution:
         return f"DirectAttribution({what}: {self.total:+.2f} = {parts}; most: {', '.join(most)})"
 
 
+@each_prompt
 def direct_logit_attribution(
     lm: LanguageModel, prompt: Prompt, answer: str | int, foil: str | int | None = None
 ) -> DirectAttribution:
@@ -119,7 +120,7 @@ def direct_logit_attribution(
 
     Args:
         lm: the model, in any bits.
-        prompt: text, chat messages, or token ids (1, seq).
+        prompt: text, chat messages, or token ids (1, seq); or a list of these, which gives a list of results.
         answer, foil: one token each, as text or id; without a foil the answer's logit alone.
 
     Raises:

@@ -28,7 +28,7 @@ from labkit.internals.readout import Readout, readout_of
 from labkit.internals.recording import Base, Unsupported, last_logits
 from labkit.internals.sites import absent, layers_with
 from labkit.internals.wavefront import Cancelled
-from labkit.prompts import asked, imports_of, written
+from labkit.prompts import asked, each_prompt, imports_of, written
 from labkit.tokens import Token, describe, single_token
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class LogitLens:
     def _again(self, **changes: Any) -> LogitLens:
         lm = self._model()
         ids = torch.tensor([self.recipe["ids"]], device=lm.device)
-        return logit_lens(lm, ids, site=self.site, positions=self.positions, **changes)  # type: ignore[arg-type]
+        return logit_lens(lm, ids, site=self.site, positions=self.positions, **changes)  # type: ignore[call-overload]
 
 
 _ARRAYS = (
@@ -236,6 +236,7 @@ _ARRAYS = (
 )  # fmt: skip
 
 
+@each_prompt
 def logit_lens(
     lm: LanguageModel,
     prompt: Prompt,
@@ -250,7 +251,7 @@ def logit_lens(
 
     Args:
         lm: the model, in any bits.
-        prompt: text, chat messages, or token ids (1, seq).
+        prompt: text, chat messages, or token ids (1, seq); or a list of these, which gives a list of lenses.
         site: `resid_post`, the residual stream leaving each layer; `attn_out` or `mlp_out`, what one part of the layer
             puts out, read alone (and scaled by the final norm as if it were the whole stream).
         positions: which positions to read, counted from the end if negative; all of them if not given.

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[Mapping[str, str]] | torch.Tensor
 """A prompt: text, a list of chat messages ({"role": ..., "content": ...}) or a `labkit.Chat`, or token ids (1, seq)."""
+Prompts = list[str] | tuple[str, ...] | Sequence[torch.Tensor] | Sequence[Sequence[Mapping[str, str]]]
+"""Several of them; ids (n, seq) count as several, too."""
 
 
 class LanguageModel:
@@ -192,8 +194,12 @@ class LanguageModel:
 
         return named(self, name, layer, expert=expert, dtype=dtype or self.dtype)
 
-    def generate(self, prompt: Prompt, **settings: Any) -> Generation:
-        """Continue a prompt; see `labkit.generation.generate`."""
+    @overload
+    def generate(self, prompt: Prompt, **settings: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Prompts, **settings: Any) -> list[Generation]: ...
+    def generate(self, prompt: Any, **settings: Any) -> Any:
+        """Continue a prompt, or each of a list of them; see `labkit.generation.generate`."""
         from labkit.generation import generate
 
         return generate(self, prompt, **settings)
