@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from labkit.generation import OnToken, is_end, room_for, speed, tuple_of, write
+from labkit.models.reference import RefersToModel
 from labkit.prompts import asked, imports_of, packed, unpacked, written
 from labkit.record import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
 from labkit.sampling import Sampling
@@ -84,7 +85,7 @@ class Branch:
         return f"Branch({self.name!r}, {len(self)} tokens, finish={self.finish!r}: {self.text!r:.60})"
 
 
-class Tree:
+class Tree(RefersToModel):
     """A prompt and the branches that were grown from it; made by `lm.tree`.
 
     `tree.branch("A", 12, " John")` takes another token at place 12 and writes on from there; `tree["B"].text` is what

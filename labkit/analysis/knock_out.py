@@ -15,6 +15,7 @@ import torch
 
 from labkit.internals.run import run
 from labkit.internals.sites import checked
+from labkit.models.reference import RefersToModel
 from labkit.prompts import asked
 from labkit.tokens import align, describe, single_token
 
@@ -32,7 +33,7 @@ HOW = {
 
 
 @dataclass(frozen=True, repr=False)
-class KnockOut:
+class KnockOut(RefersToModel):
     """The next token with and without some heads.
 
     Attributes:

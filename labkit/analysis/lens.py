@@ -28,6 +28,7 @@ from labkit.internals.readout import Readout, readout_of
 from labkit.internals.recording import Base, Unsupported, last_logits
 from labkit.internals.sites import absent, layers_with
 from labkit.internals.wavefront import Cancelled
+from labkit.models.reference import RefersToModel
 from labkit.prompts import asked, each_prompt, imports_of, written
 from labkit.tokens import Token, describe, single_token
 
@@ -45,7 +46,7 @@ AT_ONCE = 8_000_000  # logits in one block of positions: 32 MB
 
 
 @dataclass(repr=False)
-class LogitLens:
+class LogitLens(RefersToModel):
     """What every layer would say next, at every position.
 
     Attributes:

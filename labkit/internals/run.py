@@ -13,6 +13,7 @@ import torch
 
 from labkit.internals.hooks import Edit, Place, hooked
 from labkit.internals.sites import KINDS, Site, checked
+from labkit.models.reference import RefersToModel
 from labkit.prompts import prompts_of
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Run:
+class Run(RefersToModel):
     """One forward pass: `logits` (batch, position, vocab), and `run["resid_pre.5"]` for what was read.
 
     Activations have the model's dtype and stay on its device. A kind without a layer stacks the layers that have it

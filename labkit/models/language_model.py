@@ -274,8 +274,8 @@ class LanguageModel:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            f"{self.name} is a model in memory and is not pickled; load it again where it is needed ({self.code()!r}), "
-            "and save results with their own save(), or pickle those"
+            f"{self.name} is a model in memory and is not pickled. Results are, without it. Load it again where it is "
+            f"needed:\n\n{self.code()}"
         )
 
     def __repr__(self) -> str:
