@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from labkit.analysis.sweep import open_sweep, sweep
     from labkit.analysis.tasks import PromptPair, Task, task, tasks
     from labkit.branching import Branch, Tree
+    from labkit.chat import Chat
     from labkit.generation import Generation
     from labkit.internals.run import Run
     from labkit.internals.sites import Site
@@ -55,6 +56,7 @@ _HOME = {
     "LanguageModel": "labkit.models.language_model",
     "Site": "labkit.internals.sites",
     "Run": "labkit.internals.run",
+    "Chat": "labkit.chat",
     "Generation": "labkit.generation",
     "Tree": "labkit.branching",
     "Branch": "labkit.branching",
@@ -114,6 +116,7 @@ __all__ = [
     "AttentionView",
     "Branch",
     "BranchTree",
+    "Chat",
     "Circuit",
     "CircuitView",
     "Controls",

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from labkit.generation import OnToken, imports_of, is_end, room_for, speed, tuple_of, write, written
+from labkit.generation import OnToken, is_end, room_for, speed, tuple_of, write
+from labkit.models.reference import RefersToModel
+from labkit.prompts import asked, imports_of, packed, unpacked, written
 from labkit.record import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
 from labkit.sampling import Sampling
 from labkit.tokens import single_token
@@ -83,7 +85,7 @@ class Branch:
         return f"Branch({self.name!r}, {len(self)} tokens, finish={self.finish!r}: {self.text!r:.60})"
 
 
-class Tree:
+class Tree(RefersToModel):
     """A prompt and the branches that were grown from it; made by `lm.tree`.
 
     `tree.branch("A", 12, " John")` takes another token at place 12 and writes on from there; `tree["B"].text` is what
@@ -105,9 +107,9 @@ class Tree:
     ) -> None:
         self.lm = lm
         self.sampling = sampling.drawn()
+        self.prompt = prompt = asked(lm, prompt)
         self.ids = room_for(lm, prompt, sampling.max_new_tokens, truncate_left=truncate_left)
         self.truncated = truncate_left
-        self.prompt = prompt
         self.tokens = lm.tokens(self.ids)
         self.alternatives = min(alternatives, lm.n_vocab)
         self.branches: list[Branch] = []
@@ -149,7 +151,7 @@ class Tree:
         parent = self[parent]
         if not 0 <= at < len(parent):
             raise ValueError(f"branch {parent.name} has places 0 to {len(parent) - 1} to branch at; got {at}")
-        id = single_token(self.lm, token, role="token")
+        id = single_token(self.lm, token, role="token", after=self.prefix(parent, at))
         sampling = self._changed(parent.sampling, settings)
         if name is not None and any(name == one.name for one in self.branches):
             raise ValueError(f"there is a branch {name!r} already; choose another name")
@@ -337,7 +339,7 @@ class Tree:
         """Everything, for JSON."""
         index = {id(branch): n for n, branch in enumerate(self.branches)}
         return {
-            "prompt": self.prompt.tolist() if isinstance(self.prompt, torch.Tensor) else self.prompt,
+            "prompt": self.prompt.tolist() if isinstance(self.prompt, torch.Tensor) else packed(self.prompt),
             "ids": self.ids[0].tolist(),
             "truncated": self.truncated,
             "named": self._names,
@@ -371,7 +373,8 @@ class Tree:
         tree.sampling = Sampling(**saved["sampling"])
         tree.ids, tree.tokens = lm.encode(ids), lm.tokens(ids)
         prompt = saved["prompt"]
-        tree.prompt = torch.tensor(prompt) if prompt and isinstance(prompt[0], list) else prompt
+        ids_asked = isinstance(prompt, list) and isinstance(prompt[0], list)
+        tree.prompt = torch.tensor(prompt) if ids_asked else unpacked(prompt)
         tree.alternatives = min(10, lm.n_vocab)
         tree.branches, tree._names = [], int(saved["named"])
         for one in saved["branches"]:

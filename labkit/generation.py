@@ -2,7 +2,8 @@
 
 transformers' own `generate` does the work. A logits processor that changes nothing looks at each step's distribution
 before penalties, temperature and cuts are applied, a streamer hands tokens on as they come, and a stopping criterion
-looks at the caller's stop flag and at the text after every token.
+looks at the caller's stop flag and at the text after every token. Of a checkpoint's own generation defaults only the
+tokens that end a text are used: what suppresses, forces or re-weighs tokens would make the record untrue.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from labkit.models.processors import look_again
-from labkit.record import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
+from labkit.prompts import asked, each_prompt, imports_of, written
+from labkit.record import Distribution, GeneratedToken, Record, frame_of
 from labkit.sampling import Sampling
 from labkit.tokens import Token, TooLong, encode
 
@@ -68,9 +72,7 @@ class Generation:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
-        import pandas as pd
-
-        return pd.DataFrame(frame_rows(self.tokens), columns=COLUMNS)
+        return frame_of(self.tokens)
 
     def code(self) -> str:
         """The Python that generates it again."""
@@ -86,16 +88,6 @@ class Generation:
 def speed(tokens: int, seconds: float, first_seconds: float) -> float:
     """Tokens a second once the prompt has been read."""
     return (tokens - 1) / (seconds - first_seconds) if tokens > 1 and seconds > first_seconds else 0.0
-
-
-def written(prompt: Prompt) -> str:
-    """A prompt as Python text."""
-    return f"torch.tensor({prompt.tolist()})" if isinstance(prompt, torch.Tensor) else repr(prompt)
-
-
-def imports_of(prompt: Prompt) -> str:
-    """What that Python text needs imported."""
-    return "import torch\n\n" if isinstance(prompt, torch.Tensor) else ""
 
 
 class _Watch(LogitsProcessor):
@@ -141,13 +133,21 @@ class _Stop(StoppingCriteria):
         self.found = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        if self.strings:
-            last = input_ids[0, max(self.start, input_ids.shape[1] - self.reach) :].tolist()
-            text, before = (self.tokenizer.decode(ids, skip_special_tokens=False) for ids in (last, last[:-1]))
+        if self.strings and not self.found:  # on some devices one more step runs before the first verdict is read
+            begin = max(self.start, input_ids.shape[1] - self.reach)
+            ids = input_ids[0, max(0, begin - 1) :].tolist()
+            text, before = (self._text(some, begin > 0) for some in (ids, ids[:-1]))
             self.found = any(text.count(string) > before.count(string) for string in self.strings)
         return torch.full((input_ids.shape[0],), self.stop.is_set() or self.found, device=input_ids.device)
 
+    def _text(self, ids: list[int], anchored: bool) -> str:
+        """The text of ids; after the first of them, if that is an anchor that keeps the space before the second."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
+        anchor: str = self.tokenizer.decode(ids[:1], skip_special_tokens=False) if anchored else ""
+        return text[len(anchor) :] if text.startswith(anchor) else text
 
+
+@each_prompt
 def generate(
     lm: LanguageModel,
     prompt: Prompt,
@@ -169,7 +169,7 @@ def generate(
 
     Args:
         lm: the model.
-        prompt: text, chat messages or token ids (1, seq).
+        prompt: text, chat messages or token ids (1, seq); or a list of these, continued one after the other.
         max_new_tokens: how many tokens at most.
         temperature: 0 takes the likeliest token each time; 1 samples from the model's distribution.
         top_p, top_k, min_p: sample only from the likeliest tokens (1.0, 0 and 0.0: from all); see `Sampling`.
@@ -183,8 +183,8 @@ def generate(
         alternatives: how many of the likeliest tokens to keep at each place.
 
     Returns:
-        A `Generation`. After an interrupt, one with what was written by then, and a warning. Where something fails half
-        way, what was written is the `generation` of the error.
+        A `Generation`, or a list of them where several prompts are given. After an interrupt, one with what was written
+        by then, and a warning. Where something fails half way, what was written is the `generation` of the error.
 
     Raises:
         ValueError: a bad prompt or setting, settings that contradict each other, or a prompt that leaves no room in the
@@ -195,10 +195,10 @@ def generate(
     ).drawn()
     if alternatives < 1:
         raise ValueError(f"alternatives is 1 or more; got {alternatives}")
+    prompt = asked(lm, prompt)
     ids = room_for(lm, prompt, max_new_tokens, truncate_left=truncate_left)
     record = Record(min(alternatives, lm.n_vocab))
-    asked = prompt if isinstance(prompt, str) else ids.cpu() if isinstance(prompt, torch.Tensor) else list(prompt)
-    recipe = {"prompt": asked, "load": lm.code(), **sampling.given()}
+    recipe = {"prompt": prompt, "load": lm.code(), **sampling.given()}
     if truncate_left:
         recipe["truncate_left"] = True
 
@@ -253,20 +253,20 @@ def write(
     watch = _Watch(record.alternatives)
     stream = _Stream(watch, record, lm.tokenizer, on_token)
     ending = _Stop(stop, sampling.stop_strings, lm.tokenizer, ids.shape[1] - own)
-    pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.tokenizer.eos_token_id
+    hf = _without_defaults(lm)
+    mask = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in signature(hf.forward).parameters else {}
     begin = time.perf_counter()
     interrupted = False
-    with lm.busy(), torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+    with lm.busy(), torch.random.fork_rng(devices=_random_devices()):
         try:
-            lm.hf.generate(
+            type(hf).generate(
+                hf,
                 ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=pad,
+                **mask,
+                generation_config=_config(lm, sampling),
                 logits_processor=LogitsProcessorList([watch, *sampling.processors()]),
                 stopping_criteria=StoppingCriteriaList([ending]),
                 streamer=stream,
-                **sampling.for_transformers(),
             )
         except KeyboardInterrupt:
             interrupted = True
@@ -281,7 +281,44 @@ def write(
     return finish, end - begin, (stream.first_at or end) - begin
 
 
+def _without_defaults(lm: LanguageModel) -> Any:
+    """A second face of the transformers model, same weights and hooks, whose generation defaults are transformers' own.
+
+    `generate` fills whatever a call leaves open from the `generation_config` of the model it is called on, so an empty
+    one is what keeps a checkpoint's settings out, those that transformers may add one day included. The user's model
+    keeps its own.
+    """
+    hf = lm.hf.get_base_model() if hasattr(lm.hf, "get_base_model") else lm.hf  # adapters act within the model
+    face = copy(hf)
+    face.generation_config = GenerationConfig()
+    return face
+
+
+def _config(lm: LanguageModel, sampling: Sampling) -> GenerationConfig:
+    """All that `generate` is asked for."""
+    ends, pad = ends_of(lm), lm.tokenizer.pad_token_id
+    return GenerationConfig(
+        max_new_tokens=int(sampling.max_new_tokens),
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if pad is None and ends else pad,
+        bos_token_id=lm.tokenizer.bos_token_id,
+        **sampling.for_transformers(),
+    )
+
+
+def _random_devices() -> list[int]:
+    """The GPUs whose random numbers a seed changes: all that are in use."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
+def ends_of(lm: LanguageModel) -> list[int]:
+    """The tokens that end a text, as the model's generation config names them: one, several or none."""
+    ends = getattr(getattr(lm.hf, "generation_config", None), "eos_token_id", None)
+    if ends is None:
+        return []
+    return [int(id) for id in torch.as_tensor(ends).flatten() if id >= 0]
+
+
 def is_end(lm: LanguageModel, id: int) -> bool:
     """Does this token end a text?"""
-    ends = lm.hf.generation_config.eos_token_id
-    return id in (ends if isinstance(ends, list) else [ends])
+    return id in ends_of(lm)

@@ -9,12 +9,15 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from labkit.tokens import Token, describe
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROW = 192
 MEASURES = ("probability", "surprisal", "entropy", "rank")
@@ -30,14 +33,14 @@ class GeneratedToken:
         id: which token.
         probability: float32; NaN where nothing stood before it.
         entropy: how undecided the model was between all tokens, in bits.
-        rank: 1 for the likeliest token.
+        rank: 1 for the likeliest token; None where nothing stood before it.
         top_ids, top_probabilities: the likeliest tokens (10,), int32 and float16.
     """
 
     id: int
     probability: float
     entropy: float
-    rank: int
+    rank: int | None
     top_ids: np.ndarray = field(repr=False, compare=False)
     top_probabilities: np.ndarray = field(repr=False, compare=False)
     tokenizer: Any = field(repr=False, compare=False)
@@ -109,7 +112,7 @@ class Record:
     def token(self, place: int, tokenizer: Any) -> GeneratedToken:
         row = self.rows[place]
         probability = float(np.exp(row["logprob"]))
-        entropy, rank = float(row["entropy"]), int(row["rank"])
+        entropy, rank = float(row["entropy"]), int(row["rank"]) or None
         top = row["top_ids"].copy(), row["top_probabilities"].copy()
         return GeneratedToken(int(row["id"]), probability, entropy, rank, *top, tokenizer)
 
@@ -180,6 +183,13 @@ def largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
     rows = square.amax(1).topk(count).indices
     found = square[rows].view(-1).topk(count)
     return found.values, rows[found.indices // ROW] * ROW + found.indices % ROW
+
+
+def frame_of(tokens: Sequence[GeneratedToken]) -> pd.DataFrame:
+    """One row a token, with `COLUMNS`; what has nothing before it has no probability and no rank."""
+    import pandas as pd
+
+    return pd.DataFrame(frame_rows(tokens), columns=COLUMNS).astype({"rank": "Int64"})
 
 
 def frame_rows(tokens: Sequence[GeneratedToken]) -> list[tuple[Any, ...]]:

@@ -85,12 +85,12 @@ class Sampling:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
     def for_transformers(self) -> dict[str, Any]:
-        """The settings of transformers' own `generate`; a model's own defaults for them do not apply."""
+        """The settings as a generation config of transformers takes them."""
         if not self.temperature:
-            return {"do_sample": False, "repetition_penalty": 1.0}
+            return {"do_sample": False}
         return {
             "do_sample": True, "temperature": float(self.temperature), "top_p": float(self.top_p),
-            "top_k": int(self.top_k), "min_p": float(self.min_p) or None, "repetition_penalty": 1.0,
+            "top_k": int(self.top_k), "min_p": float(self.min_p) or None,
         }  # fmt: skip
 
     def processors(self) -> list[LogitsProcessor]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from labkit.generation import imports_of, room_for, written
-from labkit.record import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
+from labkit.generation import room_for
+from labkit.prompts import asked, each_prompt, imports_of, written
+from labkit.record import Distribution, GeneratedToken, Record, frame_of
 from labkit.tokens import Token, bytes_of
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Score:
     """A text as a model reads it, token by token.
 
-    The first token has nothing before it: its probability is NaN and it is not counted.
+    The first token has nothing before it: it has no probability and no rank (NaN, None), and is not counted.
 
     Attributes:
         prompt: the tokens as the model sees them.
@@ -65,9 +66,7 @@ class Score:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
-        import pandas as pd
-
-        return pd.DataFrame(frame_rows(self.tokens), columns=COLUMNS)
+        return frame_of(self.tokens)
 
     def code(self) -> str:
         """The Python that scores the text again."""
@@ -78,23 +77,26 @@ class Score:
         return f"Score({len(self.record)} tokens, logprob={self.logprob:.1f}, perplexity={self.perplexity:.2f})"
 
 
+@each_prompt
 def score(lm: LanguageModel, text: Prompt, *, alternatives: int = 10, truncate_left: bool = False) -> Score:
     """How probable the model finds a text, token by token.
 
     Args:
         lm: the model.
-        text: text, chat messages or token ids (1, seq).
+        text: text, chat messages or token ids (1, seq); or a list of these, scored one after the other.
         alternatives: how many of the likeliest tokens to keep at each place.
         truncate_left: leave out tokens at the beginning of a text that is too long for the context, BOS excepted.
 
     Returns:
-        A `Score`. `score.logprob` is that of the whole text, the sum over its tokens.
+        A `Score`, or a list of them where several texts are given. `score.logprob` is that of the whole text, the sum
+        over its tokens.
 
     Raises:
         ValueError: the text is empty, a single token, or longer than the context.
     """
     if alternatives < 1:
         raise ValueError(f"alternatives is 1 or more; got {alternatives}")
+    text = asked(lm, text)
     ids = room_for(lm, text, 0, truncate_left=truncate_left)
     if ids.shape[1] < 2:
         raise ValueError("the text is a single token, and nothing stands before it; give it at least two tokens")
@@ -103,8 +105,7 @@ def score(lm: LanguageModel, text: Prompt, *, alternatives: int = 10, truncate_l
     record = Record(min(alternatives, lm.n_vocab))
     nothing = np.zeros(record.alternatives, np.int32), np.zeros(record.alternatives, np.float16)
     tokens = ids[0].tolist()
-    record.append((tokens[0], np.nan, np.nan, 0, *nothing))
+    record.append((tokens[0], np.nan, np.nan, 0, *nothing))  # rank 0 stands for none
     for place, id in enumerate(tokens[1:]):
         record.append(Distribution(logits[place].to(exact), record.alternatives).row(id))
-    asked = text if isinstance(text, str) else ids.cpu() if not isinstance(text, list) else list(text)
-    return Score(lm.tokens(ids), record, {"prompt": asked, "load": lm.code()}, lm.tokenizer)
+    return Score(lm.tokens(ids), record, {"prompt": text, "load": lm.code()}, lm.tokenizer)

@@ -7,14 +7,18 @@ they are known, and a display text in which spaces, newlines, lone bytes and spe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labkit.chat import render
+from labkit.chat import is_chat, render
+from labkit.once import first_time
+from labkit.prompts import several
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
@@ -130,6 +134,11 @@ def split_characters(tokenizer: Any, ids: Sequence[int]) -> dict[int, str]:
 def encode(lm: LanguageModel, prompt: Prompt, *, most: int | None = -1) -> torch.Tensor:
     """See `LanguageModel.encode`. At most the model's context, or this many tokens; None: any number."""
     most = lm.context if most == -1 else most
+    if (many := several(prompt)) is not None:
+        raise ValueError(
+            f"this takes one prompt at a time, and here are {len(many)}; call it for each. lm.run takes several as one "
+            "batch; lm.generate, lk.score, lk.logit_lens, lk.attention and lk.direct_logit_attribution give a list"
+        )
     if isinstance(prompt, torch.Tensor):
         ids = prompt if prompt.ndim == 2 else prompt[None]
         if ids.ndim != 2 or ids.dtype.is_floating_point:
@@ -138,9 +147,12 @@ def encode(lm: LanguageModel, prompt: Prompt, *, most: int | None = -1) -> torch
         if not prompt:
             raise ValueError("the prompt is empty; give it at least one character")
         ids = _with_one_bos(lm.tokenizer, lm.tokenizer(prompt, return_tensors="pt").input_ids)
-    elif isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) for m in prompt):
-        text = render(lm, prompt)  # type: ignore[arg-type]
+        _expect_back(lm, prompt, ids[0].tolist())
+    elif is_chat(prompt):
+        text = render(lm, prompt)
         ids = _with_one_bos(lm.tokenizer, lm.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids)
+        _expect_back(lm, text, ids[0].tolist())
+        _expect_bos(lm, ids[0].tolist())
     else:
         raise TypeError(f"a prompt is text, a list of chat messages, or token ids (1, seq); got {prompt!r:.80}")
     if ids.shape[1] == 0:
@@ -157,81 +169,71 @@ def encode(lm: LanguageModel, prompt: Prompt, *, most: int | None = -1) -> torch
     return ids.to(device=lm.device, dtype=torch.long)
 
 
-@dataclass(frozen=True)
-class Region:
-    """A stretch of a prompt, positions `start` to `stop` - 1: what a `system`, `user` or `assistant` message says, or
-    `thinking`, what a reasoning model says to itself, its marks included."""
-
-    kind: str
-    start: int
-    stop: int
-
-
-def regions(lm: LanguageModel, prompt: Prompt) -> list[Region]:
-    """Which part of a prompt is whose, in order; what is in no region is the chat template's own.
-
-    Messages are known for a prompt of messages, `<think>` for any.
-    """
-    ids = lm.encode(prompt)[0].tolist()
-    found = thinking(describe(lm.tokenizer, ids))
-    if not isinstance(prompt, str | torch.Tensor):
-        found += _messages(lm, prompt, len(ids))
-    return sorted(found, key=lambda region: (region.start, -region.stop))
-
-
-def thinking(tokens: Sequence[Token]) -> list[Region]:
-    """The `<think>` regions among tokens, marks included; one that is not closed goes on to the end.
-
-    A `</think>` that nothing opened closes what began after the last special token: models whose template opens it
-    put out the rest alone.
-    """
-    text, at = "", []  # at: the position of each character
-    for position, token in enumerate(tokens):
-        text += token.text
-        at += [position] * len(token.text)
-    found, opened, after_special = [], None, 0
-    for mark in re.finditer(r"<(/?)think>", text):
-        if not mark[1]:
-            opened = at[mark.start()] if opened is None else opened
-            continue
-        if opened is None:
-            after_special = max((n + 1 for n in range(at[mark.start()]) if tokens[n].special), default=0)
-        found.append(Region("thinking", after_special if opened is None else opened, at[mark.end() - 1] + 1))
-        opened = None
-    if opened is not None:
-        found.append(Region("thinking", opened, len(tokens)))
-    return found
-
-
-def _messages(lm: LanguageModel, messages: Sequence[Mapping[str, str]], length: int) -> list[Region]:
-    """Where each message stands: its text is looked for in what the template made, one after the other."""
-    if not lm.tokenizer.is_fast:
-        return []
-    text = render(lm, messages)
-    spans = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][-length:]
-    found, here = [], 0
-    for message in messages:
-        for content in (message["content"].strip(), message["content"].split("</think>")[-1].strip()):
-            begin = text.find(content, here)
-            if content and begin >= 0:
-                here = begin + len(content)
-                inside = [n for n, (a, b) in enumerate(spans) if a < here and b > begin and b > a]
-                found.append(Region(message["role"], inside[0], inside[-1] + 1))
-                break
-    return found
-
-
 def _with_one_bos(tokenizer: Any, ids: torch.Tensor) -> torch.Tensor:
     """Drop a second BOS: it appears when a text that spells BOS out meets a tokenizer that adds one."""
     bos = tokenizer.bos_token_id
-    adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
-    if adds_bos and ids.shape[1] > 1 and bool((ids[0, :2] == bos).all()):
+    if _adds_bos(tokenizer) and ids.shape[1] > 1 and bool((ids[0, :2] == bos).all()):
         return ids[:, 1:]
     return ids
 
 
-def single_token(lm: LanguageModel, text: str | int, *, role: str = "answer") -> int:
-    """The id of an answer that is one token; a number is taken as the id itself.
+def _adds_bos(tokenizer: Any) -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a").input_ids[:1] == [bos]
+
+
+def _expect_bos(lm: LanguageModel, ids: list[int]) -> None:
+    """Say, once, that chats have no BOS where plain text gets one."""
+    if ids[:1] != [lm.tokenizer.bos_token_id] and _adds_bos(lm.tokenizer):
+        first_time(
+            lm.tokenizer,
+            f"the chat template of {lm.name} writes no {lm.tokenizer.bos_token!r} at the beginning, where plain text "
+            "gets one; the model reads chats without it, as transformers gives them",
+        )
+
+
+def _expect_back(lm: LanguageModel, text: str, ids: list[int]) -> None:
+    """Warn, once, of a tokenizer that does not give back what it was given.
+
+    Case, equivalent characters, a space at the beginning and spaces beside special tokens are not looked at: many
+    tokenizers change those by design.
+    """
+    tokenizer = lm.tokenizer
+    if ids[:1] == [tokenizer.bos_token_id] and not text.startswith(str(tokenizer.bos_token)):
+        ids = ids[1:]
+    if ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(str(tokenizer.eos_token)):
+        ids = ids[:-1]
+    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if back.lstrip(" ") == text.lstrip(" "):
+        return
+    given, came = (unicodedata.normalize("NFKC", t.casefold()).lstrip() for t in (text, back))
+    added = tokenizer.added_tokens_decoder
+    if any(id in added for id in ids):
+        given, came = ("".join(t.split()) for t in (given, came))
+    if given != came:
+        pairs = enumerate(zip_longest(text, back.lstrip(" ")))
+        start = max(0, next((n for n, (a, b) in pairs if a != b), 0) - 12)
+        first_time(
+            tokenizer,
+            f"the tokenizer of {lm.name} does not give back what it is given: {text[start : start + 40]!r} comes back "
+            f"as {back[start : start + 40]!r}. The model may see another text than was meant; lm.tokens(prompt) "
+            "shows what it sees",
+            about="does not give back",
+        )
+
+
+TAIL = 16  # tokens of a prompt that decide how what follows is cut into tokens
+
+
+def single_token(lm: LanguageModel, text: str | int, *, role: str = "answer", after: torch.Tensor | None = None) -> int:
+    """The id of an answer that is one token: the one that would be written next; a number is taken as the id itself.
+
+    Args:
+        lm: the model.
+        text: the answer, with its space if it begins a word.
+        role: what errors call it.
+        after: the ids (1, seq) that it follows, where they are known. Many tokenizers write a word in another way at
+            the beginning of a text, after a space, and after a quote or a newline.
 
     Raises:
         ValueError: the text is empty or several tokens; the message offers the first of them.
@@ -242,14 +244,52 @@ def single_token(lm: LanguageModel, text: str | int, *, role: str = "answer") ->
         return text
     if not text:
         raise ValueError(f"the {role} is empty; give it one token, such as ' Mary'")
-    ids = lm.tokenizer(text, add_special_tokens=False).input_ids
+    ids = _following(lm.tokenizer, text, after)
     if len(ids) != 1:
         parts = [t.text for t in describe(lm.tokenizer, ids)]
-        hint = "" if text.startswith(" ") else f" Most words in a sentence start with a space: try {' ' + text!r}."
+        spaced = " " + text
+        one = not text.startswith(" ") and len(_following(lm.tokenizer, spaced, after)) == 1
+        hint = f" Most words in a sentence start with a space: try {spaced!r}." if one else ""
         raise ValueError(
             f"the {role} {text!r} is {len(ids)} tokens {parts}; it has to be one. The first is {parts[0]!r}.{hint}"
         )
     return int(ids[0])
+
+
+def word_for(lm: LanguageModel, id: int, *, after: torch.Tensor | None = None) -> str | int:
+    """What to write for a token so that `single_token` finds it again: its text, or its id where that will not do."""
+    text = describe(lm.tokenizer, [id])[0].text
+    try:
+        return text if text and single_token(lm, text, after=after) == id else id
+    except ValueError:
+        return id
+
+
+def _following(tokenizer: Any, text: str, after: torch.Tensor | None) -> list[int]:
+    """The ids of a text that goes on from others, or from no matter what.
+
+    One token if there is one: what the tokenizer makes of the text at that place, else a token that reads like it.
+    """
+
+    def ids_of(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    found = None
+    if after is not None:
+        before = tokenizer.decode(after.reshape(-1)[-TAIL:].tolist(), clean_up_tokenization_spaces=False)
+        found = _added(ids_of(before), ids_of(before + text))
+        if found is not None and len(found) == 1:
+            return found
+    alone = ids_of(text)
+    for other in (_added(ids_of("\n"), ids_of("\n" + text)), alone):
+        if other is not None and len(other) == 1 and describe(tokenizer, other)[0].text in (text, text.strip() or text):
+            return other
+    return found or alone
+
+
+def _added(before: list[int], both: list[int]) -> list[int] | None:
+    """What comes after some ids; None if others took their place."""
+    return both[len(before) :] if len(both) > len(before) and both[: len(before)] == before else None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from labkit.internals.attention_hook import AttentionCall, pattern_of
 from labkit.internals.hooks import hooked
 from labkit.internals.recording import last_logits
 from labkit.internals.sites import HEAD_IN, checked, layers_with, n_heads_of
+from labkit.models.reference import RefersToModel
+from labkit.prompts import asked, each_prompt
 from labkit.tokens import Token
 
 if TYPE_CHECKING:
@@ -36,8 +38,10 @@ KEEP = 256e6  # bytes of queries, keys and values to keep
 BLOCK = 4e6  # bytes of float32 pattern to compute at once
 
 
+@each_prompt
 def attention(lm: LanguageModel, prompt: Prompt) -> AttentionPatterns:
-    """The attention patterns of a prompt (text, chat messages, or ids (1, seq)), computed when they are asked for.
+    """The attention patterns of a prompt (text, chat messages, or ids (1, seq)), computed when they are asked for; a
+    list of patterns for a list of prompts.
 
     Raises:
         ValueError: a bad prompt, or a model whose attention cannot be seen.
@@ -107,13 +111,13 @@ class Patterns:
         return figure
 
 
-class AttentionPatterns(Patterns):
+class AttentionPatterns(RefersToModel, Patterns):
     """Where every head of every layer looks."""
 
     def __init__(self, lm: LanguageModel, prompt: Prompt) -> None:
         checked(lm, "pattern")
-        self.lm, self.prompt = lm, prompt
-        self.ids = lm.encode(prompt)
+        self.lm, self.prompt = lm, asked(lm, prompt)
+        self.ids = lm.encode(self.prompt)
         self.tokens = lm.tokens(self.ids)
         self.layers = layers_with(lm, "pattern")
         self.n_layers, self.n_heads = lm.n_layers, n_heads_of(lm, "pattern")
@@ -121,6 +125,16 @@ class AttentionPatterns(Patterns):
         self._before_projection: dict[int, torch.Tensor] = {}  # (head, d_head) at the last token
         self._scores: dict[str, np.ndarray] = {}  # each (layer, head)
         self._thumbnails: np.ndarray | None = None
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is computed again when it is asked for stays out of copies and pickles."""
+        state = super().__getstate__()
+        again: dict[str, Any] = {"_calls": OrderedDict(), "_before_projection": {}}
+        return {name: value for name, value in state.items() if name != "_lock"} | again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
         self._lock = threading.RLock()
 
     # -- patterns --------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def estimates(
     """
     places = [(kind, layer) for kind, layers in source.items() for layer in layers]
     start = {("embed", 0): lambda x: x.detach().requires_grad_(True)}
-    with lm.busy(), torch.enable_grad():
+    with lm.busy(gradients=True):
         with hooked(lm, set(places), start, keep=lambda x: x) as found, _differentiable(lm.hf):
             value = metric(last_logits(lm, ids).float())[0]
         if not value.requires_grad:

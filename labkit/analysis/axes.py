@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from labkit.internals.cells import Cell
-from labkit.internals.sites import HEAD_KINDS, Site, checked, layers_with, n_heads_of
+from labkit.internals.sites import HEAD_KINDS, Site, checked, layers_with, n_heads_of, out_of_range
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
@@ -108,7 +108,7 @@ def _numbers(lm: LanguageModel, site: str, name: str, asked: Sequence[int] | Non
         return layers_with(lm, site) if name == "layer" else list(range(size))
     for number in asked:
         if not -size <= number < size:
-            raise ValueError(f"{name} {number} is out of range; {name}s go from 0 to {size - 1}")
+            raise ValueError(out_of_range(lm, site, name, number, size))
         if name == "layer":
             checked(lm, Site(site, number))
     numbers = [number % size for number in asked]

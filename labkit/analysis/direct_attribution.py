@@ -23,6 +23,7 @@ from labkit.internals.sites import HEAD_IN, absent, layers_with, n_heads_of
 from labkit.models.anatomy import first_tensor
 from labkit.models.offload import copied, runs_on
 from labkit.models.weights import bias_of, is_plain, weight_of
+from labkit.prompts import asked, each_prompt, imports_of, written
 from labkit.tokens import Token, single_token
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class DirectAttribution:
         return f"DirectAttribution({what}: {self.total:+.2f} = {parts}; most: {', '.join(most)})"
 
 
+@each_prompt
 def direct_logit_attribution(
     lm: LanguageModel, prompt: Prompt, answer: str | int, foil: str | int | None = None
 ) -> DirectAttribution:
@@ -118,13 +120,14 @@ def direct_logit_attribution(
 
     Args:
         lm: the model, in any bits.
-        prompt: text, chat messages, or token ids (1, seq).
+        prompt: text, chat messages, or token ids (1, seq); or a list of these, which gives a list of results.
         answer, foil: one token each, as text or id; without a foil the answer's logit alone.
 
     Raises:
         ValueError: a bad prompt or answer, or a model whose residual stream is not one sum (several streams, layers
             that run more than once) or whose last step is not a norm.
     """
+    prompt = asked(lm, prompt)
     ids = lm.encode(prompt)
     kept, way, chosen, against = _way_of(lm, ids, answer, foil)
     found = kept.found
@@ -147,9 +150,8 @@ def direct_logit_attribution(
     rest = way.total - embed - float(attn.sum()) - float(mlp.sum()) - way.bias
     tokens = lm.tokens(ids)
     words = [None if id is None else lm.tokenizer.decode([id]) for id in (chosen, against)]
-    shown = repr(prompt) if not isinstance(prompt, torch.Tensor) else f"torch.tensor({ids.tolist()})"
-    imports = "import torch\n" if isinstance(prompt, torch.Tensor) else ""
-    code = f"{imports}{lm.code()}found = lk.direct_logit_attribution(lm, {shown}, {answer!r}, {foil!r})\n"
+    call = f"lk.direct_logit_attribution(lm, {written(prompt)}, {answer!r}, {foil!r})"
+    code = f"{lm.code()}{imports_of(prompt)}found = {call}\n"
     return DirectAttribution(
         way.total, embed, attn, mlp, heads, attn_bias, way.bias, rest, tokens, words[0] or "", words[1], code
     )
@@ -183,8 +185,8 @@ def _way_of(
     lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None
 ) -> tuple[_Kept, _Way, int, int | None]:
     """A run, the way from its last residual stream to the logit (difference), and the ids of answer and foil."""
-    chosen = single_token(lm, answer)
-    against = None if foil is None else single_token(lm, foil, role="foil")
+    chosen = single_token(lm, answer, after=ids)
+    against = None if foil is None else single_token(lm, foil, role="foil", after=ids)
     if (why := absent(lm, "resid_post")) is not None:
         raise ValueError(f"{lm.name} has no direct attribution: {why}")
     kept = _at_the_end(lm, ids)
@@ -283,18 +285,20 @@ class _Way:
         the norm centres, and J x = r (norm(x) - norm(0)): r is the share of epsilon in the scale, 0 for large x; and 1
         if there is no norm at all.
         """
-        tail = [copied(module) for module in readout.tail]
+        with lm.busy():
+            tail = [copied(module) for module in readout.tail]
 
         def norm(x: torch.Tensor) -> torch.Tensor:
             for module in tail:
                 x = first_tensor(module.float()(x[None, None]))[0, 0]  # type: ignore[index]
             return x
 
-        x = x.float().detach().to(runs_on(readout.tail[0]) if readout.tail else x.device)
         unembed = readout.unembed
-        row = _row(unembed, chosen) - (0 if against is None else _row(unembed, against))  # (width,)
-        row = row.to(x.device)
-        with lm.busy(), torch.enable_grad():
+        with lm.busy():
+            x = x.float().detach().to(runs_on(readout.tail[0]) if readout.tail else x.device)
+            row = _row(unembed, chosen) - (0 if against is None else _row(unembed, against))  # (width,)
+            row = row.to(x.device)
+        with lm.busy(gradients=True):
             out, along = torch.autograd.functional.jvp(norm, x, x)
             at = x.clone().requires_grad_(True)
             (gradient,) = torch.autograd.grad(norm(at) @ row, at)

@@ -267,8 +267,8 @@ def prepared(
     if not -length <= at < length:
         raise ValueError(f"at={at} is out of range; the prompts have positions 0 to {length - 1}")
     end = at % length + 1
-    chosen = None if answer is None else single_token(lm, answer, role="answer")
-    against = None if foil is None else single_token(lm, foil, role="foil")
+    chosen = None if answer is None else single_token(lm, answer, role="answer", after=pair.clean[:, :end])
+    against = None if foil is None else single_token(lm, foil, role="foil", after=pair.corrupt[:, :end])
     metric_of(metric, answer=chosen, foil=against, reference=torch.zeros(1))  # a wrong one fails here
     try:
         runs = PairRuns(lm, pair.clean[:, :end], pair.corrupt[:, :end])
@@ -298,14 +298,14 @@ class _Sweep:
     def scores(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Pairs of (receivers, scores (sender, receiver)), from the logits down; senders after them are meaningless."""
         clean, corrupt = (self.work.parts[name].base.resid[0] for name in ("clean", "corrupt"))
-        between = torch.arange(1, self.steps + 1, device=clean.device)[:, None, None] / self.steps
-        x = (corrupt.float() + between * (clean.float() - corrupt.float())).to(clean.dtype)
         inputs = []
         with self.lm.busy():
+            between = torch.arange(1, self.steps + 1, device=clean.device)[:, None, None] / self.steps
+            x = (corrupt.float() + between * (clean.float() - corrupt.float())).to(clean.dtype)
             for layer in range(self.lm.n_layers):
                 inputs.append(x)
                 x, _ = self.rows.block(layer, x)
-        with self.lm.busy(), torch.enable_grad(), _differentiable(self.lm.hf):
+        with self.lm.busy(gradients=True), _differentiable(self.lm.hf):
             last = x.detach().requires_grad_(True)
             (grad,) = torch.autograd.grad(self.work.measure(last[:, -1]).sum(), last)
             yield slice(-1, None), self._products(grad.mean(0, dtype=torch.float32)[None])

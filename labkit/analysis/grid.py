@@ -190,7 +190,11 @@ def grid_of(values: np.ndarray, about: dict[str, Any]) -> PatchGrid:
     recipe = {**about["recipe"], "usual_over": tuple(about["recipe"]["usual_over"])}
     clean, corrupt = ([Token(**t) for t in about[f"{name}_tokens"]] for name in ("clean", "corrupt"))
     over, index = tuple(about["over"]), tuple(about["index"])
-    return _class_of(recipe)(values, over, index, about["clean"], about["corrupt"], clean, corrupt, recipe)
+    first = 0
+    if recipe.get("unit") == "tokens above":  # an older file, whose ranks count from 0
+        first, recipe["unit"] = 1, "ranks"
+    metrics = about["clean"] + first, about["corrupt"] + first
+    return _class_of(recipe)(values + first, over, index, *metrics, clean, corrupt, recipe)
 
 
 def open_grid(path: str | os.PathLike[str]) -> PatchGrid:

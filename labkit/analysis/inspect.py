@@ -17,10 +17,11 @@ import torch
 
 from labkit.analysis.grid import PatchGrid
 from labkit.analysis.metrics import Metric, metric_of
+from labkit.analysis.recipe import answer_ids
 from labkit.internals.cells import UNIT_KINDS
 from labkit.internals.run import Run, run
 from labkit.internals.sites import HEAD_KINDS, Site, absent, n_heads_of
-from labkit.tokens import describe, single_token
+from labkit.tokens import describe
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
@@ -240,7 +241,7 @@ def _top(lm: LanguageModel, row: torch.Tensor, k: int) -> list[tuple[str, float]
 def _metric(lm: LanguageModel, grid: PatchGrid, reference: torch.Tensor) -> Metric | None:
     if grid.recipe["own_metric"]:
         return None
-    answer, foil = (None if word is None else single_token(lm, word) for word in (grid.answer, grid.foil))
+    answer, foil = answer_ids(lm, grid.recipe)
     return metric_of(grid.recipe["metric"], answer=answer, foil=foil, reference=reference)
 
 

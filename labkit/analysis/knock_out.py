@@ -15,6 +15,8 @@ import torch
 
 from labkit.internals.run import run
 from labkit.internals.sites import checked
+from labkit.models.reference import RefersToModel
+from labkit.prompts import asked
 from labkit.tokens import align, describe, single_token
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ HOW = {
 
 
 @dataclass(frozen=True, repr=False)
-class KnockOut:
+class KnockOut(RefersToModel):
     """The next token with and without some heads.
 
     Attributes:
@@ -46,6 +48,7 @@ class KnockOut:
     logits_after: torch.Tensor
     lm: LanguageModel = field(repr=False)
     made_by: str = field(default="", repr=False)
+    ids: torch.Tensor | None = field(default=None, repr=False)  # of the prompt (1, seq)
 
     @property
     def kl(self) -> float:
@@ -64,7 +67,8 @@ class KnockOut:
 
     def logit_diff(self, answer: str | int, foil: str | int) -> tuple[float, float]:
         """The logit of the answer less that of the foil, before and after."""
-        a, b = single_token(self.lm, answer), single_token(self.lm, foil, role="foil")
+        a = single_token(self.lm, answer, after=self.ids)
+        b = single_token(self.lm, foil, role="foil", after=self.ids)
         return tuple(float(x[a] - x[b]) for x in (self.logits_before, self.logits_after))  # type: ignore[return-value]
 
     def to_frame(self, k: int = 10) -> pd.DataFrame:
@@ -118,6 +122,7 @@ def knock_out(
         raise ValueError("no head is chosen; give at least one (layer, head)")
     kind = "pattern" if how == "other_pattern" else "z"
     sites = [checked(lm, f"{kind}.{layer}.{head}") for layer, head in heads]
+    prompt, other = asked(lm, prompt), None if other is None else asked(lm, other)
     ids = lm.encode(prompt)
     given = ""
     if how.startswith("other"):
@@ -140,4 +145,4 @@ def knock_out(
     chosen = [(int(layer), int(head)) for layer, head in heads]
     code = f"{lm.code()}found = lk.knock_out(lm, {prompt_code(prompt)}, heads={chosen}, how={how!r}{given})\n"
     first, second = (one.logits[0, -1].float().cpu() for one in (before, after))
-    return KnockOut(chosen, how, first, second, lm, code)
+    return KnockOut(chosen, how, first, second, lm, code, ids)

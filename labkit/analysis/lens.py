@@ -28,6 +28,8 @@ from labkit.internals.readout import Readout, readout_of
 from labkit.internals.recording import Base, Unsupported, last_logits
 from labkit.internals.sites import absent, layers_with
 from labkit.internals.wavefront import Cancelled
+from labkit.models.reference import RefersToModel
+from labkit.prompts import asked, each_prompt, imports_of, written
 from labkit.tokens import Token, describe, single_token
 
 if TYPE_CHECKING:
@@ -39,12 +41,12 @@ if TYPE_CHECKING:
 LensSite = Literal["resid_post", "attn_out", "mlp_out"]
 SITES: tuple[LensSite, ...] = ("resid_post", "attn_out", "mlp_out")
 SHADES = ("probability", "entropy", "rank", "kl")
-FORMAT = 1
+FORMAT = 2  # 1 counted ranks from 0
 AT_ONCE = 8_000_000  # logits in one block of positions: 32 MB
 
 
 @dataclass(repr=False)
-class LogitLens:
+class LogitLens(RefersToModel):
     """What every layer would say next, at every position.
 
     Attributes:
@@ -56,7 +58,7 @@ class LogitLens:
         entropy: (layer, position), of the whole distribution, in nats.
         kl: (layer, position), KL(the model's own distribution, this one), in nats; 0 at the last layer.
         final_ids, final_probabilities: (position, k), what the model itself says.
-        followed: tokens whose place was followed; `ranks` (followed, layer, position) int32, 0 for the likeliest,
+        followed: tokens whose place was followed; `ranks` (followed, layer, position) int32, 1 for the likeliest,
             and `probabilities` float32 say how each fares.
         words: the tokens behind all these ids.
         recipe: what repeats it.
@@ -106,7 +108,7 @@ class LogitLens:
         return self.layers.index(wanted), self.positions.index(at)
 
     def rank(self, token: str | int) -> np.ndarray:
-        """How many tokens are likelier than this one, (layer, position) int32; 0 where it is what a layer would say.
+        """The rank of this token, (layer, position) int32; 1 where it is what a layer would say.
 
         A token that was not followed takes another run of the model.
 
@@ -170,7 +172,7 @@ class LogitLens:
         import plotly.graph_objects as go
 
         values = self.shade(shade, token)
-        shown = -np.log10(values + 1) if shade == "rank" else values
+        shown = -np.log10(values) if shade == "rank" else values
         words = [[self.words[int(id)].display for id in row] for row in self.top_ids[:, :, 0]]
         units = {"probability": "probability", "entropy": "entropy (nats)", "kl": "KL to the final layer (nats)"}
         of = "" if shade != "rank" else f" of {(self.followed[0].text if token is None else token)!r}"
@@ -184,7 +186,7 @@ class LogitLens:
                 texttemplate="%{text}",
                 customdata=values,
                 colorscale="Blues" if shade in ("probability", "rank") else "Oranges",
-                colorbar={"title": {"text": units.get(shade, f"−log10(rank + 1){of}"), "side": "right"}},
+                colorbar={"title": {"text": units.get(shade, f"−log10(rank){of}"), "side": "right"}},
                 hovertemplate=hover,
             )
         )
@@ -227,7 +229,7 @@ class LogitLens:
     def _again(self, **changes: Any) -> LogitLens:
         lm = self._model()
         ids = torch.tensor([self.recipe["ids"]], device=lm.device)
-        return logit_lens(lm, ids, site=self.site, positions=self.positions, **changes)  # type: ignore[arg-type]
+        return logit_lens(lm, ids, site=self.site, positions=self.positions, **changes)  # type: ignore[call-overload]
 
 
 _ARRAYS = (
@@ -235,6 +237,7 @@ _ARRAYS = (
 )  # fmt: skip
 
 
+@each_prompt
 def logit_lens(
     lm: LanguageModel,
     prompt: Prompt,
@@ -249,7 +252,7 @@ def logit_lens(
 
     Args:
         lm: the model, in any bits.
-        prompt: text, chat messages, or token ids (1, seq).
+        prompt: text, chat messages, or token ids (1, seq); or a list of these, which gives a list of lenses.
         site: `resid_post`, the residual stream leaving each layer; `attn_out` or `mlp_out`, what one part of the layer
             puts out, read alone (and scaled by the final norm as if it were the whole stream).
         positions: which positions to read, counted from the end if negative; all of them if not given.
@@ -264,11 +267,13 @@ def logit_lens(
     """
     if site not in SITES:
         raise ValueError(f"a lens reads {', '.join(SITES)}; got {site!r}")
+    prompt = asked(lm, prompt)
     ids = lm.encode(prompt)
     tokens = lm.tokens(ids)
     at = _positions(positions, len(tokens))
     chosen = [
-        single_token(lm, t, role="followed token") for t in ([follow] if isinstance(follow, str | int) else follow)
+        single_token(lm, t, role="followed token", after=ids)
+        for t in ([follow] if isinstance(follow, str | int) else follow)
     ]
     if k < 1:
         raise ValueError(f"k, how many tokens to keep, is 1 or more; got {k}")
@@ -292,7 +297,7 @@ def logit_lens(
         {},
         {
             "model": lm.name, "revision": lm.revision, "bits": lm.bits, "n_layers": lm.n_layers,
-            "ids": ids[0].tolist(), "code": _code(lm, prompt, ids, site, positions, follow, k),
+            "ids": ids[0].tolist(), "code": _code(lm, prompt, site, positions, follow, k),
         },
         lm,
     )  # fmt: skip
@@ -308,7 +313,7 @@ def logit_lens(
         lens.entropy[n, rows] = _numpy(-(share * here).nan_to_num(0).sum(-1))  # a token that cannot be: 0 x -inf
         lens.kl[n, rows] = _numpy((own.exp() * (own - here)).nan_to_num(0).sum(-1).clamp(min=0))
         for i, id in enumerate(chosen):
-            lens.ranks[i, n, rows] = _numpy((logits > logits[:, id, None]).sum(-1))
+            lens.ranks[i, n, rows] = _numpy((logits > logits[:, id, None]).sum(-1) + 1)
             lens.probabilities[i, n, rows] = _numpy(share[:, id])
     seen = sorted({*lens.top_ids.ravel().tolist(), *lens.final_ids.ravel().tolist(), *chosen})
     lens.words = dict(zip(seen, describe(lm.tokenizer, seen), strict=True))
@@ -325,6 +330,8 @@ def open_lens(path: str | os.PathLike[str], lm: LanguageModel | None = None) -> 
     about, arrays = open_arrays(path, "lens", newest=FORMAT)
     if lm is not None and lm.name != about["recipe"]["model"]:
         raise ValueError(f"{str(path)!r} is a lens on {about['recipe']['model']}, not on {lm.name}")
+    if about["format"] < 2:
+        arrays["ranks"] = arrays["ranks"] + 1
     tokens, followed, words = ([Token(**token) for token in about[n]] for n in ("tokens", "followed", "words"))
     return LogitLens(
         about["site"], about["layers"], about["positions"], tokens, followed=followed,
@@ -392,12 +399,10 @@ def _numpy(x: torch.Tensor) -> np.ndarray:
     return x.float().cpu().numpy() if x.dtype.is_floating_point else x.cpu().numpy()
 
 
-def _code(lm: LanguageModel, prompt: Prompt, ids: torch.Tensor, site: str, positions: Any, follow: Any, k: int) -> str:
+def _code(lm: LanguageModel, prompt: Prompt, site: str, positions: Any, follow: Any, k: int) -> str:
     given: dict[str, Any] = {"site": site} if site != "resid_post" else {}
     given |= {"positions": list(positions)} if positions is not None else {}
     given |= {"follow": follow} if follow not in ((), []) else {}
     given |= {"k": k} if k != 10 else {}
     settings = "".join(f", {name}={value!r}" for name, value in given.items())
-    shown = f"torch.tensor({ids.tolist()})" if isinstance(prompt, torch.Tensor) else repr(prompt)
-    imports = "import torch\n" if isinstance(prompt, torch.Tensor) else ""
-    return f"{imports}{lm.code()}lens = lk.logit_lens(lm, {shown}{settings})\n"
+    return f"{lm.code()}{imports_of(prompt)}lens = lk.logit_lens(lm, {written(prompt)}{settings})\n"

@@ -77,4 +77,4 @@ def _named(name: str, answer: int | None, foil: int | None, reference: torch.Ten
         return Metric("logit_diff", "logits", lambda logits: logits[:, 0] - logits[:, 1], (answer, foil))
     if name == "logprob":
         return Metric("logprob", "nats", lambda logits: logits.log_softmax(-1)[:, answer])
-    return Metric("rank", "tokens above", lambda logits: (logits > logits[:, answer, None]).sum(-1).float())
+    return Metric("rank", "ranks", lambda logits: (logits > logits[:, answer, None]).sum(-1).float() + 1)

@@ -170,8 +170,8 @@ class PatchJob:
         ):
             raise ValueError("`runs` belongs to another model or to other prompts; leave it out")
         self.runs = runs or PairRuns(lm, clean_ids, corrupt_ids)
-        self.answer = None if answer is None else single_token(lm, answer, role="answer")
-        self.foil = None if foil is None else single_token(lm, foil, role="foil")
+        self.answer = None if answer is None else single_token(lm, answer, role="answer", after=clean_ids)
+        self.foil = None if foil is None else single_token(lm, foil, role="foil", after=corrupt_ids)
         self.metric_asked = metric
         metric_of(metric, answer=self.answer, foil=self.foil, reference=torch.zeros(1))  # a wrong one fails here
         if metric == "rank" and method == "attribution":

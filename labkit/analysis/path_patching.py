@@ -130,8 +130,8 @@ class _Paths:
             raise ValueError(f"at={at} is out of range; the prompts have positions 0 to {length - 1}")
         end = at % length + 1
         self.ids = {"clean": pair.clean[:, :end], "corrupt": pair.corrupt[:, :end]}
-        self.answer = None if answer is None else single_token(lm, answer, role="answer")
-        self.foil = None if foil is None else single_token(lm, foil, role="foil")
+        self.answer = None if answer is None else single_token(lm, answer, role="answer", after=self.ids["clean"])
+        self.foil = None if foil is None else single_token(lm, foil, role="foil", after=self.ids["corrupt"])
         metric_of(metric, answer=self.answer, foil=self.foil, reference=torch.zeros(1))  # a wrong one fails here
         self.source, self.base = ("clean", "corrupt") if direction == "denoise" else ("corrupt", "clean")
         self.heads = HEAD_IN if layers_with(lm, HEAD_IN) else "z"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from labkit.analysis.saved import open_arrays, save_arrays
 from labkit.internals.hooks import hooked
 from labkit.internals.sites import checked
+from labkit.prompts import asked, packed, prompts_of
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
@@ -102,7 +103,10 @@ def steering_vector(
     assert site.layer is not None
     if at not in ("last", "mean"):
         raise ValueError(f"a steering vector is taken at 'last' or 'mean'; got {at!r}")
-    sides = {"positive": _prompts(positive), "negative": _prompts(negative)}
+    sides = {
+        name: [asked(lm, prompt) for prompt in prompts_of(side)]
+        for name, side in (("positive", positive), ("negative", negative))
+    }
     found: dict[str, torch.Tensor] = {}  # (prompt, d_model)
     for name, prompts in sides.items():
         if not prompts:
@@ -125,7 +129,7 @@ def steering_vector(
         "code": f"{lm.code()}vector = lk.steering_vector(lm, {shown}, {site.layer}{how})\n",
         "about": f"{len(sides['positive'])} positive and {len(sides['negative'])} negative prompts",
         "model": lm.name, "revision": lm.revision, "bits": lm.bits,
-        **{name: [_shown(prompt) for prompt in prompts] for name, prompts in sides.items()},
+        **{name: [packed(_shown(prompt)) for prompt in prompts] for name, prompts in sides.items()},
     }  # fmt: skip
     return SteeringVector(vector, site.layer, typical, spread, recipe)
 
@@ -191,15 +195,6 @@ def _leaving(lm: LanguageModel, prompt: Prompt, layer: int, at: At) -> torch.Ten
     many models keep a vector of a norm of its own."""
     found = lm.run(prompt, read=[f"resid_post.{layer}"])[f"resid_post.{layer}"][0].float().cpu()
     return found[-1] if at == "last" or len(found) == 1 else found[1:].mean(0)
-
-
-def _prompts(side: Any) -> list[Any]:
-    """One prompt or several: text, ids and one list of messages are one."""
-    if isinstance(side, str | torch.Tensor):
-        return [side]
-    if side and all(isinstance(item, Mapping) for item in side):
-        return [side]
-    return list(side)
 
 
 def _shown(prompt: Any) -> Any:

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from labkit.analysis.grid import PatchGrid
+from labkit.analysis.grid import PatchGrid, about_of, grid_of
 from labkit.analysis.saved import written_whole
-from labkit.tokens import Token
 
 MANIFEST, LOCK, FORMAT = "sweep.json", ".lock", 1
 Results = dict[int, PatchGrid | str]
@@ -133,7 +132,8 @@ class Store:
     def write(self, number: int, results: Results) -> None:
         """Put a shard in its place, whole."""
         arrays = {f"values.{i}": grid.values for i, grid in results.items() if isinstance(grid, PatchGrid)}
-        about = {"hash": self.hash, "pairs": {str(i): _packed(result) for i, result in results.items()}}
+        packed = {str(i): one if isinstance(one, str) else about_of(one) for i, one in results.items()}
+        about = {"hash": self.hash, "pairs": packed}
         buffer = io.BytesIO()
         np.savez(buffer, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
         _write(self.path(number), buffer.getvalue())
@@ -147,7 +147,7 @@ class Store:
                 if about["hash"] != self.hash:
                     raise ValueError("it belongs to another sweep")
                 results = {
-                    int(i): packed if isinstance(packed, str) else _unpacked(file[f"values.{i}"], packed)
+                    int(i): packed if isinstance(packed, str) else grid_of(file[f"values.{i}"], packed)
                     for i, packed in about["pairs"].items()
                 }
             if not set(results) <= set(self.shards[number]):
@@ -190,19 +190,3 @@ def _write(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _packed(result: PatchGrid | str) -> dict[str, Any] | str:
-    """A grid without its values, as JSON has it."""
-    if isinstance(result, str):
-        return result
-    kept = ("over", "index", "clean", "corrupt", "recipe")
-    tokens = {side: [vars(token) for token in getattr(result, side)] for side in ("clean_tokens", "corrupt_tokens")}
-    return {**{name: getattr(result, name) for name in kept}, **tokens}
-
-
-def _unpacked(values: np.ndarray, about: dict[str, Any]) -> PatchGrid:
-    about["recipe"]["usual_over"] = tuple(about["recipe"]["usual_over"])
-    clean, corrupt = ([Token(**token) for token in about[f"{side}_tokens"]] for side in ("clean", "corrupt"))
-    axes = tuple(about["over"]), tuple(about["index"])
-    return PatchGrid(values, *axes, about["clean"], about["corrupt"], clean, corrupt, about["recipe"])

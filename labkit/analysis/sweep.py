@@ -26,6 +26,7 @@ from labkit.analysis.store import Results, Store
 from labkit.analysis.workers import ModelSource, Plan, each, plan_for, whole_shard
 from labkit.models.language_model import LanguageModel
 from labkit.models.processors import usable
+from labkit.prompts import asked, packed, unpacked
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -84,7 +85,10 @@ def sweep(
         **{name: None if asked is None else list(map(int, asked)) for name, asked in numbers.items()},
     }  # fmt: skip
     _check(lm, pairs, settings, shard)
-    kept = [tuple(pair) for pair in pairs]
+    kept = [
+        (*(asked(lm, prompt) if isinstance(lm, LanguageModel) else prompt for prompt in pair[:2]), *pair[2:])
+        for pair in pairs
+    ]
     workers, threads = _workers(executor)
     plan = plan_for(lm, settings, threads=threads)
     size = shard or max(1, -(-len(kept) // 50))
@@ -299,11 +303,11 @@ def _source(function: Callable[..., Any]) -> str:
 
 
 def _as_json(part: Any) -> Any:
-    return {"ids": part.reshape(-1).tolist()} if isinstance(part, torch.Tensor) else part
+    return {"ids": part.reshape(-1).tolist()} if isinstance(part, torch.Tensor) else packed(part)
 
 
 def _from_json(part: Any) -> Any:
-    return torch.tensor([part["ids"]]) if isinstance(part, dict) and set(part) == {"ids"} else part
+    return torch.tensor([part["ids"]]) if isinstance(part, dict) and set(part) == {"ids"} else unpacked(part)
 
 
 def _from_end(positions: list[int] | None) -> list[int] | None:

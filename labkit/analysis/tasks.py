@@ -137,8 +137,9 @@ def verify(lm: LanguageModel, pairs: Sequence[PromptPair]) -> TaskCheck:
         raise ValueError("there are no pairs to verify")
     differences: dict[str, list[float]] = {"clean": [], "corrupt": []}
     for pair in map(PromptPair._make, pairs):
-        ids = [single_token(lm, pair.answer), single_token(lm, pair.foil, role="foil")]
-        for side, prompt in (("clean", pair.clean), ("corrupt", pair.corrupt)):
+        clean, corrupt = lm.encode(pair.clean), lm.encode(pair.corrupt)
+        ids = [single_token(lm, pair.answer, after=clean), single_token(lm, pair.foil, role="foil", after=corrupt)]
+        for side, prompt in (("clean", clean), ("corrupt", corrupt)):
             answer, foil = lm.run(prompt).logits[0, -1, ids].float().tolist()
             differences[side].append(answer - foil)
     return TaskCheck([PromptPair._make(p) for p in pairs], differences["clean"], differences["corrupt"])
@@ -160,7 +161,11 @@ class _Draw:
         self._kept: dict[int, list] = {}
 
     def is_token(self, text: str) -> bool:
-        return len(self._lm.tokenizer(text, add_special_tokens=False).input_ids) == 1
+        try:
+            single_token(self._lm, text)
+        except ValueError:
+            return False
+        return True
 
     def words(self, table: Sequence, n: int = 1) -> list:
         """`n` different entries of a table, each a word or a row of words that are one token within a sentence."""
@@ -205,7 +210,7 @@ def _layout(lm: LanguageModel, pair: PromptPair) -> tuple[int, tuple[int, ...]] 
     try:
         both = align(lm, pair.clean, pair.corrupt)
         for word in (pair.answer, pair.foil):
-            follows = single_token(lm, word)
+            follows = single_token(lm, word, after=both.clean)
             for prompt, ids in ((pair.clean, both.clean), (pair.corrupt, both.corrupt)):
                 if lm.encode(prompt + word)[0].tolist() != [*ids[0].tolist(), follows]:
                     return None

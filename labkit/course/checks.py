@@ -78,5 +78,6 @@ def a_head(answer: Any, lm: LanguageModel) -> tuple[int, int]:
 def logit_diff(lm: LanguageModel, prompt: str, answer: str, foil: str, **run: Any) -> float:
     from labkit.tokens import single_token
 
-    logits = lm.run(prompt, **run).logits[0, -1].float()
-    return float(logits[single_token(lm, answer)] - logits[single_token(lm, foil, role="foil")])
+    ids = lm.encode(prompt)
+    logits = lm.run(ids, **run).logits[0, -1].float()
+    return float(logits[single_token(lm, answer, after=ids)] - logits[single_token(lm, foil, role="foil", after=ids)])

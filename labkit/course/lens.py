@@ -22,11 +22,11 @@ def _where_paris_comes_first(answer: Any, lm: LanguageModel) -> Verdict:
     layer = int(answer)
     if not 0 <= layer < lm.n_layers:
         raise ValueError(f"layers go from 0 to {lm.n_layers - 1}")
-    first = int((ranks == 0).argmax())
+    first = int((ranks == 1).argmax())
     if abs(layer - first) <= 1:
         return Verdict(True, f"From layer {first} on ' Paris' is what the lens reads; one layer earlier it is not.")
-    said = f"After layer {layer} there are {ranks[layer]} tokens likelier than ' Paris'."
-    return Verdict(False, said if ranks[layer] else said + " Is there an earlier layer of which that is true?")
+    said = f"After layer {layer} there are {ranks[layer] - 1} tokens likelier than ' Paris'."
+    return Verdict(False, said if ranks[layer] > 1 else said + " Is there an earlier layer of which that is true?")
 
 
 @exercise("02.2")
@@ -37,7 +37,7 @@ def _attention_that_says_mary(answer: Any, lm: LanguageModel) -> Verdict:
     row, _ = lens.place(int(answer))
     rank, top = int(lens.ranks[0, row, 0]), lens.top(int(answer))[0][0]
     said = f"Read alone, the attention of layer {answer} says {top!r}; ' Mary' is at rank {rank}."
-    return Verdict(rank == 0, said)
+    return Verdict(rank == 1, said)
 
 
 @exercise("02.3")

@@ -34,8 +34,11 @@ def mood(lm: LanguageModel) -> float:
     """How much likelier a good word is than a bad one after some openings that say neither: mean log odds, in nats."""
     found = []
     for opening in OPENINGS:
-        logits = lm.run(opening).logits[0, -1].float()
-        good, bad = (logits[[single_token(lm, word) for word in words]].logsumexp(0) for words in (GOOD, BAD))
+        ids = lm.encode(opening)
+        logits = lm.run(ids).logits[0, -1].float()
+        good, bad = (
+            logits[[single_token(lm, word, after=ids) for word in words]].logsumexp(0) for words in (GOOD, BAD)
+        )
         found.append(float(good - bad))
     return sum(found) / len(found)
 

@@ -13,13 +13,15 @@ import torch
 
 from labkit.internals.hooks import Edit, Place, hooked
 from labkit.internals.sites import KINDS, Site, checked
+from labkit.models.reference import RefersToModel
+from labkit.prompts import prompts_of
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
 
 
 @dataclass
-class Run:
+class Run(RefersToModel):
     """One forward pass: `logits` (batch, position, vocab), and `run["resid_pre.5"]` for what was read.
 
     Activations have the model's dtype and stay on its device. A kind without a layer stacks the layers that have it
@@ -60,16 +62,16 @@ def index(value: torch.Tensor, site: Site) -> torch.Tensor:
 
 def run(
     lm: LanguageModel,
-    prompt: Prompt | Sequence[str],
+    prompt: Prompt | Sequence[Prompt],
     *,
     read: Sequence[str | Site] = (),
     write: Mapping[Any, torch.Tensor | Edit] | None = None,
 ) -> Run:
-    """One forward pass over a prompt, or over a list of texts as one left-padded batch.
+    """One forward pass over a prompt, or over a list of prompts as one left-padded batch.
 
     Args:
         lm: the model.
-        prompt: text, chat messages, token ids (1, seq), or a list of texts.
+        prompt: text, chat messages, token ids (1, seq), or a list of these.
         read: sites to keep, such as `["resid_pre", "pattern.3", "z.5.3"]`.
         write: for each site the value that takes its place (broadcast to its shape), or a function from the
             activation to the new one.
@@ -89,15 +91,12 @@ def run(
     return Run(logits, ids, mask, activations, lm)
 
 
-def _batch(lm: LanguageModel, prompt: Prompt | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask (batch, seq), both; texts of different lengths are padded on the left."""
-    texts = not isinstance(prompt, str | torch.Tensor) and prompt and all(isinstance(item, str) for item in prompt)
-    rows = [lm.encode(item)[0] for item in prompt] if texts else None  # type: ignore[arg-type]
-    if rows is None:
-        if isinstance(prompt, torch.Tensor) and prompt.ndim == 2 and prompt.shape[0] > 1:
-            rows = [lm.encode(row[None])[0] for row in prompt]
-        else:
-            rows = [lm.encode(prompt)[0]]  # type: ignore[arg-type]
+def _batch(lm: LanguageModel, prompt: Prompt | Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (batch, seq), both; prompts of different lengths are padded on the left."""
+    if isinstance(prompt, torch.Tensor) and prompt.ndim == 2 and prompt.shape[0] > 1:
+        rows = [lm.encode(row[None])[0] for row in prompt]
+    else:
+        rows = [lm.encode(one)[0] for one in prompts_of(prompt) or [prompt]]  # type: ignore[list-item]
     length = max(len(row) for row in rows)
     pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else (lm.tokenizer.eos_token_id or 0)
     ids = torch.full((len(rows), length), pad, device=lm.device)

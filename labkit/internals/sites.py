@@ -106,7 +106,7 @@ def checked(lm: LanguageModel, site: str | Site, *, length: int | None = None) -
         if value is None:
             return None
         if not -count <= value < count:
-            raise ValueError(f"{site}: {what} {value} is out of range; {lm.name} has {what}s 0 to {count - 1}")
+            raise ValueError(f"{site}: {out_of_range(lm, site.kind, what, value, count)}")
         return value % count
 
     layer = within("layer", site.layer, 1 if site.kind == "embed" else lm.n_layers)
@@ -116,6 +116,18 @@ def checked(lm: LanguageModel, site: str | Site, *, length: int | None = None) -
     head = within("head", site.head, n_heads_of(lm, site.kind, layer)) if site.kind in HEAD_KINDS else None
     position = site.position if length is None else within("position", site.position, length)
     return Site(site.kind, layer, head, position)
+
+
+def out_of_range(lm: LanguageModel, kind: str, what: str, value: int, count: int) -> str:
+    """That a model has no such layer, head, neuron or position, in words that say which heads are counted."""
+    shared = f" at {kind}"
+    if what == "head" and kind in ("k", "v"):
+        what = "key-value head"
+        if (queries := n_heads_of(lm, "q")) != count:
+            shared += f", shared by its {queries} query heads"
+    most = f"{what}s 0 to {count - 1}" if count else f"no {what}s"
+    owner = "the prompt" if what == "position" else lm.name
+    return f"{what} {value} is out of range; {owner} has {most}{shared if 'head' in what else ''}"
 
 
 def layers_with(lm: LanguageModel, kind: str) -> list[int]:

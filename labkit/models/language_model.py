@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -25,17 +26,20 @@ if TYPE_CHECKING:
     from labkit.internals.run import Run
     from labkit.models.anatomy import Anatomy
     from labkit.models.memory import MemoryReport
-    from labkit.tokens import Region, Token
+    from labkit.regions import Region
+    from labkit.tokens import Token
 
 Prompt = str | Sequence[Mapping[str, str]] | torch.Tensor
-"""A prompt: text, a list of chat messages ({"role": ..., "content": ...}), or token ids (1, seq)."""
+"""A prompt: text, a list of chat messages ({"role": ..., "content": ...}) or a `labkit.Chat`, or token ids (1, seq)."""
+Prompts = list[str] | tuple[str, ...] | Sequence[torch.Tensor] | Sequence[Sequence[Mapping[str, str]]]
+"""Several of them; ids (n, seq) count as several, too."""
 
 
 class LanguageModel:
     """An open model in memory, ready to be looked into. Made by `labkit.load` or `labkit.wrap`.
 
     Attributes:
-        hf: the transformers model, in eval mode.
+        hf: the transformers model; its passes run in eval mode, and it keeps the mode that it is in.
         tokenizer: its tokenizer.
         name: what it was loaded from (hub id, folder, file, or the default model's name).
         revision: the commit or pinned version it came from, or None.
@@ -52,7 +56,7 @@ class LanguageModel:
         revision: str | None = None,
         bits: int = 32,
     ) -> None:
-        self.hf = hf.eval()
+        self.hf = hf
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
@@ -146,7 +150,9 @@ class LanguageModel:
         """
         from labkit.tokens import encode
 
-        return encode(self, prompt)
+        with torch.inference_mode(False), torch.no_grad():  # ids of inference mode could not go into a gradient
+            ids = encode(self, prompt)
+            return ids.clone() if ids.is_inference() else ids
 
     def tokens(self, prompt: Prompt) -> list[Token]:
         """The prompt as the model sees it, one `Token` a position, with text that people can read."""
@@ -155,8 +161,8 @@ class LanguageModel:
         return describe(self.tokenizer, self.encode(prompt)[0].tolist())
 
     def regions(self, prompt: Prompt) -> list[Region]:
-        """Which part of a prompt is whose: messages and `<think>` regions; see `labkit.tokens.regions`."""
-        from labkit.tokens import regions
+        """Which part of a prompt is whose: messages and `<think>` regions; see `labkit.regions.regions`."""
+        from labkit.regions import regions
 
         return regions(self, prompt)
 
@@ -164,7 +170,7 @@ class LanguageModel:
 
     def run(
         self,
-        prompt: Prompt | Sequence[str],
+        prompt: Prompt | Sequence[Prompt],
         *,
         read: Sequence[str] = (),
         write: Mapping[Any, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]] | None = None,
@@ -188,8 +194,12 @@ class LanguageModel:
 
         return named(self, name, layer, expert=expert, dtype=dtype or self.dtype)
 
-    def generate(self, prompt: Prompt, **settings: Any) -> Generation:
-        """Continue a prompt; see `labkit.generation.generate`."""
+    @overload
+    def generate(self, prompt: Prompt, **settings: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Prompts, **settings: Any) -> list[Generation]: ...
+    def generate(self, prompt: Any, **settings: Any) -> Any:
+        """Continue a prompt, or each of a list of them; see `labkit.generation.generate`."""
         from labkit.generation import generate
 
         return generate(self, prompt, **settings)
@@ -223,12 +233,52 @@ class LanguageModel:
         return measure(self)
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Have the model to oneself, without gradients and on the processors that are free, while the block runs."""
+    def busy(self, *, gradients: bool = False) -> Iterator[None]:
+        """Have the model to oneself, in eval mode, with or without gradients, on the processors that are free.
+
+        Whatever mode the caller is in, of the model or of PyTorch (`torch.inference_mode`), is back afterwards.
+
+        Raises:
+            RuntimeError: gradients meet tensors that were made under `torch.inference_mode()`, which can have none.
+        """
         from labkit.models.processors import shared
 
-        with self.lock, shared(), torch.no_grad():
-            yield
+        with self.lock, shared(), torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            training = [module for module in self._modules if module.training]
+            try:
+                for module in training:  # not `hf.eval()`: each module gets its own mode back
+                    module.training = False
+                yield
+            except RuntimeError as error:
+                if gradients and "nference tensor" in str(error):
+                    raise RuntimeError(
+                        f"this needs gradients, and {self.name} or something given with it was made under inference "
+                        "mode, where tensors have none; leave torch.inference_mode() and make it again"
+                    ) from error
+                raise
+            finally:
+                for module in training:
+                    module.training = True
+
+    @cached_property
+    def _modules(self) -> tuple[torch.nn.Module, ...]:
+        """All modules of the model; a walk over them takes longer than many a small pass."""
+        return tuple(self.hf.modules())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        """A second model, with weights and a lock of its own."""
+        copied = memo[id(self)] = object.__new__(type(self))
+        with self.lock, torch.inference_mode(False):
+            kept = {name: value for name, value in self.__dict__.items() if name != "lock"}
+            copied.__dict__ |= {name: deepcopy(value, memo) for name, value in kept.items()}
+        copied.lock = threading.RLock()
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self.name} is a model in memory and is not pickled. Results are, without it. Load it again where it is "
+            f"needed:\n\n{self.code()}"
+        )
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

@@ -71,7 +71,7 @@ def load(
     folder, label, pinned = _source(name, bits=bits or 4, progress=progress)
     source = str(folder or name)
     ours = folder is not None and not same_place(folder, name)
-    with told(label), quiet(progress=progress):
+    with told(label), quiet(progress=progress), torch.inference_mode(False):
         if folder is not None and not ours:
             check_folder(folder)
         whole = _config(source, revision=revision, trust_remote_code=trust_remote_code)

@@ -11,7 +11,8 @@ import numpy as np
 
 from labkit.analysis.grid import PatchGrid
 from labkit.analysis.inspect import CellReport, JointReport, Place, inspect, together, transplant
-from labkit.tokens import describe, single_token
+from labkit.analysis.recipe import answer_ids
+from labkit.tokens import describe
 from labkit.widgets.heatmap import Heatmap
 from labkit.widgets.jobs import Work
 from labkit.widgets.live_grid import metric_words
@@ -154,7 +155,7 @@ def _report_words(grid: PatchGrid, report: CellReport) -> str:
 
 
 def _marked(lm: LanguageModel, grid: PatchGrid) -> list[str]:
-    ids = [single_token(lm, word) for word in (grid.answer, grid.foil) if word]
+    ids = [id for id in answer_ids(lm, grid.recipe) if id is not None]
     return [token.display for token in describe(lm.tokenizer, ids)]
 
 

@@ -13,7 +13,7 @@ import traitlets as t
 
 from labkit.analysis.lens import SHADES, SITES, LogitLens, logit_lens
 from labkit.internals.recording import last_logits
-from labkit.tokens import describe
+from labkit.tokens import describe, word_for
 from labkit.widgets.block import cell
 from labkit.widgets.curve import Curve
 from labkit.widgets.heatmap import Heatmap
@@ -120,8 +120,7 @@ class LensFace(widgets.VBox):
         if not self.follow:
             with self.lm.busy():
                 token = describe(self.lm.tokenizer, [int(last_logits(self.lm, ids)[0].argmax())])[0]
-        plain = self.lm.tokenizer(token.text, add_special_tokens=False).input_ids == [token.id]
-        return token.text if plain and token.text else token.id
+        return word_for(self.lm, token.id, after=ids)
 
     def _fit_window(self, length: int) -> None:
         """The slider's range is the prompt's; a window beyond it goes back to the prompt's end."""
@@ -152,7 +151,7 @@ class LensFace(widgets.VBox):
         values = lens.shade(self.shade)
         look: dict[str, Any] = {"scale": "amount", "low": 0.0, "ticks": []}
         if self.shade == "rank":
-            values, ticks = np.log10(values + 1), rank_ticks(self.lm.n_vocab)
+            values, ticks = np.log10(values), rank_ticks(self.lm.n_vocab)
             look |= {
                 "scale": "order",
                 "high": float(np.log10(self.lm.n_vocab)),
@@ -203,7 +202,7 @@ class LensFace(widgets.VBox):
             self._reading = False
         word, at = self._word(lens), lens.labels()[c]
         about = f"entropy {lens.entropy[r, c]:.2f} nats, KL to the final layer {lens.kl[r, c]:.2f} nats\n"
-        about += f"{word} is at rank {lens.ranks[0, r, c]} (0 is the likeliest), {lens.probabilities[0, r, c]:.2%}"
+        about += f"{word} is at rank {lens.ranks[0, r, c]} (1 is the likeliest), {lens.probabilities[0, r, c]:.2%}"
         self.bars.marked = [word]
         self.bars.show({f"after {at}": lens.top(layer, position)}, title=f"Layer {layer}, {lens.site}", note=about)
         ranks, shares = lens.ranks[0, :, c], lens.probabilities[0, :, c]
@@ -214,7 +213,7 @@ class LensFace(widgets.VBox):
             self.curve.notes = [f"rank {n} · {p:.2%}" for n, p in zip(ranks, shares, strict=True)]
             self.curve.ticks, self.curve.low, self.curve.high = ticks, float(np.log10(self.lm.n_vocab)), 0.0
             self.curve.height = 230
-            self.curve.values = np.log10(ranks + 1)
+            self.curve.values = np.log10(ranks)
 
     def _clicked(self, change: Any) -> None:
         if self._reading or self.lens is None or change["new"] is None:
@@ -239,7 +238,7 @@ class LensFace(widgets.VBox):
 
 
 def rank_ticks(n_vocab: int) -> list[tuple[float, str]]:
-    """Ranks at equal steps of their order of magnitude, as (log10(rank + 1), label)."""
+    """Ranks at equal steps of their order of magnitude, as (log10(rank), label)."""
     tens = [10**n for n in range(1, 7) if 10**n < n_vocab]
     names = {1000: "1k", 10_000: "10k", 100_000: "100k", 1_000_000: "1M"}
-    return [(0.0, "0 (top)"), *((float(np.log10(ten + 1)), names.get(ten, str(ten))) for ten in tens)]
+    return [(0.0, "1 (top)"), *((float(np.log10(ten)), names.get(ten, str(ten))) for ten in tens)]

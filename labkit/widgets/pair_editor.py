@@ -150,10 +150,10 @@ class PairEditor(widgets.VBox):
         return held.fits
 
     def _wrong_word(self) -> str:
-        for name in self.words:
+        for name, prompt in zip(("answer", "foil"), NAMES, strict=True):
             if value := getattr(self, name):
                 try:
-                    single_token(self.lm, value, role=name)
+                    single_token(self.lm, value, role=name, after=self.lm.encode(getattr(self, prompt)))
                 except ValueError as error:
                     return in_words(error)
         return ""

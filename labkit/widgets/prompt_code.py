@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from labkit.generation import written
+from labkit.prompts import written
 from labkit.widgets.prompt_sessions import template_mark
 
 if TYPE_CHECKING:

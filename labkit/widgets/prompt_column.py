@@ -14,8 +14,9 @@ from labkit.branching import Branch, Tree
 from labkit.comparison import differing, stretches
 from labkit.models.memory import in_words
 from labkit.record import MEASURES, GeneratedToken, Record
+from labkit.regions import Region, thinking
 from labkit.scoring import Score
-from labkit.tokens import Region, Token, bytes_of, describe, split_characters, thinking
+from labkit.tokens import Token, bytes_of, describe, split_characters
 from labkit.widgets.branch_tree import BranchTree
 from labkit.widgets.snapshot import note
 from labkit.widgets.status_line import StatusLine

@@ -20,8 +20,9 @@ import traitlets as t
 from labkit.branching import Branch, Tree
 from labkit.chat import template_of
 from labkit.record import MEASURES
+from labkit.regions import regions
 from labkit.scoring import Score, score
-from labkit.tokens import TooLong, regions, single_token
+from labkit.tokens import TooLong, single_token
 from labkit.widgets.look_inside import LookInside
 from labkit.widgets.prompt_beside import Beside
 from labkit.widgets.prompt_box import PromptBox
@@ -327,7 +328,11 @@ class PromptLab(Sampled, Tool):
 
     def branch(self, at: int, token: int | str, *, column: int = 0) -> None:
         """Take another token at a place of the shown branch, and write on from there; `wait()` waits for it."""
-        self._gardener.take(self.columns[column], at, single_token(self.lms[column], token, role="token"))
+        one = self.columns[column]
+        after = None
+        if one.tree is not None and one.branch is not None and 0 <= at < len(one.branch):
+            after = one.tree.prefix(one.branch, at)
+        self._gardener.take(one, at, single_token(self.lms[column], token, role="token", after=after))
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 

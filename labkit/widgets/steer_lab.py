@@ -12,6 +12,7 @@ import ipywidgets as widgets
 import traitlets as t
 
 from labkit.analysis.steering import SteeringVector, steering_vector
+from labkit.prompts import asked, imports_of, written
 from labkit.widgets.given_prompt import GivenPrompt, share_prompt
 from labkit.widgets.prompt_box import PromptBox
 from labkit.widgets.snapshot import card, note
@@ -234,8 +235,8 @@ class SteerLab(Tool):
     # -- the rest ----------------------------------------------------------------------------------------------------
 
     def code(self) -> str:
-        shown = repr(self.prompt) if not hasattr(self.prompt, "tolist") else f"torch.tensor({self.prompt.tolist()})"
-        imports = "import torch\n" if hasattr(self.prompt, "tolist") else ""
+        prompt = asked(self.lm, self.prompt)
+        shown, imports = written(prompt), imports_of(prompt)
         sides = "".join(f"    {lines(side)!r},\n" for side in (self.positive, self.negative))
         control = "vector = vector.random()  # the control\n" if self.control else ""
         made = f"vector = lk.steering_vector(\n    lm,\n{sides}    layer={self.layer},\n)\n{control}"

@@ -36,6 +36,9 @@ def test_entropy_rank_and_alternatives_are_those_of_the_distribution(lm32):
         assert [id for id, _, _ in token.alternatives[:2]] == row.topk(2).indices.tolist()
     assert math.isnan(score.tokens[0].probability)
     assert score.to_frame()["rank"].tolist()[-1] == 1
+    first = score.to_frame().iloc[0]
+    assert score.tokens[0].rank is None
+    assert first[["probability", "rank"]].isna().all()
 
 
 def test_a_surprise_is_found(lm4):

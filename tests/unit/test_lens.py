@@ -1,5 +1,6 @@
 """The logit lens and LensView: the last layer is the model itself, nothing large is kept, all can be repeated."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_the_last_layer_says_what_the_model_says(lm):
     np.testing.assert_array_equal(lens.final_ids, lens.top_ids[-1])
     assert lens.kl[-1].max() < 1e-5
     assert lens.kl[0].min() > 0.1
-    assert lens.ranks[0, -1, -1] == 0
+    assert lens.ranks[0, -1, -1] == 1
     assert lens.top(-1)[0][0] == "·Mary"
 
 
@@ -50,7 +51,7 @@ def test_numbers_are_those_of_the_formula_written_out(lm32):
     np.testing.assert_array_equal(lens.top_ids[20], logits.topk(10).indices.numpy())
     np.testing.assert_allclose(lens.entropy[20], -(here.exp() * here).sum(-1).numpy(), atol=1e-4)
     np.testing.assert_allclose(lens.kl[20], (own.exp() * (own - here)).sum(-1).numpy(), atol=1e-3)
-    np.testing.assert_array_equal(lens.ranks[0, 20], (logits > logits[:, mary, None]).sum(-1).numpy())
+    np.testing.assert_array_equal(lens.ranks[0, 20], (logits > logits[:, mary, None]).sum(-1).numpy() + 1)
     np.testing.assert_allclose(lens.probabilities[0, 20], here[:, mary].exp().numpy(), atol=1e-5)
 
 
@@ -101,7 +102,7 @@ def test_what_is_kept_is_compact(lm4):
 def test_a_token_that_was_not_followed_is_ranked_when_asked_for(lm4):
     lens = lk.logit_lens(lm4, CLEAN, follow=" Mary")
     assert lens.rank(" Mary") is lens.ranks[0] or (lens.rank(" Mary") == lens.ranks[0]).all()
-    assert (lens.rank(" John")[-1, -1]) > 0
+    assert (lens.rank(" John")[-1, -1]) > 1
     with pytest.raises(ValueError, match="rank of which token"):
         lk.logit_lens(lm4, CLEAN, positions=[-1]).shade("rank")
 
@@ -129,6 +130,15 @@ def test_code_frame_figure_and_file_hold_the_same(lm4, tmp_path):
         lk.open_lens(tmp_path / "b.npz")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         lk.open_lens(tmp_path / "c.npz")
+
+
+def test_ranks_of_an_older_file_are_counted_from_one_when_it_is_opened(lm4, tmp_path, monkeypatch):
+    lens = lk.logit_lens(lm4, CLEAN, positions=[13], follow=[" Mary"])
+    monkeypatch.setattr(lens_module, "FORMAT", 1)
+    old = dataclasses.replace(lens, ranks=lens.ranks - 1).save(tmp_path / "old.npz")
+    monkeypatch.undo()
+    np.testing.assert_array_equal(lk.open_lens(old).ranks, lens.ranks)
+    assert lens.ranks.min() == 1
 
 
 @pytest.mark.parametrize(
@@ -163,12 +173,12 @@ def test_a_view_shows_what_the_function_gives(view, lm4):
     heatmap = view.lens_face.heatmap
     assert heatmap.texts == [lens.words[int(id)].display for id in lens.top_ids[:, :, 0].ravel()]
     np.testing.assert_allclose(heatmap.values, lens.top_probabilities[:, :, 0].astype(np.float32))
-    assert "rank of ·Mary: 0" in heatmap.notes[-1]
+    assert "rank of ·Mary: 1" in heatmap.notes[-1]
     heatmap.selection = (20, 9)  # a click
     assert view.selection == (20, 9)
     assert view.lens_face.bars.columns[0][1][0][0] == lens.top(20, 9)[0][0]
     assert len(view.lens_face.bars.columns[0][1]) == 10
-    np.testing.assert_allclose(view.lens_face.curve.values, np.log10(lens.ranks[0, :, 9] + 1), rtol=1e-5)
+    np.testing.assert_allclose(view.lens_face.curve.values, np.log10(lens.ranks[0, :, 9]), rtol=1e-5)
     view.lens_face.curve.selection = 29
     assert view.selection == (29, 9)
     view.selection = (29, 13)

@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -367,9 +368,18 @@ def test_metrics_are_what_their_names_say(lm32, metric):
             "logit_diff": logits[answer] - logits[foil],
             "logprob": logits.log_softmax(-1)[answer],
             "kl": torch.nn.functional.kl_div(logits.log_softmax(-1), clean.softmax(-1), reduction="sum"),
-            "rank": (logits.argsort(descending=True) == answer).nonzero()[0, 0],
+            "rank": (logits.argsort(descending=True) == answer).nonzero()[0, 0] + 1,
         }[metric]
         assert got == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_ranks_of_an_older_grid_are_counted_from_one_when_it_is_opened(lm32, tmp_path):
+    grid = lk.patch(lm32, *PAIR, metric="rank", layers=[0, 29], progress=False)
+    recipe = {**grid.recipe, "unit": "tokens above"}
+    old = replace(grid, values=grid.values - 1, clean=grid.clean - 1, corrupt=grid.corrupt - 1, recipe=recipe)
+    opened = lk.open_grid(old.save(tmp_path / "old.npz"))
+    np.testing.assert_array_equal(opened.values, grid.values)
+    assert (opened.clean, opened.corrupt, opened.recipe["unit"]) == (grid.clean, grid.corrupt, "ranks")
 
 
 def test_a_metric_of_ones_own_sees_rows_of_logits(lm32):
@@ -430,9 +440,12 @@ def test_attribution_goes_through_four_bit_layers(lm4):
         ({"metric": "loss"}, "there is no metric 'loss'"),
         ({"site": "resid"}, "there is no site 'resid'"),
         ({"site": "embed"}, "cannot be patched as a grid"),
-        ({"layers": [30]}, "layer 30 is out of range; layers go from 0 to 29"),
-        ({"site": "z", "heads": [9]}, "head 9 is out of range"),
-        ({"site": "v", "heads": [3]}, "head 3 is out of range; heads go from 0 to 2"),
+        ({"layers": [30]}, "layer 30 is out of range; .* has layers 0 to 29"),
+        ({"site": "z", "heads": [9]}, "head 9 is out of range; .* has heads 0 to 8 at z"),
+        (
+            {"site": "v", "heads": [3]},
+            "key-value head 3 is out of range; .* has key-value heads 0 to 2 at v, shared by its 9 query heads",
+        ),
         ({"positions": [14]}, "position 14 is out of range"),
         ({"heads": [1]}, "the grid is over"),
         ({"over": ("layer", "head")}, "is not possible for resid_pre"),

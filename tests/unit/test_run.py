@@ -158,7 +158,7 @@ def test_an_exception_in_a_write_leaves_no_hook_and_the_same_logits(lm):
         ("resid_prex.3", "did you mean 'resid_pre'"),
         ("resid_pre.30", r"layer 30 is out of range; .* has layers 0 to 29"),
         ("z.3.9", "head 9 is out of range; .* has heads 0 to 8"),
-        ("v.3.3", "head 3 is out of range; .* has heads 0 to 2"),
+        ("v.3.3", "key-value head 3 is out of range; .* has key-value heads 0 to 2 at v, shared by its 9 query heads"),
         ("mlp_out.3.1", "mlp_out has no heads"),
         ("resid_pre.3@14", "position 14 is out of range; .* has positions 0 to 13"),
         ("router.3", "mixture of experts"),

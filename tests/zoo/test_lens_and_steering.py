@@ -24,7 +24,7 @@ def test_the_last_layer_of_the_lens_is_the_model_itself(name, bits, tmp_path):
     lens = lk.logit_lens(lm, IDS, follow=[ANSWER])
     close(lens.logits(-1), own)
     assert lens.layers == list(range(lm.n_layers))
-    assert (lens.ranks[0, -1] == (own > own[:, ANSWER, None]).sum(-1).numpy()).all()
+    assert (lens.ranks[0, -1] == (own > own[:, ANSWER, None]).sum(-1).numpy() + 1).all()
     assert float(lens.kl[-1].max()) < 1e-4 < float(lens.kl[0].max())
     for site in ("attn_out", "mlp_out"):
         if absent(lm, site):

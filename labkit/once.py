@@ -1,0 +1,18 @@
+"""Warnings that are worth one line and no second one."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+from weakref import WeakKeyDictionary
+
+_said: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+
+def first_time(of: Any, message: str, *, about: str | None = None) -> None:
+    """Warn the first time that this is said of a model or a tokenizer; `about` names what it is about, if the wording
+    changes from case to case."""
+    said = _said.setdefault(of, set())
+    if (about or message) not in said:
+        said.add(about or message)
+        warnings.warn(message, stacklevel=3)
