@@ -220,6 +220,7 @@ def dated(lm: LanguageModel, prompt: Sequence[Mapping[str, Any]]) -> Chat:
         lm.tokenizer,
         f"the chat template of {lm.name} writes today's date, so that the same messages are other tokens tomorrow; "
         f"pin it with lk.Chat(messages, date={str(today)!r})",
+        about="today",
     )
     return Chat(chat, date=str(today))
 
@@ -295,8 +296,11 @@ class Writer:
         *before, last = messages
         said = text_in(last)
 
+        def with_last(content: str) -> str:
+            return self._whole([*before, with_text(last, content)])
+
         def until_the_end_of(content: str) -> str:
-            whole = self._whole([*before, with_text(last, content + self.mark())])
+            whole = with_last(content + self.mark())
             if self.mark() not in whole:
                 raise ValueError(
                     f"the chat template of {self.lm.name} does not write the last message, so that it cannot be "
@@ -306,9 +310,9 @@ class Writer:
 
         if said is None:
             raise ValueError("the last message has no text that could be continued")
-        text = until_the_end_of(said)
-        if said != said.rstrip() and not self._whole(messages).startswith(text):
-            text = until_the_end_of(said.rstrip())  # the template strips what stands at the end
+        bare = said.rstrip()
+        stripped = bare != said and with_last(bare + self.mark()) == with_last(bare + self.mark() + said[len(bare) :])
+        text = until_the_end_of(bare if stripped else said)
         for kept in (said, said.rstrip(), said.lstrip(), said.strip()):
             if text.endswith(kept):
                 break

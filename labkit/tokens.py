@@ -245,6 +245,9 @@ def single_token(lm: LanguageModel, text: str | int, *, role: str = "answer", af
     if not text:
         raise ValueError(f"the {role} is empty; give it one token, such as ' Mary'")
     ids = _following(lm.tokenizer, text, after)
+    if not ids:
+        near = describe(lm.tokenizer, lm.tokenizer(text, add_special_tokens=False).input_ids)[0].text
+        raise ValueError(f"the {role} {text!r} is no token of its own; {near!r} is one. Give that, or the token's id")
     if len(ids) != 1:
         parts = [t.text for t in describe(lm.tokenizer, ids)]
         spaced = " " + text
@@ -269,6 +272,7 @@ def _following(tokenizer: Any, text: str, after: torch.Tensor | None) -> list[in
     """The ids of a text that goes on from others, or from no matter what.
 
     One token if there is one: what the tokenizer makes of the text at that place, else a token that reads like it.
+    None where the only token reads otherwise, as `Mary` does that stands for ` Mary`.
     """
 
     def ids_of(text: str) -> list[int]:
@@ -284,7 +288,7 @@ def _following(tokenizer: Any, text: str, after: torch.Tensor | None) -> list[in
     for other in (_added(ids_of("\n"), ids_of("\n" + text)), alone):
         if other is not None and len(other) == 1 and describe(tokenizer, other)[0].text in (text, text.strip() or text):
             return other
-    return found or alone
+    return found or (alone if len(alone) > 1 else [])
 
 
 def _added(before: list[int], both: list[int]) -> list[int] | None:
