@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from labkit.models.compiled import HIDDEN, original, plain_name
 from labkit.models.offload import runs_on
 
 
@@ -83,14 +84,17 @@ def find_anatomy(hf: Any) -> Anatomy:
     Raises:
         ValueError: no stack of blocks, no embedding or no unembedding can be found in it.
     """
-    embed, unembed = hf.get_input_embeddings(), hf.get_output_embeddings()
+    embed, unembed = original(hf.get_input_embeddings()), original(hf.get_output_embeddings())
     if embed is None or unembed is None:
         raise ValueError(
             f"{type(hf).__name__} has no input embedding or no unembedding; labkit reads decoders with both"
         )
     blocks = _blocks(hf)
     flow = _watch(hf, embed)
-    if missing := [n for n, block in enumerate(blocks) if block not in flow.last_of]:
+    missing = [n for n, block in enumerate(blocks) if block not in flow.last_of]
+    if len(missing) == len(blocks):
+        raise ValueError(f"a forward pass of {type(hf).__name__} reaches none of its layers. {HIDDEN}")
+    if missing:
         raise ValueError(f"{type(hf).__name__} passes its layers {missing} by; labkit reads stacks that run in order")
     rank = getattr(hf.config.get_text_config(decoder=True), "kv_lora_rank", None)
     parts = tuple(_parts(block, _declared(hf, "attentions"), flow, rank) for block in blocks)
@@ -133,7 +137,7 @@ def _declared(hf: nn.Module, what: str) -> tuple[type, ...]:
 
 def _blocks(hf: nn.Module) -> list[nn.Module]:
     declared = _declared(hf, "hidden_states")
-    stacks = [list(m) for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    stacks = [[original(block) for block in m] for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     of_class = [stack for stack in stacks if declared and all(isinstance(block, declared) for block in stack)]
     if not (of_class or stacks):
         raise ValueError(f"no stack of decoder blocks found in {type(hf).__name__}")
@@ -190,7 +194,8 @@ class _Flow:
 
 def _watch(hf: Any, embed: Any) -> _Flow:
     flow = _Flow()
-    handles = [m.register_forward_hook(flow.note, with_kwargs=True) for m in hf.modules() if m is not hf]
+    inside = [m for m in hf.modules() if m is not hf and original(m) is m]
+    handles = [m.register_forward_hook(flow.note, with_kwargs=True) for m in inside]
     try:
         with torch.no_grad():
             ids = torch.arange(_WATCHED, device=runs_on(embed))[None]
@@ -202,17 +207,18 @@ def _watch(hf: Any, embed: Any) -> _Flow:
 
 
 def _parts(block: nn.Module, attention_classes: tuple[type, ...], flow: _Flow, rank: int | None) -> Block:
-    children = [child for child in block.children() if child in flow.outputs]
+    named_children = {name: original(child) for name, child in block.named_children()}
+    children = [child for child in named_children.values() if child in flow.outputs]
     # a block that hands all its work to one child (Zamba's shared transformer) is looked into there as well
     inner = [m for m in block.modules() if m is not block and m in flow.outputs]
     attention = next((m for m in inner if attention_classes and isinstance(m, attention_classes)), None)
     if attention is None:
-        named = [child for name, child in block.named_children() if "attn" in name or "attention" in name]
+        named = [child for name, child in named_children.items() if "attn" in name or "attention" in name]
         attention = next((c for c in named if c in flow.outputs and any(map(_is_projection, c.modules()))), None)
     rest = [c for c in children if c is not attention and not (attention and attention in set(c.modules()))]
     mixing = [c for c in rest if any(_is_projection(m) for m in c.modules()) and not _is_positionwise(c, flow)]
     mixer = attention or max(mixing, key=_size, default=None)
-    named_mlp = {m for name, m in block.named_children() if _MLP_NAME.fullmatch(name)}
+    named_mlp = {m for name, m in named_children.items() if _MLP_NAME.fullmatch(name)}
     mlp = _mlp([c for c in rest if c not in mixing], named_mlp, mixer, flow)
     experts = next((c.module for c in flow.inside(mlp) if _is_experts(c.module, flow)), None) if mlp else None
     router = next((c.module for c in flow.inside(mlp) if _is_router(c.module, flow)), None) if mlp else None
@@ -336,5 +342,5 @@ def _latent(attention: nn.Module | None, rank: int | None, flow: _Flow) -> nn.Mo
         return None
     inner = [c.module for c in flow.inside(attention) if _is_projection(c.module)]
     named = [m for m in inner if flow.shapes[m][-1] == rank and flow.shapes[m][:2] == (1, _WATCHED)]
-    keys = {name.rsplit(".", 1)[-1]: m for name, m in attention.named_modules() if m in named}
+    keys = {plain_name(name).rsplit(".", 1)[-1]: m for name, m in attention.named_modules() if m in named}
     return next((m for name, m in keys.items() if "kv" in name), None)

@@ -224,8 +224,10 @@ class LanguageModel:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Have the model to oneself, without gradients, for as long as the block runs."""
-        with self.lock, torch.no_grad():
+        """Have the model to oneself, uncompiled and without gradients, for as long as the block runs."""
+        from labkit.models.compiled import uncompiled
+
+        with self.lock, uncompiled(), torch.no_grad():
             yield
 
     def __repr__(self) -> str:

@@ -27,6 +27,7 @@ from labkit.models.experts import METHOD, register
 from labkit.models.language_model import LanguageModel
 from labkit.models.memory import available, empty_model, in_words, predict
 from labkit.models.quantise import finish, has_experts, quantisation_config
+from labkit.models.unwrapped import adapters_of, unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,13 +94,20 @@ def load(
 def wrap(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
     """Look into a transformers model that is in memory already. The model itself is not changed.
 
+    A compiled model is looked into uncompiled, and one with adapters (LoRA and others of PEFT) as if they were merged.
+
     Raises:
         NotADecoder: it is not a decoder-only language model.
+        TypeError: it is no transformers model, nor one around which `torch.compile` or PEFT put something.
+        ValueError: an adapter that changes more than the model's layers.
     """
+    hf = unwrapped(hf)
     name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
     _check_decoder(hf.config, name)
     if (bits := _stored_bits(hf.config)) is None:
         bits = torch.finfo(hf.get_input_embeddings().weight.dtype).bits
+    if adapters := adapters_of(hf):
+        name = f"{name} + {', '.join(adapters)}"  # another model than the one of that name alone
     return LanguageModel(hf, tokenizer, name=name, revision=getattr(hf.config, "_commit_hash", None), bits=bits)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from labkit.models.compiled import plain_name
 from labkit.models.experts import PackedExperts
 from labkit.models.offload import is_away, present
 
@@ -111,7 +112,8 @@ def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None
 def _matrices(block: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """A layer's matrices by name: a linear layer or packed experts, or a module and its stack of experts' name."""
     found: dict[str, tuple[nn.Module, str]] = {}
-    for name, module in block.named_modules():
+    for compiled_name, module in block.named_modules():
+        name = plain_name(compiled_name)
         if isinstance(module, PackedExperts | nn.Linear) or type(module).__name__ == "Conv1D":
             found[name] = module, ""
         for own, value in module.named_parameters(recurse=False):
