@@ -207,8 +207,9 @@ def steer(
 def _leaving(lm: LanguageModel, prompt: Prompt, layer: int, at: At) -> torch.Tensor:
     """What leaves a layer (d_model,), float32, at a prompt's last position or in the mean of all but the first, where
     many models keep a vector of a norm of its own."""
-    found = lm.run(prompt, read=[f"resid_post.{layer}"])[f"resid_post.{layer}"][0].float().cpu()
-    return found[-1] if at == "last" or len(found) == 1 else found[1:].mean(0)
+    site = f"resid_post.{layer}" + ("@-1" if at == "last" else "")
+    found = lm.run(prompt, read=[site], logits="none", to="cpu")[site][0].float()
+    return found if at == "last" else found[1:].mean(0) if len(found) > 1 else found[0]
 
 
 def _prompts(side: Any) -> list[Any]:

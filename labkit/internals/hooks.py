@@ -7,7 +7,7 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ Place = tuple[str, int]  # (kind, layer)
 @contextmanager
 def hooked(
     lm: LanguageModel,
-    reads: set[Place],
+    reads: Set[Place] | Mapping[Place, Callable[[torch.Tensor], torch.Tensor]],
     edits: Mapping[Place, Edit],
     *,
     keep: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.detach().clone(),
@@ -41,8 +41,8 @@ def hooked(
 ) -> Iterator[dict[Place, torch.Tensor]]:
     """Hold the hooks for a set of reads and edits; yields the dictionary that fills as the model runs.
 
-    `keep` says how an activation is kept; `watch` is shown every layer's attention call as it is carried out. Compiled
-    code is left aside meanwhile: it would call no hook.
+    `keep` says how an activation is kept, unless `reads` says it for each place; `watch` is shown every layer's
+    attention call as it is carried out. Compiled code is left aside meanwhile: it would call no hook.
 
     Raises:
         RuntimeError: at the end, where a place to read or to write was never reached. With `may_wait` writes may be:
@@ -57,7 +57,7 @@ def hooked(
             written.add(place)
             x = edits[place](x)
         if place in reads:
-            found[place] = keep(x)
+            found[place] = (reads[place] if isinstance(reads, Mapping) else keep)(x)
         return x
 
     touched = set(reads) | set(edits)

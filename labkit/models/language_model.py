@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -128,6 +128,12 @@ class LanguageModel:
         return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.hf.forward).parameters else {}
 
     @cached_property
+    def any_logits(self) -> bool:
+        """Can a forward pass be asked for the logits of any positions, and not only of the last ones?"""
+        asked = signature(self.hf.forward).parameters.get("logits_to_keep")
+        return asked is not None and "Tensor" in str(asked.annotation)
+
+    @cached_property
     def anatomy(self) -> Anatomy:
         """Where blocks, attention, MLP, norms, embedding and unembedding are."""
         from labkit.models.anatomy import find_anatomy
@@ -168,11 +174,13 @@ class LanguageModel:
         *,
         read: Sequence[str] = (),
         write: Mapping[Any, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        logits: Literal["all", "last", "none"] | Sequence[int] = "all",
+        to: str | torch.device | None = None,
     ) -> Run:
         """One forward pass with sites read and written; see `labkit.internals.run.run`."""
         from labkit.internals.run import run
 
-        return run(self, prompt, read=read, write=write)
+        return run(self, prompt, read=read, write=write, logits=logits, to=to)
 
     def sites(self) -> pd.DataFrame:
         """Every kind of site with its shape in this model, and why a kind is absent where it is."""
