@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from labkit.internals.cells import Cell
 from labkit.internals.sites import HEAD_KINDS, Site, checked, layers_with, n_heads_of, out_of_range
+from labkit.models.weights import width_in
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
@@ -95,12 +96,7 @@ def axes_of(
 def neurons_of(lm: LanguageModel, layer: int | None = None) -> int:
     """How many neurons a layer has, or at most; 0 where none can be seen."""
     blocks = lm.anatomy.blocks if layer is None else [lm.anatomy.blocks[layer]]
-    return max((_width(block.down_projection) for block in blocks if block.down_projection is not None), default=0)
-
-
-def _width(projection: object) -> int:
-    """How wide what a projection takes in is; GPT-2's keeps its weight as (in, out)."""
-    return int(getattr(projection, "in_features", None) or projection.weight.shape[0])  # type: ignore[attr-defined]
+    return max((width_in(block.down_projection) for block in blocks if block.down_projection is not None), default=0)
 
 
 def _numbers(lm: LanguageModel, site: str, name: str, asked: Sequence[int] | None, size: int) -> list[int]:

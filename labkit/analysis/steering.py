@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from labkit.analysis.saved import open_arrays, save_arrays
-from labkit.internals.hooks import hooked
+from labkit.internals.hooks import hooked, never_reached
 from labkit.internals.sites import checked
 from labkit.prompts import asked, packed, prompts_of
 
@@ -163,12 +163,14 @@ def steer(
 
     Raises:
         ValueError: the vector does not fit the model, or the layer is out of range.
+        RuntimeError: the model ran meanwhile without passing the layer, so that nothing was added.
     """
     values = vector.values if isinstance(vector, SteeringVector) else torch.as_tensor(vector)
     after = vector.layer if layer is None and isinstance(vector, SteeringVector) else layer
     if after is None:
         raise ValueError("after which layer? A plain tensor does not say; give layer=...")
     place = checked(lm, f"resid_post.{after}")
+    assert place.layer is not None
     if values.ndim not in (1, 2) or values.shape[-1] != lm.d_model:
         raise ValueError(
             f"a vector for {lm.name} has shape ({lm.d_model},), its residual stream's; this one has "
@@ -176,25 +178,42 @@ def steer(
         )
     if not bool(torch.isfinite(values).all()) or not abs(strength) < float("inf"):
         raise ValueError("vector and strength have to be finite numbers")
-    mine = threading.get_ident()
+    mine, at = threading.get_ident(), place.layer
     added = strength * values.detach().float()
+    reached = False
 
     def add(x: torch.Tensor) -> torch.Tensor:
+        nonlocal reached
         if threading.get_ident() != mine:
             return x
+        reached = True
         return x + added.to(device=x.device, dtype=x.dtype)
 
-    assert place.layer is not None
-    edits = {("resid_post", place.layer): add} if strength else {}
-    with hooked(lm, set(), edits):
+    def passed(*_: Any) -> None:
+        nonlocal reached
+        if threading.get_ident() != mine:
+            return
+        if not reached:
+            raise never_reached(lm, "resid_post", at, "written")
+        reached = False
+
+    if not strength:
         yield
+        return
+    with hooked(lm, set(), {("resid_post", at): add}, may_wait=True):
+        handle = lm.hf.register_forward_hook(passed)  # after each pass over the whole model
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def _leaving(lm: LanguageModel, prompt: Prompt, layer: int, at: At) -> torch.Tensor:
     """What leaves a layer (d_model,), float32, at a prompt's last position or in the mean of all but the first, where
     many models keep a vector of a norm of its own."""
-    found = lm.run(prompt, read=[f"resid_post.{layer}"])[f"resid_post.{layer}"][0].float().cpu()
-    return found[-1] if at == "last" or len(found) == 1 else found[1:].mean(0)
+    site = f"resid_post.{layer}" + ("@-1" if at == "last" else "")
+    found = lm.run(prompt, read=[site], logits="none", to="cpu")[site][0].float()
+    return found if at == "last" else found[1:].mean(0) if len(found) > 1 else found[0]
 
 
 def _shown(prompt: Any) -> Any:

@@ -7,7 +7,7 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from labkit.internals.attention_hook import AttentionCall, Task, apply_pattern, 
 from labkit.internals.heads import heads_of
 from labkit.internals.sites import ATTENTION_KINDS, HEAD_IN, HEAD_KINDS, KINDS
 from labkit.models.anatomy import Block, first_tensor, hidden_input, routing
+from labkit.models.compiled import HIDDEN, uncompiled
 from labkit.models.weights import weight_of
 
 if TYPE_CHECKING:
@@ -31,30 +32,39 @@ Place = tuple[str, int]  # (kind, layer)
 @contextmanager
 def hooked(
     lm: LanguageModel,
-    reads: set[Place],
+    reads: Set[Place] | Mapping[Place, Callable[[torch.Tensor], torch.Tensor]],
     edits: Mapping[Place, Edit],
     *,
     keep: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.detach().clone(),
     watch: Callable[[int, AttentionCall], None] | None = None,
+    may_wait: bool = False,
 ) -> Iterator[dict[Place, torch.Tensor]]:
     """Hold the hooks for a set of reads and edits; yields the dictionary that fills as the model runs.
 
-    `keep` says how an activation is kept; `watch` is shown every layer's attention call as it is carried out.
+    `keep` says how an activation is kept, unless `reads` says it for each place; `watch` is shown every layer's
+    attention call as it is carried out. Compiled code is left aside meanwhile: it would call no hook.
+
+    Raises:
+        RuntimeError: at the end, where a place to read or to write was never reached. With `may_wait` writes may be:
+            for a caller who does not know when the model runs.
     """
     found: dict[Place, torch.Tensor] = {}
+    written: set[Place] = set()
+    unwatched: set[int] = set()
 
     def through(place: Place, x: torch.Tensor) -> torch.Tensor:
         if place in edits:
+            written.add(place)
             x = edits[place](x)
         if place in reads:
-            found[place] = keep(x)
+            found[place] = (reads[place] if isinstance(reads, Mapping) else keep)(x)
         return x
 
     touched = set(reads) | set(edits)
     if watch is not None or any(kind in (*HEAD_KINDS, HEAD_IN) for kind, _ in touched):
         heads_of(lm)  # looked at now, before there are hooks
     tasks: dict[int, Task] = {}
-    with ExitStack() as stack:
+    with uncompiled(), ExitStack() as stack:
         here = stack.enter_context(_tracked(lm))
         for kind, layer in sorted(touched, key=lambda place: (place[1], [*KINDS, HEAD_IN].index(place[0]))):
             place = (kind, layer)
@@ -67,12 +77,20 @@ def hooked(
         if watch is not None:
             for layer, heads in enumerate(heads_of(lm)):
                 if heads.attention is not None:
-                    tasks[layer] = _watched(layer, tasks.get(layer, AttentionCall.fast), watch)
+                    unwatched.add(layer)
+                    tasks[layer] = _watched(layer, tasks.get(layer, AttentionCall.fast), watch, unwatched)
         stack.enter_context(attention_tasks(lm.hf, _by_module(lm, tasks, here)))
         yield found
-        if unmet := {place for place in reads if place not in found}:
-            kind, layer = min(unmet)
-            raise RuntimeError(f"{lm.name} never passed {kind}.{layer} in this run")
+        unmet = {place: "read" for place in reads if place not in found}
+        unmet |= {("pattern", layer): "read" for layer in unwatched}
+        unmet |= {place: "written" for place in edits if place not in written and not may_wait}
+        if unmet:
+            raise never_reached(lm, *min(unmet), unmet[min(unmet)])
+
+
+def never_reached(lm: LanguageModel, kind: str, layer: int, what: str) -> RuntimeError:
+    """The error of a place that was to be `read` or `written`."""
+    return RuntimeError(f"{lm.name} never reached {kind}.{layer} in this run, so nothing was {what} there. {HIDDEN}")
 
 
 class _Here:
@@ -259,8 +277,9 @@ def n_experts(experts: nn.Module) -> int:
     return max([int(getattr(experts, "num_experts", 0) or 0), *(int(p.shape[0]) for p in stacks)])
 
 
-def _watched(layer: int, task: Task, watch: Callable[[int, AttentionCall], None]) -> Task:
+def _watched(layer: int, task: Task, watch: Callable[[int, AttentionCall], None], waiting: set[int]) -> Task:
     def watched(call: AttentionCall) -> torch.Tensor:
+        waiting.discard(layer)
         z = task(call)
         watch(layer, call)
         return z

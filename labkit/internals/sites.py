@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -160,12 +162,22 @@ def _missing(lm: LanguageModel, kind: str, layer: int) -> str | None:
     if kind in _PARTS:
         part, why = _PARTS[kind]
         there = getattr(block, part) is not None or (kind == "router" and block.router is not None)
-        return None if there else why
+        return None if there else why if kind != "mlp_act" else _or_adapter(lm, layer, why)
     if kind in (*HEAD_KINDS, HEAD_IN):
         from labkit.internals.heads import heads_of
 
-        return heads_of(lm)[layer].missing.get("head_out" if kind == HEAD_IN else kind)
+        why_not = heads_of(lm)[layer].missing.get("head_out" if kind == HEAD_IN else kind)
+        return _or_adapter(lm, layer, why_not) if why_not and kind in ("head_out", HEAD_IN) else why_not
     return None
+
+
+def _or_adapter(lm: LanguageModel, layer: int, why: str) -> str:
+    """Why a site at a projection is absent; an adapter that is no linear map can be the reason."""
+    from labkit.models.unwrapped import MERGE
+
+    inside = set(lm.anatomy.blocks[layer].module.modules()) - {m for a in lm.anatomy.adapted for m in a.modules()}
+    blocking = any(isinstance(getattr(m, "base_layer", None), nn.Module) for m in inside)
+    return f"an adapter that is no linear map is in its way; {MERGE}" if blocking else why
 
 
 def describe_sites(lm: LanguageModel) -> pd.DataFrame:

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from labkit.models.compiled import HIDDEN, original, plain_name
 from labkit.models.offload import runs_on
+from labkit.models.weights import is_linear, size_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Anatomy:
     unembed: nn.Module
     streams_first: bool  # several residual streams on an axis before batch and position, as in Gemma 3n
     repeated: bool  # the layers run more than once in a pass, as in hierarchical reasoning models
+    adapted: frozenset[nn.Module]  # that stand for one linear layer: an adapter (LoRA) with the layer inside of it
 
     @cached_property
     def shared(self) -> frozenset[nn.Module]:
@@ -83,14 +86,17 @@ def find_anatomy(hf: Any) -> Anatomy:
     Raises:
         ValueError: no stack of blocks, no embedding or no unembedding can be found in it.
     """
-    embed, unembed = hf.get_input_embeddings(), hf.get_output_embeddings()
+    embed, unembed = original(hf.get_input_embeddings()), original(hf.get_output_embeddings())
     if embed is None or unembed is None:
         raise ValueError(
             f"{type(hf).__name__} has no input embedding or no unembedding; labkit reads decoders with both"
         )
     blocks = _blocks(hf)
     flow = _watch(hf, embed)
-    if missing := [n for n, block in enumerate(blocks) if block not in flow.last_of]:
+    missing = [n for n, block in enumerate(blocks) if block not in flow.last_of]
+    if len(missing) == len(blocks):
+        raise ValueError(f"a forward pass of {type(hf).__name__} reaches none of its layers. {HIDDEN}")
+    if missing:
         raise ValueError(f"{type(hf).__name__} passes its layers {missing} by; labkit reads stacks that run in order")
     rank = getattr(hf.config.get_text_config(decoder=True), "kv_lora_rank", None)
     parts = tuple(_parts(block, _declared(hf, "attentions"), flow, rank) for block in blocks)
@@ -101,6 +107,7 @@ def find_anatomy(hf: Any) -> Anatomy:
         unembed,
         streams_first=flow.shapes[blocks[0]][:2] != (1, _WATCHED),
         repeated=sum(call.module in blocks for call in flow.calls) > len(blocks),
+        adapted=frozenset(flow.adapted),
     )
 
 
@@ -110,6 +117,7 @@ def _tail(last: nn.Module, unembed: nn.Module, flow: _Flow) -> tuple[nn.Module, 
     at, after = flow.outputs[last], flow.last_of[last]
     while True:
         takers = [c for c in flow.calls if c.order > after and c.came_in == at and c.module is not unembed]
+        takers = [c for c in takers if c.module not in flow.hidden]
         if not takers:
             return tuple(tail)
         outermost = max(takers, key=lambda c: c.order)
@@ -133,7 +141,7 @@ def _declared(hf: nn.Module, what: str) -> tuple[type, ...]:
 
 def _blocks(hf: nn.Module) -> list[nn.Module]:
     declared = _declared(hf, "hidden_states")
-    stacks = [list(m) for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    stacks = [[original(block) for block in m] for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     of_class = [stack for stack in stacks if declared and all(isinstance(block, declared) for block in stack)]
     if not (of_class or stacks):
         raise ValueError(f"no stack of decoder blocks found in {type(hf).__name__}")
@@ -162,6 +170,8 @@ class _Flow:
         self.shapes: dict[nn.Module, torch.Size] = {}
         self.last_of: dict[nn.Module, int] = {}
         self.whole: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
+        self.adapted: set[nn.Module] = set()
+        self.hidden: set[nn.Module] = set()  # what is inside of these
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         came_in, went_out = hidden_input(args, kwargs), first_tensor(output)
@@ -184,13 +194,14 @@ class _Flow:
         return ours is not None and its is not None and torch.equal(ours, its.to(ours.device))
 
     def inside(self, parent: nn.Module) -> Iterator[_Call]:
-        members = set(parent.modules()) - {parent}
+        members = set(parent.modules()) - {parent} - self.hidden
         return (call for call in self.calls if call.module in members)
 
 
 def _watch(hf: Any, embed: Any) -> _Flow:
     flow = _Flow()
-    handles = [m.register_forward_hook(flow.note, with_kwargs=True) for m in hf.modules() if m is not hf]
+    inside = [m for m in hf.modules() if m is not hf and original(m) is m]
+    handles = [m.register_forward_hook(flow.note, with_kwargs=True) for m in inside]
     try:
         with torch.no_grad():
             ids = torch.arange(_WATCHED, device=runs_on(embed))[None]
@@ -198,21 +209,61 @@ def _watch(hf: Any, embed: Any) -> _Flow:
     finally:
         for handle in handles:
             handle.remove()
+    for module in inside:  # outer ones come first
+        if module not in flow.hidden and _is_adapted(module, flow):
+            flow.adapted.add(module)
+            flow.hidden |= set(module.modules()) - {module}
     return flow
 
 
+def _is_adapted(module: nn.Module, flow: _Flow) -> bool:
+    """Does a module with a linear layer in it do what a linear layer of that size does, as an adapter and its layer do?
+
+    It does if the change of its input is the change of its output, position by position: tried with the watched input
+    less itself in another order, eight times as large.
+    """
+    if module not in flow.whole or not list(module.children()):
+        return False
+    args, kwargs, output = flow.whole[module]
+    given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+    if len(given) != 1 or not isinstance(output, torch.Tensor) or not args or given[0] is not args[0]:
+        return False
+    x = given[0]
+    if not x.dtype.is_floating_point or x.ndim < 2 or x.shape[:-1] != output.shape[:-1] or x.shape[-2] < 2:
+        return False
+    size = {x.shape[-1], output.shape[-1]}
+    if not any(is_linear(m) and set(size_of(m)) == size for m in module.modules()):
+        return False
+    try:
+        with torch.no_grad():
+            none, changed = (module(8 * y, *args[1:], **kwargs).float() for y in (torch.zeros_like(x), x - x.flip(-2)))
+    except Exception:  # whatever it asks for beyond its input, it is not a linear layer
+        return False
+    made = output.float() - none
+    expected = 8 * (made - made.flip(-2))
+    share = 1e-3 if x.dtype == torch.float32 and all(map(_is_exact, module.modules())) else 0.05
+    return float((changed - none - expected).norm()) <= share * float(expected.norm())
+
+
+def _is_exact(module: nn.Module) -> bool:
+    return all(p.dtype == torch.float32 for p in module.parameters(recurse=False))
+
+
 def _parts(block: nn.Module, attention_classes: tuple[type, ...], flow: _Flow, rank: int | None) -> Block:
-    children = [child for child in block.children() if child in flow.outputs]
+    named_children = {name: original(child) for name, child in block.named_children()}
+    children = [child for child in named_children.values() if child in flow.outputs]
     # a block that hands all its work to one child (Zamba's shared transformer) is looked into there as well
     inner = [m for m in block.modules() if m is not block and m in flow.outputs]
     attention = next((m for m in inner if attention_classes and isinstance(m, attention_classes)), None)
     if attention is None:
-        named = [child for name, child in block.named_children() if "attn" in name or "attention" in name]
-        attention = next((c for c in named if c in flow.outputs and any(map(_is_projection, c.modules()))), None)
+        named = [child for name, child in named_children.items() if "attn" in name or "attention" in name]
+        attention = next(
+            (c for c in named if c in flow.outputs and any(_is_projection(m, flow) for m in c.modules())), None
+        )
     rest = [c for c in children if c is not attention and not (attention and attention in set(c.modules()))]
-    mixing = [c for c in rest if any(_is_projection(m) for m in c.modules()) and not _is_positionwise(c, flow)]
+    mixing = [c for c in rest if any(_is_projection(m, flow) for m in c.modules()) and not _is_positionwise(c, flow)]
     mixer = attention or max(mixing, key=_size, default=None)
-    named_mlp = {m for name, m in block.named_children() if _MLP_NAME.fullmatch(name)}
+    named_mlp = {m for name, m in named_children.items() if _MLP_NAME.fullmatch(name)}
     mlp = _mlp([c for c in rest if c not in mixing], named_mlp, mixer, flow)
     experts = next((c.module for c in flow.inside(mlp) if _is_experts(c.module, flow)), None) if mlp else None
     router = next((c.module for c in flow.inside(mlp) if _is_router(c.module, flow)), None) if mlp else None
@@ -239,7 +290,9 @@ def _adds(part: nn.Module | None, flow: _Flow) -> nn.Module | None:
     if part is None or "residual" not in signature(part.forward).parameters:
         return part
     return max(
-        (c.module for c in flow.inside(part) if _is_projection(c.module)), key=lambda m: flow.last_of[m], default=None
+        (c.module for c in flow.inside(part) if _is_projection(c.module, flow)),
+        key=lambda m: flow.last_of[m],
+        default=None,
     )
 
 
@@ -268,16 +321,18 @@ def _is_positionwise(module: nn.Module, flow: _Flow) -> bool:
 
 def _mlp(rest: list[nn.Module], named: set[nn.Module], mixer: nn.Module | None, flow: _Flow) -> nn.Module | None:
     """The position-wise child with the most weights; where there is none, the last of the block's own projections."""
-    with_layers = [c for c in rest if any(_is_projection(m) or _is_experts(m, flow) for m in c.modules() if m is not c)]
+    with_layers = [
+        c for c in rest if any(_is_projection(m, flow) or _is_experts(m, flow) for m in c.modules() if m is not c)
+    ]
     if with_layers:
         return max([c for c in with_layers if c in named] or with_layers, key=_size)
-    own = [c for c in rest if _is_projection(c) and (mixer is None or flow.last_of[c] > flow.last_of[mixer])]
+    own = [c for c in rest if _is_projection(c, flow) and (mixer is None or flow.last_of[c] > flow.last_of[mixer])]
     return max(own, key=lambda c: flow.last_of[c]) if len(own) >= 2 else None
 
 
-def _is_projection(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return not list(module.children()) and isinstance(weight, torch.Tensor) and weight.ndim == 2
+def _is_projection(module: nn.Module, flow: _Flow) -> bool:
+    """Is it a linear layer, or an adapter that stands for one?"""
+    return module in flow.adapted or (module not in flow.hidden and is_linear(module))
 
 
 def routing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -308,13 +363,13 @@ def _is_router(module: nn.Module, flow: _Flow) -> bool:
 def _last_projection(parent: nn.Module | None, flow: _Flow) -> nn.Module | None:
     if parent is None or parent not in flow.outputs:
         return None
-    if _is_projection(parent):
+    if _is_projection(parent, flow):
         return parent
     added = _adds(parent, flow)
     if added is not parent:
         return added
     out = flow.outputs[parent]
-    return next((c.module for c in flow.inside(parent) if c.went_out == out and _is_projection(c.module)), None)
+    return next((c.module for c in flow.inside(parent) if c.went_out == out and _is_projection(c.module, flow)), None)
 
 
 def _mid(block: nn.Module, children: list[nn.Module], mixer: nn.Module | None, flow: _Flow) -> nn.Module | None:
@@ -334,7 +389,7 @@ def _latent(attention: nn.Module | None, rank: int | None, flow: _Flow) -> nn.Mo
     """The projection in attention that takes the compressed keys and values, by the width that the config declares."""
     if attention is None or not rank:
         return None
-    inner = [c.module for c in flow.inside(attention) if _is_projection(c.module)]
+    inner = [c.module for c in flow.inside(attention) if _is_projection(c.module, flow)]
     named = [m for m in inner if flow.shapes[m][-1] == rank and flow.shapes[m][:2] == (1, _WATCHED)]
-    keys = {name.rsplit(".", 1)[-1]: m for name, m in attention.named_modules() if m in named}
+    keys = {plain_name(name).rsplit(".", 1)[-1]: m for name, m in attention.named_modules() if m in named}
     return next((m for name, m in keys.items() if "kv" in name), None)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
@@ -132,6 +132,12 @@ class LanguageModel:
         return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.hf.forward).parameters else {}
 
     @cached_property
+    def any_logits(self) -> bool:
+        """Can a forward pass be asked for the logits of any positions, and not only of the last ones?"""
+        asked = signature(self.hf.forward).parameters.get("logits_to_keep")
+        return asked is not None and "Tensor" in str(asked.annotation)
+
+    @cached_property
     def anatomy(self) -> Anatomy:
         """Where blocks, attention, MLP, norms, embedding and unembedding are."""
         from labkit.models.anatomy import find_anatomy
@@ -174,11 +180,13 @@ class LanguageModel:
         *,
         read: Sequence[str] = (),
         write: Mapping[Any, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        logits: Literal["all", "last", "none"] | Sequence[int] = "all",
+        to: str | torch.device | None = None,
     ) -> Run:
         """One forward pass with sites read and written; see `labkit.internals.run.run`."""
         from labkit.internals.run import run
 
-        return run(self, prompt, read=read, write=write)
+        return run(self, prompt, read=read, write=write, logits=logits, to=to)
 
     def sites(self) -> pd.DataFrame:
         """Every kind of site with its shape in this model, and why a kind is absent where it is."""
@@ -234,16 +242,17 @@ class LanguageModel:
 
     @contextmanager
     def busy(self, *, gradients: bool = False) -> Iterator[None]:
-        """Have the model to oneself, in eval mode, with or without gradients, on the processors that are free.
+        """Have the model to oneself, in eval mode, uncompiled, with or without gradients, on the processors that are free.
 
         Whatever mode the caller is in, of the model or of PyTorch (`torch.inference_mode`), is back afterwards.
 
         Raises:
             RuntimeError: gradients meet tensors that were made under `torch.inference_mode()`, which can have none.
         """
+        from labkit.models.compiled import uncompiled
         from labkit.models.processors import shared
 
-        with self.lock, shared(), torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        with self.lock, shared(), uncompiled(), torch.inference_mode(False), torch.set_grad_enabled(gradients):
             training = [module for module in self._modules if module.training]
             try:
                 for module in training:  # not `hf.eval()`: each module gets its own mode back

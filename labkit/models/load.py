@@ -30,6 +30,7 @@ from labkit.models.processors import shared
 from labkit.models.quantise import has_experts, quantisation_config
 from labkit.models.read import Plan, read
 from labkit.models.tensors import adapter_alone, check_folder, check_tokenizer
+from labkit.models.unwrapped import adapters_of, unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,16 +118,22 @@ def load(
 def wrap(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
     """Look into a transformers model that is in memory already. The model itself is not changed.
 
-    Of a model that takes images or sound as well its text part is looked into, which shares its weights.
+    Of a model that takes images or sound as well its text part is looked into, which shares its weights. A compiled
+    model is looked into uncompiled, and one with adapters (LoRA and others of PEFT) as if they were merged.
 
     Raises:
         NotADecoder: it is not a decoder-only language model.
+        TypeError: it is no transformers model, nor one around which `torch.compile` or PEFT put something.
+        ValueError: an adapter that changes more than the model's layers.
     """
+    hf = unwrapped(hf)
     name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
     form = stored.of(hf.config)
     hf = text_part.of_model(hf, name)
     _check_decoder(hf.config, name)
     bits = (form and form.bits) or torch.finfo(hf.get_input_embeddings().weight.dtype).bits
+    if adapters := adapters_of(hf):
+        name = f"{name} + {', '.join(adapters)}"  # another model than the one of that name alone
     return LanguageModel(hf, tokenizer, name=name, revision=getattr(hf.config, "_commit_hash", None), bits=bits)
 
 

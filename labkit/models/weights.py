@@ -3,20 +3,24 @@
 A 4-bit or 8-bit layer has no plain weight to read. A 4-bit one is dequantised, unless bitsandbytes has repacked it, as
 it does on CPUs with AVX512-BF16 at a layer's first forward. What a layer does to the identity matrix is its weight by
 definition, in the very numbers that it computes with, so that is how such a one is read, and one in 8 bits: one layer
-at a time, nothing kept.
+at a time, nothing kept. So is a layer with an adapter around it (LoRA): its weight is the merged one, as it computes
+now, whichever adapters are on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import copy
 from difflib import get_close_matches
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from labkit.models.compiled import plain_name
 from labkit.models.experts import PackedExperts
-from labkit.models.offload import is_away, present
+from labkit.models.offload import is_away, present, runs_on
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 
 def bias_of(layer: Any) -> torch.Tensor | None:
     """The bias (out,) of a linear layer, or None."""
+    if list(layer.children()):
+        with torch.no_grad(), present(layer):
+            found = layer.forward(_like(layer, 1).zero_())[0]
+        return found if bool(found.any()) else None
     bias = getattr(layer, "bias", None)
     if isinstance(bias, torch.Tensor) and bias.device.type == "meta":
         with present(layer):
@@ -42,6 +50,37 @@ def is_quantised(layer: nn.Module) -> bool:
     return isinstance(weight, torch.Tensor) and not weight.dtype.is_floating_point and not list(layer.children())
 
 
+def width_in(layer: Any) -> int:
+    """How wide what a linear layer takes in is, whatever holds its weight; GPT-2 keeps it as (in, out)."""
+    if list(layer.children()):
+        return int(getattr(layer, "in_features", None) or width_in(_inner(layer)))
+    return int(getattr(layer, "in_features", None) or layer.weight.shape[0])
+
+
+def _inner(layer: nn.Module) -> Any:
+    """The linear layer in an adapter, the largest in it."""
+    linear = [m for m in layer.modules() if is_linear(m)]
+    return max(linear, key=lambda m: prod(size_of(m)))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Is it one linear layer, with nothing around it?"""
+    weight = getattr(module, "weight", None)
+    return not list(module.children()) and isinstance(weight, torch.Tensor) and weight.ndim == 2
+
+
+def size_of(linear: Any) -> tuple[int, ...]:
+    """How wide what a linear layer takes in and puts out is, in any order; a packed one's weight has another shape."""
+    return (linear.in_features, linear.out_features) if isinstance(linear, nn.Linear) else tuple(linear.weight.shape)
+
+
+def _like(layer: Any, rows: int) -> torch.Tensor:
+    """Zeros (rows, in) such as the layer in an adapter takes in."""
+    weight = _inner(layer).weight
+    dtype = weight.dtype if weight.dtype.is_floating_point else getattr(_inner(layer), "compute_dtype", None)
+    return torch.zeros(rows, width_in(layer), dtype=dtype or torch.float32, device=runs_on(layer))
+
+
 def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
     """The weight (out, in) of a linear layer in the given dtype; a quantised one is dequantised for the call."""
     if is_away(layer):
@@ -49,6 +88,10 @@ def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
             return weight_of(layer, dtype=dtype)
     if (lent := layer.__dict__.get("dequantised")) is not None:  # `models.fast` has it
         return lent().to(dtype)
+    if list(layer.children()):  # an adapter and the layer in it
+        with torch.no_grad():
+            units = _like(layer, width_in(layer)).fill_diagonal_(1)
+            return (layer.forward(units) - layer.forward(units[:1] * 0)).T.to(dtype)
     weight = layer.weight
     if is_plain(layer):
         return weight.detach().to(dtype)
@@ -87,7 +130,7 @@ def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None
     """
     if not -lm.n_layers <= layer < lm.n_layers:
         raise ValueError(f"layer {layer} is out of range; {lm.name} has layers 0 to {lm.n_layers - 1}")
-    matrices = _matrices(lm.anatomy.blocks[layer].module)
+    matrices = _matrices(lm.anatomy.blocks[layer].module, lm.anatomy.adapted)
     found = [full for full in matrices if full == name or full.endswith(f".{name}")]
     if len(found) != 1:
         what = f"has several: {', '.join(found)}" if found else f"has {', '.join(matrices)}"
@@ -108,11 +151,15 @@ def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None
         return (matrix.dense() if isinstance(matrix, PackedExperts) else matrix.detach()).to(dtype).clone()
 
 
-def _matrices(block: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+def _matrices(block: nn.Module, adapted: Collection[nn.Module]) -> dict[str, tuple[nn.Module, str]]:
     """A layer's matrices by name: a linear layer or packed experts, or a module and its stack of experts' name."""
     found: dict[str, tuple[nn.Module, str]] = {}
-    for name, module in block.named_modules():
-        if isinstance(module, PackedExperts | nn.Linear) or type(module).__name__ == "Conv1D":
+    hidden = {part for module in adapted for part in module.modules()} - set(adapted)
+    for compiled_name, module in block.named_modules():
+        name = plain_name(compiled_name)
+        if module in hidden:
+            continue
+        if module in adapted or isinstance(module, PackedExperts | nn.Linear) or type(module).__name__ == "Conv1D":
             found[name] = module, ""
         for own, value in module.named_parameters(recurse=False):
             if value.ndim == 3 and "expert" in type(module).__name__.lower():
