@@ -264,7 +264,7 @@ def prepared(
         with lm.busy():
             parts = {name: Parts(base) for name, base in bases.items()}
         if not same_calls(bases["clean"], bases["corrupt"]):
-            raise Unsupported("its layers are told more of the prompt than the residual stream")
+            raise Unsupported("its layers receive inputs other than the residual stream")
     except Unsupported as why:
         raise ValueError(f"{lm.name} has no edges: {why}") from None
     measure = metric_of(metric, answer=chosen, foil=against, reference=bases["clean"].logits)

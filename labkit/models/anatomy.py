@@ -91,7 +91,9 @@ def find_anatomy(hf: Any) -> Anatomy:
     blocks = _blocks(hf)
     flow = _watch(hf, embed)
     if missing := [n for n, block in enumerate(blocks) if block not in flow.last_of]:
-        raise ValueError(f"{type(hf).__name__} passes its layers {missing} by; labkit reads stacks that run in order")
+        raise ValueError(
+            f"{type(hf).__name__} skips layers {missing} in its forward pass; labkit supports sequential stacks only"
+        )
     rank = getattr(hf.config.get_text_config(decoder=True), "kv_lora_rank", None)
     parts = tuple(_parts(block, _declared(hf, "attentions"), flow, rank) for block in blocks)
     return Anatomy(
