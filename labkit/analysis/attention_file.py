@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Sequence
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.analysis.attention import AttentionPatterns, Patterns, frame_of, prompt_code
-from labkit.analysis.saved import written_whole
+from labkit.analysis.saved import described, open_about, reading, written_whole
 from labkit.tokens import Token
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FORMAT = 1
 
 
 class SavedAttention(Patterns):
@@ -83,7 +80,6 @@ def save(patterns: AttentionPatterns, path: str | os.PathLike[str], *, layers: S
         raise ValueError(f"layers {missing} have no patterns; those that have are {patterns.layers}")
     scores = {name: patterns.grid(name) for name in patterns.scores().columns[2:]}
     about = {
-        "format": FORMAT,
         "tokens": [vars(token) for token in patterns.tokens],
         "layers": chosen,
         "all_layers": patterns.layers,
@@ -92,7 +88,7 @@ def save(patterns: AttentionPatterns, path: str | os.PathLike[str], *, layers: S
         "scores": list(scores),
         "code": f"{patterns.lm.code()}patterns = lk.attention(lm, {prompt_code(patterns.prompt)})\n",
     }
-    arrays = {"about": np.array(json.dumps(about)), "thumbnails": patterns.thumbnails()}
+    arrays = {"about": described("attention", about), "thumbnails": patterns.thumbnails()}
     arrays |= {f"score_{name}": grid for name, grid in scores.items()}
     with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
@@ -127,16 +123,11 @@ def open_attention(path: str | os.PathLike[str]) -> SavedAttention:
         FileNotFoundError: there is no such file.
         ValueError: the file holds no patterns, or comes from a newer labkit.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
-    try:
+    about = open_about(path, "attention")
+    with reading(path, "attention"):
+        saved = SavedAttention(Path(path), about)
         with np.load(path, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            about["layers"], about["all_layers"]
-    except (KeyError, ValueError, OSError, EOFError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} holds no attention patterns saved by labkit ({error})") from None
-    if about["format"] > FORMAT:
-        raise ValueError(
-            f"{str(path)!r} was saved by a newer labkit (format {about['format']}); update labkit to open it"
-        )
-    return SavedAttention(Path(path), about)
+            wanted = ["thumbnails", *(f"layer_{n}" for n in saved.layers), *(f"score_{n}" for n in about["scores"])]
+            if missing := [name for name in wanted if name not in file.files]:
+                raise ValueError(f"it lacks {', '.join(missing)}")
+    return saved

@@ -12,7 +12,6 @@ all senders say at once: nothing of the size senders x receivers x positions x w
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from labkit.analysis.batching import tokens_at_once
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.pair_runs import PairRuns
 from labkit.analysis.recipe import code_of, recipe_of
-from labkit.analysis.saved import written_whole
+from labkit.analysis.saved import open_arrays, reading, save_arrays
 from labkit.analysis.wiring import Wiring
 from labkit.internals.parts import Parts, head_counts
 from labkit.internals.readout import Readout
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
     from labkit.analysis.circuit import Circuit
     from labkit.models.language_model import LanguageModel, Prompt
-
-FORMAT = 1
 
 
 @dataclass(repr=False)
@@ -147,11 +144,8 @@ class EdgeScores:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write scores and recipe to one file (`.npz`), in one step: the file is whole or not there."""
-        path = Path(path)
-        about = {"format": FORMAT, "edges": self.wiring.to_json(), "clean": self.clean, "corrupt": self.corrupt}
-        with written_whole(path) as file:
-            np.savez_compressed(file, values=self.values, about=np.array(json.dumps(about | {"recipe": self.recipe})))
-        return path
+        about = {"edges": self.wiring.to_json(), "clean": self.clean, "corrupt": self.corrupt, "recipe": self.recipe}
+        return save_arrays(path, "edges", about, values=self.values)
 
     def __repr__(self) -> str:
         """How many edges there are, and the five that carry most."""
@@ -169,17 +163,10 @@ def open_edges(path: str | os.PathLike[str]) -> EdgeScores:
         FileNotFoundError: there is no such file.
         ValueError: the file holds no edge scores, or comes from a newer labkit.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            values, about = file["values"], json.loads(str(file["about"]))
+    about, arrays = open_arrays(path, "edges")
+    with reading(path, "edges"):
         wiring = Wiring.of(**about["edges"])
-    except (KeyError, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} holds no edge scores saved by labkit ({error})") from None
-    if about["format"] > FORMAT:
-        raise ValueError(f"{str(path)!r} was saved by a newer labkit (format {about['format']}); update labkit")
-    return EdgeScores(values, wiring, about["clean"], about["corrupt"], about["recipe"])
+        return EdgeScores(arrays["values"], wiring, about["clean"], about["corrupt"], about["recipe"])
 
 
 def edge_attribution(
@@ -277,7 +264,7 @@ def prepared(
         with lm.busy():
             parts = {name: Parts(base) for name, base in bases.items()}
         if not same_calls(bases["clean"], bases["corrupt"]):
-            raise Unsupported("its layers are told more of the prompt than the residual stream")
+            raise Unsupported("its layers receive inputs other than the residual stream")
     except Unsupported as why:
         raise ValueError(f"{lm.name} has no edges: {why}") from None
     measure = metric_of(metric, answer=chosen, foil=against, reference=bases["clean"].logits)

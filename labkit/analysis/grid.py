@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.analysis.recipe import code_of
-from labkit.analysis.saved import open_arrays, save_arrays
+from labkit.analysis.saved import open_arrays, reading, save_arrays
 from labkit.tokens import Token
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-
-FORMAT = 1
 
 
 @dataclass
@@ -174,7 +171,6 @@ class PatchGrid:
 def about_of(grid: PatchGrid) -> dict[str, Any]:
     """Everything about a grid but its values, as JSON can hold it."""
     return {
-        "format": FORMAT,
         "over": grid.over,
         "index": grid.index,
         "clean": grid.clean,
@@ -204,8 +200,9 @@ def open_grid(path: str | os.PathLike[str]) -> PatchGrid:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a saved grid, or comes from a newer labkit.
     """
-    about, arrays = open_arrays(path, "grid", newest=FORMAT)
-    return grid_of(arrays["values"], about)
+    about, arrays = open_arrays(path, "grid")
+    with reading(path, "grid"):
+        return grid_of(arrays["values"], about)
 
 
 def _class_of(recipe: dict[str, Any]) -> type[PatchGrid]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from labkit.analysis.saved import open_arrays, save_arrays
+from labkit.analysis.saved import open_arrays, reading, save_arrays
 from labkit.internals.hooks import hooked
 from labkit.internals.readout import Readout, readout_of
 from labkit.internals.recording import Base, Unsupported, last_logits
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 LensSite = Literal["resid_post", "attn_out", "mlp_out"]
 SITES: tuple[LensSite, ...] = ("resid_post", "attn_out", "mlp_out")
 SHADES = ("probability", "entropy", "rank", "kl")
-FORMAT = 2  # 1 counted ranks from 0
 AT_ONCE = 8_000_000  # logits in one block of positions: 32 MB
 
 
@@ -208,7 +207,7 @@ class LogitLens(RefersToModel):
         """Write it all to one file (`.npz`), in one step; `labkit.open_lens` reads it."""
         about = {name: getattr(self, name) for name in ("site", "layers", "positions", "recipe")}
         about |= {name: [vars(token) for token in getattr(self, name)] for name in ("tokens", "followed")}
-        about |= {"format": FORMAT, "words": [vars(token) for token in self.words.values()]}
+        about["words"] = [vars(token) for token in self.words.values()]
         return save_arrays(path, "lens", about, **{name: getattr(self, name) for name in _ARRAYS})
 
     def __repr__(self) -> str:
@@ -327,16 +326,19 @@ def open_lens(path: str | os.PathLike[str], lm: LanguageModel | None = None) -> 
         FileNotFoundError: there is no such file.
         ValueError: the file is not a saved lens, comes from a newer labkit, or was made with another model.
     """
-    about, arrays = open_arrays(path, "lens", newest=FORMAT)
-    if lm is not None and lm.name != about["recipe"]["model"]:
-        raise ValueError(f"{str(path)!r} is a lens on {about['recipe']['model']}, not on {lm.name}")
-    if about["format"] < 2:
-        arrays["ranks"] = arrays["ranks"] + 1
-    tokens, followed, words = ([Token(**token) for token in about[n]] for n in ("tokens", "followed", "words"))
-    return LogitLens(
-        about["site"], about["layers"], about["positions"], tokens, followed=followed,
-        words={word.id: word for word in words}, recipe=about["recipe"], lm=lm, **arrays,
-    )  # fmt: skip
+    about, arrays = open_arrays(path, "lens")
+    with reading(path, "lens"):
+        if about.get("format", 1) < 2:  # which counted ranks from 0
+            arrays["ranks"] = arrays["ranks"] + 1
+        tokens, followed, words = ([Token(**token) for token in about[n]] for n in ("tokens", "followed", "words"))
+        model = about["recipe"]["model"]
+        lens = LogitLens(
+            about["site"], about["layers"], about["positions"], tokens, followed=followed,
+            words={word.id: word for word in words}, recipe=about["recipe"], lm=lm, **arrays,
+        )  # fmt: skip
+    if lm is not None and lm.name != model:
+        raise ValueError(f"{str(path)!r} is a lens on {model}, not on {lm.name}")
+    return lens
 
 
 class _Reading:

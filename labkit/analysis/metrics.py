@@ -34,7 +34,7 @@ class Metric:
         values = self.function(logits)
         if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:1]:
             got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
-            raise ValueError(f"metric {self.name} has to give one number a row, shape ({len(logits)},); it gave {got}")
+            raise ValueError(f"metric {self.name} must give one number per row, shape ({len(logits)},); it gave {got}")
         return values.float()
 
     def of(self, logits: torch.Tensor) -> torch.Tensor:

@@ -425,4 +425,4 @@ class PatchJob:
 
     def _fall_back(self, why: str) -> None:
         self.engine, self._wavefront = "whole runs", None
-        warnings.warn(f"patching {self.site} one whole run a cell, which is slow: {why}", stacklevel=4)
+        warnings.warn(f"patching {self.site} with one full forward pass per cell, which is slow: {why}", stacklevel=4)

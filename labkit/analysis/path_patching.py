@@ -245,7 +245,7 @@ class _Paths:
         self.start, self.rows = 0, self.whole_rows
 
     def _fall_back(self, why: str) -> None:
-        warnings.warn(f"patching paths with two whole runs a sender, which is slow: {why}", stacklevel=4)
+        warnings.warn(f"patching paths with two full forward passes per sender, which is slow: {why}", stacklevel=4)
         self.fast = False
         if self.metric is None:
             runs = {name: run(self.lm, ids).logits[0, -1].float() for name, ids in self.ids.items()}

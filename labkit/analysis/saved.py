@@ -1,67 +1,190 @@
-"""Results on disk: numpy arrays and what describes them, in one `.npz` file without pickles."""
+"""Results on disk: every kind of file that labkit saves, and one way to write, recognise and open them.
+
+Most are numpy arrays and what describes them, in one `.npz` file without pickles; a PromptLab session is JSON, a sweep
+is a folder. Each says its kind and the version of its format. Files from before they did are recognised by what they
+hold. Whatever is opened with the opener of another kind is refused with the name of the right one.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-_OPENS = {
-    "grid": "lk.open_grid(path)",
-    "lens": "lk.open_lens(path)",
-    "steering vector": "lk.open_steering_vector(path)",
-    "lab": "lk.PatchLab.open(lm, path)",
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: what it calls itself, what it is in words, what opens it, and the newest format read here."""
+
+    name: str
+    words: str
+    opener: str
+    newest: int = 1
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("grid", "a grid", "lk.open_grid(path)"),
+        Kind("edges", "edge scores", "lk.open_edges(path)"),
+        Kind("attention", "attention patterns", "lk.open_attention(path)"),
+        Kind("lens", "a lens", "lk.open_lens(path)", newest=2),  # 1 counted ranks from 0
+        Kind("steering vector", "a steering vector", "lk.open_steering_vector(path)"),
+        Kind("lab", "a PatchLab", "lk.PatchLab.open(lm, path)"),
+        Kind("labkit prompt session", "a session of PromptLab", "lk.PromptLab(lm).open_session(path)"),
+        Kind("sweep", "a sweep", "lk.open_sweep(folder)"),
+        Kind("sweep shard", "a part of a sweep", "lk.open_sweep(its folder)"),
+    )
 }
+MANIFEST = "sweep.json"
+"""The file that makes a folder a sweep."""
+
+_UNREADABLE = (
+    KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, EOFError,
+    zipfile.BadZipFile, zlib.error, RuntimeError,
+)  # fmt: skip
+_MARKS = {"edges": {"edges", "recipe"}, "attention": {"all_layers", "scores"}, "grid": {"over", "index"}}
+_MARKS |= {"sweep": {"recipe", "pairs", "shard"}, "sweep shard": {"hash", "pairs"}, "lab": {"settings", "grids"}}
 
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write to that takes its name when the block ends: it is whole, or what was there before stays."""
+    """A file to write to that takes its name when the block ends: it is whole, or what was there before stays.
+
+    It gets the permissions that any new file gets here, so that a shared folder stays shared.
+    """
     path = Path(path)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             yield file
         os.replace(part, path)
     except BaseException:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 
 def save_arrays(path: str | os.PathLike[str], kind: str, about: dict[str, Any], **arrays: np.ndarray) -> Path:
     """Write arrays and a JSON-able description to one file, in one step: the file is whole or not there."""
     with written_whole(path) as file:
-        np.savez_compressed(file, about=np.array(json.dumps({"kind": kind, **about})), **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, about=described(kind, about), **arrays)  # type: ignore[arg-type]
     return Path(path)
 
 
-def open_arrays(
-    path: str | os.PathLike[str], kind: str, *, newest: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def described(kind: str, about: dict[str, Any]) -> np.ndarray:
+    """What a file says about itself, as the array that goes into it."""
+    return np.array(json.dumps({"kind": kind, "format": KINDS[kind].newest, **about}))
+
+
+def open_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The description and the arrays of a file that `save_arrays` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is something else, or comes from a labkit newer than format `newest`.
+        ValueError: the file is something else, is damaged, or comes from a newer labkit.
+    """
+    about = open_about(path, kind)
+    with reading(path, kind), np.load(path, allow_pickle=False) as file:
+        return about, {name: file[name] for name in file.files if name != "about"}
+
+
+def open_about(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """What a file (or the folder of a sweep) says about itself, if it is of this kind.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else, or comes from a newer labkit; the message says what it is, and what opens it.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
+    wanted, about, found = KINDS[kind], None, ""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        about = json.loads(str(arrays.pop("about")))
-        held, version = about.get("kind", "grid"), int(about["format"])  # a grid's file did not always say so
-    except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} is not a {kind} saved by labkit ({error})") from None
-    if held != kind:
-        hint = f", which {_OPENS[held]} opens" if held in _OPENS else ""
-        raise ValueError(f"{str(path)!r} is not a {kind} saved by labkit; it holds a {held}{hint}")
-    if version > newest:
-        raise ValueError(f"{str(path)!r} was saved by a newer labkit (format {version}); update labkit to open it")
-    return about, arrays
+        about = _about(Path(path))
+        held = _kind_of(about)
+        found = _unknown(about) if held is None else f"it holds {held.words}, which {held.opener} opens"
+    except _UNREADABLE as error:
+        held, found = None, f"it is {_other(Path(path), error)}"
+    if held is not wanted or about is None:
+        raise ValueError(f"{str(path)!r} is not {wanted.words} saved by labkit: {found}")
+    with reading(path, kind):
+        version = int(about.get("format", about.get("version", 1)))  # a session called its format `version` before
+    if version > wanted.newest:
+        raise ValueError(
+            f"{str(path)!r} was saved by a newer labkit: it holds {wanted.words} of format {version}, and this labkit "
+            f"reads formats up to {wanted.newest}. Update labkit to open it with {wanted.opener}"
+        )
+    return about
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Around what takes a file of a known kind apart: what it lacks is told as a damaged file, not as a raw error.
+
+    Raises:
+        ValueError: something went wrong in the block.
+    """
+    try:
+        yield
+    except _UNREADABLE as error:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ValueError(
+            f"{str(path)!r} says that it holds {KINDS[kind].words}, but it is damaged or incomplete ({what})"
+        ) from None
+
+
+def _about(path: Path) -> Any:
+    """The description in a file of any kind of ours."""
+    if path.is_dir():
+        return json.loads((path / MANIFEST).read_text("utf-8"))
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if start[:1] in (b"{", b"["):
+        return json.loads(path.read_text("utf-8"))
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file["about"]))
+
+
+def _kind_of(about: Any) -> Kind | None:
+    """What a description is of; one that does not say so is known by its keys."""
+    if not isinstance(about, dict):
+        return None
+    if "kind" in about:
+        return KINDS.get(about["kind"]) if isinstance(about["kind"], str) else None
+    return next((KINDS[name] for name, keys in _MARKS.items() if keys <= set(about)), None)
+
+
+def _unknown(about: Any) -> str:
+    if isinstance(about, dict) and "kind" in about:
+        return f"it holds {str(about['kind'])[:60]!r}, which this labkit does not know; a newer one may"
+    return "it holds JSON of another kind"
+
+
+def _other(path: Path, error: Exception) -> str:
+    """In words what a file is that no opener of ours reads."""
+    if path.is_dir():
+        return "a folder" if not (path / MANIFEST).exists() else f"a folder whose {MANIFEST} cannot be read ({error})"
+    if not path.is_file():
+        return "no file"
+    if isinstance(error, PermissionError):
+        return "a file that you are not allowed to read"
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "an empty file"
+    if start[:4] == b"PK\x03\x04" and not zipfile.is_zipfile(path):
+        return "a zip file that was cut short, perhaps by a copy or download that stopped"
+    if start[:2] == b"PK":
+        return "a zip file without a description of labkit's"
+    if start.lstrip()[:1] in (b"{", b"["):
+        return f"a text file that looks like JSON and is not whole ({error})"
+    names = {b"GGUF": "the weights of a model (GGUF)", b"\x93NUM": "a bare numpy array", b"\x89PNG": "a picture"}
+    return names.get(start[:4]) or ("a binary file of another kind" if b"\0" in start else "a text file")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from labkit.analysis.saved import open_arrays, save_arrays
+from labkit.analysis.saved import open_arrays, reading, save_arrays
 from labkit.internals.hooks import hooked, never_reached
 from labkit.internals.sites import checked
 from labkit.prompts import asked, packed, prompts_of
@@ -27,7 +27,6 @@ from labkit.prompts import asked, packed, prompts_of
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
 
-FORMAT = 1
 At = Literal["last", "mean"]
 
 
@@ -63,7 +62,7 @@ class SteeringVector:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it to one file (`.npz`), in one step; `labkit.open_steering_vector` reads it."""
-        about = {"format": FORMAT, "layer": self.layer, "typical": self.typical, "spread": self.spread}
+        about = {"layer": self.layer, "typical": self.typical, "spread": self.spread}
         return save_arrays(path, "steering vector", {**about, "recipe": self.recipe}, values=self.values.numpy())
 
     def code(self) -> str:
@@ -141,9 +140,10 @@ def open_steering_vector(path: str | os.PathLike[str]) -> SteeringVector:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a saved steering vector, or comes from a newer labkit.
     """
-    about, arrays = open_arrays(path, "steering vector", newest=FORMAT)
-    values = torch.from_numpy(arrays["values"])
-    return SteeringVector(values, about["layer"], about["typical"], tuple(about["spread"]), about["recipe"])
+    about, arrays = open_arrays(path, "steering vector")
+    with reading(path, "steering vector"):
+        values = torch.from_numpy(arrays["values"])
+        return SteeringVector(values, about["layer"], about["typical"], tuple(about["spread"]), about["recipe"])
 
 
 @contextmanager

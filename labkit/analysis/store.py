@@ -23,9 +23,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from labkit.analysis.grid import PatchGrid, about_of, grid_of
-from labkit.analysis.saved import written_whole
+from labkit.analysis.saved import KINDS, MANIFEST, described, open_about, reading, written_whole
 
-MANIFEST, LOCK, FORMAT = "sweep.json", ".lock", 1
+LOCK = ".lock"
 Results = dict[int, PatchGrid | str]
 """What came of each pair, by its number: its grid, or in words why there is none."""
 
@@ -57,17 +57,14 @@ class Store:
             FileNotFoundError: there is no sweep in that folder.
             ValueError: its manifest cannot be read, or comes from a newer labkit.
         """
-        path = Path(folder) / MANIFEST
-        if not path.is_file():
+        path = Path(folder)
+        if not path.exists() or (path.is_dir() and not (path / MANIFEST).is_file()):
             raise FileNotFoundError(f"there is no sweep in {str(folder)!r}: it has no file {MANIFEST}")
-        try:
-            manifest = json.loads(path.read_text())
-            newer, store = manifest["format"] > FORMAT, cls(folder, manifest)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} is not the manifest of a sweep ({error!r}); give another folder") from None
-        if newer:
-            raise ValueError(f"{str(folder)!r} was written by a newer labkit; update labkit to open it")
-        return store
+        manifest = open_about(folder, "sweep")
+        if not path.is_dir():
+            raise ValueError(f"{str(folder)!r} is the manifest of a sweep; give the folder that it is in")
+        with reading(folder, "sweep"):
+            return cls(folder, manifest)
 
     @classmethod
     def begin(
@@ -84,7 +81,7 @@ class Store:
         Raises:
             ValueError: the folder holds another sweep; the message says what differs.
         """
-        wanted = json.loads(json.dumps({"format": FORMAT, "recipe": recipe, "pairs": pairs, "shard": shard}))
+        wanted = json.loads(json.dumps({"recipe": recipe, "pairs": pairs, "shard": shard}))
         new = cls(folder, {**wanted, "notes": dict(notes)})
         if (Path(folder) / MANIFEST).exists():
             old = cls.open(folder)
@@ -94,8 +91,11 @@ class Store:
                     "Give a new folder, or delete that one"
                 )
             return old
+        if new.folder.exists() and not new.folder.is_dir():
+            raise ValueError(f"{str(folder)!r} is a file; a sweep is stored in a folder")
         new.folder.mkdir(parents=True, exist_ok=True)
-        manifest = {**wanted, "hash": new.hash, "notes": dict(notes)}
+        about = {"kind": "sweep", "format": KINDS["sweep"].newest}
+        manifest = {**about, **wanted, "hash": new.hash, "notes": dict(notes)}
         _write(new.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         return new
 
@@ -135,7 +135,7 @@ class Store:
         packed = {str(i): one if isinstance(one, str) else about_of(one) for i, one in results.items()}
         about = {"hash": self.hash, "pairs": packed}
         buffer = io.BytesIO()
-        np.savez(buffer, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, about=described("sweep shard", about), **arrays)  # type: ignore[arg-type]
         _write(self.path(number), buffer.getvalue())
 
     def read(self, number: int) -> Results:

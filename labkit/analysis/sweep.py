@@ -213,7 +213,7 @@ class _Work:
         except Exception as error:
             if type(error).__name__ != "KilledWorker":  # distributed's, which may not be installed
                 raise
-            said = f"it ended the workers that it was given to, perhaps for want of memory ({error})"
+            said = f"it ended the workers that it was given to, perhaps because they ran out of memory ({error})"
         return {i: said for i, _ in self.open[number]}
 
     def _keep(self, number: int) -> None:

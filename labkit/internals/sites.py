@@ -157,7 +157,7 @@ _PARTS = {
 
 def _missing(lm: LanguageModel, kind: str, layer: int) -> str | None:
     if lm.anatomy.repeated:
-        return "its layers run more than once in a pass, so a layer is no one place"
+        return "its layers run more than once in a pass, so a layer is not one place"
     block = lm.anatomy.blocks[layer]
     if kind in _PARTS:
         part, why = _PARTS[kind]

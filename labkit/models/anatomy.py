@@ -97,7 +97,9 @@ def find_anatomy(hf: Any) -> Anatomy:
     if len(missing) == len(blocks):
         raise ValueError(f"a forward pass of {type(hf).__name__} reaches none of its layers. {HIDDEN}")
     if missing:
-        raise ValueError(f"{type(hf).__name__} passes its layers {missing} by; labkit reads stacks that run in order")
+        raise ValueError(
+            f"{type(hf).__name__} skips layers {missing} in its forward pass; labkit supports sequential stacks only"
+        )
     rank = getattr(hf.config.get_text_config(decoder=True), "kv_lora_rank", None)
     parts = tuple(_parts(block, _declared(hf, "attentions"), flow, rank) for block in blocks)
     return Anatomy(

@@ -132,11 +132,16 @@ def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None
         raise ValueError(f"layer {layer} is out of range; {lm.name} has layers 0 to {lm.n_layers - 1}")
     matrices = _matrices(lm.anatomy.blocks[layer].module, lm.anatomy.adapted)
     found = [full for full in matrices if full == name or full.endswith(f".{name}")]
-    if len(found) != 1:
-        what = f"has several: {', '.join(found)}" if found else f"has {', '.join(matrices)}"
-        near = get_close_matches(name, {part for full in matrices for part in (full, full.split(".")[-1])}, 1)
-        hint = f"; did you mean {near[0]!r}?" if near and not found else ""
-        raise ValueError(f"layer {layer} of {lm.name} has no one weight {name!r}{hint} It {what}")
+    if len(found) > 1:
+        raise ValueError(
+            f"layer {layer} of {lm.name} has several weights named {name!r}: {', '.join(found)}. Give one of these"
+        )
+    if not found:
+        parts = sorted({part for full in matrices for part in (full, full.split(".")[-1])})
+        near = get_close_matches(name, parts, 1)
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        has = f"it has {', '.join(matrices)}" if matrices else "it has none that is a matrix"
+        raise ValueError(f"layer {layer} of {lm.name} has no weight named {name!r}; {has}{hint}")
     owner, own = matrices[found[0]]
     with lm.busy(), present(owner):
         matrix = getattr(owner, own) if own else owner

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.analysis.grid import about_of, grid_of
-from labkit.analysis.saved import open_arrays, save_arrays
+from labkit.analysis.saved import open_arrays, reading, save_arrays
 from labkit.widgets.live_grid import Known, Question
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
-
-FORMAT = 1
 
 
 def save_lab(
@@ -28,7 +26,7 @@ def save_lab(
         if one.estimate is not None:
             arrays[f"estimate_{n}"] = one.estimate
     grids = [{"question": asdict(q), "grid": about_of(one.grid)} for q, one in known.items()]
-    about = {"format": FORMAT, "model": _model(lm), "settings": settings, "grids": grids}
+    about = {"model": _model(lm), "settings": settings, "grids": grids}
     return save_arrays(path, "lab", about, **arrays)
 
 
@@ -39,16 +37,18 @@ def open_lab(path: str | os.PathLike[str], lm: LanguageModel) -> tuple[dict[str,
         FileNotFoundError: there is no such file.
         ValueError: the file is not a saved lab, or it is one of another model.
     """
-    about, arrays = open_arrays(path, "lab", newest=FORMAT)
-    if about["model"] != _model(lm):
-        saved, here = (f"{m['name']} in {m['bits']} bits" for m in (about["model"], _model(lm)))
-        raise ValueError(f"{str(path)!r} holds grids of {saved}; this model is {here}. Load that model to open it.")
+    about, arrays = open_arrays(path, "lab")
     known = {}
-    for n, saved_grid in enumerate(about["grids"]):
-        asked = saved_grid["question"]
-        question = Question(**{**asked, "over": tuple(asked["over"])})
-        known[question] = Known(grid_of(arrays[f"values_{n}"], saved_grid["grid"]), arrays.get(f"estimate_{n}"))
-    return about["settings"], known
+    with reading(path, "lab"):
+        saved, here = (f"{m['name']} in {m['bits']} bits" for m in (about["model"], _model(lm)))
+        same, settings = about["model"] == _model(lm), about["settings"]
+        for n, saved_grid in enumerate(about["grids"]):
+            asked = saved_grid["question"]
+            question = Question(**{**asked, "over": tuple(asked["over"])})
+            known[question] = Known(grid_of(arrays[f"values_{n}"], saved_grid["grid"]), arrays.get(f"estimate_{n}"))
+    if not same:
+        raise ValueError(f"{str(path)!r} holds grids of {saved}; this model is {here}. Load that model to open it.")
+    return settings, known
 
 
 def _model(lm: LanguageModel) -> dict[str, Any]:

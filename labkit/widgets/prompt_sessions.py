@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
+from labkit.analysis.saved import KINDS, open_about, reading, written_whole
 from labkit.branching import Tree
 from labkit.chat import template_of
 from labkit.record import Record
@@ -59,7 +58,8 @@ def save(path: str | Path, lms: Sequence[LanguageModel], settings: dict[str, Any
     from labkit import __version__
 
     whole = {
-        "kind": KIND, "version": 1, "labkit": __version__, "models": [about(lm) for lm in lms], "settings": settings,
+        "kind": KIND, "format": KINDS[KIND].newest, "labkit": __version__,
+        "models": [about(lm) for lm in lms], "settings": settings,
         "runs": [
             {
                 "mode": run.mode, "prompt": run.prompt, "system": run.system, "messages": run.messages,
@@ -71,9 +71,8 @@ def save(path: str | Path, lms: Sequence[LanguageModel], settings: dict[str, Any
     file = Path(path)
     file = file if file.suffix else file.with_suffix(".json")
     text = json.dumps(whole, ensure_ascii=False, indent=1)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False, suffix=".part") as part:
-        part.write(text)
-    os.replace(part.name, file)
+    with written_whole(file) as part:
+        part.write(text.encode())
     return file
 
 
@@ -81,33 +80,32 @@ def read(path: str | Path, lms: Sequence[LanguageModel]) -> tuple[dict[str, Any]
     """The settings and runs of a session, and in words how these models differ from those that wrote it.
 
     Raises:
-        ValueError: it is no session, or of other models than these.
+        ValueError: there is no such file, it is no session, or of other models than these.
     """
     try:
-        whole = json.loads(Path(path).read_text("utf-8"))
+        whole = open_about(path, KIND)
     except FileNotFoundError:
         raise ValueError(f"there is no file {str(path)!r} in {Path.cwd()}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is not a saved session: {error}") from None
-    if not isinstance(whole, dict) or whole.get("kind") != KIND:
-        raise ValueError(f"{str(path)!r} is not a saved session of PromptLab")
-    models = whole["models"]
+    with reading(path, KIND):
+        models = [(model["name"], model["bits"]) for model in whole["models"]]
+        settings, saved = dict(whole["settings"]), list(whole["runs"])
     if len(models) != len(lms):
-        names = ", ".join(f"{model['name']} in {model['bits']} bits" for model in models)
+        names = ", ".join(f"{name} in {bits} bits" for name, bits in models)
         raise ValueError(f"the session has {len(models)} models beside each other ({names}); this PromptLab {len(lms)}")
     apart = [
-        f"{model['name']} in {model['bits']} bits (here {lm.name} in {lm.bits})"
-        for model, lm in zip(models, lms, strict=True)
-        if (model["name"], model["bits"]) != (lm.name, lm.bits)
+        f"{name} in {bits} bits (here {lm.name} in {lm.bits})"
+        for (name, bits), lm in zip(models, lms, strict=True)
+        if (name, bits) != (lm.name, lm.bits)
     ]
-    runs = [
-        Run(
-            run["mode"], run["prompt"], run["system"], run["messages"],
-            [_opened(lm, result) for lm, result in zip(lms, run["results"], strict=False)],
-        )
-        for run in whole["runs"]
-    ]  # fmt: skip
-    return whole["settings"], runs, f"written by {', '.join(apart)}" if apart else ""
+    with reading(path, KIND):
+        runs = [
+            Run(
+                run["mode"], run["prompt"], run["system"], run["messages"],
+                [_opened(lm, result) for lm, result in zip(lms, run["results"], strict=False)],
+            )
+            for run in saved
+        ]  # fmt: skip
+    return settings, runs, f"written by {', '.join(apart)}" if apart else ""
 
 
 def _saved(result: Tree | Score | None) -> dict[str, Any] | None:

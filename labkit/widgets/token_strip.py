@@ -136,7 +136,7 @@ class TokenStrip(Block):
         shown = texts(tokens)
         new = np.full(len(shown), np.nan, np.float32) if values is None else np.asarray(values, np.float32)
         if len(new) != len(shown):
-            raise ValueError(f"a value for each token, please: {len(shown)} tokens, {len(new)} values")
+            raise ValueError(f"expected one value per token: {len(shown)} tokens, {len(new)} values")
         before = len(self.tokens)
         words, top, chances = self._packed(alternatives or [None] * len(shown))
         added: dict[str, np.ndarray] = {"values": new, "top": top, "chances": chances}

@@ -249,7 +249,7 @@ def test_files_that_hold_no_patterns_are_refused_in_words(lm4, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         lk.open_attention(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", values=np.zeros(3))
-    with pytest.raises(ValueError, match="holds no attention patterns"):
+    with pytest.raises(ValueError, match="is not attention patterns saved by labkit: it is a zip file"):
         lk.open_attention(tmp_path / "other.npz")
     with pytest.raises(ValueError, match=r"layers \[40\] have no patterns"):
         lk.attention(lm4, CLEAN).save(tmp_path / "x.npz", layers=[40])

@@ -16,10 +16,19 @@ from labkit.chat import GEMMA, LLAMA_2
 from labkit.tokens import bytes_of
 
 DEFAULT = "You are a helpful AI assistant named Bot"
-MARKS = (
-    "<|im_start|> <|im_end|> <|eot_id|> <|start_header_id|> <|end_header_id|> <start_of_turn> <end_of_turn> "
-    "<|user|> <|assistant|> <|system|> <|end|>"
-).split()
+MARKS = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|end|>",
+]
 
 CHATML = f"""\
 {{%- if messages[0].role != 'system' -%}}{{{{ '<|im_start|>system\\n{DEFAULT}<|im_end|>\\n' }}}}{{%- endif -%}}

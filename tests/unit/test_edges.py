@@ -193,7 +193,7 @@ def test_scores_and_circuits_are_repeated_by_their_code_and_kept_in_files(lm4, r
     with pytest.raises(FileNotFoundError):
         lk.open_edges(tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"bad")
-    with pytest.raises(ValueError, match="holds no edge scores"):
+    with pytest.raises(ValueError, match="is not edge scores saved by labkit"):
         lk.open_edges(tmp_path / "bad.npz")
 
 

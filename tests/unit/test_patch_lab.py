@@ -577,7 +577,7 @@ def test_a_file_that_is_no_lab_or_of_another_model_is_told(
     with pytest.raises(FileNotFoundError, match="there is no file"):
         PatchLab.open(lm4, tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(ValueError, match="is not a lab saved by labkit"):
+    with pytest.raises(ValueError, match="is not a PatchLab saved by labkit"):
         PatchLab.open(lm4, tmp_path / "text.npz")
     with pytest.raises(ValueError, match=r"it holds a grid, which lk\.open_grid"):
         PatchLab.open(lm4, done.grid.save(tmp_path / "grid.npz"))

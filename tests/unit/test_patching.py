@@ -323,7 +323,7 @@ def test_a_model_that_cannot_be_restarted_falls_back_to_whole_runs_with_a_warnin
         raise patching.Unsupported("no readout")
 
     monkeypatch.setattr(pair_runs, "readout_of", refuse)
-    with pytest.warns(UserWarning, match="one whole run a cell"):
+    with pytest.warns(UserWarning, match="one full forward pass per cell"):
         whole = lk.patch(lm32, *PAIR, layers=[5], progress=False)
     assert np.abs(fast.values - whole.values).max() < 1e-4
     estimate = lk.patch(lm32, *PAIR, layers=[5], method="attribution", progress=False)  # restarts nothing
@@ -390,7 +390,7 @@ def test_a_metric_of_ones_own_sees_rows_of_logits(lm32):
 
     grid = lk.patch(lm32, CLEAN, CORRUPT, metric=top, layers=[10], progress=False)
     assert grid.recipe["metric"] == "top"
-    with pytest.raises(ValueError, match=r"one number a row, shape \(1,\); it gave \(1, 49152\)"):
+    with pytest.raises(ValueError, match=r"must give one number per row, shape \(1,\); it gave \(1, 49152\)"):
         lk.patch(lm32, CLEAN, CORRUPT, metric=lambda logits: logits, progress=False)
 
 

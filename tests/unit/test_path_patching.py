@@ -154,7 +154,7 @@ def test_paths_equal_whole_runs_on_every_shape_of_block(model_type, mlps):
 
 def test_a_model_that_cannot_be_restarted_is_run_whole_with_a_warning():
     lm = loud("gemma3n_text")  # several residual streams, keys and values shared by layers
-    with pytest.warns(UserWarning, match="two whole runs a sender"):
+    with pytest.warns(UserWarning, match="two full forward passes per sender"):
         grid = lk.path_patch(lm, IDS, CORRUPT_IDS, receiver="q.1.3", senders=["z.0.0", "z.0.2"], **TINY)
     for row in grid.to_frame().itertuples():
         assert row.value == pytest.approx(whole(lm, row.sender, ["q.1.3"], mlps="recompute"), abs=1e-4)

@@ -488,7 +488,7 @@ def test_a_session_comes_back_as_it_was(lm4: lk.LanguageModel, tmp_path: Any) ->
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "is not a saved session"), ("[1]", "not a saved session of PromptLab"), (None, "there is no file")],
+    [("{", "not a session of PromptLab saved"), ("[1]", "it holds JSON of another kind"), (None, "there is no file")],
 )
 def test_a_file_that_is_no_session_is_told_and_nothing_changes(
     lab: lk.PromptLab, tmp_path: Any, text: str | None, says: str

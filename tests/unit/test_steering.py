@@ -64,7 +64,7 @@ def test_code_and_file_give_the_same_vector(lm4, vector, tmp_path):
     assert torch.equal(again.values, vector.values)
     assert repr(again) == repr(vector)
     lens = lk.logit_lens(lm4, CLEAN, positions=[-1]).save(tmp_path / "lens.npz")
-    with pytest.raises(ValueError, match="not a steering vector saved by labkit; it holds a lens"):
+    with pytest.raises(ValueError, match="not a steering vector saved by labkit: it holds a lens, which"):
         lk.open_steering_vector(lens)
 
 

@@ -188,7 +188,7 @@ def test_a_folder_without_a_sweep_is_told_of(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"it has no file sweep\.json"):
         lk.open_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(ValueError, match="is not the manifest of a sweep"):
+    with pytest.raises(ValueError, match="is not a sweep saved by labkit: it is a folder whose"):
         lk.open_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text(json.dumps({"format": 99, "recipe": {}, "pairs": [], "shard": 1, "notes": {}}))
     with pytest.raises(ValueError, match="newer labkit"):

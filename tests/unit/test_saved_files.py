@@ -1,0 +1,206 @@
+"""Files: every kind says what it is, opens again, and is refused by the openers of all others in words that help."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
+
+import labkit as lk
+from labkit.analysis.saved import KINDS, save_arrays
+from labkit.widgets.patch_lab import PatchLab
+
+FILES = Path(__file__).parents[1] / "files"
+"""Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one. Never write them anew."""
+OLD = {
+    "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
+    "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
+    "session.json": "labkit prompt session", "sweep": "sweep", "sweep/shard-00000.npz": "sweep shard",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lm() -> lk.LanguageModel:
+    return loud("llama")
+
+
+@pytest.fixture(scope="module")
+def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
+    """By kind of file."""
+    return {
+        "grid": lk.open_grid, "edges": lk.open_edges, "attention": lk.open_attention, "lens": lk.open_lens,
+        "steering vector": lk.open_steering_vector, "sweep": lk.open_sweep,
+        "lab": lambda path: PatchLab.open(lm, path, background=False),
+        "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A file of every kind, written now."""
+    folder = tmp_path_factory.mktemp("new")
+    pair = lm, IDS, CORRUPT_IDS, ANSWER, FOIL
+    lab = lk.PromptLab(lm, "To Mary", background=False)
+    lab.max_new_tokens = 2
+    lab.run()
+    settings = {"over": ("layer", "position"), "layers": [1], "positions": [5, 6], "progress": False}
+    swept = folder / "sweep"
+    lk.sweep(lm, [(IDS, CORRUPT_IDS, ANSWER, FOIL)], **settings, store=swept)
+    return {
+        "grid": lk.patch(*pair, **settings).save(folder / "grid.npz"),
+        "edges": lk.edge_attribution(*pair, steps=1, progress=False).save(folder / "edges.npz"),
+        "attention": lk.attention(lm, IDS).save(folder / "attention.npz"),
+        "lens": lk.logit_lens(lm, IDS).save(folder / "lens.npz"),
+        "steering vector": lk.steering_vector(lm, ["I"], ["you"], 1).save(folder / "vector.npz"),
+        "lab": PatchLab(lm, "To Mary", "To John", "M", "J", background=False).save(folder / "lab.npz"),
+        "labkit prompt session": lab.save_session(folder / "session.json"),
+        "sweep": swept, "sweep shard": swept / "shard-00000.npz",
+    }  # fmt: skip
+
+
+def test_every_public_opener_is_for_a_kind_of_file() -> None:
+    for name in (name for name in lk.__all__ if name.startswith("open_")):
+        assert any(kind.opener.startswith(f"lk.{name}(") for kind in KINDS.values()), f"{name} opens no kind of file"
+    assert set(OLD.values()) == set(KINDS)
+
+
+@pytest.mark.parametrize("name", [name for name in OLD if OLD[name] != "sweep shard"])
+def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> None:
+    opened = openers[OLD[name]](FILES / name)
+    values = opened.grid.values if name == "lab.npz" else getattr(opened, "values", None)
+    if name == "session.json":
+        assert len(opened.runs) == 1
+    elif name == "attention.npz":
+        assert opened.pattern(1).shape == (4, 12, 12)
+    elif name == "lens.npz":
+        assert opened.top_ids.shape[:2] == (2, 12)
+    else:
+        assert np.isfinite(values).any()
+    if name.startswith("grid"):
+        assert np.array_equal(values, lk.open_grid(FILES / "grid.npz").values)
+    assert isinstance(opened, lk.PathGrid) == (name == "paths.npz")
+
+
+def test_files_written_now_say_what_they_are_and_open(new: dict[str, Path], openers: dict[str, Any]) -> None:
+    for kind, path in new.items():
+        file = path / "sweep.json" if kind == "sweep" else path
+        about = json.loads(file.read_text()) if file.suffix == ".json" else json.loads(str(np.load(file)["about"]))
+        assert (about["kind"], about["format"]) == (kind, KINDS[kind].newest)
+        if kind in openers:
+            openers[kind](path)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("opener", [kind for kind in KINDS if kind != "sweep shard"])
+def test_every_opener_says_what_a_file_of_another_kind_holds(
+    opener: str, old: bool, new: dict[str, Path], openers: dict[str, Any]
+) -> None:
+    files = [(kind, FILES / name) for name, kind in OLD.items()] if old else list(new.items())
+    for kind, path in files:
+        if kind != opener:
+            with pytest.raises(ValueError, match="saved by labkit: it holds") as error:
+                openers[opener](path)
+            assert f"it holds {KINDS[kind].words}, which {KINDS[kind].opener} opens" in str(error.value)
+
+
+FOREIGN: dict[str, bytes | None] = {
+    "an empty file": b"",
+    "a text file": b"Mary and John\n",
+    "JSON of another kind": b'{"model": "x"}',
+    "looks like JSON": b'{"kind": "gri',
+    "this labkit does not know": b'{"kind": "hologram", "format": 1}',
+    "a binary file": bytes(range(256)),
+    "the weights of a model": b"GGUF" + bytes(60),
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("opener", [kind for kind in KINDS if kind != "sweep shard"])
+def test_every_opener_says_what_a_file_of_no_kind_is(
+    opener: str, new: dict[str, Path], openers: dict[str, Any], tmp_path: Path
+) -> None:
+    for words, content in FOREIGN.items():
+        path = tmp_path / words.replace(" ", "_")
+        if content is None:
+            path.mkdir()
+            if opener == "sweep":
+                with pytest.raises(FileNotFoundError, match=r"it has no file sweep\.json"):
+                    openers[opener](path)
+                continue
+        else:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            openers[opener](path)
+    np.save(tmp_path / "bare.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="a bare numpy array"):
+        openers[opener](tmp_path / "bare.npy")
+    np.savez(tmp_path / "any.npz", values=np.zeros(3))
+    with pytest.raises(ValueError, match="a zip file without a description"):
+        openers[opener](tmp_path / "any.npz")
+    np.savez(tmp_path / "pickled.npz", about=np.array({"kind": "grid"}, dtype=object))
+    with pytest.raises(ValueError, match="a zip file without a description"):
+        openers[opener](tmp_path / "pickled.npz")
+
+
+@pytest.mark.parametrize("opener", [kind for kind in KINDS if kind not in ("sweep shard", "sweep")])
+def test_files_that_are_cut_short_incomplete_or_newer_are_refused(
+    opener: str, new: dict[str, Path], openers: dict[str, Any], tmp_path: Path
+) -> None:
+    path, data = new[opener], new[opener].read_bytes()
+    for share in (0.1, 0.5, 0.98):
+        (cut := tmp_path / path.name).write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(ValueError, match=r"cut short|not whole"):
+            openers[opener](cut)
+    if path.suffix == ".json":
+        about = json.loads(data)
+        save: Callable[..., Any] = lambda about, **_: (tmp_path / path.name).write_text(json.dumps(about))  # noqa: E731
+        arrays: dict[str, Any] = {}
+    else:
+        arrays = dict(np.load(path))
+        about = json.loads(str(arrays.pop("about")))
+        save = lambda about, **arrays: save_arrays(tmp_path / path.name, opener, about, **arrays)  # noqa: E731
+    save(about | {"format": 99}, **arrays)
+    with pytest.raises(ValueError, match=r"newer labkit: .* of format 99, .* up to 1\. Update labkit to open it with"):
+        openers[opener](tmp_path / path.name)
+    save(about | {"format": "x"}, **arrays)
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        openers[opener](tmp_path / path.name)
+    save({"kind": opener, "format": 1}, **arrays)
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        openers[opener](tmp_path / path.name)
+    for name in arrays if opener != "lab" else []:
+        save(about, **{other: array for other, array in arrays.items() if other != name})
+        with pytest.raises(ValueError, match="damaged or incomplete"):
+            openers[opener](tmp_path / path.name)
+
+
+def test_a_sweep_names_its_folder_and_refuses_a_file_in_its_place(lm: lk.LanguageModel, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FILES / "sweep", tmp_path / "sweep"))
+    with pytest.raises(ValueError, match="give the folder that it is in"):
+        lk.open_sweep(folder / "sweep.json")
+    with pytest.raises(ValueError, match="it holds a grid, which"):
+        lk.open_sweep(FILES / "grid.npz")
+    with pytest.raises(ValueError, match="is a file; a sweep is stored in a folder"):
+        lk.sweep(lm, [(IDS, CORRUPT_IDS, ANSWER, FOIL)], store=folder / "sweep.json", progress=False)
+    manifest = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps(manifest | {"format": 9}))
+    with pytest.raises(ValueError, match="newer labkit"):
+        lk.open_sweep(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions by umask are POSIX's")
+def test_what_is_saved_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        path = lk.open_grid(FILES / "grid.npz").save(tmp_path / "grid.npz")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
