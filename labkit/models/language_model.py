@@ -244,7 +244,8 @@ class LanguageModel:
     def busy(self, *, gradients: bool = False) -> Iterator[None]:
         """Have the model to oneself, in eval mode and uncompiled, on the processors that are free, while a block runs.
 
-        It runs without gradients unless they are asked for. Whatever mode the caller is in, of the model or of PyTorch (`torch.inference_mode`), is back afterwards.
+        It runs without gradients unless they are asked for. Whatever mode the caller is in, of the model or of PyTorch
+        (`torch.inference_mode`), is back afterwards.
 
         Raises:
             RuntimeError: gradients meet tensors that were made under `torch.inference_mode()`, which can have none.

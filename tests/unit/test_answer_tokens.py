@@ -130,7 +130,8 @@ def test_everything_that_takes_an_answer_takes_it_after_its_prompt(lm):
     pair = (lm, clean, corrupt)
     grid = lk.patch(*pair, f" {a}", f" {b}", progress=False)
     assert np.array_equal(grid.values, lk.patch(*pair, *ids, progress=False).values)
-    assert (grid.answer, grid.foil) == (f" {a}", f" {b}") and f"answer={' ' + a!r}" in grid.code()
+    assert (grid.answer, grid.foil) == (f" {a}", f" {b}")
+    assert f"answer={' ' + a!r}" in grid.code()
     direct = lk.direct_logit_attribution(lm, clean, f" {a}", f" {b}")
     assert direct.total == pytest.approx(lk.direct_logit_attribution(lm, clean, *ids).total)
     assert [token.id for token in lk.logit_lens(lm, clean, follow=[f" {a}", f" {b}"]).followed] == ids
@@ -139,7 +140,8 @@ def test_everything_that_takes_an_answer_takes_it_after_its_prompt(lm):
     paths = lk.path_patch(*pair, f" {a}", f" {b}", progress=False)
     assert np.array_equal(paths.values, lk.path_patch(*pair, *ids, progress=False).values, equal_nan=True)
     edges = lk.edge_attribution(*pair, f" {a}", f" {b}", steps=1, progress=False)
-    assert edges.recipe["answer_id"] == ids[0] and edges.recipe["foil_id"] == ids[1]
+    assert edges.recipe["answer_id"] == ids[0]
+    assert edges.recipe["foil_id"] == ids[1]
     tree = lm.tree(clean, max_new_tokens=2)
     if tree.root.record.ids[0] != ids[0]:
         assert tree.branch("A", 0, f" {a}").record.ids[0] == ids[0]

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import labkit as lk
 from labkit.analysis import lens as lens_module
+from labkit.analysis import saved
 from labkit.internals.wavefront import Cancelled
 
 EVIL = "<script>harm()</script><img src=x onerror='harm()'>"
@@ -134,7 +135,7 @@ def test_code_frame_figure_and_file_hold_the_same(lm4, tmp_path):
 
 def test_ranks_of_an_older_file_are_counted_from_one_when_it_is_opened(lm4, tmp_path, monkeypatch):
     lens = lk.logit_lens(lm4, CLEAN, positions=[13], follow=[" Mary"])
-    monkeypatch.setattr(lens_module, "FORMAT", 1)
+    monkeypatch.setitem(saved.KINDS, "lens", dataclasses.replace(saved.KINDS["lens"], newest=1))
     old = dataclasses.replace(lens, ranks=lens.ranks - 1).save(tmp_path / "old.npz")
     monkeypatch.undo()
     np.testing.assert_array_equal(lk.open_lens(old).ranks, lens.ranks)
@@ -218,7 +219,7 @@ def test_direct_attribution_is_the_functions_own_and_its_parts_add_up(view, lm4)
     assert parts == pytest.approx(found.total, abs=1e-3)
     assert f"is +{found.total:.2f}; the parts add up to +{parts:.2f}." in view.direct_face.sum.text
     view.foil = "johns"
-    assert "try ' johns'" in view.status.text
+    assert "the foil 'johns' is 2 tokens" in view.status.text
     assert view.attribution.total == found.total  # what was there is still there
     view.foil, view.answer = " John", ""
     assert view.attribution.answer == " Mary"  # what the model itself says
