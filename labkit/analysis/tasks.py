@@ -133,13 +133,16 @@ def task(name: str) -> Task:
 
 def verify(lm: LanguageModel, pairs: Sequence[PromptPair]) -> TaskCheck:
     """The logit differences of any pairs, clean and corrupt; see `Task.verify`."""
+    from labkit.internals.unembedding import last_logits
+
     if not pairs:
         raise ValueError("there are no pairs to verify")
     differences: dict[str, list[float]] = {"clean": [], "corrupt": []}
     for pair in map(PromptPair._make, pairs):
         ids = [single_token(lm, pair.answer), single_token(lm, pair.foil, role="foil")]
         for side, prompt in (("clean", pair.clean), ("corrupt", pair.corrupt)):
-            answer, foil = lm.run(prompt).logits[0, -1, ids].float().tolist()
+            with lm.busy():
+                answer, foil = last_logits(lm, lm.encode(prompt))[0, ids].tolist()
             differences[side].append(answer - foil)
     return TaskCheck([PromptPair._make(p) for p in pairs], differences["clean"], differences["corrupt"])
 
