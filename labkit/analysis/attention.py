@@ -21,8 +21,8 @@ import torch
 from labkit.analysis.head_scores import HeadScore, Tally, repeated_tokens
 from labkit.internals.attention_hook import AttentionCall, pattern_of
 from labkit.internals.hooks import hooked
-from labkit.internals.recording import last_logits
 from labkit.internals.sites import HEAD_IN, checked, layers_with, n_heads_of
+from labkit.internals.unembedding import last_logits
 from labkit.models.reference import RefersToModel
 from labkit.prompts import asked, each_prompt
 from labkit.tokens import Token
@@ -210,7 +210,7 @@ class AttentionPatterns(RefersToModel, Patterns):
         with self.lm.busy():
             self._calls.clear()
             with hooked(self.lm, reads, {}, keep=lambda x: x[0, -1].detach().clone(), watch=watch) as found:
-                last_logits(self.lm, self.ids)
+                last_logits(self.lm, self.ids, [0])  # for the pass alone
         self._before_projection = {layer: value for (_, layer), value in found.items()}
 
     # -- all heads at once -----------------------------------------------------------------------------------------

@@ -7,16 +7,17 @@ site, and tends to be furthest off in the early residual stream, where it is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from labkit.analysis.metrics import Metric
 from labkit.internals.cells import by_unit
 from labkit.internals.hooks import hooked
-from labkit.internals.recording import last_logits
+from labkit.internals.unembedding import last_logits
 from labkit.models.weights import is_quantised, weight_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def estimates(
     ids: torch.Tensor,
     source: Mapping[str, Mapping[int, torch.Tensor]],
     *,
-    metric: Callable[[torch.Tensor], torch.Tensor],
+    metric: Metric,
 ) -> dict[str, dict[int, torch.Tensor]]:
     """Estimated change of the metric for every place of some kinds of site, from one forward and one backward pass.
 
@@ -36,7 +37,7 @@ def estimates(
         lm: the model.
         ids: the prompt that is patched into (1, seq).
         source: by kind and layer the activation of the other run, without the batch axis.
-        metric: logits (rows, vocab) -> (rows,), at the last position.
+        metric: read at the last position.
 
     Returns:
         By kind and layer (position, unit), float32 on the CPU; units are heads, neurons or experts, and one where a
@@ -49,7 +50,7 @@ def estimates(
     start = {("embed", 0): lambda x: x.detach().requires_grad_(True)}
     with lm.busy(gradients=True):
         with hooked(lm, set(places), start, keep=lambda x: x) as found, _differentiable(lm.hf):
-            value = metric(last_logits(lm, ids).float())[0]
+            value = metric(last_logits(lm, ids, metric.columns))[0]
         if not value.requires_grad:
             raise ValueError("no gradient reaches this metric (a rank has none), so patching cannot be estimated")
         grads = torch.autograd.grad(value, [found[place] for place in places], allow_unused=True)

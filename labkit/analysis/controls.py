@@ -25,7 +25,7 @@ from labkit.analysis.patching import PatchJob
 from labkit.analysis.statistics import rank_correlation
 from labkit.analysis.task_words import PLAIN
 from labkit.internals.cells import Cell, put_whole
-from labkit.internals.run import run
+from labkit.internals.run import run, run_to_measure
 from labkit.internals.sites import Site, absent
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class ControlsJob:
         self._from, self._to = getattr(self.grid, base), getattr(self.grid, source)
         if self._from == self._to:
             raise ValueError("the metric is the same on both prompts, so that there is nothing to explain")
-        reference = run(self.lm, self._ids["clean"]).logits[0, -1].float()
+        reference = run_to_measure(self.lm, self._ids["clean"]).logits[0, -1]
         answer, foil = self._exact.answer, self._exact.foil
         self._metric: Metric = metric_of(self._how["metric"], answer=answer, foil=foil, reference=reference)
         self._shares = self._share(self.grid.values)
@@ -235,7 +235,7 @@ class ControlsJob:
     def _value(self, write: dict[Any, Any], *, base: torch.Tensor | None = None) -> float:
         """The metric after a whole run with something written."""
         self._go_on()
-        logits = run(self.lm, self._base if base is None else base, write=write).logits[:, -1].float()
+        logits = run_to_measure(self.lm, self._base if base is None else base, write=write).logits[:, -1]
         return float(self._metric.of(logits)[0])
 
     def _read(self, ids: torch.Tensor, cell: Cell) -> torch.Tensor:

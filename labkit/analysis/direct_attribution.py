@@ -18,8 +18,9 @@ import torch
 
 from labkit.internals.hooks import Place, hooked
 from labkit.internals.readout import Readout, readout_of
-from labkit.internals.recording import Base, Unsupported, last_logits
+from labkit.internals.recording import Base, Unsupported
 from labkit.internals.sites import HEAD_IN, absent, layers_with, n_heads_of
+from labkit.internals.unembedding import last_logits
 from labkit.models.anatomy import first_tensor
 from labkit.models.offload import copied, runs_on
 from labkit.models.weights import bias_of, is_plain, weight_of
@@ -214,7 +215,7 @@ def _at_the_end(lm: LanguageModel, ids: torch.Tensor) -> _Kept:
     for kind in ("resid_pre", "resid_mid", "resid_post", "attn_out", HEAD_IN):
         reads |= {(kind, layer) for layer in layers_with(lm, kind)}
     with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, -2:].detach().clone()) as found:
-        logits = last_logits(lm, ids)[0].float()
+        logits = last_logits(lm, ids)[0]
     return _Kept(logits, found)
 
 

@@ -19,7 +19,7 @@ from labkit.analysis.grid import PatchGrid
 from labkit.analysis.metrics import Metric, metric_of
 from labkit.analysis.recipe import answer_ids
 from labkit.internals.cells import UNIT_KINDS
-from labkit.internals.run import Run, run
+from labkit.internals.run import Run, run_to_measure
 from labkit.internals.sites import HEAD_KINDS, Site, absent, n_heads_of
 from labkit.tokens import describe
 
@@ -185,11 +185,11 @@ def _report(lm: LanguageModel, grid: PatchGrid, moves: Sequence[Move], *, k: int
     target = moves[0].target
     looks = len(moves) == 1 and target.layer is not None and absent(lm, "pattern", target.layer) is None
     read = [f"pattern.{target.layer}"] if looks else []
-    given = run(lm, source, read=list({str(_whole(move.source)): None for move in moves}))
-    plain = run(lm, base, read=read)
-    patched = run(lm, base, read=read, write=_writes(given, moves))
+    given = run_to_measure(lm, source, read=list({str(_whole(move.source)): None for move in moves}))
+    plain = run_to_measure(lm, base, read=read)
+    patched = run_to_measure(lm, base, read=read, write=_writes(given, moves))
     runs = {"clean": given, "corrupt": plain} if grid.direction == "denoise" else {"clean": plain, "corrupt": given}
-    logits = {name: r.logits[0, -1].float() for name, r in (*runs.items(), ("base", plain), ("patched", patched))}
+    logits = {name: r.logits[0, -1] for name, r in (*runs.items(), ("base", plain), ("patched", patched))}
     before, after = (_top(lm, logits[name], k) for name in ("base", "patched"))
     effect = normalized = float("nan")
     if (metric := _metric(lm, grid, logits["clean"])) is not None:

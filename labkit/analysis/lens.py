@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +25,9 @@ import torch
 from labkit.analysis.saved import open_arrays, reading, save_arrays
 from labkit.internals.hooks import hooked
 from labkit.internals.readout import Readout, readout_of
-from labkit.internals.recording import Base, Unsupported, last_logits
+from labkit.internals.recording import Base, Unsupported
 from labkit.internals.sites import absent, layers_with
+from labkit.internals.unembedding import last_logits
 from labkit.internals.wavefront import Cancelled
 from labkit.models.reference import RefersToModel
 from labkit.prompts import asked, each_prompt, imports_of, written
@@ -353,12 +354,13 @@ class _Reading:
         reads = {(site, layer) for layer in self.layers} | {("resid_post", last)}
         at = torch.tensor([*positions, ids.shape[1] - 1])  # the last position is what the readout is held against
         with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, at.to(x.device)].detach().clone()) as found:
-            logits = last_logits(lm, ids)[0].float()
+            logits = last_logits(lm, ids)[0]
         own = found["resid_post", last]
         if own.shape[1:] != (lm.d_model,):
             raise ValueError(f"{lm.name} has no logit lens: its residual stream has several copies")
         try:
-            self.readout: Readout = readout_of(Base(lm, ids, [own[-1:]], [], {}, logits))
+            # the distributions of a lens are the model's own, and many: with the last product as the model does it
+            self.readout: Readout = replace(readout_of(Base(lm, ids, [own[-1:]], [], {}, logits)), exact=False)
         except Unsupported as error:
             raise ValueError(f"{lm.name} has no logit lens: {error}") from None
         self.own = own[:-1]  # (position, d_model)

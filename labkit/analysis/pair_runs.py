@@ -107,7 +107,7 @@ class PairRuns:
             source, base = ENDS[direction]
             wanted = self.together if kind in self.together else (kind,)
             taken = {k: self.activations(source, k) for k in wanted if k not in known}
-            known |= estimates(self.lm, self.ids[base], taken, metric=metric.of)
+            known |= estimates(self.lm, self.ids[base], taken, metric=metric)
         return known[kind]
 
     def _run(self, kind: str | None) -> None:

@@ -27,8 +27,9 @@ from labkit.analysis.pair_runs import ENDS, PairRuns, engine_kind
 from labkit.analysis.recipe import recipe_of
 from labkit.internals.cells import Cell, at_cell, by_unit, put_whole
 from labkit.internals.hooks import hooked
-from labkit.internals.recording import Unsupported, last_logits
+from labkit.internals.recording import Unsupported
 from labkit.internals.sites import HEAD_KINDS, checked
+from labkit.internals.unembedding import last_logits
 from labkit.internals.wavefront import Cancelled, Lane, Wavefront
 from labkit.models.fast import FastLayers
 from labkit.tokens import align, single_token
@@ -404,8 +405,8 @@ class PatchJob:
         kind = engine_kind(self.site)
         taken = {(kind, cell.layer): put_whole(self.runs.activations(source, kind)[cell.layer], kind, cell)}
         with self.lm.busy(), hooked(self.lm, set(), taken):
-            logits = last_logits(self.lm, self.runs.ids[base]).float()
-        return float(self._metric.of(logits)[0])
+            logits = last_logits(self.lm, self.runs.ids[base], self._metric.columns)
+        return float(self._metric(logits)[0])
 
     def _check_engine(self) -> None:
         """On the first grid of a site in this model, hold a few cells against the naive path."""

@@ -33,7 +33,7 @@ from labkit.internals.hooks import Edit, Place
 from labkit.internals.readout import readout_of
 from labkit.internals.recording import Unsupported, record
 from labkit.internals.rows import Rows
-from labkit.internals.run import run
+from labkit.internals.run import run, run_to_measure
 from labkit.internals.sites import HEAD_IN, Site, layers_with, n_heads_of
 from labkit.models.fast import FastLayers
 from labkit.tokens import align, single_token
@@ -248,7 +248,7 @@ class _Paths:
         warnings.warn(f"patching paths with two full forward passes per sender, which is slow: {why}", stacklevel=4)
         self.fast = False
         if self.metric is None:
-            runs = {name: run(self.lm, ids).logits[0, -1].float() for name, ids in self.ids.items()}
+            runs = {name: run_to_measure(self.lm, ids).logits[0, -1] for name, ids in self.ids.items()}
             self._measure(runs)
 
     def _values(self, senders: list[Site]) -> np.ndarray:
@@ -395,7 +395,7 @@ class _Paths:
                 write[Site("attn_out", layer)] = plain[f"attn_out.{layer}"]
             if freeze and (layer > sender.layer or sender.kind == "z"):
                 write[Site("mlp_out", layer)] = plain[f"mlp_out.{layer}"]
-        third = run(lm, base, read=self.receivers, write=write)
+        third = run_to_measure(lm, base, read=self.receivers, write=write)
         if self.receivers:
-            third = run(lm, base, write={r: third[r] for r in self.receivers})
-        return float(self.metric.of(third.logits[:, -1].float())[0])
+            third = run_to_measure(lm, base, write={r: third[r] for r in self.receivers})
+        return float(self.metric.of(third.logits[:, -1])[0])

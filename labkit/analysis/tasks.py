@@ -133,6 +133,8 @@ def task(name: str) -> Task:
 
 def verify(lm: LanguageModel, pairs: Sequence[PromptPair]) -> TaskCheck:
     """The logit differences of any pairs, clean and corrupt; see `Task.verify`."""
+    from labkit.internals.unembedding import last_logits
+
     if not pairs:
         raise ValueError("there are no pairs to verify")
     differences: dict[str, list[float]] = {"clean": [], "corrupt": []}
@@ -140,7 +142,8 @@ def verify(lm: LanguageModel, pairs: Sequence[PromptPair]) -> TaskCheck:
         clean, corrupt = lm.encode(pair.clean), lm.encode(pair.corrupt)
         ids = [single_token(lm, pair.answer, after=clean), single_token(lm, pair.foil, role="foil", after=corrupt)]
         for side, prompt in (("clean", clean), ("corrupt", corrupt)):
-            answer, foil = lm.run(prompt).logits[0, -1, ids].float().tolist()
+            with lm.busy():
+                answer, foil = last_logits(lm, prompt)[0, ids].tolist()
             differences[side].append(answer - foil)
     return TaskCheck([PromptPair._make(p) for p in pairs], differences["clean"], differences["corrupt"])
 

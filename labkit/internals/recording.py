@@ -14,6 +14,7 @@ from labkit.internals.attention_hook import AttentionCall
 from labkit.internals.heads import heads_of
 from labkit.internals.hooks import hooked
 from labkit.internals.sites import layers_with
+from labkit.internals.unembedding import last_logits
 from labkit.models.anatomy import first_tensor, hidden_input
 from labkit.models.fast import FastLayers
 
@@ -172,13 +173,8 @@ def recorded(
     places = {kind: layers_with(lm, kind) for kind in sites}
     wanted = {(kind, layer) for kind, layers in places.items() for layer in layers}
     with lm.busy(), FastLayers(lm).used(), hooked(lm, wanted, {}, watch=watch) as found:
-        logits = last_logits(lm, ids).float()
+        logits = last_logits(lm, ids)
     return [
         (row, {kind: {layer: found[kind, layer][n] for layer in layers} for kind, layers in places.items()})
         for n, row in enumerate(logits)
     ]
-
-
-def last_logits(lm: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
-    """Logits (batch, vocab) at the last position; only they are computed where the architecture can be asked to."""
-    return lm.hf(input_ids=ids, use_cache=False, **lm.only_last).logits[:, -1]

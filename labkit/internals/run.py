@@ -14,6 +14,7 @@ import torch
 from labkit.internals.batch import Rows
 from labkit.internals.hooks import Edit, Place, hooked
 from labkit.internals.sites import Site
+from labkit.internals.unembedding import last_logits
 from labkit.models.reference import RefersToModel
 from labkit.prompts import prompts_of
 
@@ -128,9 +129,31 @@ def run(
             value of the wrong shape, a bad prompt.
         RuntimeError: the model never reached a place that was to be read or written.
     """
+    return _run(lm, prompt, read, write, logits, to)
+
+
+def run_to_measure(
+    lm: LanguageModel,
+    ids: torch.Tensor,
+    *,
+    read: Sequence[str | Site] = (),
+    write: Mapping[Any, torch.Tensor | Edit] | None = None,
+) -> Run:
+    """`run` with the logits of the last position alone, as metrics read them (`internals.unembedding`): float32."""
+    return _run(lm, ids, read, write, None, None)
+
+
+def _run(
+    lm: LanguageModel,
+    prompt: Prompt | Sequence[str],
+    read: Sequence[str | Site],
+    write: Mapping[Any, torch.Tensor | Edit] | None,
+    logits: Literal["all", "last", "none"] | Sequence[int] | None,
+    to: str | torch.device | None,
+) -> Run:
     ids, mask = _batch(lm, prompt)
     rows = Rows.of(lm, ids, mask)
-    positions = _positions(lm, rows, logits)
+    positions = (-1,) if logits is None else _positions(lm, rows, logits)
     wanted = {str(site): rows.checked(lm, site) for site in read}
     kept: dict[Site, torch.Tensor] = {}
     reads = _keeps(lm, list(wanted.values()), rows, kept, to)
@@ -139,7 +162,7 @@ def run(
     if rows.padding:
         inputs |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
     with lm.busy(), hooked(lm, reads, edits):
-        out = rows.logits(lm, inputs, positions)
+        out = last_logits(lm, ids)[:, None] if logits is None else rows.logits(lm, inputs, positions)
     if to is not None:
         out, ids, mask = (x.to(to) for x in (out, ids, mask))
     return Run(out, ids, mask, kept, lm, positions, rows, tuple(wanted))

@@ -9,7 +9,7 @@ import numpy as np
 import traitlets as t
 
 from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
-from labkit.internals.recording import last_logits
+from labkit.internals.unembedding import last_logits
 from labkit.tokens import Token, describe
 from labkit.widgets.heatmap import Heatmap
 from labkit.widgets.snapshot import note

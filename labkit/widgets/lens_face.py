@@ -12,7 +12,7 @@ import torch
 import traitlets as t
 
 from labkit.analysis.lens import SHADES, SITES, LogitLens, logit_lens
-from labkit.internals.recording import last_logits
+from labkit.internals.unembedding import last_logits
 from labkit.tokens import describe, word_for
 from labkit.widgets.block import cell
 from labkit.widgets.curve import Curve

@@ -11,7 +11,7 @@ import traitlets as t
 
 from labkit.analysis.side_by_side import SideBySide, begins, side_by_side
 from labkit.analysis.tasks import PromptPair, task, tasks
-from labkit.internals.recording import last_logits
+from labkit.internals.unembedding import last_logits
 from labkit.tokens import describe, single_token
 from labkit.widgets.pair_strip import PairStrip
 from labkit.widgets.prompt_box import PromptBox
