@@ -17,6 +17,7 @@ from torch import nn
 from labkit.internals.cells import by_unit
 from labkit.internals.hooks import hooked
 from labkit.internals.recording import last_logits
+from labkit.models.product import linear
 from labkit.models.weights import is_quantised, weight_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def estimates(
     """
     places = [(kind, layer) for kind, layers in source.items() for layer in layers]
     start = {("embed", 0): lambda x: x.detach().requires_grad_(True)}
-    with lm.lock, torch.enable_grad():
+    with lm.busy(gradients=True):
         with hooked(lm, set(places), start, keep=lambda x: x) as found, _differentiable(lm.hf):
             value = metric(last_logits(lm, ids).float())[0]
         if not value.requires_grad:
@@ -73,7 +74,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (grad,) = grads
-        return grad @ weight_of(ctx.layer, dtype=grad.dtype), None, None
+        return linear(grad, weight_of(ctx.layer, dtype=grad.dtype).T), None, None
 
 
 def _differentiable(hf: nn.Module) -> ExitStack:

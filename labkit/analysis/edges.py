@@ -305,7 +305,7 @@ class _Sweep:
             for layer in range(self.lm.n_layers):
                 inputs.append(x)
                 x, _ = self.rows.block(layer, x)
-        with self.lm.lock, torch.enable_grad(), _differentiable(self.lm.hf):
+        with self.lm.busy(gradients=True), _differentiable(self.lm.hf):
             last = x.detach().requires_grad_(True)
             (grad,) = torch.autograd.grad(self.work.measure(last[:, -1]).sum(), last)
             yield slice(-1, None), self._products(grad.mean(0, dtype=torch.float32)[None])

@@ -33,8 +33,8 @@ class Readout:
         x = x[0]
         if columns is not None and is_plain(self.unembed):
             x, wanted = x.to(self.unembed.weight.device), to_index(columns, self.unembed.weight.device)
-            bias = None if self.unembed.bias is None else self.unembed.bias[wanted]
-            logits = F.linear(x, self.unembed.weight[wanted], bias).float()
+            bias = None if self.unembed.bias is None else self.unembed.bias[wanted].to(x.dtype)
+            logits = F.linear(x, self.unembed.weight[wanted].to(x.dtype), bias).float()
         else:
             logits = self.unembed(x).float()
             logits = logits if columns is None else logits[:, list(columns)]

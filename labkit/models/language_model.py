@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labkit.models.fast import FastLayers
+
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,17 +53,20 @@ class LanguageModel:
         name: str,
         revision: str | None = None,
         bits: int = 32,
+        asked_dtype: torch.dtype | None = None,
     ) -> None:
         self.hf = hf.eval()
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
         self.bits = bits
+        self.asked_dtype = asked_dtype  # what it was loaded to compute in, where that was said
         self.lock = threading.RLock()
         self.checked: set[str] = set()  # what has been held against running the model whole: sites, paths, the readout
         self.heads: tuple[Any, ...] | None = None  # what `internals.heads` saw of each layer
         self.batches: bool | None = None  # do several prompts in a pass give what each gives alone? None: not known yet
         self.restarts: dict[int, str] = {}  # how `internals.wavefront` restarts each layer
+        self.fast = FastLayers()
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 
@@ -105,7 +110,8 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype activations have (for 4-bit weights, the compute dtype)."""
-        return self.hf.get_input_embeddings().weight.dtype
+        embed = self.hf.get_input_embeddings()
+        return getattr(embed, "computes", embed.weight.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -214,7 +220,8 @@ class LanguageModel:
 
         name = "" if self.name == NAME else f"{self.name!r}, "
         revision = f", revision={self.revision!r}" if name and self.revision else ""
-        return f"import labkit as lk\n\nlm = lk.load({name}bits={self.bits}{revision})\n"
+        dtype = f", dtype={str(self.asked_dtype).removeprefix('torch.')!r}" if self.asked_dtype else ""
+        return f"import labkit as lk\n\nlm = lk.load({name}bits={self.bits}{dtype}{revision})\n"
 
     def memory(self) -> MemoryReport:
         """Where the bytes are; see `labkit.models.memory.MemoryReport`."""
@@ -223,9 +230,9 @@ class LanguageModel:
         return measure(self)
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Have the model to oneself, without gradients, for as long as the block runs."""
-        with self.lock, torch.no_grad():
+    def busy(self, *, gradients: bool = False) -> Iterator[None]:
+        """Have the model to oneself, with or without gradients, its layers as fast as they can be, for a block."""
+        with self.lock, self.fast.used(self), torch.set_grad_enabled(gradients):
             yield
 
     def __repr__(self) -> str:
