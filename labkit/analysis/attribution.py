@@ -18,6 +18,7 @@ from labkit.analysis.metrics import Metric
 from labkit.internals.cells import by_unit
 from labkit.internals.hooks import hooked
 from labkit.internals.unembedding import last_logits
+from labkit.models.product import linear
 from labkit.models.weights import is_quantised, weight_of
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (grad,) = grads
-        return grad @ weight_of(ctx.layer, dtype=grad.dtype), None, None
+        return linear(grad, weight_of(ctx.layer, dtype=grad.dtype).T), None, None
 
 
 def _differentiable(hf: nn.Module) -> ExitStack:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from labkit.internals.wavefront import Cancelled
+from labkit.models import fast
 from labkit.models.memory import available
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def halves(chunk: list[T]) -> list[list[T]]:
 
 
 def give_back() -> None:
-    """Hand memory that PyTorch keeps for reuse back to the device, after a pass that ran out of it."""
+    """Hand memory back to the device that is kept for speed alone, after a pass that ran out of it."""
+    fast.give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

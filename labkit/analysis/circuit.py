@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from labkit.analysis.edges import EdgeScores, Prepared, prepared
 from labkit.analysis.wiring import Wiring
-from labkit.models.fast import FastLayers
+from labkit.models.fast import by_onednn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,7 +176,7 @@ class Faithfulness:
 
 def patched(work: Prepared, kept: np.ndarray, wiring: Wiring) -> float:
     """The metric with the kept edges (sender, receiver) carrying what flows, all others what they do when corrupt."""
-    with work.lm.busy(), FastLayers(work.lm).used():
+    with work.lm.busy(), by_onednn(work.lm):
         x = _Forward(work, kept, wiring).last()
         return float(work.measure(x.to(work.lm.dtype)[None])[0])
 

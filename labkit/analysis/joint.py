@@ -15,7 +15,6 @@ from labkit.analysis.batching import chunked, in_chunks, tokens_at_once
 from labkit.analysis.pair_runs import engine_kind
 from labkit.analysis.patching import PatchJob
 from labkit.internals.wavefront import Wavefront
-from labkit.models.fast import FastLayers
 
 
 def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
@@ -59,7 +58,6 @@ def _jointly(jobs: list[PatchJob]) -> Iterator[None]:
     tokens = lambda item: length - lanes[item[0]].start_of(jobs[item[0]].cells[item[1]])  # noqa: E731
     stopped = lambda: any(job.cancelled for job in jobs)  # noqa: E731
     cells = [(n, i) for n, job in enumerate(jobs) for i in job.waiting()]
-    wavefront.layers = FastLayers(lm, tokens=sum(map(tokens, cells)))
 
     def work(chunk: list[tuple[int, int]]) -> np.ndarray:
         rows = wavefront([replace(jobs[n].cells[i], lane=n) for n, i in chunk], cancelled=stopped)

@@ -31,7 +31,6 @@ from labkit.internals.recording import Unsupported
 from labkit.internals.sites import HEAD_KINDS, checked
 from labkit.internals.unembedding import last_logits
 from labkit.internals.wavefront import Cancelled, Lane, Wavefront
-from labkit.models.fast import FastLayers
 from labkit.tokens import align, single_token
 
 if TYPE_CHECKING:
@@ -238,8 +237,6 @@ class PatchJob:
             yield from self._work()
         finally:
             self.go_on()
-            if self._wavefront is not None:
-                self._wavefront.layers.drop()
 
     @property
     def estimates(self) -> np.ndarray:
@@ -342,15 +339,11 @@ class PatchJob:
         waiting = self.waiting()
         fast = self._wavefront
         length = {i: self.at + 1 - fast.lanes[0].start_of(self.cells[i]) if fast is not None else 1 for i in waiting}
-        if fast is not None:
-            fast.layers = FastLayers(self.lm, tokens=sum(length.values()))
         importance = dict.fromkeys(waiting, 0.0)
         if fast is not None and sum(length.values()) > 2 * budget:  # a grid of one or two chunks is there at once
             # Rows of one start share their prefix, so a position's cells stay together and go by its largest.
             by_start: dict[int | None, float] = {}
-            with fast.layers.lent():
-                effects = self._importance(waiting)
-            for i, value in zip(waiting, effects, strict=True):
+            for i, value in zip(waiting, self._importance(waiting), strict=True):
                 importance[i] = value
                 start = self.cells[i].position
                 by_start[start] = max(by_start.get(start, 0.0), value)

@@ -35,7 +35,7 @@ from labkit.internals.recording import Unsupported, record
 from labkit.internals.rows import Rows
 from labkit.internals.run import run, run_to_measure
 from labkit.internals.sites import HEAD_IN, Site, layers_with, n_heads_of
-from labkit.models.fast import FastLayers
+from labkit.models.fast import by_onednn
 from labkit.tokens import align, single_token
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class _Paths:
         if not self.fast:
             return np.array([self._whole(sender) for sender in senders], np.float32)
         assert self.metric is not None
-        with self.lm.busy(), FastLayers(self.lm).used():
+        with self.lm.busy(), by_onednn(self.lm):
             senders_up = sorted(senders, key=lambda s: s.layer or 0)
             x = (
                 self._heard(self._received(senders_up))

@@ -16,7 +16,7 @@ from labkit.internals.hooks import hooked
 from labkit.internals.sites import layers_with
 from labkit.internals.unembedding import last_logits
 from labkit.models.anatomy import first_tensor, hidden_input
-from labkit.models.fast import FastLayers
+from labkit.models.fast import by_onednn
 
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
@@ -172,7 +172,7 @@ def recorded(
     """Of each prompt (prompt, seq) logits (vocab,) at the last position, float32, and sites as `record` gives them."""
     places = {kind: layers_with(lm, kind) for kind in sites}
     wanted = {(kind, layer) for kind, layers in places.items() for layer in layers}
-    with lm.busy(), FastLayers(lm).used(), hooked(lm, wanted, {}, watch=watch) as found:
+    with lm.busy(), by_onednn(lm), hooked(lm, wanted, {}, watch=watch) as found:
         logits = last_logits(lm, ids)
     return [
         (row, {kind: {layer: found[kind, layer][n] for layer in layers} for kind, layers in places.items()})

@@ -145,7 +145,7 @@ def run_to_measure(
 
 def _run(
     lm: LanguageModel,
-    prompt: Prompt | Sequence[str],
+    prompt: Prompt | Sequence[Prompt],
     read: Sequence[str | Site],
     write: Mapping[Any, torch.Tensor | Edit] | None,
     logits: Literal["all", "last", "none"] | Sequence[int] | None,

@@ -35,7 +35,7 @@ from labkit.internals.hooks import hooked
 from labkit.internals.recording import Base, Unsupported
 from labkit.internals.sites import HEAD_IN
 from labkit.models.anatomy import first_tensor
-from labkit.models.fast import FastLayers
+from labkit.models.fast import by_onednn
 from labkit.models.processors import look_again
 
 
@@ -86,16 +86,12 @@ class Wavefront:
         lanes: the runs, all of the same length; a cell's `lane` says which one it belongs to.
         site: the kind of site.
 
-    Attributes:
-        layers: those that compute faster on a CPU; 4-bit ones among them once a caller says that it has many cells.
-
     Raises:
         Unsupported: a layer gives something else when it is run alone.
     """
 
     def __init__(self, lanes: Sequence[Lane], *, site: str) -> None:
         self.lanes, self.site, self.lm, self.length = lanes, site, lanes[0].base.lm, lanes[0].base.length
-        self.layers = FastLayers(self.lm)
         self._causal: dict[torch.device, torch.Tensor] = {}
         with self.lm.busy():
             self._find_restarts()
@@ -111,7 +107,7 @@ class Wavefront:
         for index, cell in enumerate(cells):
             joins.setdefault(cell.layer + (self.site == "resid_post"), []).append(index)
         groups: dict[tuple[int, int], _Group] = {}
-        with self.lm.busy(), self.layers.used():
+        with self.lm.busy(), by_onednn(self.lm):
             for layer in range(min(joins), n_layers + 1):
                 if cancelled():
                     raise Cancelled

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
+from labkit.models.fast import FastLayers
+
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,17 +57,20 @@ class LanguageModel:
         name: str,
         revision: str | None = None,
         bits: int = 32,
+        asked_dtype: torch.dtype | None = None,
     ) -> None:
         self.hf = hf
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
         self.bits = bits
+        self.asked_dtype = asked_dtype  # what it was loaded to compute in, where that was said
         self.lock = threading.RLock()
         self.checked: set[str] = set()  # what has been held against running the model whole: sites, paths, the readout
         self.heads: tuple[Any, ...] | None = None  # what `internals.heads` saw of each layer
         self.batches: bool | None = None  # do several prompts in a pass give what each gives alone? None: not known yet
         self.restarts: dict[int, str] = {}  # how `internals.wavefront` restarts each layer
+        self.fast = FastLayers()
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 
@@ -109,7 +114,8 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype activations have (for 4-bit weights, the compute dtype)."""
-        return self.hf.get_input_embeddings().weight.dtype
+        embed = self.hf.get_input_embeddings()
+        return getattr(embed, "computes", embed.weight.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -232,7 +238,8 @@ class LanguageModel:
 
         name = "" if self.name == NAME else f"{self.name!r}, "
         revision = f", revision={self.revision!r}" if name and self.revision else ""
-        return f"import labkit as lk\n\nlm = lk.load({name}bits={self.bits}{revision})\n"
+        dtype = f", dtype={str(self.asked_dtype).removeprefix('torch.')!r}" if self.asked_dtype else ""
+        return f"import labkit as lk\n\nlm = lk.load({name}bits={self.bits}{dtype}{revision})\n"
 
     def memory(self) -> MemoryReport:
         """Where the bytes are; see `labkit.models.memory.MemoryReport`."""
@@ -244,8 +251,8 @@ class LanguageModel:
     def busy(self, *, gradients: bool = False) -> Iterator[None]:
         """Have the model to oneself, in eval mode and uncompiled, on the processors that are free, while a block runs.
 
-        It runs without gradients unless they are asked for. Whatever mode the caller is in, of the model or of PyTorch
-        (`torch.inference_mode`), is back afterwards.
+        Its layers are as fast as they can be. It runs without gradients unless they are asked for. Whatever mode the
+        caller is in, of the model or of PyTorch (`torch.inference_mode`), is back afterwards.
 
         Raises:
             RuntimeError: gradients meet tensors that were made under `torch.inference_mode()`, which can have none.
@@ -253,7 +260,10 @@ class LanguageModel:
         from labkit.models.compiled import uncompiled
         from labkit.models.processors import shared
 
-        with self.lock, shared(), uncompiled(), torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        with (
+            self.lock, shared(), uncompiled(), torch.inference_mode(False), self.fast.used(self),
+            torch.set_grad_enabled(gradients),
+        ):  # fmt: skip
             training = [module for module in self._modules if module.training]
             try:
                 for module in training:  # not `hf.eval()`: each module gets its own mode back

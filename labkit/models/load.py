@@ -11,16 +11,14 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labkit.models import packaged, stored, text_part
+from labkit.models import fast, packaged, stored, text_part
 from labkit.models.catalog import that_fit
 from labkit.models.errors import LoadError, ModelNotFound, NotADecoder, NotEnoughMemory, told
 from labkit.models.experts import register
@@ -45,7 +43,7 @@ def load(
     bits: int | None = None,
     revision: str | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     trust_remote_code: bool = False,
     progress: bool = True,
 ) -> LanguageModel:
@@ -58,16 +56,18 @@ def load(
         revision: a branch, tag or commit of the hub.
         device: `cuda`, `cuda:1`, `mps`, `cpu`, or `auto` to spread over all GPUs, and in 16 and 32 bits what they have
             no room for over the CPU and the disk; without it the best there is.
-        dtype: what to compute in; without it by hardware (`compute_dtype`).
+        dtype: what to compute in, such as `"float32"`; without it as `compute_dtype` says. With 4 and 8 bits embeddings
+            stay in 16 bits whatever is computed in.
         trust_remote_code: run Python code that comes with the model. Off unless you read that code.
         progress: show progress bars.
 
     Raises:
         LoadError: one of `labkit.models.errors`, with what to do.
-        ValueError: bits that do not exist or contradict the checkpoint.
+        ValueError: bits or a dtype that do not exist, or bits that contradict the checkpoint.
     """
     if bits is not None and bits not in BITS:
         raise ValueError(f"bits is 4, 8, 16 or 32; got {bits!r}")
+    asked = _dtype(dtype)
     where, spread = _device(device)
     folder, label, pinned = _source(name, bits=bits or 4, progress=progress)
     source = str(folder or name)
@@ -79,7 +79,7 @@ def load(
         config = text_part.config_of(whole, label) or whole
         form = stored.of(whole)
         bits = stored.bits_to_load(form, bits, label)
-        dtype = dtype or compute_dtype(where.type, bits)
+        dtype = asked or compute_dtype(where.type, bits)
         if form is not None and form.way == "package":
             stored.check_package(form, label, device=where, dtype=dtype)
         lazily = config is not whole or (form is not None and form.way == "expanded")
@@ -112,7 +112,7 @@ def load(
         )
         hf = read(plan, tokenizer)
     commit = pinned or getattr(whole, "_commit_hash", None) or _commit(source, revision) or revision
-    return LanguageModel(hf, tokenizer, name=label, revision=commit, bits=bits)
+    return LanguageModel(hf, tokenizer, name=label, revision=commit, bits=bits, asked_dtype=asked)
 
 
 def wrap(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
@@ -224,9 +224,10 @@ def _check_decoder(config: Any, name: str) -> None:
 
 
 def compute_dtype(device: str, bits: int) -> torch.dtype:
-    """What to compute in: float32 for 32 bits; else bfloat16 where it is native, float16 on older GPUs.
+    """What to compute in: float32 for 32 bits; else bfloat16 on every CPU, float16 on older GPUs and Apple's.
 
-    On a CPU whichever of bfloat16 and float32 multiplies matrices faster here, by a measurement of about 50 ms.
+    A CPU without units for bfloat16 multiplies in float32 and rounds (`models.product`), so a model has one size and
+    gives the same numbers, up to the order of summation, on all of them.
     """
     if bits == 32:
         return torch.float32
@@ -234,21 +235,15 @@ def compute_dtype(device: str, bits: int) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
     if device == "mps":
         return torch.float16
-    return torch.bfloat16 if bits == 16 or _bfloat16_is_faster() else torch.float32
+    return torch.bfloat16
 
 
-@lru_cache(maxsize=1)
-def _bfloat16_is_faster() -> bool:
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(64, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-        times = []
-        for _ in range(6):
-            begin = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - begin)
-        seconds[dtype] = min(times)
-    return seconds[torch.bfloat16] < seconds[torch.float32]
+def _dtype(asked: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype by itself or by its name."""
+    found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
+    if found in (None, torch.float32, torch.bfloat16, torch.float16) and (found is None) == (asked is None):
+        return found
+    raise ValueError(f"dtype is 'float32', 'bfloat16' or 'float16'; got {asked!r}")
 
 
 # -- will it fit ----------------------------------------------------------------------------------------------------
@@ -276,6 +271,9 @@ def _check_fits(
     """
     need = predict(skeleton, bits=bits, dtype=dtype)
     have = available(device)
+    if device.type != "cuda" and need > 0.95 * have and fast.kept_unpacked():
+        fast.give_back()  # kept for speed alone
+        have = available(device)
     if spread:
         have = sum(room(bits).values()) + (shutil.disk_usage(tempfile.gettempdir()).free if bits >= 16 and disk else 0)
     if need <= 0.95 * have:

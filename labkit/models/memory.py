@@ -33,10 +33,12 @@ class MemoryReport:
     """Bytes of a model's weights by part, quantisation scales and tables included; shared tensors count once.
 
     `away` are those among them that are not in memory where the model runs, but on the CPU or on disk until needed.
+    `unpacked` are bytes beyond them: 4-bit weights that are kept unpacked as well, for speed, while memory has room.
     """
 
     parts: dict[str, int]
     away: int = 0
+    unpacked: int = 0
 
     @property
     def total(self) -> int:
@@ -55,6 +57,8 @@ class MemoryReport:
         lines.append(f"{'total':<{width}}  {in_words(self.total):>9}")
         if self.away:
             lines.append(f"{in_words(self.away)} of it on the CPU or on disk, put in place as each layer runs")
+        if self.unpacked:
+            lines.append(f"{in_words(self.unpacked)} more for weights kept unpacked, while memory has room")
         return "\n".join(lines)
 
 
@@ -84,7 +88,7 @@ def measure(lm: LanguageModel) -> MemoryReport:
     if not parts["unembedding"]:
         del parts["unembedding"]
         parts = {"embedding (and unembedding, shared)" if k == "embedding" else k: v for k, v in parts.items()}
-    return MemoryReport(parts, away)
+    return MemoryReport(parts, away, lm.fast.size)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
@@ -117,6 +121,7 @@ def predict(skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype) -> int:
     """Bytes of weights that a model will take, from one without weights (`empty_model`)."""
     size = torch.finfo(dtype).bits / 8
     head = skeleton.get_output_embeddings()
+    table = min(size, 2) if bits < 16 else size  # bytes a weight of an embedding
     kept = {skeleton.get_submodule(name) for name in kept_layers(skeleton)} | {head}
     experts = {id(getattr(module, name)) for module, name, _ in fused(skeleton)}
     total, seen = 0.0, set()
@@ -126,7 +131,7 @@ def predict(skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype) -> int:
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            each = size
+            each = table if isinstance(module, nn.Embedding) or module is head else size
             if linear and parameter.ndim == 2:
                 each = {4: NF4_BYTES, 8: 1 + 4 / parameter.shape[-1]}.get(bits, size)
             elif bits == 4 and id(parameter) in experts:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from labkit.models.experts import PackedExperts, fused, register
+from labkit.models.narrow import narrow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,13 +80,21 @@ def _read_by(kind: Any) -> frozenset[str]:
     return frozenset(names)
 
 
-def finish(hf: Any, dtype: torch.dtype) -> None:
+def stored_dtype(bits: int, dtype: torch.dtype) -> torch.dtype:
+    """What the embeddings of a model are kept in: in 4 and 8 bits one of 16, whatever is computed in."""
+    return torch.bfloat16 if bits < 16 and dtype == torch.float32 else dtype
+
+
+def finish(hf: Any, bits: int, dtype: torch.dtype) -> None:
     """Make a quantised model compute in a dtype, also one that was saved on other hardware, with kernels that can."""
     stored = hf.get_input_embeddings().weight.dtype  # transformers leaves a quantised checkpoint in its own
+    small = stored_dtype(bits, dtype)
+    tables = narrow(hf, dtype) if small != dtype else set()
     for module in hf.modules():
         for parameter in module.parameters(recurse=False):
-            if parameter.dtype == stored != dtype:
-                parameter.data = parameter.data.to(dtype)
+            wanted = small if parameter in tables else dtype
+            if parameter.dtype == stored != wanted:
+                parameter.data = parameter.data.to(wanted)
         if isinstance(module, PackedExperts):
             module.dtype = dtype
         elif hasattr(module, "compute_dtype"):

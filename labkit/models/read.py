@@ -19,7 +19,7 @@ from labkit.models.checkpoint import entry
 from labkit.models.errors import CacheUnusable, LoadError
 from labkit.models.expand import expanded
 from labkit.models.packaged import FORMAT, SHARD
-from labkit.models.quantise import finish, has_experts
+from labkit.models.quantise import finish, has_experts, stored_dtype
 from labkit.models.stored import Stored, check_weights, not_read
 from labkit.models.tensors import INDEX, SINGLE, Tensor, check_index, open_files, weight_files
 
@@ -93,7 +93,7 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 def _finished(plan: Plan, hf: PreTrainedModel, info: Mapping[str, Any]) -> PreTrainedModel:
     whole.judge(plan.label, info, hf, extra=not (plan.ours or plan.is_part))
-    finish(hf, plan.dtype)
+    finish(hf, plan.bits, plan.dtype)
     if plan.stored is not None and plan.way == "package":
         check_weights(plan.stored, plan.label, hf)
     return hf
@@ -105,7 +105,7 @@ def _from_source(plan: Plan, source: str, revision: str | None, settings: Mappin
     return AutoModelForCausalLM.from_pretrained(
         source,
         revision=revision or "main",
-        dtype=plan.dtype,
+        dtype=stored_dtype(plan.bits, plan.dtype),
         use_safetensors=True,
         output_loading_info=True,
         **plan.devices,
@@ -121,7 +121,7 @@ def _from_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
             None,
             config=plan.config,
             state_dict=dict(tensors),
-            dtype=plan.dtype,
+            dtype=stored_dtype(plan.bits, plan.dtype),
             output_loading_info=True,
             **{name: value for name, value in plan.devices.items() if name != "offload_folder"},
             **settings,
@@ -221,7 +221,7 @@ def _through_the_cache(
     settings = {name: value for name, value in plan.settings.items() if name != "quantization_config"}
     hf, info = _from_source(plan, str(folder), None, settings)
     whole.judge(plan.label, info, hf, extra=False)
-    finish(hf, plan.dtype)
+    finish(hf, plan.bits, plan.dtype)
     return hf
 
 

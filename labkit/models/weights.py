@@ -1,10 +1,10 @@
 """Reading the weight matrix of a linear layer, whatever holds it.
 
-A 4-bit or 8-bit layer has no plain weight to read. A 4-bit one is dequantised, unless bitsandbytes has repacked it, as
-it does on CPUs with AVX512-BF16 at a layer's first forward. What a layer does to the identity matrix is its weight by
-definition, in the very numbers that it computes with, so that is how such a one is read, and one in 8 bits: one layer
-at a time, nothing kept. So is a layer with an adapter around it (LoRA): its weight is the merged one, as it computes
-now, whichever adapters are on.
+A 4-bit or 8-bit layer has no plain weight to read. A 4-bit one is dequantised, also where bitsandbytes has repacked it,
+as it does on CPUs with AVX512-BF16 at a layer's first forward, with scales that it rounds. What a layer does to the
+identity matrix is its weight by definition, in the very numbers that it computes with, so that is how one in 8 bits is
+read: one layer at a time, nothing kept. So is a layer with an adapter around it (LoRA): its weight is the merged one,
+as it computes now, whichever adapters are on.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import nn
 
 from labkit.models.compiled import plain_name
 from labkit.models.experts import PackedExperts
+from labkit.models.narrow import NarrowLinear
 from labkit.models.offload import is_away, present, runs_on
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def bias_of(layer: Any) -> torch.Tensor | None:
 
 def is_plain(layer: nn.Module) -> bool:
     """Is this an ordinary `torch.nn.Linear`, whose weight is there to be read and indexed as it is?"""
-    return type(layer) is nn.Linear and bool(layer.weight.dtype.is_floating_point) and not is_away(layer)
+    if type(layer) not in (nn.Linear, NarrowLinear):
+        return False
+    return bool(layer.weight.dtype.is_floating_point) and not is_away(layer)
 
 
 def is_quantised(layer: nn.Module) -> bool:
@@ -86,8 +89,8 @@ def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
     if is_away(layer):
         with present(layer):
             return weight_of(layer, dtype=dtype)
-    if (lent := layer.__dict__.get("dequantised")) is not None:  # `models.fast` has it
-        return lent().to(dtype)
+    if (lent := layer.__dict__.get("unpacked")) is not None and (kept := lent()) is not None:  # `models.fast` has it
+        return kept.to(dtype)
     if list(layer.children()):  # an adapter and the layer in it
         with torch.no_grad():
             units = _like(layer, width_in(layer)).fill_diagonal_(1)
@@ -96,7 +99,9 @@ def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
     if is_plain(layer):
         return weight.detach().to(dtype)
     state = getattr(weight, "quant_state", None)
-    if state is not None and not getattr(state, "packing_format_for_cpu", False):
+    if state is not None and getattr(state, "packing_format_for_cpu", False):
+        return _repacked(weight.data, state).to(dtype)
+    if state is not None:
         from bitsandbytes.functional import dequantize_4bit
 
         state = copy(state)
@@ -110,6 +115,26 @@ def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
         out = layer.forward(torch.eye(columns, dtype=dtype, device=weight.device))  # (in, out)
         bias = bias_of(layer)
         return (out if bias is None else out - bias.to(out.dtype)).T
+
+
+def has_kernel(layer: Any) -> bool:
+    """Does bitsandbytes compute a 4-bit layer with its kernel for CPUs with AVX512-BF16?"""
+    if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+        return True
+    return layer.weight.device.type == "cpu" and bool(getattr(layer, "support_avx512bf16_for_cpu", False))
+
+
+def _repacked(packed: torch.Tensor, state: Any) -> torch.Tensor:
+    """The weight (out, in), bfloat16, of a layer that bitsandbytes has packed for its CPU kernel.
+
+    It lies in groups of 32 outputs and, within one, of two inputs; the 64 numbers of those, output by output, are 32
+    bytes, the first half of them in the low bits. The kernel multiplies numbers and scales in bfloat16.
+    """
+    out, width = state.shape
+    low, high = packed.reshape(-1, 32) & 15, packed.reshape(-1, 32) >> 4
+    numbers = torch.cat([low, high], 1).view(out // 32, width // 2, 32, 2).transpose(1, 2).reshape(out, width)
+    scales = state.absmax.T.repeat_interleave(state.blocksize, 1)  # (out, in)
+    return state.code.to(scales.dtype)[numbers.int()] * scales
 
 
 def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None, dtype: torch.dtype) -> torch.Tensor:

@@ -1,0 +1,68 @@
+"""The matmul of a linear layer in 16 bits, on processors without units for it as well.
+
+A processor that multiplies in bfloat16 takes numbers of 16 bits, adds the products up in 32 and rounds each sum once.
+One without (AVX2, most laptops) is given the same sum here by its float32 units, from the same numbers of 16 bits: the
+result is the same up to the order of summation. PyTorch's own way there is one number at a time, which for one to three
+tokens is as fast as memory hands the weights over, and four times slower than float32 for many.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+FEW = 3  # tokens: PyTorch's own bfloat16 is as fast up to here (AVX2; layers of 576 x 576 to 8192 x 2048)
+CHUNK = 1 << 20  # numbers of a weight that are turned into float32 at once: 4 MB, which stay in the cache
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Does this CPU multiply matrices in bfloat16 itself, as far as PyTorch uses it?"""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")):
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`torch.nn.functional.linear` for x (..., in), a weight (out, in) and a bias (out,); what comes out has x's dtype.
+
+    A weight in bfloat16 is multiplied in float32, a part at a time, where x is float32 or the processor has nothing
+    faster. A gradient reaches x, and not the weight.
+    """
+    if not is_slow(x) and x.dtype == weight.dtype:
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and x.requires_grad:
+        out: torch.Tensor = _Product.apply(x, weight)
+        return out if bias is None else out + bias.to(x.dtype)
+    wide = x if x.dtype == torch.float64 else x.float()
+    bias = None if bias is None else bias.to(wide.dtype)
+    rows = max(1, CHUNK // max(1, weight.shape[1]))
+    if len(weight) <= rows:
+        return F.linear(wide, weight.to(wide.dtype), bias).to(x.dtype)
+    out = x.new_empty(*x.shape[:-1], len(weight))
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        out[..., part] = F.linear(wide, weight[part].to(wide.dtype), None if bias is None else bias[part])
+    return out
+
+
+def is_slow(x: torch.Tensor) -> bool:
+    """Is a matmul of x (..., in) slow in its own dtype, and faster in float32?"""
+    many = x.dtype == torch.bfloat16 and x.numel() > FEW * x.shape[-1]
+    return many and x.device.type == "cpu" and not has_bfloat16()
+
+
+class _Product(torch.autograd.Function):
+    """`linear` with a gradient for x, by the same matmul; autograd would keep every weight in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.weight = weight
+        return linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return linear(grads[0], ctx.weight.T), None
