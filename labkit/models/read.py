@@ -83,12 +83,11 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     if plan.stored is None or plan.way != "package":
         return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings))
     try:
-        hf, info = _from_source(plan, plan.source, plan.revision, plan.settings)
+        return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings))
     except (OSError, MemoryError):
         raise
     except Exception as error:
         raise not_read(plan.stored, plan.label, error) from error
-    return _finished(plan, hf, info)
 
 
 def _finished(plan: Plan, hf: PreTrainedModel, info: Mapping[str, Any]) -> PreTrainedModel:
