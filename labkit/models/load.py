@@ -51,8 +51,8 @@ def load(
     Args:
         name: a hub id, a local folder, a `.gguf` file, or nothing for the default model, SmolLM2-135M-Instruct.
         bits: 4 (NF4 with double quantisation, Dettmers et al. 2023), 8 (LLM.int8, Dettmers et al. 2022), 16 or 32.
-            Without it 4; of a checkpoint that is stored quantised what it has, and 16 of one in FP8 or MXFP4 (DeepSeek-V3,
-            gpt-oss), which is dequantised to the very numbers of the file.
+            Without it 4, or what a pre-quantised checkpoint has; FP8 and MXFP4 (DeepSeek-V3, gpt-oss) are then
+            dequantised to 16, with the numbers of the file.
         revision: a branch, tag or commit of the hub.
         device: `cuda`, `cuda:1`, `mps`, `cpu`, or `auto` to spread over all GPUs, and in 16 and 32 bits what they have
             no room for over the CPU and the disk; without it the best there is.
