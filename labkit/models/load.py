@@ -52,7 +52,8 @@ def load(
     Args:
         name: a hub id, a local folder, a `.gguf` file, or nothing for the default model, SmolLM2-135M-Instruct.
         bits: 4 (NF4 with double quantisation, Dettmers et al. 2023), 8 (LLM.int8, Dettmers et al. 2022), 16 or 32.
-            Without it 4, or what a pre-quantised checkpoint has.
+            Without it 4, or what a pre-quantised checkpoint has; FP8 and MXFP4 (DeepSeek-V3, gpt-oss) are then
+            dequantised to 16, with the numbers of the file.
         revision: a branch, tag or commit of the hub.
         device: `cuda`, `cuda:1`, `mps`, `cpu`, or `auto` to spread over all GPUs, and in 16 and 32 bits what they have
             no room for over the CPU and the disk; without it the best there is.
@@ -111,6 +112,8 @@ def load(
             settings=settings,
         )
         hf = read(plan, tokenizer)
+        if form is not None and stored.of(hf.config) is None:  # transformers has dequantised it
+            bits = bits if form.way == "expanded" else torch.finfo(dtype).bits
     commit = pinned or getattr(whole, "_commit_hash", None) or _commit(source, revision) or revision
     return LanguageModel(hf, tokenizer, name=label, revision=commit, bits=bits, asked_dtype=asked)
 

@@ -70,7 +70,9 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         LoadError: the checkpoint is not whole, or not read right.
     """
     files = [] if plan.ours else _files(plan)
-    tensors = _tensors(plan, files) if files else {}
+    tensors, checked = _tensors(plan, files) if files else ({}, plan.ours)
+    # with the text part of one that takes more, the rest has no place
+    extra = not checked and not plan.is_part and type(plan.skeleton.config) is type(plan.config)
     if plan.way == "expanded" or plan.is_part:
         if not tensors:
             raise LoadError(f"{plan.label} has no safetensors weights; labkit reads no others")
@@ -79,20 +81,19 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
                 return _through_the_cache(plan, files, tensors, tokenizer)
             except CacheUnusable as error:
                 print(f"labkit: {plan.label} in 4 bits is not kept: {error}", file=sys.stderr)
-        return _finished(plan, *_from_tensors(plan, tensors))
+        return _finished(plan, *_from_tensors(plan, tensors), extra=extra)
     if plan.stored is None or plan.way != "package":
-        return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings))
+        return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings), extra=extra)
     try:
-        hf, info = _from_source(plan, plan.source, plan.revision, plan.settings)
+        return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings), extra=extra)
     except (OSError, MemoryError):
         raise
     except Exception as error:
         raise not_read(plan.stored, plan.label, error) from error
-    return _finished(plan, hf, info)
 
 
-def _finished(plan: Plan, hf: PreTrainedModel, info: Mapping[str, Any]) -> PreTrainedModel:
-    whole.judge(plan.label, info, hf, extra=not (plan.ours or plan.is_part))
+def _finished(plan: Plan, hf: PreTrainedModel, info: Mapping[str, Any], *, extra: bool) -> PreTrainedModel:
+    whole.judge(plan.label, info, hf, extra=extra)
     finish(hf, plan.bits, plan.dtype)
     if plan.stored is not None and plan.way == "package":
         check_weights(plan.stored, plan.label, hf)
@@ -155,8 +156,8 @@ def _generation(plan: Plan, hf: Any) -> None:
         return
 
 
-def _tensors(plan: Plan, files: list[Path]) -> dict[str, Tensor]:
-    """What the files hold, as it will be loaded; whole.
+def _tensors(plan: Plan, files: list[Path]) -> tuple[dict[str, Tensor], bool]:
+    """What the files hold, as it will be loaded; and whether it could be looked through before that.
 
     Raises:
         LoadError: something is missing.
@@ -164,16 +165,16 @@ def _tensors(plan: Plan, files: list[Path]) -> dict[str, Tensor]:
     tensors = open_files(files)
     check_index(files[0].parent, tensors)
     if plan.way == "package":  # what it makes of its tensors is for the package to know
-        return tensors
+        return tensors, False
     if plan.stored is not None and plan.way == "expanded":
         tensors = expanded(tensors, dtype=plan.dtype, stored=plan.stored.settings)
     if plan.is_part:
         tensors = text_part.tensors_of(tensors, plan.skeleton, plan.label)
     if plan.way == "as it is":
         whole.check_packed(plan.label, plan.skeleton, tensors)
-    else:
-        whole.check(plan.label, plan.skeleton, tensors)
-    return tensors
+        return tensors, False
+    extra = not plan.is_part and type(plan.skeleton.config) is type(plan.config)
+    return tensors, whole.check(plan.label, plan.skeleton, tensors, extra=extra)
 
 
 def _files(plan: Plan) -> list[Path]:
@@ -212,7 +213,7 @@ def _through_the_cache(
 
     def build(part: Path) -> None:
         hf, info = _from_tensors(plan, tensors)
-        whole.judge(plan.label, info, hf, extra=not plan.is_part)
+        whole.judge(plan.label, info, hf, extra=False)
         hf.save_pretrained(part, save_original_format=not has_experts(plan.skeleton), max_shard_size=SHARD)
         tokenizer.save_pretrained(part)
 

@@ -183,7 +183,7 @@ def check_package(stored: Stored, label: str, *, device: torch.device, dtype: to
 
 
 def not_read(stored: Stored, label: str, error: Exception) -> LoadError:
-    """What to say where the package that made a format is missing or fails."""
+    """What to say where the package that made a format is missing or fails, or what it made is not right."""
     needs = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return LoadError(
         f"{label} is stored as {stored.name}, which labkit leaves to the package that made it, and here that does not "

@@ -38,13 +38,17 @@ _OF_OLD = re.compile(
 _LAYER = re.compile(r"(.*?\.)(\d+)\.")
 
 
-def check(label: str, skeleton: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+def check(label: str, skeleton: PreTrainedModel, tensors: Mapping[str, Tensor], *, extra: bool = True) -> bool:
     """Refuse a checkpoint that lacks tensors of the model, or has them in other shapes.
 
     Args:
         label: what to call it.
         skeleton: the model without weights.
         tensors: what the checkpoint holds, by name.
+        extra: whether tensors that the model has no place for say something.
+
+    Returns:
+        Whether it could be looked through.
 
     Raises:
         LoadError: with the names of what is missing.
@@ -55,8 +59,9 @@ def check(label: str, skeleton: PreTrainedModel, tensors: Mapping[str, Tensor]) 
     except RuntimeError:  # what is merged into one tensor is not all there
         raise incomplete(label, gaps(tensors), skeleton) from None
     except Exception:  # an architecture that cannot be tried without numbers; what loading itself reports is looked at
-        return
-    judge(label, info, skeleton)
+        return False
+    judge(label, info, skeleton, extra=extra)
+    return True
 
 
 def check_packed(label: str, skeleton: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:

@@ -79,11 +79,10 @@ def test_a_file_in_the_place_of_the_cache_is_told(tmp_path, monkeypatch):
 
 
 ANOTHER = """
-import os, sys
-os.setgid(65534), os.setuid(65534)
-from pathlib import Path
+import os
 from labkit.models.checkpoint import entry
 from labkit.models.errors import CacheUnusable
+os.setgid(65534), os.setuid(65534)  # once all is imported that may lie where others cannot read
 def build(part):
     (part / "a").write_text("theirs")
 try:

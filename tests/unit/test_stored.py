@@ -24,6 +24,13 @@ def tokenizer(lm4):
     return lm4.tokenizer
 
 
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("llama")
+    checkpoint(folder, tokenizer)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
@@ -122,11 +129,12 @@ def test_eight_bits_with_scales_load_with_the_numbers_of_the_file_and_in_any_bit
     write(plain, exact)
     write(small, packed)
     configure(small, quantization_config=settings)
-    for bits in (32, 16):
-        torch.testing.assert_close(logits(load(small, bits)), logits(load(plain, bits)), atol=2e-2 / bits, rtol=0)
+    torch.testing.assert_close(logits(load(small, 32)), logits(load(plain, 32)), atol=1e-4, rtol=0)
+    if form not in ("blocks", "int8"):  # they are read in one way
+        return
     as_it_is = load(small)
     assert as_it_is.bits == 16
-    torch.testing.assert_close(logits(as_it_is), logits(load(small, 16)), atol=0, rtol=0)
+    torch.testing.assert_close(logits(as_it_is), logits(load(plain, 16)), atol=2e-3, rtol=0)
     four = load(small, 4)
     torch.testing.assert_close(logits(four), logits(load(plain, 4)), atol=1e-2, rtol=0)
     assert four.memory().total == pytest.approx(load(plain, 4).memory().total, rel=0.01)
@@ -182,9 +190,8 @@ def test_mxfp4_experts_load_with_their_numbers_and_in_four_bits_at_the_predicted
     exact = mxfp4(small, tokenizer)
     checkpoint(plain, tokenizer, "gpt_oss", **MIXTURE)
     write(plain, exact)
-    for bits in (32, 16):
-        assert torch.equal(logits(load(small, bits)), logits(load(plain, bits)))
-    assert torch.equal(logits(load(small)), logits(load(small, 16)))
+    assert torch.equal(logits(load(small, 32)), logits(load(plain, 32)))
+    assert torch.equal(logits(load(small)), logits(load(plain, 16)))
     four = load(small, 4)
     assert four.bits == 4
     assert sum(isinstance(module, PackedExperts) for module in four.hf.modules()) == 4
@@ -215,7 +222,7 @@ def test_a_missing_scale_and_a_missing_layer_are_missed(tmp_path, tokenizer):
 
 
 def test_bits_that_are_advised_are_bits_that_load(tmp_path, tokenizer, monkeypatch):
-    checkpoint(tmp_path, tokenizer, hidden_size=256, intermediate_size=512)
+    checkpoint(tmp_path, tokenizer, num_hidden_layers=8, intermediate_size=8192, tie_word_embeddings=True)
     write(tmp_path, quantised(load_file(tmp_path / "model.safetensors"), blocks)[0])
     configure(tmp_path, quantization_config=FORMATS["blocks"][1])
     full = predict(empty_model(load(tmp_path, 16).hf.config), bits=16, dtype=torch.bfloat16)
@@ -241,39 +248,26 @@ def test_what_is_stored_in_four_bits_is_advised_no_others(tmp_path, tokenizer, m
 # -- all other formats ------------------------------------------------------------------------------------------------
 
 OURS = {"bitsandbytes_4bit", "bitsandbytes_8bit", "labkit_nf4", "fp8", "mxfp8", "fbgemm_fp8", "mxfp4", "gguf"}
-NEED_NOTHING = {"bitnet"}
-
-
-class WouldBeRead(Exception):
-    """Weights were about to be read."""
-
-
+OURS |= {"metal"}  # transformers dequantises it by itself where there is no Apple GPU
+NEED_NOTHING = {"bitnet", "gemma", "sinq"}  # what these make of the weights is looked at once they are read
 OTHERS = sorted({*set(AUTO_QUANTIZER_MAPPING) - OURS, "exl3", "modelopt", "something_new"})
 
 
 @pytest.mark.parametrize("method", OTHERS)
-def test_other_formats_are_named_with_what_to_do(method, tmp_path, tokenizer, monkeypatch):
-    """Their packages are not installed here; what needs none may load."""
-    checkpoint(tmp_path, tokenizer)
-
-    def read(*_):
-        raise WouldBeRead
-
-    monkeypatch.setattr(loading, "read", read)
-    name = stored._NAMES.get(method, method)
-    for settings in ({}, {"bits": 4, "group_size": 32}, {"nbits": 3}, {"weights": "int8"}):
-        configure(tmp_path, quantization_config={"quant_method": method} | settings)
-        for bits in (None, 4, 16):
-            with pytest.raises((LoadError, ValueError, WouldBeRead)) as raised:
-                load(tmp_path, bits)
-            if isinstance(raised.value, WouldBeRead):
-                assert method in NEED_NOTHING
-                continue
-            assert isinstance(raised.value, LoadError) or bits
-            text = str(raised.value)
-            assert name.lower() in text.lower()
-            assert "unquantised original" in text
-            assert "stored in 16 bits" not in text
+def test_other_formats_are_named_with_what_to_do(method, llama, monkeypatch):
+    """Their packages are not installed here."""
+    name, given, was_read = stored._NAMES.get(method, method), loading.read, []
+    monkeypatch.setattr(loading, "read", lambda *args: (was_read.append(method), given(*args))[1])
+    for settings, bits in (({}, None), ({"bits": 4, "group_size": 32}, 4), ({"weights": "int8"}, 16)):
+        configure(llama, quantization_config={"quant_method": method} | settings)
+        with pytest.raises((LoadError, ValueError)) as raised:
+            load(llama, bits)
+        assert isinstance(raised.value, LoadError) or bits
+        text = str(raised.value)
+        assert name.lower() in text.lower()
+        assert "unquantised original" in text
+        assert "stored in 16 bits" not in text
+    assert not was_read or method in NEED_NOTHING
 
 
 def test_mlx_and_a_format_without_a_name_are_told(tmp_path, tokenizer):
@@ -299,6 +293,7 @@ def test_packed_four_bits_of_compressed_tensors_are_left_to_the_package(tmp_path
         load(tmp_path, 16)
 
 
+@pytest.mark.long  # it is compiled
 def test_a_format_that_loads_is_read_right_or_refused(tmp_path, tokenizer):
     """BitNet needs no package: ternary weights, four in a byte, and a scale."""
     checkpoint(tmp_path, tokenizer)

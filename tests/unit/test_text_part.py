@@ -1,5 +1,7 @@
 """The text part of models that take images or sound as well: the logits of the whole for a text."""
 
+import warnings
+
 import pytest
 import torch
 import transformers
@@ -54,7 +56,9 @@ def test_the_text_part_has_the_logits_of_the_whole(kind, tokenizer, tmp_path):
     ids = tokenizer("The cat sat on the mat", return_tensors="pt").input_ids
     with torch.no_grad():
         usual = hf(input_ids=ids).logits
-    lm = lk.load(tmp_path, bits=32, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lm = lk.load(tmp_path, bits=32, progress=False)
     torch.testing.assert_close(lm.run(ids).logits, usual, atol=1e-4, rtol=0)
     lm = lk.load(tmp_path, bits=4, progress=False)
     alike = torch.corrcoef(torch.stack([lm.run(ids).logits.float().flatten(), usual.flatten()]))[0, 1]
