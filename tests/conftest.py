@@ -1,11 +1,20 @@
 """The real default model, once a test session: in NF4, as people use it, and in fp32, where promises are exact."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import labkit as lk
+
+if os.environ.get("LABKIT_TEST_WITHOUT_AVX512") == "1":
+    folder = str(Path(__file__).with_name("without_avx512"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+    sys.path.insert(0, folder)
+    sys.modules.pop("sitecustomize", None)
+    import sitecustomize  # noqa: F401
 
 # One thread always, here and in the processes that tests start: several test processes share the cores, and what is
 # computed twice is then the same to the last bit, whatever else the machine does meanwhile.

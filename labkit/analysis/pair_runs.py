@@ -119,7 +119,9 @@ class PairRuns:
     def _run_both(self, kind: str | None) -> None:
         kinds = list(self.together) if kind is None or kind in self.together else [kind]
         kinds = [k for k in kinds if ("clean", k) not in self._kept]
-        ids = torch.cat([self.ids["clean"], self.ids["corrupt"]])
+        # the same prompt twice is one run: two rows of a batch may differ in how they are rounded
+        same = torch.equal(self.ids["clean"], self.ids["corrupt"])
+        ids = self.ids["clean"] if same else torch.cat([self.ids["clean"], self.ids["corrupt"]])
         found: list[dict[str, Activations]] | None = None
         if self.unsupported is None and not self._bases:
             try:
@@ -127,12 +129,14 @@ class PairRuns:
             except Unsupported as why:
                 self.unsupported = str(why)
             else:
+                both = both * 2 if same else both
                 self._bases = {name: base for name, (base, _) in zip(self.ids, both, strict=True)}
                 self._logits = {name: base.logits for name, base in self._bases.items()}
                 found = [kept for _, kept in both]
         if found is None:
             passes = [ids] if self.lm.batches else [row[None] for row in ids]
             said = [run for some in passes for run in recorded(self.lm, some, sites=kinds)]
+            said = said * 2 if same else said
             self._logits = {name: logits for name, (logits, _) in zip(self.ids, said, strict=True)}
             found = [kept for _, kept in said]
         for name, kept in zip(self.ids, found, strict=True):

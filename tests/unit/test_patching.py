@@ -523,3 +523,11 @@ def test_no_warning_in_ordinary_use(lm4):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lk.patch(lm4, *PAIR, progress=False)
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_out"])
+def test_the_same_prompt_twice_has_no_effect_at_all(lm, site):
+    """Exactly none, though two rows of a batch may be rounded each in its own way."""
+    grid = lk.patch(lm, CLEAN, CLEAN, " Mary", " John", site=site, progress=False)
+    assert grid.clean == grid.corrupt
+    assert (grid.values == grid.clean).all()
