@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two processes of one thread each: most tests are too small to keep two threads busy.
 SPREAD := --numprocesses 2
+QUIET := --disable-pip-version-check install --quiet
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: lab test test-quick lint bench bench-gpu clean help
+.PHONY: lab test test-quick test-colab test-oldest links lint bench bench-gpu clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +45,44 @@ lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The environment of Colab, as far as its published list says, and labkit on top of it as people install it there: with
+# no constraint. TORCH names another build of the same version, such as the file of a CPU wheel, where one is at hand;
+# on Linux the build that pip finds by itself brings CUDA along, 5 GB on disk, and is as good for the tests.
+TORCH ?= $(shell grep '^torch==' tests/$(1)-constraints.txt)
+PYTHON_COLAB ?= python3.13
+PYTHON_OLDEST ?= python3.11
+TOOLS := hatchling nbval playwright pytest
+
+.venv-colab/.ready: pyproject.toml tests/colab-constraints.txt
+	$(PYTHON_COLAB) -m venv .venv-colab
+	.venv-colab/bin/python -m pip $(QUIET) "$(call TORCH,colab)"
+	.venv-colab/bin/python -m pip $(QUIET) --requirement tests/colab-constraints.txt
+	.venv-colab/bin/python -m pip freeze --exclude-editable > .venv-colab/before.txt
+	.venv-colab/bin/python -m pip $(QUIET) --editable ".[scale]"
+	.venv-colab/bin/python -m pip freeze --exclude-editable > .venv-colab/after.txt
+	.venv-colab/bin/python tools/left_alone.py .venv-colab/before.txt .venv-colab/after.txt
+	.venv-colab/bin/python -m pip $(QUIET) --constraint tests/colab-constraints.txt $(TOOLS)
+	touch $@
+
+test-colab: .venv-colab/.ready  ## labkit beside what Colab has: unit tests, widgets in Notebook 6.5, notebooks (Python 3.13)
+	.venv-colab/bin/labkit pull
+	.venv-colab/bin/python -m pytest tests/unit $(ARGS)
+	.venv-colab/bin/python -m pytest tests/browser/test_notebook_6.py $(ARGS)
+	.venv-colab/bin/python -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(ARGS)
+
+.venv-oldest/.ready: pyproject.toml tests/oldest-constraints.txt
+	$(PYTHON_OLDEST) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip $(QUIET) "$(call TORCH,oldest)"
+	.venv-oldest/bin/python -m pip $(QUIET) --constraint tests/oldest-constraints.txt --editable ".[lab,scale]" $(TOOLS)
+	touch $@
+
+test-oldest: .venv-oldest/.ready  ## the oldest versions that pyproject.toml allows (Python 3.11)
+	.venv-oldest/bin/labkit pull
+	.venv-oldest/bin/python -m pytest tests/unit -m "not long" $(ARGS)
+
+links:  ## Colab, Binder and nbgitpuller links and first cells: make links REPO=owner/name REF=v0.2.0 (tools/links.py)
+	$(PYTHON) tools/links.py --repo "$(REPO)" --ref "$(REF)" --branch "$(BRANCH)" --hub "$(HUB)" --pypi "$(PYPI)"
+
 .venv-peers/.ready: benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet "$$(grep '^torch==' $<)"
@@ -61,4 +100,4 @@ bench-gpu: $(VENV)/.test  ## labkit on the GPU there is, in under 9 minutes (sma
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean:  ## remove the environments; the model cache stays
-	rm -rf $(VENV) .venv-peers
+	rm -rf $(VENV) .venv-colab .venv-oldest .venv-peers

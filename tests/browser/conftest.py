@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def chromium() -> str:
 
 @contextmanager
 def serve(home: Path, module: str = "jupyterlab") -> Iterator[Lab]:
-    """A Jupyter server on a free port, with folders of its own: JupyterLab, or Notebook 7 (`notebook`)."""
+    """A Jupyter server on a free port, with folders of its own: JupyterLab, or Notebook (`notebook`), 7 or 6."""
     chromium()  # without a browser there is no need to start it
     root = home / "root"
     root.mkdir()
@@ -73,12 +74,16 @@ def serve(home: Path, module: str = "jupyterlab") -> Iterator[Lab]:
         port = probe.getsockname()[1]
     token = secrets.token_hex(16)
     log = (home / "log.txt").open("w")
+    settings_of = ("ServerApp", "IdentityProvider", "root_dir")
+    if module == "notebook" and version("notebook").startswith("6."):
+        settings_of = ("NotebookApp", "NotebookApp", "notebook_dir")
+    app, identity, folder = settings_of
     only_lab = ["--LabApp.extension_manager=readonly", "--LabApp.news_url="] if module == "jupyterlab" else []
     server = subprocess.Popen(
         [
-            sys.executable, "-m", module, "--no-browser", "--allow-root", f"--ServerApp.port={port}",
-            "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}",
-            "--ServerApp.ip=127.0.0.1", *only_lab,
+            sys.executable, "-m", module, "--no-browser", "--allow-root", f"--{app}.port={port}",
+            f"--{app}.port_retries=0", f"--{identity}.token={token}", f"--{app}.{folder}={root}",
+            f"--{app}.ip=127.0.0.1", *only_lab,
         ],
         env=environment, cwd=root, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from labkit._version import DISTRIBUTION, install_command
 from labkit.course.folder import notebooks
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from left_alone import changed  # noqa: E402
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PROMISED = [Requirement(line) for line in PROJECT["dependencies"]]
 
@@ -128,3 +133,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_and_a_missing_course_is_non
     with pytest.raises(OSError, match="course"):
         notebooks(shipped=shipped)
     assert notebooks(shipped=tmp_path / "none", checkout=tmp_path / "none") is None
+
+
+def test_a_package_that_an_installation_replaced_is_named():
+    before = "dask==2026.7.1\ntorch==2.11.0\ntraitlets==5.7.1"
+    assert changed(before, f"bitsandbytes==0.50.2\n{before}") == []
+    assert changed(before, before.replace("2026.7.1", "2026.8.0")) == ["dask==2026.7.1"]
