@@ -16,10 +16,10 @@ from labkit.chat import GEMMA, LLAMA_2
 from labkit.tokens import bytes_of
 
 DEFAULT = "You are a helpful AI assistant named Bot"
-MARKS = (
-    "<|im_start|> <|im_end|> <|eot_id|> <|start_header_id|> <|end_header_id|> <start_of_turn> <end_of_turn> "
-    "<|user|> <|assistant|> <|system|> <|end|>"
-).split()
+MARKS = [
+    *("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>"),
+    *("<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
+]
 
 CHATML = f"""\
 {{%- if messages[0].role != 'system' -%}}{{{{ '<|im_start|>system\\n{DEFAULT}<|im_end|>\\n' }}}}{{%- endif -%}}
@@ -52,7 +52,8 @@ QWEN_3 = """\
 {%- set thought = m.content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') -%}
 {%- set answer = m.content.split('</think>')[-1].lstrip('\\n') -%}
 {%- endif -%}
-{%- if loop.index0 > seen.user and (loop.last or thought) -%}{{ '<think>\\n' + thought + '\\n</think>\\n\\n' }}{%- endif -%}
+{%- if loop.index0 > seen.user and (loop.last or thought) -%}
+{{ '<think>\\n' + thought + '\\n</think>\\n\\n' }}{%- endif -%}
 {{ answer }}
 {%- else -%}{{ m.content }}{%- endif -%}
 {{ '<|im_end|>\\n' }}
@@ -238,7 +239,8 @@ def test_only_the_model_thinks_in_a_chat(use):
     kept = lk.Chat([*asks, {"role": "assistant", "content": "<think>\nA tag.\n</think>\n\nA tag."}])
     ids = lm.encode(kept)[0].tolist()
     said = [(r.kind, lm.tokenizer.decode(ids[r.start : r.stop])) for r in lm.regions(kept)][2:]
-    assert said[0] == ("assistant", "<think>\nA tag.\n</think>\n\nA tag.") and said[1][0] == "thinking"
+    assert said[0] == ("assistant", "<think>\nA tag.\n</think>\n\nA tag.")
+    assert said[1][0] == "thinking"
     assert said[1][1] == "<think>\nA tag.\n</think>"
     off = lk.Chat(asks, enable_thinking=False)
     assert [r.kind for r in lm.regions(off)] == ["system", "user", "thinking"]
@@ -252,9 +254,7 @@ def test_a_thought_that_is_not_closed_ends_with_its_message(use):
 
 
 def test_messages_in_parts_are_found(use):
-    lm = use(
-        "{% for m in messages %}<|im_start|>{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}"
-    )
+    lm = use("{% for m in messages %}<|im_start|>{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}")
     chat = [{"role": "user", "content": [{"type": "text", "text": "im"}]}]
     assert placed(lm, chat) == [("user", 12, b"im")]
 
@@ -272,11 +272,13 @@ def test_a_last_answer_stays_open_as_transformers_leaves_it(use, style, answer):
         expected = expected.rstrip()
     assert shown(lm, chat) == expected
     kind, at, text = placed(lm, chat)[-1]
-    assert kind == "assistant" and text.decode().strip() == answer.strip() and at + len(text) == len(expected.encode())
+    assert kind == "assistant"
+    assert text.decode().strip() == answer.strip()
+    assert at + len(text) == len(expected.encode())
 
 
 def test_an_open_answer_keeps_thoughts_that_the_template_would_drop(use):
-    lm = use("{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}{{ eos_token }}"
+    lm = use("{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] ~ '</s>' }}"
              "{% endfor %}{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}")  # fmt: skip
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>\nGreet.\n</think>\n\nHel"}]
     assert shown(lm, chat) == "<s><|user|>Hi</s><|assistant|><think>\nGreet.\n</think>\n\nHel"
@@ -324,7 +326,8 @@ def test_arguments_of_the_template_reach_it_everywhere_and_code_repeats_them(use
     lm = use(QWEN_3)
     chat = lk.Chat(talk("s", "q"), enable_thinking=False)
     ids = lm.encode(chat)[0].tolist()
-    assert lm.tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n") and ids != lm.encode(list(chat))[0].tolist()
+    assert lm.tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n")
+    assert ids != lm.encode(list(chat))[0].tolist()
     assert [t.id for t in lm.tokens(chat)] == lm.run(chat).ids[0].tolist() == ids
     generation, score = lm.generate(chat, max_new_tokens=1), lk.score(lm, chat)
     assert [t.id for t in generation.prompt] == [t.id for t in score.prompt] == lm.tree(chat).ids[0].tolist() == ids
@@ -335,7 +338,8 @@ def test_arguments_of_the_template_reach_it_everywhere_and_code_repeats_them(use
     assert [t.id for t in runs_again(lm, lens.code(), monkeypatch)["lens"].tokens] == ids
     tree = lm.tree(chat, max_new_tokens=1)
     back = lk.Tree.from_dict(lm, tree.to_dict())
-    assert back.prompt == chat and back.code() == tree.code()
+    assert back.prompt == chat
+    assert back.code() == tree.code()
 
 
 def test_a_grid_on_chats_repeats_their_arguments_from_its_file(use, monkeypatch, tmp_path):
@@ -344,7 +348,8 @@ def test_a_grid_on_chats_repeats_their_arguments_from_its_file(use, monkeypatch,
     grid = lk.patch(lm, clean, corrupt, "a", "b", progress=False)
     grid.save(tmp_path / "grid.npz")
     again = runs_again(lm, lk.open_grid(tmp_path / "grid.npz").code(), monkeypatch)["grid"]
-    assert again.recipe["clean_ids"] == grid.recipe["clean_ids"] and again.clean == pytest.approx(grid.clean)
+    assert again.recipe["clean_ids"] == grid.recipe["clean_ids"]
+    assert again.clean == pytest.approx(grid.clean)
     swept = lk.sweep(lm, [(clean, corrupt, "a", "b")], store=tmp_path / "store", progress=False)
     assert lk.open_sweep(tmp_path / "store").pairs[0][0] == clean == swept.pairs[0][0]
 
