@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,4 +16,7 @@ def first_time(of: Any, message: str, *, about: str | None = None) -> None:
     said = _said.setdefault(of, set())
     if (about or message) not in said:
         said.add(about or message)
-        warnings.warn(message, stacklevel=3)
+        level, frame = 2, sys._getframe(1)
+        while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("labkit."):
+            level, frame = level + 1, frame.f_back
+        warnings.warn(message, stacklevel=level - 1)  # at the line outside labkit that led here

@@ -250,9 +250,7 @@ def single_token(lm: LanguageModel, text: str | int, *, role: str = "answer", af
         raise ValueError(f"the {role} {text!r} is no token of its own; {near!r} is one. Give that, or the token's id")
     if len(ids) != 1:
         parts = [t.text for t in describe(lm.tokenizer, ids)]
-        spaced = " " + text
-        one = not text.startswith(" ") and len(_following(lm.tokenizer, spaced, after)) == 1
-        hint = f" Most words in a sentence start with a space: try {spaced!r}." if one else ""
+        hint = "" if text.startswith(" ") else f" Most words in a sentence start with a space: try {' ' + text!r}."
         raise ValueError(
             f"the {role} {text!r} is {len(ids)} tokens {parts}; it has to be one. The first is {parts[0]!r}.{hint}"
         )

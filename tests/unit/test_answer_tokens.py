@@ -78,13 +78,17 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def lm(request):
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=KINDS[request.param](), bos_token="<s>", eos_token="</s>")
+def model(tokenizer):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     hf = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes))
     return lk.wrap(hf, tokenizer)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def lm(request):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=KINDS[request.param](), bos_token="<s>", eos_token="</s>")
+    return model(tokenizer)
 
 
 def written_after(lm, prompt, answer):
@@ -107,15 +111,7 @@ def test_after_a_quote_or_a_newline_it_is_another_token(lm):
     a, b = NAMES[:2]
     in_words = single_token(lm, f" {a}", after=lm.encode(f"{b} and"))
     for prompt in (f'{b} said "', f"{b}\n"):
-        try:
-            expected = written_after(lm, prompt, a)
-        except AssertionError:
-            expected = None
-        if expected is None:  # this vocabulary has the name with its space alone
-            with pytest.raises(ValueError, match=a):
-                single_token(lm, a, after=lm.encode(prompt))
-        else:
-            assert single_token(lm, a, after=lm.encode(prompt)) == expected != in_words
+        assert single_token(lm, a, after=lm.encode(prompt)) == written_after(lm, prompt, a) != in_words
 
 
 def test_without_a_prompt_the_token_is_the_one_that_reads_so(lm):
@@ -154,6 +150,19 @@ def test_several_tokens_are_refused_with_what_they_are(lm):
         single_token(lm, "", after=lm.encode(NAMES[2]))
 
 
+def test_a_word_that_has_a_token_with_its_space_alone_is_refused_without_it():
+    pieces = ["<unk>", "▁", *"Mary", "▁M", "▁Ma", "▁Mar", "▁Mary"]
+    merges = [("▁", "M"), ("▁M", "a"), ("▁Ma", "r"), ("▁Mar", "y")]
+    made = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
+    made.normalizer, made.decoder = PREPEND, SPACE
+    lm = model(PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>"))
+    assert single_token(lm, " Mary") == single_token(lm, " Mary", after=lm.encode("Mary")) == pieces.index("▁Mary")
+    with pytest.raises(ValueError, match="'Mary' is no token of its own; ' Mary' is one"):
+        single_token(lm, "Mary")
+    with pytest.raises(ValueError, match="'Mary' is 4 tokens"):
+        single_token(lm, "Mary", after=lm.encode("Mary"))
+
+
 def test_what_a_recipe_says_for_a_token_is_that_token_again(lm):
     after = lm.encode(f"{NAMES[0]} and")
     for id in range(lm.n_vocab):
@@ -178,8 +187,7 @@ def test_a_task_finds_pairs_for_a_tokenizer_that_prepends_spaces():
     made.train_from_iterator([*said, *(f"the {word}" for word in words)], trainer)
     made.pre_tokenizer, made.decoder = None, SPACE  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    lm = lk.wrap(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)), tokenizer)
+    lm = model(tokenizer)
     task = lk.task("indirect object")
     pairs = task.pairs(lm, 5)
     assert all(pair.answer.startswith(" ") for pair in pairs)

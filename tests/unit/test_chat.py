@@ -1,10 +1,11 @@
-"""Chat formats and regions, on tokenizers of Llama 2's kind (SentencePiece) and of DeepSeek R1's (byte-level)."""
+"""Chat formats, regions and what is said of a tokenizer, on tokenizers of Llama 2's kind and of DeepSeek R1's."""
 
 import json
+import warnings
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, PreTrainedTokenizerFast
 
 import labkit as lk
@@ -37,17 +38,19 @@ def llama2():
     return model(LlamaTokenizer(vocab=state["vocab"], merges=merges, add_bos_token=True), "Llama-2-7b-chat-hf")
 
 
-@pytest.fixture(scope="module")
-def r1():
+def byte_level(bos, eos, *marks):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytes_only = Tokenizer(models.BPE(vocab={symbol: n for n, symbol in enumerate(alphabet)}, merges=[]))
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_only.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bytes_only, bos_token="<｜begin▁of▁sentence｜>", eos_token="<｜end▁of▁sentence｜>"
-    )
-    marks = ["<｜User｜>", "<｜Assistant｜>"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_only, bos_token=bos, eos_token=eos)
     tokenizer.add_tokens([AddedToken(mark, special=True) for mark in marks])
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def r1():
+    tokenizer = byte_level("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>")
     tokenizer.add_tokens([AddedToken(mark, special=False) for mark in ("<think>", "</think>")])
     return model(tokenizer, "DeepSeek-R1-Distill-Qwen-1.5B")
 
@@ -141,7 +144,71 @@ def test_the_default_model_knows_its_messages(lm4):
     assert said(lm4, talk) == [("system", SYSTEM), ("user", USER)]
 
 
-def test_a_base_model_says_that_it_has_no_chat_format(r1):
+def test_a_base_model_says_that_it_has_no_chat_format_and_how_to_give_it_one(r1):
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
-    with pytest.raises(ValueError, match="no chat template"):
-        lk.LanguageModel(r1.hf, plain, name="base").encode([TALK[1]])
+    lm = lk.LanguageModel(r1.hf, plain, name="base")
+    with pytest.raises(ValueError, match=r"no chat template.*lm\.tokenizer\.chat_template = "):
+        lm.encode([TALK[1]])
+    lm.tokenizer.chat_template = "{% for m in messages %}a{% endfor %}"
+    assert lm.encode(TALK[1:2]).tolist() == [[0]]
+
+
+def test_gemma_is_known_by_its_turns():
+    tokenizer = byte_level("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+    lm = model(tokenizer, "gemma-2-2b-it")
+    assert shown(lm, TALK) == (
+        f"<bos><start_of_turn>user\n{SYSTEM}\n\n{USER}<end_of_turn>\n<start_of_turn>model\n{ANSWER}<end_of_turn>\n"
+        f"<start_of_turn>user\n{AGAIN}<end_of_turn>\n<start_of_turn>model\n"
+    )
+    assert shown(lm, TALK[:3]).endswith(f"<start_of_turn>model\n{ANSWER}")
+    assert said(lm, TALK) == [("system", SYSTEM), ("user", USER), ("assistant", ANSWER), ("user", AGAIN)]
+
+
+# -- what is worth a warning ------------------------------------------------------------------------------------------
+
+
+def test_a_chat_without_the_bos_that_text_gets_is_said_once(llama2, monkeypatch):
+    monkeypatch.setattr(llama2.tokenizer, "chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.warns(UserWarning, match=r"writes no '<s>' at the beginning") as caught:
+        assert llama2.encode(TALK)[0, 0] != llama2.tokenizer.bos_token_id
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        llama2.encode(TALK)
+        llama2.encode(USER)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text", "warns"),
+    [
+        (normalizers.StripAccents(), "naïve", True),
+        (normalizers.Replace("\n", " "), "two\nlines", True),
+        (normalizers.Replace(" ", ""), "two words", True),
+        (normalizers.Strip(left=False), "so it ends ", True),
+        (normalizers.Lowercase(), "Two Words", False),
+        (normalizers.NFC(), "nai\u0308ve", False),
+        (normalizers.NFKC(), "ﬁne", False),
+        (normalizers.Strip(right=False), " begins", False),
+        (None, " \n\tAll of it: naïve 😀 ", False),
+    ],
+)
+def test_a_tokenizer_that_does_not_give_back_what_it_gets_is_warned_about_once(normalizer, text, warns):
+    tokenizer = byte_level("<bos>", "<eos>")
+    parts = [normalizers.NFD(), normalizer] if isinstance(normalizer, normalizers.StripAccents) else [normalizer]
+    if normalizer is not None:
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(parts)
+    lm = model(tokenizer, "toy")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lm.encode("plain")
+        lm.encode(text)
+        lm.encode(text)
+    assert [("does not give back" in str(one.message)) for one in caught] == [True] * warns
+
+
+def test_an_unknown_character_is_warned_about_with_what_comes_back():
+    made = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "cat": 2}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    lm = model(PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>"), "words")
+    with pytest.warns(UserWarning, match=r"'the dog' comes back as 'the <unk>'.*lm\.tokens"):
+        lm.encode("the dog")

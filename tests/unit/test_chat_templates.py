@@ -17,17 +17,8 @@ from labkit.tokens import bytes_of
 
 DEFAULT = "You are a helpful AI assistant named Bot"
 MARKS = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<start_of_turn>",
-    "<end_of_turn>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|system|>",
-    "<|end|>",
+    *("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>"),
+    *("<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
 ]
 
 CHATML = f"""\
@@ -62,8 +53,7 @@ QWEN_3 = """\
 {%- set answer = m.content.split('</think>')[-1].lstrip('\\n') -%}
 {%- endif -%}
 {%- if loop.index0 > seen.user and (loop.last or thought) -%}
-{{ '<think>\\n' + thought + '\\n</think>\\n\\n' }}
-{%- endif -%}
+{{ '<think>\\n' + thought + '\\n</think>\\n\\n' }}{%- endif -%}
 {{ answer }}
 {%- else -%}{{ m.content }}{%- endif -%}
 {{ '<|im_end|>\\n' }}
@@ -264,10 +254,7 @@ def test_a_thought_that_is_not_closed_ends_with_its_message(use):
 
 
 def test_messages_in_parts_are_found(use):
-    lm = use(
-        "{% for m in messages %}<|im_start|>"
-        "{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}"
-    )
+    lm = use("{% for m in messages %}<|im_start|>{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}")
     chat = [{"role": "user", "content": [{"type": "text", "text": "im"}]}]
     assert placed(lm, chat) == [("user", 12, b"im")]
 
@@ -291,10 +278,8 @@ def test_a_last_answer_stays_open_as_transformers_leaves_it(use, style, answer):
 
 
 def test_an_open_answer_keeps_thoughts_that_the_template_would_drop(use):
-    lm = use(
-        "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}{{ eos_token }}"
-        "{% endfor %}{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
-    )
+    lm = use("{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] ~ '</s>' }}"
+             "{% endfor %}{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}")  # fmt: skip
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>\nGreet.\n</think>\n\nHel"}]
     assert shown(lm, chat) == "<s><|user|>Hi</s><|assistant|><think>\nGreet.\n</think>\n\nHel"
     assert [r.kind for r in lm.regions(chat)] == ["user", "assistant", "thinking"]
