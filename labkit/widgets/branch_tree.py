@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 import traitlets as t
 
 from labkit.widgets.block import Block, module, style
+from labkit.widgets.picture import lines
 from labkit.widgets.snapshot import card
 
 ACTIONS = ("continue", "compare", "rename", "prune")
+_MOST_TEXT = 100  # characters of a branch in a picture
 
 
 class BranchTree(Block):
@@ -74,16 +75,16 @@ class BranchTree(Block):
         return card(self.picture(), title=self.title)
 
     def picture(self) -> str:
-        """The tree as HTML without a frame, for the snapshot of a tool."""
+        """The tree as an image without a frame, for the snapshot of a tool."""
         rows = []
         for branch, depth in zip(self.branches, self.depths(), strict=True):
             place = f" at {branch['at']}: {branch.get('taken', '')}" if branch.get("parent") is not None else ""
-            text = str(branch.get("text", ""))[:100]
-            rows.append(
-                f'<div style="margin-left:{18 * depth}px"><b>{escape(str(branch["name"]))}</b>'
-                f'<span style="color:#59636e">{escape(place)}</span> {escape(text)}</div>'
-            )
-        return "".join(rows)
+            text = " ".join(str(branch.get("text", "")).split())
+            rows.append((depth, str(branch["name"]), place.strip(), text[:_MOST_TEXT]))
+        if not rows:
+            return ""
+        about = "; ".join(f"{name} {place}: {text}" for _, name, place, text in rows)
+        return lines(rows, f"{self.title or 'Branches'}: {about}")
 
     def code(self) -> str:
         """The Python that makes the same tree."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import traitlets as t
 
 from labkit.analysis.wiring import is_mlp, layer_of
 from labkit.widgets.block import Array, Block, module, style
+from labkit.widgets.picture import image, xml
 from labkit.widgets.scales import colour
 from labkit.widgets.snapshot import card, note
 
@@ -90,7 +90,7 @@ class CircuitView(Block):
         return card(self.picture(), note(self.caption), title=self.title)
 
     def picture(self) -> str:
-        """The circuit as SVG without a frame."""
+        """The circuit as an image without a frame."""
         high = _ROW * len(self.rows) + 6
         at = [(56 + x * (_WIDE - 110), high - 16 - _ROW * row) for _, _, x, row in self.nodes]
         most = float(np.abs(self.strengths).max(initial=1e-9))
@@ -103,20 +103,19 @@ class CircuitView(Block):
                 f'<path d="{_curve(at[sender], at[receiver])}" fill="none" stroke="rgb{rgb}" '
                 f'stroke-width="{0.6 + 4.4 * share:.1f}" stroke-opacity="{0.35 + 0.6 * share:.2f}"/>'
             )
-        words = 'font-family="system-ui,sans-serif" font-size="11"'
         for n, row in enumerate(self.rows):
-            out.append(f'<text x="4" y="{high - 12 - _ROW * n}" {words} fill="#59636e">{escape(row)}</text>')
+            out.append(f'<text x="4" y="{high - 12 - _ROW * n}" class="q">{xml(row)}</text>')
         for (_, label, _, _), (x, y) in zip(self.nodes, at, strict=True):
             wide = 12 + 6.2 * len(label)
             out.append(
                 f'<rect x="{x - wide / 2:.1f}" y="{y - _TALL / 2:.1f}" width="{wide:.1f}" height="{_TALL}" rx="5" '
                 f'fill="#ffffff" stroke="#8a949e"/>'
-                f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" {words} fill="#1f2328">{escape(label)}</text>'
+                f'<text x="{x:.1f}" y="{y + 4:.1f}" class="c">{xml(label)}</text>'
             )
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDE}" height="{high}" role="img" '
-            f'aria-label="{escape(self.title)}: {escape(self.caption)}">{"".join(out)}</svg>'
+        strongest = "; ".join(
+            f"{edge.sender} to {edge.receiver} {edge.score:+.2f}" for edge in self.circuit.edges.head(5).itertuples()
         )
+        return image("".join(out), _WIDE, high, f"{self.title or 'Circuit'}: {self.caption}; strongest: {strongest}")
 
     def code(self) -> str:
         """The Python that makes the same circuit and shows it."""

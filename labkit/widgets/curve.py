@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 import traitlets as t
 
 from labkit.widgets.block import Array, Block, literal, module, style
+from labkit.widgets.picture import image, xml
 from labkit.widgets.snapshot import card
 
 
@@ -50,7 +50,7 @@ class Curve(Block):
         return card(self.picture(), title=self.title)
 
     def picture(self) -> str:
-        """The line as SVG without a frame, for the snapshot of a tool."""
+        """The line as an image without a frame, for the snapshot of a tool."""
         if self.values is None or not len(self.values):
             return ""
         wide, high, left = 420, self.height, 58
@@ -58,20 +58,23 @@ class Curve(Block):
         y_of = lambda value: 8 + (high - 34) * (1 - (value - self.low) / ((self.high - self.low) or 1.0))  # noqa: E731
         known = [(left + i * step, y_of(float(v))) for i, v in enumerate(self.values) if np.isfinite(v)]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in known)
-        words = 'font-family="system-ui,sans-serif" font-size="11" fill="#59636e"'
         out = [f'<polyline points="{line}" fill="none" stroke="#0b66c3" stroke-width="2"/>']
         out += [
-            f'<text x="{left - 8}" y="{y_of(value) + 4:.0f}" text-anchor="end" {words}>{escape(label)}</text>'
+            f'<text x="{left - 8}" y="{y_of(value) + 4:.0f}" class="q e">{xml(label)}</text>'
             for value, label in self.ticks
         ]
         every = max(1, len(self.labels) // 10)
         out += [
-            f'<text x="{left + i * step:.0f}" y="{high - 10}" text-anchor="middle" {words}>{escape(label)}</text>'
+            f'<text x="{left + i * step:.0f}" y="{high - 10}" class="q c">{xml(label)}</text>'
             for i, label in enumerate(self.labels)
             if i % every == 0
         ]
-        size = f'width="{wide}" height="{high}" role="img" aria-label="{escape(self.title or self.unit)}"'
-        return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(out)}</svg>'
+        ends = [(i, float(v)) for i, v in enumerate(self.values) if np.isfinite(v)]
+        name = lambda i: self.labels[i] if i < len(self.labels) else str(i)  # noqa: E731
+        about = f"{self.title or self.unit or 'Curve'}: {len(ends)} points"
+        if ends:
+            about += ", from " + " to ".join(f"{value:.3g} at {name(i)}" for i, value in (ends[0], ends[-1]))
+        return image("".join(out), wide, high, about)
 
     def code(self) -> str:
         """The Python that makes the same curve."""

@@ -8,7 +8,8 @@ import numpy as np
 import traitlets as t
 
 from labkit.widgets.block import Array, Block, cell, module, style
-from labkit.widgets.snapshot import card, painted, png
+from labkit.widgets.picture import image, painted, png
+from labkit.widgets.snapshot import card
 
 
 class HeadGrid(Block):
@@ -67,7 +68,9 @@ class HeadGrid(Block):
         flat = framed.transpose(0, 2, 1, 3).reshape(layers * framed.shape[2], heads * framed.shape[3])
         address = png(painted(flat, scale=self.scale, low=0, high=255))
         about = f"{layers} layers by {heads} heads, layer 0 at the bottom"
-        return f'<img alt="{about}" width="{heads * 20}" style="image-rendering:pixelated" src="{address}">'
+        wide, high = max(60, 20 * heads), max(60, 20 * heads) * flat.shape[0] / flat.shape[1]
+        body = f'<image width="{wide}" height="{high:.0f}" class="x" preserveAspectRatio="none" href="{address}"/>'
+        return image(body, wide, high, f"{self.title or 'Patterns'}: {about}")
 
     def code(self) -> str:
         """The Python that makes the same grid."""

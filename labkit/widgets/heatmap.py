@@ -9,7 +9,8 @@ import numpy as np
 import traitlets as t
 
 from labkit.widgets.block import Array, Block, cell, literal, module, style, texts, to_wire
-from labkit.widgets.snapshot import card, heatmap_svg
+from labkit.widgets.heatmap_picture import heatmap_picture
+from labkit.widgets.snapshot import card
 
 
 def _part() -> Any:
@@ -160,15 +161,31 @@ class Heatmap(Block):
         return card(self.picture(), title=self.title)
 
     def picture(self) -> str:
-        """The heatmap as SVG without a frame, for the snapshot of a tool."""
+        """The heatmap as an image without a frame, for the snapshot of a tool."""
         if self.values is None or not self.values.size:
             return ""
-        return heatmap_svg(
+        return heatmap_picture(
             self.numbers(), self.row_labels, self.column_labels, scale=self.scale, low=self.low, high=self.high,
             centre=self.centre, row_axis=self.row_axis, column_axis=self.column_axis, unit=self.unit,
-            origin=self.origin, square=self.square, title=self.title, texts=self.texts, ticks=self.ticks,
+            origin=self.origin, square=self.square, about=self._about(), texts=self.texts, ticks=self.ticks,
             estimated=self.estimated,
         )  # fmt: skip
+
+    def _about(self) -> str:
+        """The heatmap in a sentence: what it is of, its scale, and the cell that stands out most."""
+        values = self.numbers()
+        rows, columns = values.shape
+        down, across = (name or what for name, what in ((self.row_axis, "rows"), (self.column_axis, "columns")))
+        words = f"{self.title or 'Heatmap'}: {rows} by {columns}, {down} by {across}"
+        words += f"; {self.unit or 'values'} from {self.low:.3g} to {self.high:.3g}"
+        known = np.isfinite(values)
+        if not known.any():
+            return words
+        far = np.where(known, np.abs(values - (self.centre or 0.0)), -1.0)
+        row, column = (int(n) for n in np.unravel_index(int(far.argmax()), values.shape))
+        labels = (self.row_labels, row), (self.column_labels, column)
+        where = " and ".join(names[n] if n < len(names) else str(n) for names, n in labels)
+        return f"{words}; strongest {values[row, column]:.3g} at {where}"
 
     def code(self) -> str:
         """The Python that makes the same heatmap."""

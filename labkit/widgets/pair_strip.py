@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import traitlets as t
 
 from labkit.widgets.block import Block, module, style
+from labkit.widgets.picture import pairs
 from labkit.widgets.snapshot import card
 
 _MOST_COLUMNS = 300  # in a picture; a saved notebook should stay small
@@ -62,23 +62,12 @@ class PairStrip(Block):
         return card(self.picture())
 
     def picture(self) -> str:
-        """The two rows as HTML without a frame, for the snapshot of a tool."""
+        """The two rows as an image without a frame, for the snapshot of a tool."""
         differs, special = (set(self.marks.get(name, ())) for name in ("differs", "special"))
-        chip = "font-family:ui-monospace,Menlo,Consolas,monospace;white-space:pre;display:block;padding:1px 4px;"
-        cells = []
-        for n, pair in enumerate(self.columns[:_MOST_COLUMNS]):
-            look = "background:#f2f4f6;border-radius:3px;margin:1px 0;min-height:1.5em;"
-            look += "box-shadow:inset 0 -2px #0b66c3;font-weight:600;" if n in differs else ""
-            look += "font-style:italic;color:#59636e;" if n in special else ""
-            spans = "".join(
-                f'<span style="{chip}{look if text is not None else "min-height:1.5em;border:1px dashed #d5dae0;"}">'
-                f"{escape(text or '')}</span>"
-                for text in pair
-            )
-            cells.append(f'<span style="display:inline-block;vertical-align:top;margin:2px 1px">{spans}</span>')
         more = len(self.columns) - _MOST_COLUMNS
-        rest = f" … and {more} more positions" if more > 0 else ""
-        return f'<div style="margin:3px 0">{"".join(cells)}{rest}</div>'
+        rest = f"… and {more} more positions" if more > 0 else ""
+        shown = [(pair[0], pair[1]) for pair in self.columns[:_MOST_COLUMNS]]
+        return pairs(shown, differs, special, self.labels, rest) if shown else ""
 
     def code(self) -> str:
         """The Python that makes the same strip."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import traitlets as t
 
 from labkit.widgets.block import Block, module, style
+from labkit.widgets.picture import cut, image, xml
 from labkit.widgets.snapshot import card
 
 
@@ -41,19 +41,25 @@ class TokenBars(Block):
         return card(self.picture(), title=self.title)
 
     def picture(self) -> str:
-        """The columns as an HTML table without a frame, for the snapshot of a tool."""
-        mono = "font-family:ui-monospace,Menlo,Consolas,monospace;white-space:pre"
-        cell = "padding:1px 10px 1px 0;vertical-align:top;text-align:left"
-        tables = []
-        for name, rows in self.columns:
-            body = "".join(
-                f'<tr><td style="{cell};{mono}">{escape(text)}</td>'
-                f'<td style="{cell};text-align:right">{probability:.1%}</td></tr>'
-                for text, probability in rows
-            )
-            head = f'<tr><th colspan="2" style="{cell};font-weight:400;color:#59636e">{escape(name)}</th></tr>'
-            tables.append(f'<td style="{cell}"><table style="border-collapse:collapse">{head}{body}</table></td>')
-        return f'<table style="border-collapse:collapse"><tr>{"".join(tables)}</tr></table>' if tables else ""
+        """The columns as an image without a frame, for the snapshot of a tool."""
+        if not self.columns:
+            return ""
+        out, about, most, wide = [], [], max(len(rows) for _, rows in self.columns), 230
+        for n, (name, rows) in enumerate(self.columns):
+            x = 4 + n * wide
+            out.append(f'<text x="{x}" y="16" class="q">{xml(cut(name, 34))}</text>')
+            about.append(f"{name}: {', '.join(f'{text} {share:.1%}' for text, share in rows)}")
+            for k, (text, share) in enumerate(rows):
+                y = 24 + 20 * k
+                bar = 90 * min(1.0, max(0.0, share))
+                out.append(
+                    f'<text x="{x}" y="{y + 13}" class="m">{xml(cut(text, 11))}</text>'
+                    f'<rect x="{x + 95}" y="{y + 2}" width="{bar:.1f}" height="14" rx="2" fill="#6caed6"/>'
+                    f'<text x="{x + 100 + bar:.1f}" y="{y + 13}">{share:.1%}</text>'
+                )
+        return image(
+            "".join(out), wide * len(self.columns) + 8, 32 + 20 * most, f"{self.title or 'Tokens'}; {'; '.join(about)}"
+        )
 
     def code(self) -> str:
         """The Python that makes the same bars."""

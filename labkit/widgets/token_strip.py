@@ -187,7 +187,7 @@ class TokenStrip(Block):
         return card(self.picture(), title=self.title)
 
     def picture(self) -> str:
-        """The strip as HTML without a frame, for the snapshot of a tool."""
+        """The strip as an image without a frame, for the snapshot of a tool."""
         look = {"scale": self.scale, "low": self.low, "high": self.high, "centre": self.centre}
         tokens, places = list(self.tokens), list(range(len(self.tokens)))
         for fold in reversed(self.folds):
@@ -199,7 +199,7 @@ class TokenStrip(Block):
             values = np.array([values[n] if 0 <= n < len(values) else np.nan for n in places], np.float32)
         held = {name: set(at) for name, at in self.marks.items()}
         marks = {name: [n for n, place in enumerate(places) if place in at] for name, at in held.items()}
-        return token_row(tokens, values, marks=marks, **look)  # type: ignore[arg-type]
+        return token_row(tokens, values, marks=marks, title=self.title, **look)  # type: ignore[arg-type]
 
     def code(self) -> str:
         """The Python that makes the same strip."""

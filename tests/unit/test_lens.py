@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from drawn import opened
 from pair import CLEAN
 from torch.profiler import ProfilerActivity, profile
 
@@ -279,7 +280,7 @@ def test_markup_stays_text_in_its_picture(lm4):
     for face in ("lens", "direct", "steering"):
         view.face = face
         view.wait(300)
-        picture = view.snapshot()
+        picture = opened(view.snapshot())
         assert "<script" not in picture
         assert "<img" not in picture
     assert repr(view).startswith("LensView('SmolLM2-135M-Instruct'")

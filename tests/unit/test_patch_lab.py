@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import opened
 from pair import CLEAN, CORRUPT
 from torch import Tensor
 
@@ -25,9 +26,9 @@ from labkit.analysis.inspect import cone, inspect, together, transplant
 from labkit.analysis.pair_runs import PairRuns
 from labkit.analysis.patching import PatchJob
 from labkit.analysis.side_by_side import side_by_side
+from labkit.widgets.heatmap_picture import heatmap_picture
 from labkit.widgets.live_grid import effects
 from labkit.widgets.patch_lab import PatchLab
-from labkit.widgets.snapshot import heatmap_svg
 
 Hold = Callable[[int], threading.Event]
 
@@ -230,19 +231,20 @@ def test_estimates_are_dotted_in_the_saved_picture_and_told_in_words() -> None:
     values = np.array([[0.5, 0.1], [0.2, 0.3]])
     look: dict[str, Any] = {
         "scale": "effect", "low": -1.0, "high": 1.0, "centre": 0.0, "row_axis": "", "column_axis": "", "unit": "",
-        "origin": "top", "square": False, "title": "Effects",
+        "origin": "top", "square": False, "about": "Effects",
     }  # fmt: skip
     mask = np.array([[1, 1], [0, 1]], np.uint8)
-    plain, dotted = (heatmap_svg(values, [], [], **look, estimated=m) for m in (None, mask))
+    plain, dotted = (heatmap_picture(values, [], [], **look, estimated=m) for m in (None, mask))
+    assert "Effects; dotted cells are estimates" in dotted
+    plain, dotted = opened(plain), opened(dotted)
     assert "<pattern" not in plain
     assert dotted.count("<pattern") == 1
-    assert 'aria-label="Effects, dotted cells are estimates"' in dotted
     path = re.search(r'url\(#dots[^"]*" d="([^"]*)"', dotted)
     assert path is not None
     assert path[1].count("M") == 2  # the two neighbours in one piece
     heatmap = lk.Heatmap(values, estimated=mask)
     assert "3 of 4 cells are estimates, dotted" in heatmap.description
-    assert heatmap.picture().count("<pattern") == 1
+    assert opened(heatmap.picture()).count("<pattern") == 1
 
 
 def test_what_is_known_is_not_computed_again(lm4: lk.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

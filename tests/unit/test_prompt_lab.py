@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import traitlets
+from drawn import opened
 from wire import Wire
 
 import labkit as lk
@@ -78,7 +79,7 @@ def test_a_tree_of_branches_refuses_what_does_not_grow_and_says_what_is_asked_of
     for message in ({"kind": "rename", "index": 1, "text": "mine"}, {"kind": "prune", "index": 7}, {"kind": "x"}):
         tree._handle_custom_msg(message, [])
     assert heard == [("rename", 1, "mine")]
-    assert "<script" not in tree.snapshot()
+    assert "<script" not in opened(tree.snapshot())
     assert repr(tree) == "BranchTree(A, B)"
     scope: dict[str, Any] = {}
     exec(tree.code().replace("lk.BranchTree(", "made = lk.BranchTree("), scope)
@@ -291,7 +292,7 @@ def test_thoughts_are_folded_while_they_come(lm4: lk.LanguageModel) -> None:
     assert last["label"] == "thought"
     assert last["start"] == start
     assert "".join(lab.strip.tokens[last["start"] : last["stop"]]) == "<think>a</think>"
-    assert f"▸ thought · {last['stop'] - last['start']} tokens" in lab.snapshot()
+    assert f"▸ thought · {last['stop'] - last['start']} tokens" in opened(lab.snapshot())
     lab.prompt = "He sat. <think>"
     lab.max_new_tokens = 3
     lab.run(300)
@@ -301,9 +302,10 @@ def test_thoughts_are_folded_while_they_come(lm4: lk.LanguageModel) -> None:
 def test_markup_is_escaped_in_the_saved_picture(lm4: lk.LanguageModel) -> None:
     lab = lk.PromptLab(lm4, EVIL, max_new_tokens=2)
     lab.run(300)
-    assert "<script" not in lab.snapshot()
-    assert "<img" not in lab.snapshot()
-    assert "&lt;" in lab.snapshot()
+    picture = opened(lab.snapshot())
+    assert "<script" not in picture
+    assert "<img" not in picture
+    assert "&lt;" in picture
 
 
 # -- chat --------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from drawn import opened
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
@@ -212,7 +213,7 @@ def test_its_code_prints_both_texts(lab, capsys):
     printed = capsys.readouterr().out
     assert lab.before.text in printed
     assert lab.after.text in printed
-    assert all(f">{one.token.display}<" in lab.snapshot() for one in lab.after.tokens)
+    assert all(f">{one.token.display}<" in opened(lab.snapshot()) for one in lab.after.tokens)
 
 
 def test_bad_pairs_are_answered_and_the_texts_stay(lab):

@@ -13,13 +13,15 @@ import nbformat
 import numpy as np
 import pytest
 import traitlets
+from drawn import opened
 from nbclient import NotebookClient
 from wire import Wire
 
 import labkit as lk
+from labkit.widgets.heatmap_picture import _strongest
 from labkit.widgets.jobs import Desk, in_background
 from labkit.widgets.scales import SCALES, colour, ink
-from labkit.widgets.snapshot import VIEW, _strongest
+from labkit.widgets.snapshot import VIEW
 from labkit.widgets.token_bars import TokenBars
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -242,8 +244,8 @@ def test_markup_in_a_prompt_is_escaped_in_every_saved_picture(lm4: lk.LanguageMo
     patching = lk.PatchLab(lm4, EVIL, EVIL, " a", " b")
     patching.wait(300)
     for tool in (prompting, view, patching):
-        assert tags(tool.snapshot()).isdisjoint({"script", "onerror"}), tool
-        assert "&lt;" in tool.snapshot()
+        assert tags(opened(tool.snapshot())).isdisjoint({"script", "onerror"}), tool
+        assert "&lt;" in opened(tool.snapshot())
 
 
 def test_repr_is_the_same_every_time(lm4: lk.LanguageModel) -> None:
@@ -271,8 +273,8 @@ def test_a_notebook_with_prompt_lab_and_lens_view_is_saved_below_a_megabyte_with
     for cell, tool in zip(notebook.cells[1:], ("PromptLab", "LensView"), strict=True):
         live, picture = cell.outputs
         assert live.data["text/plain"].startswith(tool)
-        assert "·Mary" in picture.data["text/html"]
-        assert "<script" not in picture.data["text/html"]
+        assert "·Mary" in opened(picture.data["text/html"])
+        assert "<script" not in opened(picture.data["text/html"])
 
 
 @pytest.mark.long
@@ -293,5 +295,5 @@ def test_a_notebook_without_a_front_end_is_saved_with_the_pictures(lm4: lk.Langu
         live, picture = notebook.cells[number].outputs
         assert VIEW in live.data
         assert live.data["text/plain"].startswith("P")
-        assert words in picture.data["text/html"]
+        assert words in opened(picture.data["text/html"])
         assert len(picture.data["text/html"]) < 60_000
