@@ -49,12 +49,13 @@ lint: $(VENV)/.test  ## ruff and mypy
 # no constraint. TORCH names another build of the same version, such as the file of a CPU wheel, where one is at hand;
 # on Linux the build that pip finds by itself brings CUDA along, 5 GB on disk, and is as good for the tests.
 TORCH ?= $(shell grep '^torch==' tests/$(1)-constraints.txt)
-PYTHON_COLAB ?= python3.13
-PYTHON_OLDEST ?= python3.11
+# Python 3.13 or 3.11: on the path or from pyenv, else the one that there is.
+find_python = $(or $(shell for p in python$(1) "$$HOME"/.pyenv/versions/$(1)*/bin/python; do \
+	"$$p" -c "" 2>/dev/null && echo "$$p" && break; done),$(PYTHON))
 TOOLS := hatchling nbval playwright pytest
 
 .venv-colab/.ready: pyproject.toml tests/colab-constraints.txt
-	$(PYTHON_COLAB) -m venv .venv-colab
+	$(call find_python,3.13) -m venv .venv-colab
 	.venv-colab/bin/python -m pip $(QUIET) "$(call TORCH,colab)"
 	.venv-colab/bin/python -m pip $(QUIET) --requirement tests/colab-constraints.txt
 	.venv-colab/bin/python -m pip freeze --exclude-editable > .venv-colab/before.txt
@@ -71,7 +72,7 @@ test-colab: .venv-colab/.ready  ## labkit beside what Colab has: unit tests, wid
 	.venv-colab/bin/python -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(ARGS)
 
 .venv-oldest/.ready: pyproject.toml tests/oldest-constraints.txt
-	$(PYTHON_OLDEST) -m venv .venv-oldest
+	$(call find_python,3.11) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip $(QUIET) "$(call TORCH,oldest)"
 	.venv-oldest/bin/python -m pip $(QUIET) --constraint tests/oldest-constraints.txt --editable ".[lab,scale]" $(TOOLS)
 	touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import chromium
+from conftest import SETTINGS, chromium
 from driver import Lab, errors, open_notebook, run_all
 from playwright.sync_api import Browser, expect
 
@@ -62,7 +63,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     )
     environment |= {
         "HOME": str(home), "LABKIT_CACHE": cache.strip(), "JUPYTER_PATH": str(share),
-        "JUPYTERLAB_DIR": str(share / "lab"), "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "JUPYTERLAB_DIR": str(share / "lab"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
     return Installed(python, home, environment)
 
@@ -75,6 +77,10 @@ def lab(installed: Installed) -> Iterator[Lab]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = installed.home / "log.txt"
+    for name, settings in SETTINGS.items():  # no news from the network, all cells on the page
+        file = installed.home / "settings" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings))
     flags = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=wheel", "--LabApp.news_url="]
     with log.open("w") as out:
         command = [str(installed.python.with_name("labkit")), "lab", *flags]
@@ -82,7 +88,6 @@ def lab(installed: Installed) -> Iterator[Lab]:
             command, env=installed.environment, cwd=installed.home, stdout=out, stderr=out, start_new_session=True
         )
     running = Lab(f"http://127.0.0.1:{port}", "wheel", installed.home / "labkit-notebooks")
-    (installed.home / "settings" / "@jupyterlab" / "apputils-extension").mkdir(parents=True)
     try:
         for _ in range(480):
             assert server.poll() is None, log.read_text()[-3000:]
