@@ -189,6 +189,7 @@ def test_a_model_takes_what_is_kept_of_it_along_when_it_goes(fresh):
         lm.run(torch.arange(100, 200)[None])
         return fast.kept_unpacked()
 
+    gc.collect()
     before = fast.kept_unpacked()
     assert kept() == before + UNPACKED
     gc.collect()
