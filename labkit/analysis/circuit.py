@@ -124,6 +124,7 @@ class Circuit:
         if not asked:
             raise ValueError("faithfulness needs at least one pair: [(clean, corrupt, answer, foil)]")
         numbers: list[tuple[float, float, float]] = []
+        close: list[int] = []
         try:
             for clean, corrupt, answer, foil in tqdm(
                 asked, desc="pairs", unit="pair", disable=len(asked) < _MANY, leave=False
@@ -131,11 +132,18 @@ class Circuit:
                 work = prepared(lm, clean, corrupt, answer, foil, metric=metric)
                 if _wiring_of(work) != self.wiring:
                     raise ValueError(f"this circuit is of {self.scores.recipe['model']}, not of {lm.name}")
+                close += [len(numbers)] * work.too_close
                 numbers.append((work.metrics["clean"], work.metrics["corrupt"], patched(work, kept, self.wiring)))
         except KeyboardInterrupt:
             if not numbers:
                 raise
             warnings.warn(f"interrupted: this is of the first {len(numbers)} of {len(asked)} pairs", stacklevel=3)
+        if close:
+            warnings.warn(
+                f"in {len(close)} of {len(numbers)} pairs clean and corrupt hardly differ, so that there is nothing to "
+                f"explain in them: {', '.join(map(str, close[:12]))}. They count with the gap they have",
+                stacklevel=3,
+            )
         clean_runs, corrupt_runs, circuit_runs = np.array(numbers, np.float64).T
         prompts = [(pair[0], pair[1]) for pair in asked[: len(numbers)]]
         return Faithfulness(clean_runs, corrupt_runs, circuit_runs, prompts)

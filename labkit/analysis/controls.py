@@ -31,6 +31,8 @@ from labkit.internals.sites import Site, absent
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
 
+NOTHING = "Nothing to explain: clean and corrupt hardly differ."
+
 
 def controls(
     lm: LanguageModel,
@@ -63,7 +65,8 @@ def controls(
         progress: show a progress bar.
 
     Returns:
-        A `Controls`. After an interrupt, one with the checks that were made.
+        A `Controls`; after an interrupt, one with the checks that were made. Where clean and corrupt hardly differ it
+        says that there is nothing to explain.
 
     Raises:
         ValueError: anything that `lk.patch` refuses; a metric that is the same on both prompts; a grid of another pair.
@@ -80,6 +83,7 @@ def controls(
                 bar.update()
         except KeyboardInterrupt:
             warnings.warn(f"interrupted: {len(job.result.checks)} of {len(job.names)} checks were made", stacklevel=2)
+    job.result.grid.warned()
     return job.result
 
 
@@ -156,7 +160,7 @@ class ControlsJob:
             self._begin()
             checks: list[Check] = []
             for name, check in zip(self.names, self._checks(), strict=True):
-                checks.append(check(name))
+                checks.append(Check(name, None, NOTHING) if self.grid.too_close else check(name))
                 self.result = Controls(self.grid, self._top, list(checks))
                 yield checks[-1]
         except _Cancelled:
@@ -183,6 +187,7 @@ class ControlsJob:
         reference = run_to_measure(self.lm, self._ids["clean"]).logits[0, -1]
         answer, foil = self._exact.answer, self._exact.foil
         self._metric: Metric = metric_of(self._how["metric"], answer=answer, foil=foil, reference=reference)
+        self.grid.measured_in(self._metric.unit, self._exact.runs.noise(self._metric))
         self._shares = self._share(self.grid.values)
         self._places = self._strongest()
         fixed = {} if (layer := self.grid.recipe["layer"]) is None else {"layer": layer}
@@ -381,12 +386,13 @@ class ControlsJob:
             alike = "position" not in self.grid.over or layout_of(job.grid) == here
             grids.append(self._finished(job) if alike else None)
         swept = Sweep(self.pairs, grids, {})
-        if len(swept.done) < 2:
-            return Check(name, None, "Not done: fewer than two of the pairs have the layout of this one.", {})
+        if len(swept.done) - len(swept.too_close) < 2:
+            why = "have the layout of this one, and a gap between clean and corrupt."
+            return Check(name, None, f"Not done: fewer than two of the pairs {why}", {})
         noise = self._how["direction"] == "noise"
         away = lambda x: 1 - float(x.ravel()[0]) if noise else float(x.ravel()[0])  # noqa: E731
         mean, (low, high) = away(swept.normalized), sorted(map(away, swept.interval()))
-        shares = [away(grid.normalized) for grid in swept.done]
+        shares = [away(grid.normalized) for grid in swept.done if not grid.too_close]
         real = float(self._shares[self._places[0]])
         ok = low > 0 or high < 0
         said = f"Over {len(shares)} pairs the strongest cell has {mean:.2f} (95% interval {low:.2f} to {high:.2f})"
