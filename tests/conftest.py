@@ -44,8 +44,11 @@ def no_hook_is_left(request: pytest.FixtureRequest):
     yield
     for name in ("lm4", "lm32"):
         if name in request.fixturenames:
-            model = request.getfixturevalue(name).hf
-            hooks = [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+            lm = request.getfixturevalue(name)
+            model = lm.hf
+            with lm.lock:  # a pass of a widget's own thread may be under way
+                modules = list(model.modules())
+                hooks = [h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
             assert not [
                 h for h in hooks if getattr(h, "__module__", "").startswith("labkit")
             ]  # transformers has its own
