@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _SAYS = ("out of memory", "can't allocate memory", "alloc_failed", "cannot allocate memory", "std::bad_alloc")
+_SAYS += ("could not create a primitive",)  # oneDNN, whatever the reason
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -381,7 +381,7 @@ def test_a_saved_notebook_shows_the_pictures_without_a_kernel(page: Page, lab: L
     shutil.copy(path, lab.root / "prompt_lab_saved.ipynb")
     with open_notebook(browser, lab, "prompt_lab_saved.ipynb") as reader:
         picture = reader.locator(".labkit-snapshot").filter(has_text="16 bits").first
-        expect(picture).to_be_visible(timeout=60_000)
+        expect(picture).to_be_visible()
         expect(picture).to_contain_text("Once")
 
 
