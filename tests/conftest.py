@@ -22,6 +22,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
+FIRST = ("test_200_pairs_on_dask_survive_a_killed_kernel_and_a_killed_worker",)
+"""Tests of more than a minute: first, so that no process is left alone with one at the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.name not in FIRST)
+
+
 @pytest.fixture(scope="session")
 def lm4() -> lk.LanguageModel:
     return lk.load(progress=False)

@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
 
 T = TypeVar("T")
-_SAYS = (
-    "out of memory", "can't allocate memory", "alloc_failed", "cannot allocate memory", "std::bad_alloc",
-    "could not create a primitive",  # oneDNN in PyTorch 2.11
-)  # fmt: skip
+_SAYS = ("out of memory", "can't allocate memory", "alloc_failed", "cannot allocate memory", "std::bad_alloc")
+_SAYS += ("could not create a primitive",)  # oneDNN, whatever the reason
 
 
 def is_out_of_memory(error: BaseException) -> bool:
