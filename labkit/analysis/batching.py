@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
 
 T = TypeVar("T")
-_SAYS = ("out of memory", "can't allocate memory", "alloc_failed", "cannot allocate memory", "std::bad_alloc")
-_SAYS += ("could not create a primitive",)  # oneDNN, whatever the reason
+_SAYS = (
+    "out of memory", "can't allocate memory", "alloc_failed", "cannot allocate memory", "std::bad_alloc",
+    "could not create a primitive",  # oneDNN, whatever the reason
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:

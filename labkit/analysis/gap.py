@@ -20,7 +20,7 @@ import torch
 
 from labkit.analysis.batching import give_back, is_out_of_memory
 from labkit.internals.hooks import hooked
-from labkit.internals.unembedding import last_logits
+from labkit.internals.unembedding import measured_logits
 from labkit.models.fast import by_onednn
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ def noise_of(
 def _again(lm: LanguageModel, ids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Each prompt's last logits, computed in other batches: (times, vocab) float32."""
     with lm.busy():
-        found = {name: [last_logits(lm, row).float()] for name, row in ids.items()}
+        found = {name: [measured_logits(lm, row)] for name, row in ids.items()}
     if lm.batches:
         try:
             with lm.busy(), by_onednn(lm), hooked(lm, set(), {("embed", 0): _last_bits}):
-                rows = last_logits(lm, torch.cat([row.expand(COPIES, -1) for row in ids.values()])).float()
+                rows = measured_logits(lm, torch.cat([row.expand(COPIES, -1) for row in ids.values()])).float()
             for n, name in enumerate(ids):
                 found[name].append(rows[n * COPIES : (n + 1) * COPIES])
         except (RuntimeError, MemoryError) as error:  # the single passes have to do

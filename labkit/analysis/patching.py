@@ -29,7 +29,7 @@ from labkit.internals.cells import Cell, at_cell, by_unit, put_whole
 from labkit.internals.hooks import hooked
 from labkit.internals.recording import Unsupported
 from labkit.internals.sites import HEAD_KINDS, checked
-from labkit.internals.unembedding import last_logits
+from labkit.internals.unembedding import measured_logits
 from labkit.internals.wavefront import Cancelled, Lane, Wavefront
 from labkit.tokens import align, single_token
 
@@ -398,7 +398,7 @@ class PatchJob:
         kind = engine_kind(self.site)
         taken = {(kind, cell.layer): put_whole(self.runs.activations(source, kind)[cell.layer], kind, cell)}
         with self.lm.busy(), hooked(self.lm, set(), taken):
-            logits = last_logits(self.lm, self.runs.ids[base], self._metric.columns)
+            logits = measured_logits(self.lm, self.runs.ids[base], self._metric.columns)
         return float(self._metric(logits)[0])
 
     def _check_engine(self) -> None:
