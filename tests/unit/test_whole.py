@@ -85,6 +85,7 @@ def test_weights_of_another_shape_or_number_of_layers_are_refused(llama):
 
 def test_a_layer_that_predicts_several_tokens_ahead_is_left_out_without_a_word(tmp_path, tokenizer):
     checkpoint(tmp_path, tokenizer, "deepseek_v3", **KINDS["deepseek_v3"][0])
+    configure(tmp_path, num_nextn_predict_layers=1)  # as the real one has it
     tensors = load_file(tmp_path / "model.safetensors")
     ahead = {k.replace("layers.1.", "layers.2."): v.clone() for k, v in tensors.items() if "layers.1." in k}
     write(tmp_path, tensors | ahead | {"model.layers.2.eh_proj.weight": torch.ones(64, 128)})
