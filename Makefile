@@ -54,8 +54,8 @@ test-notebooks: $(VENV)/.test  ## the notebooks without a browser: every cell, s
 	$(PYTEST) notebooks $(SPREAD) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(ARGS)
 
 # The same machine, as it is and as older ones are: with AVX2 and without AVX-512, and without either.
-PORTABLE := tests/unit/test_container.py tests/unit/test_fast.py tests/unit/test_gguf.py tests/unit/test_loading.py \
-	tests/unit/test_patching.py tests/unit/test_run.py tests/unit/test_sweep.py tests/zoo/test_zoo.py
+PORTABLE := $(wildcard $(patsubst %,tests/unit/test_%.py,container fast gguf last_product loading narrow other_processors \
+	patching run stored sweep text_part whole)) tests/zoo/test_zoo.py
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 LABKIT_TEST_WITHOUT_AVX512=1
 test-portable: test-native test-avx2 test-default  ## promises, loading, memory and sweeps as on other processors
 

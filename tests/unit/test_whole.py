@@ -253,7 +253,7 @@ def test_models_of_the_hub_are_looked_through_as_folders_are(sharded, tmp_path_f
                 '{"peft_type": "LORA", "base_model_name_or_path": "me/whole"}'
             )
     env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(lk.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
     whole, shard, half, adapter = done.stdout.splitlines()
     assert whole == f"me/whole {'c' * 40}"
     assert "lacks model-00001-of" in shard, shard
