@@ -25,6 +25,7 @@ from prompts import ANSWER, FOIL, PAIRS
 
 import labkit as lk
 from labkit.analysis.tasks import TASKS
+from labkit.models.product import has_bfloat16
 
 HERE = Path(__file__).parent
 
@@ -71,9 +72,10 @@ def grids(lm: lk.LanguageModel, *, times: dict[str, int]) -> dict[str, dict]:
 
 
 def rates(lm: lk.LanguageModel) -> tuple[float, float]:
-    """FLOP/s of matmuls in the model's dtype, of sizes such as it has: PyTorch's own, and oneDNN's."""
+    """FLOP/s of matmuls of the model's sizes, PyTorch's own and oneDNN's, in the dtype that it multiplies in."""
+    dtype = torch.float32 if lm.dtype == torch.bfloat16 and not has_bfloat16() else lm.dtype
     sizes = {"d_model": lm.d_model, "d_mlp": lm.config.intermediate_size, "seconds": 0.5}
-    return matmul_rate(lm.dtype, **sizes), matmul_rate(lm.dtype, **sizes, product=onednn)
+    return matmul_rate(dtype, **sizes), matmul_rate(dtype, **sizes, product=onednn)
 
 
 def site_grid(lm: lk.LanguageModel, site: str, pair: Sequence[str]) -> tuple[lk.PatchGrid, list[float]]:

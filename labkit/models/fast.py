@@ -19,17 +19,20 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from labkit.models.memory import available, in_words, installed
 from labkit.models.product import has_bfloat16, is_slow, linear
+from labkit.models.quantise import has_experts
 from labkit.models.weights import bias_of, has_kernel, is_plain, weight_of
 
 if TYPE_CHECKING:
@@ -110,7 +113,7 @@ class FastLayers:
         self._ways: dict[Any, _Packed] = {}
         self._room: bool | None = None  # for all weights unpacked; None: not looked at in this pass
         self._looked = 0.0
-        self._used = self._warned = False
+        self._used = self._warned = self._experts = False
         self.patching = False  # how many tokens are in a layer at once then depends on what is patched together
         self._name = ""
         _models.add(self)
@@ -134,6 +137,7 @@ class FastLayers:
             return
         if self._layers is None:
             self._layers = [layer for layer in lm.hf.modules() if _is_packed(layer) or _is_slow_one(layer)]
+            self._experts = lm.dtype == torch.bfloat16 and not has_bfloat16() and has_experts(lm.hf)
         if not self._layers:
             yield
             return
@@ -153,7 +157,8 @@ class FastLayers:
                         continue
                     way = self._ways[layer] = _Packed(layer, self)
                 own["forward"], own["unpacked"] = way.forward, way.readable
-            yield
+            with _ExpertsInFloat32() if self._experts else nullcontext():
+                yield
         finally:
             self._used = False
             for own in ours:
@@ -195,6 +200,20 @@ class FastLayers:
             f"{in_words(installed())} are free. Free some memory, or take a smaller model.",
             stacklevel=2,
         )
+
+
+class _ExpertsInFloat32(TorchFunctionMode):
+    """`models.product` for the experts of a mixture, whose matrices belong to no layers that could be told."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _MATMULS and not kwargs and all(isinstance(x, torch.Tensor) and x.ndim == 2 for x in args[:2]):
+            x, matrix, *bias = args
+            if is_slow(x):
+                return linear(x, matrix, *bias) if function is F.linear else linear(x, matrix.T)
+        return function(*args, **(kwargs or {}))
+
+
+_MATMULS = (F.linear, torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm)
 
 
 def kept_unpacked() -> int:

@@ -45,8 +45,8 @@ def quantisation_config(bits: int, dtype: torch.dtype, skeleton: PreTrainedModel
 
 
 def has_experts(skeleton: nn.Module) -> bool:
-    """Does a model keep the experts of a mixture as tensors of their own?"""
-    return any(True for _ in fused(skeleton))
+    """Does a model keep the experts of a mixture as tensors of their own, packed or not?"""
+    return any(isinstance(module, PackedExperts) for module in skeleton.modules()) or any(fused(skeleton))
 
 
 def kept_layers(skeleton: nn.Module) -> list[str]:

@@ -127,14 +127,15 @@ def has_kernel(layer: Any) -> bool:
 def _repacked(packed: torch.Tensor, state: Any) -> torch.Tensor:
     """The weight (out, in), bfloat16, of a layer that bitsandbytes has packed for its CPU kernel.
 
-    It lies in groups of 32 outputs and, within one, of two inputs; the 64 numbers of those, output by output, are 32
-    bytes, the first half of them in the low bits. The kernel multiplies numbers and scales in bfloat16.
+    Bytes lie in groups of 32 outputs and, within one, of two inputs: two bytes for each of the first 16 outputs in
+    their low bits, and for each of the others in the high ones. The kernel multiplies numbers and scales in bfloat16.
     """
     out, width = state.shape
-    low, high = packed.reshape(-1, 32) & 15, packed.reshape(-1, 32) >> 4
-    numbers = torch.cat([low, high], 1).view(out // 32, width // 2, 32, 2).transpose(1, 2).reshape(out, width)
-    scales = state.absmax.T.repeat_interleave(state.blocksize, 1)  # (out, in)
-    return state.code.to(scales.dtype)[numbers.int()] * scales
+    code = state.code.to(torch.bfloat16)
+    pairs = packed.reshape(-1).view(torch.int16).view(out // 32, width // 2, 16).transpose(1, 2).contiguous()
+    index = pairs.view(torch.uint8).to(torch.int32)  # (group, 16, in)
+    weight = torch.stack([code[index & 15], code[index >> 4]], 1).view(out, -1, state.blocksize)
+    return weight.mul_(state.absmax.T.unsqueeze(-1)).view(out, width)
 
 
 def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None, dtype: torch.dtype) -> torch.Tensor:

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from pair import CLEAN, CORRUPT
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import labkit as lk
 from labkit.models import fast, load
@@ -188,6 +189,7 @@ def test_a_model_takes_what_is_kept_of_it_along_when_it_goes(fresh):
         lm.run(torch.arange(100, 200)[None])
         return fast.kept_unpacked()
 
+    gc.collect()
     before = fast.kept_unpacked()
     assert kept() == before + UNPACKED
     gc.collect()
@@ -251,6 +253,26 @@ def test_layers_in_16_bits_are_multiplied_in_float32_where_there_are_no_units(mo
     assert "forward" not in lm.hf.lm_head.__dict__
     assert int(other[0, -1].argmax()) == int(plain[0, -1].argmax())
     assert float((other - plain).abs().max()) <= 1  # logits of about 20, in bfloat16, 30 layers up
+
+
+def test_the_experts_of_a_mixture_are_multiplied_in_float32_as_well(lm4, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=lm4.n_vocab, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=2,
+    )  # fmt: skip
+    MixtralForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+    lm4.tokenizer.save_pretrained(tmp_path)
+    lm = lk.load(tmp_path, progress=False, device="cpu")
+    ids, seen = torch.arange(100, 120)[None], []
+    plain = lm.run(ids).logits
+    for module in ("product", "fast"):
+        monkeypatch.setattr(f"labkit.models.{module}.has_bfloat16", lambda: False)
+    monkeypatch.setattr(fast, "linear", lambda *args: seen.append(tuple(args[1].shape)) or linear(*args))
+    lm.fast._layers = None
+    other = lm.run(ids).logits
+    assert {(192, 64), (64, 96)} <= set(seen)  # the two matrices of an expert
+    assert float((other - plain).abs().max()) <= 0.03 * float(plain.abs().max())
 
 
 @pytest.mark.parametrize("slow", [True, False])

@@ -5,6 +5,7 @@ import torch
 from pair import CLEAN, CORRUPT
 
 from labkit.internals.sites import ATTENTION_KINDS, KINDS, Site
+from labkit.models.product import has_bfloat16
 
 READABLE = [kind for kind in KINDS if kind not in ("router", "latent")]
 
@@ -17,7 +18,11 @@ def near(lm, exact: float) -> float:
 def test_a_run_gives_the_plain_forward_logits(lm):
     with torch.no_grad():
         plain = lm.hf(lm.encode(CLEAN)).logits
-    assert torch.equal(lm.run(CLEAN).logits, plain)
+    ours = lm.run(CLEAN).logits
+    if lm.dtype == torch.bfloat16 and not has_bfloat16():  # PyTorch adds up in another order there than labkit
+        assert (ours - plain).abs().max() <= near(lm, 0)
+    else:
+        assert torch.equal(ours, plain)
 
 
 def test_reading_everything_changes_no_logit(lm):
