@@ -186,10 +186,11 @@ def _config(source: str, *, revision: str | None, trust_remote_code: bool) -> An
     except OSError as error:
         from transformers.utils.hub import cached_file
 
-        if "does not appear to have a file named" not in str(error):  # what was asked did not answer at all
-            raise
+        answered = "does not appear to have a file named" in str(error)  # else the hub is not asked once more
         try:  # it may be an adapter, which has another configuration
-            adapter = cached_file(source, "adapter_config.json", revision=revision or "main")
+            adapter = cached_file(
+                source, "adapter_config.json", revision=revision or "main", local_files_only=not answered
+            )
         except OSError:
             raise error from None
         raise adapter_alone(source, Path(str(adapter))) from None
