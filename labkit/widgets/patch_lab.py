@@ -351,7 +351,8 @@ class PatchLab(Tool):
         title = f"PatchLab · {self.lm.name}" + (f" · {self.heatmap.title}" if self.grid is not None else "")
         if self.grid is None:
             return card(self.pair.strip.picture(), note(self.pair.status.text), title=title)
-        about = f"{metric_words(self.grid)}: clean {self.grid.clean:.2f}, corrupt {self.grid.corrupt:.2f}{nothing_words(self.grid)}"
+        about = f"{metric_words(self.grid)}: clean {self.grid.clean:.2f}, corrupt {self.grid.corrupt:.2f}"
+        about += nothing_words(self.grid)
         done = int((self.grid.values == self.grid.values).sum())
         about += (
             "" if self.grid.complete else f" · {done} of {self.grid.values.size} cells exact, dotted ones estimated"
