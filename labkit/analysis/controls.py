@@ -65,11 +65,10 @@ def controls(
         progress: show a progress bar.
 
     Returns:
-        A `Controls`; after an interrupt, one with the checks that were made. Where clean and corrupt hardly differ it
-        says that there is nothing to explain.
+        A `Controls`, after an interrupt with the checks made by then.
 
     Raises:
-        ValueError: anything that `lk.patch` refuses; a metric that is the same on both prompts; a grid of another pair.
+        ValueError: anything that `lk.patch` refuses; two prompts that are the same; a grid of another pair.
     """
     from tqdm.auto import tqdm
 
@@ -95,15 +94,9 @@ class ControlsJob:
     """
 
     names = (
-        "whole runs",
-        "identical prompts",
-        "everything patched",
-        "random positions",
-        "random prompts",
-        "ablation",
-        "estimate",
-        "many pairs",
-    )
+        "whole runs", "identical prompts", "everything patched", "random positions", "random prompts",
+        "ablation", "estimate", "many pairs",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -182,12 +175,15 @@ class ControlsJob:
         self._ids = self._exact.runs.ids
         self._source, self._base = self._ids[source], self._ids[base]
         self._from, self._to = getattr(self.grid, base), getattr(self.grid, source)
-        if self._from == self._to:
-            raise ValueError("the metric is the same on both prompts, so that there is nothing to explain")
+        if torch.equal(self._source, self._base):
+            raise ValueError("clean and corrupt are one prompt, so the metric is the same on both prompts")
         reference = run_to_measure(self.lm, self._ids["clean"]).logits[0, -1]
         answer, foil = self._exact.answer, self._exact.foil
         self._metric: Metric = metric_of(self._how["metric"], answer=answer, foil=foil, reference=reference)
         self.grid.measured_in(self._metric.unit, self._exact.runs.noise(self._metric))
+        self._top: list[dict[str, int]] = []
+        if self.grid.too_close:  # each check says that there is nothing to explain
+            return
         self._shares = self._share(self.grid.values)
         self._places = self._strongest()
         fixed = {} if (layer := self.grid.recipe["layer"]) is None else {"layer": layer}
@@ -387,8 +383,7 @@ class ControlsJob:
             grids.append(self._finished(job) if alike else None)
         swept = Sweep(self.pairs, grids, {})
         if len(swept.done) - len(swept.too_close) < 2:
-            why = "have the layout of this one, and a gap between clean and corrupt."
-            return Check(name, None, f"Not done: fewer than two of the pairs {why}", {})
+            return Check(name, None, "Not done: fewer than two pairs have this one's layout, and a gap to explain.", {})
         noise = self._how["direction"] == "noise"
         away = lambda x: 1 - float(x.ravel()[0]) if noise else float(x.ravel()[0])  # noqa: E731
         mean, (low, high) = away(swept.normalized), sorted(map(away, swept.interval()))

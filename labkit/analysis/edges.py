@@ -210,7 +210,7 @@ def edge_attribution(
     )  # fmt: skip
     recipe["code"] = code_of(recipe, "edges = lk.edge_attribution", [], usual={"steps": 5, "at": -1})
     if work.noise is not None:
-        recipe["noise"] = work.noise
+        recipe |= {"noise": work.noise.noise, "least_gap": work.noise.least}
     if work.too_close:
         gap.warn(recipe, work.metrics["clean"], work.metrics["corrupt"])
     return EdgeScores(values, wiring, work.metrics["clean"], work.metrics["corrupt"], recipe)
@@ -228,12 +228,13 @@ class Prepared:
     metrics: dict[str, float]
     answer: int | None
     foil: int | None
-    noise: float | None = None  # how far re-batching alone moves the metric, where that was measured
+    noise: gap.Measured | None = None  # how far rounding alone moves the metric, where that was measured
 
     @property
     def too_close(self) -> bool:
-        """Are the two runs no further apart than re-batching alone moves them?"""
-        return gap.too_close(self.metrics["clean"], self.metrics["corrupt"], self.noise)
+        """Are the two runs hardly further apart than rounding alone moves them?"""
+        least = None if self.noise is None else self.noise.least
+        return gap.too_close(self.metrics["clean"], self.metrics["corrupt"], least)
 
     @property
     def first(self) -> int:

@@ -79,18 +79,18 @@ class PatchGrid:
 
     @property
     def noise(self) -> float | None:
-        """How far re-batching alone moves the metric, in its unit; None where the pair is so far apart that it was not
-        measured."""
+        """How far re-batching or rounding alone moves the metric, in its unit; None where the pair is so far apart that
+        it was not measured."""
         return self.recipe.get("noise")
 
     @property
     def too_close(self) -> bool:
-        """Are clean and corrupt no further apart than re-batching alone moves them? Then nothing is to be explained."""
-        return gap.too_close(self.clean, self.corrupt, self.noise)
+        """Are clean and corrupt hardly further apart than rounding moves them? Then nothing is to be explained."""
+        return gap.too_close(self.clean, self.corrupt, self.recipe.get("least_gap"))
 
-    def measured_in(self, unit: str, noise: float | None) -> None:
-        """Keep the metric's unit with the grid, and how far re-batching alone moves it, where that was measured."""
-        self.recipe |= {"unit": unit} if noise is None else {"unit": unit, "noise": noise}
+    def measured_in(self, unit: str, found: gap.Measured | None) -> None:
+        """Keep the metric's unit with the grid, and how far rounding alone moves it, where that was measured."""
+        self.recipe |= {"unit": unit} | ({} if found is None else {"noise": found.noise, "least_gap": found.least})
 
     def warned(self) -> Self:
         """The grid; if there is nothing to explain in it, whoever called the caller is told."""

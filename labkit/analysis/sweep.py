@@ -170,8 +170,8 @@ class _Work:
         if swept.too_close:
             numbers = ", ".join(map(str, swept.too_close[:12])) + ", …" * (len(swept.too_close) > 12)
             warnings.warn(
-                f"in {len(swept.too_close)} of {len(swept.done)} pairs clean and corrupt hardly differ in the metric, "
-                f"so that there is nothing to explain in them: {numbers}. They are left out of the normalised mean",
+                f"in {len(swept.too_close)} of {len(swept.done)} pairs clean and corrupt hardly differ in the metric: "
+                f"there is nothing to explain in {numbers}. They are left out of the normalised mean",
                 stacklevel=4,
             )
         if not swept.failures:

@@ -147,7 +147,7 @@ class LiveGrid(t.HasTraits):
             return
         if known.grid is not job.grid:
             known.grid.clean, known.grid.corrupt = job.grid.clean, job.grid.corrupt
-            known.grid.measured_in(job.grid.recipe["unit"], job.grid.noise)
+            known.grid.recipe |= {n: v for n, v in job.grid.recipe.items() if n in ("unit", "noise", "least_gap")}
 
     def _compute(self, known: Known, job: PatchJob, stop: threading.Event, say: Say) -> None:
         work, begun, due = _work(job), None, 0.0
