@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 # Two processes of one thread each: most tests are too small to keep two threads busy.
 SPREAD := --numprocesses 2
 QUIET := --disable-pip-version-check install --quiet
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest
+PIP := $(BIN)/python -m pip $(QUIET) --constraint constraints.txt
 
-.PHONY: lab test test-quick test-colab test-oldest links lint bench bench-gpu clean help
+.PHONY: lab test test-quick test-unit test-zoo test-browser test-notebooks test-portable test-native test-avx2 \
+	test-default test-colab test-oldest links lint bench bench-gpu clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,16 +31,45 @@ $(VENV)/.test: $(VENV)/.lab
 lab: $(VENV)/.lab  ## JupyterLab on the notebooks, with the default model ready (more flags: ARGS="--port 8890 --no-browser")
 	$(BIN)/labkit lab $(ARGS)
 
-test: $(VENV)/.test  ## every test: lint, types, promises, notebooks, a real browser
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/labkit pull
-	$(BIN)/python -m pytest tests/unit tests/zoo $(SPREAD) --dist worksteal $(ARGS)
-	$(BIN)/python -m pytest tests/browser notebooks $(SPREAD) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(ARGS)
+# What makes up `make test`, in the order of what fails first. Each can be run alone: make test-zoo ARGS="-k gemma"
+test: lint test-unit test-zoo test-browser test-notebooks  ## every test: lint, types, promises, a real browser, notebooks
 
 test-quick: $(VENV)/.test  ## the promises on the default model and ten architectures; under four minutes
-	$(BIN)/python -m pytest tests/unit tests/zoo -m "not long" $(SPREAD) --dist worksteal $(ARGS)
+	$(PYTEST) tests/unit tests/zoo -m "not long and not alone" $(SPREAD) --dist worksteal $(ARGS)
+
+test-unit: $(VENV)/.test  ## the promises on the default model, and all that has no other place
+	$(BIN)/labkit pull
+	$(PYTEST) tests/unit -m "not alone" $(SPREAD) --dist worksteal $(ARGS)
+	$(PYTEST) tests/unit/test_busy_machine.py -m alone
+
+test-zoo: $(VENV)/.test  ## the promises on every architecture
+	$(PYTEST) tests/zoo $(SPREAD) --dist worksteal $(ARGS)
+
+test-browser: $(VENV)/.test  ## every widget and notebook in JupyterLab and Chromium
+	$(BIN)/labkit pull
+	$(PYTEST) tests/browser $(SPREAD) --dist loadgroup $(ARGS)
+
+test-notebooks: $(VENV)/.test  ## the notebooks without a browser: every cell, stored outputs where they are marked
+	$(BIN)/labkit pull
+	$(PYTEST) notebooks $(SPREAD) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(ARGS)
+
+# The same machine, as it is and as older ones are: with AVX2 and without AVX-512, and without either.
+PORTABLE := $(wildcard $(patsubst %,tests/unit/test_%.py,container fast gguf last_product loading narrow other_processors \
+	patching run stored sweep text_part whole)) tests/zoo/test_zoo.py
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 LABKIT_TEST_WITHOUT_AVX512=1
+test-portable: test-native test-avx2 test-default  ## promises, loading, memory and sweeps as on other processors
+
+test-native: $(VENV)/.test
+	$(BIN)/labkit pull
+	$(PYTEST) $(PORTABLE) $(SPREAD) --dist worksteal $(ARGS)
+
+test-avx2: $(VENV)/.test
+	$(BIN)/labkit pull
+	ATEN_CPU_CAPABILITY=avx2 $(AVX2) $(PYTEST) $(PORTABLE) $(SPREAD) --dist worksteal $(ARGS)
+
+test-default: $(VENV)/.test
+	$(BIN)/labkit pull
+	ATEN_CPU_CAPABILITY=default $(AVX2) $(PYTEST) $(PORTABLE) $(SPREAD) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff check .

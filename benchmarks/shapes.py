@@ -83,7 +83,7 @@ def build(config: Any, tokenizer: Any, *, name: str, device: torch.device, dtype
                 parameter.copy_(drawn(*parameter.shape))
     if hasattr(config, "_experts_implementation"):
         hf.set_experts_implementation("eager")  # one expert after another, as lk.load has it
-    finish(hf, dtype)
+    finish(hf, 4, dtype)
     return lk.LanguageModel(hf, tokenizer, name=name, bits=4)
 
 

@@ -19,4 +19,4 @@ def first_time(of: Any, message: str, *, about: str | None = None) -> None:
         level, frame = 2, sys._getframe(1)
         while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("labkit."):
             level, frame = level + 1, frame.f_back
-        warnings.warn(message, stacklevel=level - 1)  # at the line outside labkit that led here
+        warnings.warn(message, stacklevel=level)  # at the line outside labkit that led here

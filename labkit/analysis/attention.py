@@ -210,7 +210,7 @@ class AttentionPatterns(RefersToModel, Patterns):
         with self.lm.busy():
             self._calls.clear()
             with hooked(self.lm, reads, {}, keep=lambda x: x[0, -1].detach().clone(), watch=watch) as found:
-                last_logits(self.lm, self.ids, [0])  # for the pass alone
+                last_logits(self.lm, self.ids)
         self._before_projection = {layer: value for (_, layer), value in found.items()}
 
     # -- all heads at once -----------------------------------------------------------------------------------------

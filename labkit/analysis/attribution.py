@@ -17,7 +17,7 @@ from torch import nn
 from labkit.analysis.metrics import Metric
 from labkit.internals.cells import by_unit
 from labkit.internals.hooks import hooked
-from labkit.internals.unembedding import last_logits
+from labkit.internals.unembedding import measured_logits
 from labkit.models.product import linear
 from labkit.models.weights import is_quantised, weight_of
 
@@ -51,7 +51,7 @@ def estimates(
     start = {("embed", 0): lambda x: x.detach().requires_grad_(True)}
     with lm.busy(gradients=True):
         with hooked(lm, set(places), start, keep=lambda x: x) as found, _differentiable(lm.hf):
-            value = metric(last_logits(lm, ids, metric.columns))[0]
+            value = metric(measured_logits(lm, ids, metric.columns))[0]
         if not value.requires_grad:
             raise ValueError("no gradient reaches this metric (a rank has none), so patching cannot be estimated")
         grads = torch.autograd.grad(value, [found[place] for place in places], allow_unused=True)

@@ -63,6 +63,17 @@ class Sweep:
         """The grids there are."""
         return [grid for grid in self.grids if grid is not None]
 
+    @cached_property
+    def too_close(self) -> list[int]:
+        """The numbers of the pairs on which clean and corrupt hardly differ: no part of the normalised mean."""
+        return [i for i, grid in enumerate(self.grids) if grid is not None and grid.too_close]
+
+    @cached_property
+    def _apart(self) -> np.ndarray:
+        """Which of the pairs done are far enough apart to be normalised, (pairs done,) bool; all if none is."""
+        apart = np.array([not grid.too_close for grid in self.done], bool)
+        return apart if apart.any() else ~apart
+
     @property
     def complete(self) -> bool:
         return len(self.done) == len(self.pairs)
@@ -152,19 +163,23 @@ class Sweep:
     def normalized(self) -> np.ndarray:
         """The average on a scale on which 0 is the average corrupt run and 1 the average clean run.
 
-        A ratio of averages, not the average of ratios: a pair whose two runs hardly differ has no say beyond its own.
+        A ratio of averages, not the average of ratios. Pairs whose two runs hardly differ (`too_close`) are left out;
+        if all pairs are such, none is, and the scale means nothing.
         """
-        return self._scaled(np.full((1, len(self.done)), 1 / max(1, len(self.done))))[0].astype(np.float32)
+        n = int(self._apart.sum())
+        return self._scaled(np.full((1, n), 1 / max(1, n)))[0].astype(np.float32)
 
     def _averages(self, weights: np.ndarray) -> np.ndarray:
-        """From weights (rows, pairs) to averages (rows, ...)."""
+        """From weights (rows, pairs done) to averages (rows, ...)."""
         return np.tensordot(weights, self.values.astype(np.float64), axes=1)
 
     def _scaled(self, weights: np.ndarray) -> np.ndarray:
-        corrupt, clean = (weights @ end for end in self._ends)
+        """From weights (rows, pairs that are apart) to normalised averages (rows, ...)."""
+        corrupt, clean = (weights @ end[self._apart] for end in self._ends)
+        patched = np.tensordot(weights, self.values[self._apart].astype(np.float64), axes=1)
         wide = (slice(None), *[None] * (self.values.ndim - 1))
         with np.errstate(divide="ignore", invalid="ignore"):
-            return (self._averages(weights) - corrupt[wide]) / (clean - corrupt)[wide]
+            return (patched - corrupt[wide]) / (clean - corrupt)[wide]
 
     def interval(
         self, *, normalized: bool = True, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
@@ -175,7 +190,8 @@ class Sweep:
             ValueError: there are fewer than two pairs.
         """
         average = self._scaled if normalized else self._averages
-        return interval(average, len(self.done), level=level, resamples=resamples, seed=seed)
+        n = int(self._apart.sum()) if normalized else len(self.done)
+        return interval(average, n, level=level, resamples=resamples, seed=seed)
 
     # -- to look at ----------------------------------------------------------------------------------------------
 
@@ -197,7 +213,7 @@ class Sweep:
         places = np.meshgrid(*[np.array(numbers) for numbers in self.index], indexing="ij")
         columns: dict[str, Any] = {name: place.ravel() for name, place in zip(self.over, places, strict=True)}
         columns |= {"mean": self.mean.ravel(), "error": self.error.ravel(), "normalized": self.normalized.ravel()}
-        if len(self.done) > 1:
+        if self._apart.sum() > 1:
             low, high = self.interval(level=level)
             columns |= {"low": low.ravel(), "high": high.ravel()}
         return pd.DataFrame(columns | {"pairs": len(self.done)})
@@ -207,10 +223,13 @@ class Sweep:
         estimate = ", gradient estimate" if self.one.recipe["method"] == "attribution" else ""
         what = f"{self.one.recipe['metric']}, mean of {len(self.done)} pairs{estimate}"
         where = "" if self.one.recipe["layer"] is None else f" of layer {self.one.recipe['layer']}"
+        what += f", {len(self.too_close)} of them without a gap" if self.too_close else ""
         return f"{self.one.site}{where}: {source} activation put into the {base} run ({what})"
 
     def figure(self, *, sure: bool = False, level: float = LEVEL) -> go.Figure:
         """A plotly heatmap of the normalised mean; the interval of a cell is shown when it is pointed at.
+
+        In the metric's own unit where clean and corrupt hardly differ in any of the pairs.
 
         Args:
             sure: leave cells white whose interval includes "no effect".
@@ -223,12 +242,18 @@ class Sweep:
 
         if len(self.over) != 2:
             raise ValueError(f"a figure has two axes; this sweep has {self.over}: use to_frame() and select one")
-        shown = self.normalized
+        scaled = len(self.too_close) < len(self.done)
+        shown = self.normalized if scaled else self.mean
         middle = float(self.one.direction == "noise")
-        ends = self.interval(level=level) if len(self.done) > 1 else None
+        if not scaled:
+            middle = self.corrupt if self.one.direction == "denoise" else self.clean
+        count = int(self._apart.sum()) if scaled else len(self.done)
+        ends = self.interval(normalized=scaled, level=level) if count > 1 else None
         if sure and ends is not None:
             shown = np.where((ends[0] <= middle) & (middle <= ends[1]), middle, shown)
-        reach = max(1e-9, float(np.nanmax(np.abs(shown - middle), initial=0.0)))
+        least = 1e-9 if scaled else 2 * max(grid.noise or 0.0 for grid in self.done) or 1e-9
+        reach = max(least, float(np.nanmax(np.abs(shown - middle), initial=0.0)))
+        unit = "0 = corrupt, 1 = clean" if scaled else str(self.one.recipe.get("unit") or self.one.recipe["metric"])
         hover = f"{self.over[0]} %{{y}}<br>{self.over[1]} %{{x}}<br>%{{z:.3f}}"
         hover += f"<br>{level:.0%} interval %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}" if ends else ""
         figure = go.Figure(
@@ -240,7 +265,7 @@ class Sweep:
                 zmin=middle - reach,
                 zmax=middle + reach,
                 colorscale="RdBu",
-                colorbar={"title": {"text": "0 = corrupt, 1 = clean", "side": "right"}},
+                colorbar={"title": {"text": unit, "side": "right"}},
                 hovertemplate=hover + "<extra></extra>",
             )
         )
@@ -279,6 +304,7 @@ class Sweep:
         some = self.done[0]
         count = f"{len(self.pairs)} pairs" if self.complete else f"{len(self.done)} of {len(self.pairs)} pairs"
         failed = f", {len(self.failures)} failed" if self.failures else ""
+        failed += f", {len(self.too_close)} without a gap" if self.too_close else ""
         if "position" in some.over and self.from_end is None and len(self.layouts) > 1:
             shape = f"{len(self.layouts)} layouts"
         else:

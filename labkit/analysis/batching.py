@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _SAYS = (
     "out of memory", "can't allocate memory", "alloc_failed", "cannot allocate memory", "std::bad_alloc",
-    "could not create a primitive",  # oneDNN in PyTorch 2.11
+    "could not create a primitive",  # oneDNN, whatever the reason
 )  # fmt: skip
 
 

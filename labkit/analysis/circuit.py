@@ -88,8 +88,15 @@ class Circuit:
         return self._measured(lm, pairs, self.wiring.exists & ~self.kept, metric)
 
     def random(self, seed: int = 0) -> Circuit:
-        """A circuit of as many edges made of random paths from the embedding to the logits: what size alone does."""
-        kept = _random_paths(self.wiring, self.n_edges, np.random.default_rng(seed))
+        """The same circuit through other heads: does it matter which heads they are, or only how many there are where?
+
+        In every layer the heads change places at random (the key-value heads, and the heads that share one among
+        themselves). So it has as many edges of each kind from each layer to each layer as this circuit has, all of
+        them on paths from the embedding to the logits. Each layer has one MLP, which keeps its place, and so do edges
+        between MLPs, the embedding and the logits: what remains of the behaviour is what these do, with heads of no
+        merit. Another seed gives another one.
+        """
+        kept = _other_heads(self.wiring, self.kept, np.random.default_rng(seed))
         return Circuit(kept, self.scores, f"{self.made_by}circuit = circuit.random({seed})\n")
 
     def without(self, sender: str, receiver: str) -> Circuit:
@@ -124,6 +131,7 @@ class Circuit:
         if not asked:
             raise ValueError("faithfulness needs at least one pair: [(clean, corrupt, answer, foil)]")
         numbers: list[tuple[float, float, float]] = []
+        close: list[int] = []
         try:
             for clean, corrupt, answer, foil in tqdm(
                 asked, desc="pairs", unit="pair", disable=len(asked) < _MANY, leave=False
@@ -131,11 +139,18 @@ class Circuit:
                 work = prepared(lm, clean, corrupt, answer, foil, metric=metric)
                 if _wiring_of(work) != self.wiring:
                     raise ValueError(f"this circuit is of {self.scores.recipe['model']}, not of {lm.name}")
+                close += [len(numbers)] * work.too_close
                 numbers.append((work.metrics["clean"], work.metrics["corrupt"], patched(work, kept, self.wiring)))
         except KeyboardInterrupt:
             if not numbers:
                 raise
             warnings.warn(f"interrupted: this is of the first {len(numbers)} of {len(asked)} pairs", stacklevel=3)
+        if close:
+            warnings.warn(
+                f"in {len(close)} of {len(numbers)} pairs clean and corrupt hardly differ, so that there is nothing to "
+                f"explain in them: {', '.join(map(str, close[:12]))}. They count with the gap they have",
+                stacklevel=3,
+            )
         clean_runs, corrupt_runs, circuit_runs = np.array(numbers, np.float64).T
         prompts = [(pair[0], pair[1]) for pair in asked[: len(numbers)]]
         return Faithfulness(clean_runs, corrupt_runs, circuit_runs, prompts)
@@ -255,22 +270,19 @@ def _pair(pair: Any) -> tuple[Any, Any, Any, Any]:
     raise ValueError(f"a pair is (clean, corrupt, answer, foil); got {pair!r:.80}")
 
 
-def _random_paths(wiring: Wiring, n_edges: int, rng: np.random.Generator) -> np.ndarray:
-    """Paths walked back from the logits, each step to a random sender, until there are so many edges."""
-    into: dict[str, list[int]] = {}
-    for n, receiver in enumerate(wiring.receivers):
-        for part in wiring.leads_to(receiver):
-            into.setdefault(part, []).append(n)
-    kept = np.zeros(wiring.exists.shape, bool)
-    while int(kept.sum()) < n_edges:
-        path, part = [], "logits"
-        while part != "embed":
-            heard = int(rng.choice(into[part]))
-            said = int(rng.choice(np.flatnonzero(wiring.exists[:, heard])))
-            path.append((said, heard))
-            part = wiring.senders[said]
-        more = kept.copy()
-        more[tuple(np.array(path).T)] = True
-        if int(more.sum()) <= n_edges:
-            kept = more
-    return kept
+def _other_heads(wiring: Wiring, kept: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The edges (sender, receiver) after the heads of each layer have changed places."""
+    senders, receivers = np.arange(kept.shape[0]), np.arange(kept.shape[1])
+    for layer, (heads, kv) in enumerate(zip(wiring.n_heads, wiring.n_kv_heads, strict=True)):
+        if not heads:
+            continue
+        groups = rng.permutation(kv)  # heads that share keys and values stay together
+        share = heads // kv
+        place = np.concatenate([group * share + rng.permutation(share) for group in groups])
+        said, heard = wiring.spoken_in(layer).start, wiring.heard_in(layer).start
+        senders[said : said + heads] = said + place
+        for start, moved in ((heard, place), (heard + heads, groups), (heard + heads + kv, groups)):
+            receivers[start : start + len(moved)] = start + moved
+    found = np.zeros_like(kept)
+    found[np.ix_(senders, receivers)] = kept
+    return found

@@ -31,6 +31,8 @@ from labkit.internals.sites import Site, absent
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel, Prompt
 
+NOTHING = "Nothing to explain: clean and corrupt hardly differ."
+
 
 def controls(
     lm: LanguageModel,
@@ -63,10 +65,10 @@ def controls(
         progress: show a progress bar.
 
     Returns:
-        A `Controls`. After an interrupt, one with the checks that were made.
+        A `Controls`, after an interrupt with the checks made by then.
 
     Raises:
-        ValueError: anything that `lk.patch` refuses; a metric that is the same on both prompts; a grid of another pair.
+        ValueError: anything that `lk.patch` refuses; two prompts that are the same; a grid of another pair.
     """
     from tqdm.auto import tqdm
 
@@ -80,6 +82,7 @@ def controls(
                 bar.update()
         except KeyboardInterrupt:
             warnings.warn(f"interrupted: {len(job.result.checks)} of {len(job.names)} checks were made", stacklevel=2)
+    job.result.grid.warned()
     return job.result
 
 
@@ -91,15 +94,9 @@ class ControlsJob:
     """
 
     names = (
-        "whole runs",
-        "identical prompts",
-        "everything patched",
-        "random positions",
-        "random prompts",
-        "ablation",
-        "estimate",
-        "many pairs",
-    )
+        "whole runs", "identical prompts", "everything patched", "random positions", "random prompts",
+        "ablation", "estimate", "many pairs",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -156,7 +153,7 @@ class ControlsJob:
             self._begin()
             checks: list[Check] = []
             for name, check in zip(self.names, self._checks(), strict=True):
-                checks.append(check(name))
+                checks.append(Check(name, None, NOTHING) if self.grid.too_close else check(name))
                 self.result = Controls(self.grid, self._top, list(checks))
                 yield checks[-1]
         except _Cancelled:
@@ -178,11 +175,15 @@ class ControlsJob:
         self._ids = self._exact.runs.ids
         self._source, self._base = self._ids[source], self._ids[base]
         self._from, self._to = getattr(self.grid, base), getattr(self.grid, source)
-        if self._from == self._to:
-            raise ValueError("the metric is the same on both prompts, so that there is nothing to explain")
+        if torch.equal(self._source, self._base):
+            raise ValueError("clean and corrupt are one prompt, so the metric is the same on both prompts")
         reference = run_to_measure(self.lm, self._ids["clean"]).logits[0, -1]
         answer, foil = self._exact.answer, self._exact.foil
         self._metric: Metric = metric_of(self._how["metric"], answer=answer, foil=foil, reference=reference)
+        self.grid.measured_in(self._metric.unit, self._exact.runs.noise(self._metric))
+        self._top: list[dict[str, int]] = []
+        if self.grid.too_close:  # each check says that there is nothing to explain
+            return
         self._shares = self._share(self.grid.values)
         self._places = self._strongest()
         fixed = {} if (layer := self.grid.recipe["layer"]) is None else {"layer": layer}
@@ -381,12 +382,12 @@ class ControlsJob:
             alike = "position" not in self.grid.over or layout_of(job.grid) == here
             grids.append(self._finished(job) if alike else None)
         swept = Sweep(self.pairs, grids, {})
-        if len(swept.done) < 2:
-            return Check(name, None, "Not done: fewer than two of the pairs have the layout of this one.", {})
+        if len(swept.done) - len(swept.too_close) < 2:
+            return Check(name, None, "Not done: fewer than two pairs have this one's layout, and a gap to explain.", {})
         noise = self._how["direction"] == "noise"
         away = lambda x: 1 - float(x.ravel()[0]) if noise else float(x.ravel()[0])  # noqa: E731
         mean, (low, high) = away(swept.normalized), sorted(map(away, swept.interval()))
-        shares = [away(grid.normalized) for grid in swept.done]
+        shares = [away(grid.normalized) for grid in swept.done if not grid.too_close]
         real = float(self._shares[self._places[0]])
         ok = low > 0 or high < 0
         said = f"Over {len(shares)} pairs the strongest cell has {mean:.2f} (95% interval {low:.2f} to {high:.2f})"

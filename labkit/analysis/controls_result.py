@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labkit.analysis import gap
 from labkit.analysis.grid import PatchGrid
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Controls:
         """All checks in one sentence."""
         made = [check for check in self.checks if check.ok is not None]
         wrong = [check.name for check in made if not check.ok]
+        if not made and self.grid.too_close:
+            return f"Nothing to explain: {gap.words(self.grid.recipe, self.grid.clean, self.grid.corrupt)}."
         if not made:
             return "No check has been made."
         if not wrong:

@@ -215,7 +215,7 @@ def _at_the_end(lm: LanguageModel, ids: torch.Tensor) -> _Kept:
     for kind in ("resid_pre", "resid_mid", "resid_post", "attn_out", HEAD_IN):
         reads |= {(kind, layer) for layer in layers_with(lm, kind)}
     with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, -2:].detach().clone()) as found:
-        logits = last_logits(lm, ids)[0]
+        logits = last_logits(lm, ids)[0].float()
     return _Kept(logits, found)
 
 

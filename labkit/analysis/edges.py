@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from labkit.analysis import gap
 from labkit.analysis.attribution import _differentiable
 from labkit.analysis.batching import tokens_at_once
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
@@ -208,6 +209,10 @@ def edge_attribution(
         unit=work.metric.unit, kind="edges",
     )  # fmt: skip
     recipe["code"] = code_of(recipe, "edges = lk.edge_attribution", [], usual={"steps": 5, "at": -1})
+    if work.noise is not None:
+        recipe |= {"noise": work.noise.noise, "least_gap": work.noise.least}
+    if work.too_close:
+        gap.warn(recipe, work.metrics["clean"], work.metrics["corrupt"])
     return EdgeScores(values, wiring, work.metrics["clean"], work.metrics["corrupt"], recipe)
 
 
@@ -223,6 +228,13 @@ class Prepared:
     metrics: dict[str, float]
     answer: int | None
     foil: int | None
+    noise: gap.Measured | None = None  # how far rounding alone moves the metric, where that was measured
+
+    @property
+    def too_close(self) -> bool:
+        """Are the two runs hardly further apart than rounding alone moves them?"""
+        least = None if self.noise is None else self.noise.least
+        return gap.too_close(self.metrics["clean"], self.metrics["corrupt"], least)
 
     @property
     def first(self) -> int:
@@ -269,7 +281,7 @@ def prepared(
         raise ValueError(f"{lm.name} has no edges: {why}") from None
     measure = metric_of(metric, answer=chosen, foil=against, reference=bases["clean"].logits)
     metrics = {name: float(measure.of(base.logits[None])[0]) for name, base in bases.items()}
-    return Prepared(lm, pair, parts, readout, measure, metrics, chosen, against)
+    return Prepared(lm, pair, parts, readout, measure, metrics, chosen, against, runs.noise(measure))
 
 
 class _Sweep:

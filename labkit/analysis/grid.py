@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from labkit.analysis import gap
 from labkit.analysis.recipe import code_of
 from labkit.analysis.saved import open_arrays, reading, save_arrays
 from labkit.tokens import Token
@@ -67,11 +68,35 @@ class PatchGrid:
 
     @property
     def normalized(self) -> np.ndarray:
-        """The same on a scale on which 0 is the corrupt run and 1 the clean run; NaN if the two are equal."""
+        """The same on a scale on which 0 is the corrupt run and 1 the clean run; NaN if the two are equal.
+
+        Where they hardly differ (`too_close`) it is a ratio of two roundings; read `values` instead.
+        """
         gap = self.clean - self.corrupt
         if gap == 0:
             return np.full_like(self.values, np.nan)
         return ((self.values - self.corrupt) / gap).astype(np.float32)
+
+    @property
+    def noise(self) -> float | None:
+        """How far re-batching or rounding alone moves the metric, in its unit; None where the pair is so far apart that
+        it was not measured."""
+        return self.recipe.get("noise")
+
+    @property
+    def too_close(self) -> bool:
+        """Are clean and corrupt hardly further apart than rounding moves them? Then nothing is to be explained."""
+        return gap.too_close(self.clean, self.corrupt, self.recipe.get("least_gap"))
+
+    def measured_in(self, unit: str, found: gap.Measured | None) -> None:
+        """Keep the metric's unit with the grid, and how far rounding alone moves it, where that was measured."""
+        self.recipe |= {"unit": unit} | ({} if found is None else {"noise": found.noise, "least_gap": found.least})
+
+    def warned(self) -> Self:
+        """The grid; if there is nothing to explain in it, whoever called the caller is told."""
+        if self.too_close:
+            gap.warn(self.recipe, self.clean, self.corrupt, stacklevel=4)
+        return self
 
     def labels(self, axis: str) -> list[str]:
         """What to write along an axis: numbers for layers and heads, `position token` for positions."""
@@ -101,8 +126,11 @@ class PatchGrid:
         where = "" if self.recipe.get("layer") is None else f" of layer {self.recipe['layer']}"
         return f"{self.site}{where}: {source} activation put into the {base} run ({what}{estimate})"
 
-    def figure(self, *, normalized: bool = True) -> go.Figure:
+    def figure(self, *, normalized: bool | None = None) -> go.Figure:
         """A plotly heatmap with token labels: 0 as the corrupt run, 1 as the clean run, or in the metric's own unit.
+
+        Args:
+            normalized: without it, yes, but for a pair that hardly differs (`too_close`).
 
         Raises:
             ValueError: the grid has three axes; select one of them first.
@@ -111,12 +139,15 @@ class PatchGrid:
 
         if len(self.over) != 2:
             raise ValueError(f"a figure has two axes; this grid has {self.over}: use to_frame() and select one")
+        normalized = not self.too_close if normalized is None else normalized
         values = self.normalized if normalized else self.values
         unit = "0 = corrupt, 1 = clean" if normalized else (self.recipe.get("unit") or self.recipe["metric"])
         # White is the run that is patched into: no effect. Equal colour steps on both sides, no wider than needed.
         nothing = self.corrupt if self.direction == "denoise" else self.clean
         middle = nothing if not normalized else float(self.direction == "noise")
-        reach = max(1e-9, float(np.nanmax(np.abs(values - middle), initial=0.0)))
+        # Noise is not drawn in full colour.
+        least = 1e-9 if normalized or not self.noise else 2 * self.noise
+        reach = max(least, float(np.nanmax(np.abs(values - middle), initial=0.0)))
         figure = go.Figure(
             go.Heatmap(
                 z=values,
@@ -131,7 +162,7 @@ class PatchGrid:
             )
         )
         figure.update_layout(
-            title={"text": self.title(), "font": {"size": 14}},
+            title={"text": self.title() + "<br>Clean and corrupt hardly differ" * self.too_close, "font": {"size": 14}},
             xaxis={"title": self.over[1], "type": "category", "tickangle": -45 if self.over[1] == "position" else 0},
             yaxis={"title": self.over[0], "type": "category"},
             width=max(480, 120 + 34 * values.shape[1]),

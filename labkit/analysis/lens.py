@@ -354,7 +354,7 @@ class _Reading:
         reads = {(site, layer) for layer in self.layers} | {("resid_post", last)}
         at = torch.tensor([*positions, ids.shape[1] - 1])  # the last position is what the readout is held against
         with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, at.to(x.device)].detach().clone()) as found:
-            logits = last_logits(lm, ids)[0]
+            logits = last_logits(lm, ids)[0].float()
         own = found["resid_post", last]
         if own.shape[1:] != (lm.d_model,):
             raise ValueError(f"{lm.name} has no logit lens: its residual stream has several copies")

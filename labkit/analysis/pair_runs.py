@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from labkit.analysis.attribution import estimates
+from labkit.analysis.gap import Measured, measured
 from labkit.analysis.metrics import Metric
 from labkit.internals.readout import Readout, readout_of
 from labkit.internals.recording import Base, Unsupported, record_together, recorded
@@ -58,6 +59,7 @@ class PairRuns:
         self._logits: dict[str, torch.Tensor] = {}
         self._kept: dict[tuple[str, str], Activations] = {}
         self._effects: dict[Hashable, dict[str, Activations]] = {}
+        self._noise: dict[Hashable, Measured | None] = {}
 
     @property
     def first(self) -> int:
@@ -94,6 +96,12 @@ class PairRuns:
         if name not in self._readouts:
             self._readouts[name] = readout_of(self.base(name))
         return self._readouts[name]
+
+    def noise(self, metric: Metric) -> Measured | None:
+        """How far rounding alone moves the metric on these runs; None where they are far apart (`analysis.gap`)."""
+        if metric.key not in self._noise:
+            self._noise[metric.key] = measured(self.lm, self.ids, {n: self.logits(n) for n in self.ids}, metric)
+        return self._noise[metric.key]
 
     def effects(self, kind: str, *, direction: str, metric: Metric) -> Activations:
         """The gradient estimate of what patching each place of a site does to the metric, by layer, float32.

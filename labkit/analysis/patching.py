@@ -29,7 +29,7 @@ from labkit.internals.cells import Cell, at_cell, by_unit, put_whole
 from labkit.internals.hooks import hooked
 from labkit.internals.recording import Unsupported
 from labkit.internals.sites import HEAD_KINDS, checked
-from labkit.internals.unembedding import last_logits
+from labkit.internals.unembedding import measured_logits
 from labkit.internals.wavefront import Cancelled, Lane, Wavefront
 from labkit.tokens import align, single_token
 
@@ -83,7 +83,7 @@ def patch(
         progress: show a progress bar.
 
     Returns:
-        A `PatchGrid`. After an interrupt, one with what was computed by then, the rest NaN, and a warning.
+        A `PatchGrid`; cells that an interrupt left are NaN. A warning where clean and corrupt hardly differ.
 
     Raises:
         ValueError: anything about the input that cannot work, before the model has run.
@@ -106,7 +106,7 @@ def patch(
             error.grid = job.grid  # type: ignore[attr-defined]
             error.add_note(f"{job.done} of {job.total} cells were done; they are in the `grid` of this error")
             raise
-    return job.grid
+    return job.grid.warned()
 
 
 class PatchJob:
@@ -284,7 +284,7 @@ class PatchJob:
         self.grid.clean, self.grid.corrupt = (
             float(metric.of(self.runs.logits(name)[None])[0]) for name in ("clean", "corrupt")
         )
-        self.grid.recipe["unit"] = metric.unit
+        self.grid.measured_in(metric.unit, self.runs.noise(metric))
         flat = self.grid.values.reshape(-1)
         moved = {
             layer: by_unit(own[layer] != activations[layer], kind).any(-1).cpu().numpy()
@@ -398,7 +398,7 @@ class PatchJob:
         kind = engine_kind(self.site)
         taken = {(kind, cell.layer): put_whole(self.runs.activations(source, kind)[cell.layer], kind, cell)}
         with self.lm.busy(), hooked(self.lm, set(), taken):
-            logits = last_logits(self.lm, self.runs.ids[base], self._metric.columns)
+            logits = measured_logits(self.lm, self.runs.ids[base], self._metric.columns)
         return float(self._metric(logits)[0])
 
     def _check_engine(self) -> None:

@@ -65,8 +65,9 @@ class PathGrid(PatchGrid):
         """What was asked, and the five senders whose path moves the metric most."""
         frame = self.to_frame()
         done = frame.dropna(subset="value")
-        nothing = 0.0 if self.direction == "denoise" else 1.0
-        moved = done.assign(effect=done["normalized"] - nothing).sort_values("effect", key=np.abs, ascending=False)
+        ends = (self.corrupt, self.clean) if self.too_close else (0.0, 1.0)
+        scale, nothing = "value" if self.too_close else "normalized", ends[self.direction == "noise"]
+        moved = done.assign(effect=done[scale] - nothing).sort_values("effect", key=np.abs, ascending=False)
         most = ", ".join(f"{row.sender} {row.effect:+.2f}" for row in moved.head(5).itertuples())
         partly = "" if len(done) == len(frame) else f", {len(done)} of {len(frame)} computed"
         return (

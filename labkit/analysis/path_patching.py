@@ -25,6 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from labkit.analysis.batching import is_out_of_memory, tokens_at_once
+from labkit.analysis.gap import measured
 from labkit.analysis.metrics import Metric, MetricFunction, metric_of
 from labkit.analysis.path_ends import RECEIVERS, comes_before, of_head, receivers_of, senders_of
 from labkit.analysis.path_grid import PathGrid
@@ -95,7 +96,7 @@ def path_patch(
             error.grid = job.grid  # type: ignore[attr-defined]
             error.add_note(f"{job.done} of {len(job.senders)} senders were done; they are in the `grid` of this error")
             raise
-    return job.grid
+    return job.grid.warned()
 
 
 class _Paths:
@@ -224,7 +225,7 @@ class _Paths:
         self.grid.clean, self.grid.corrupt = (
             float(self.metric.of(logits[name][None])[0]) for name in ("clean", "corrupt")
         )
-        self.grid.recipe["unit"] = self.metric.unit
+        self.grid.measured_in(self.metric.unit, measured(self.lm, self.ids, logits, self.metric))
 
     def _check(self, senders: list[Site], values: np.ndarray) -> None:
         """On the first paths of a kind in this model, hold the two that do most against running the model whole."""

@@ -166,7 +166,14 @@ class _Work:
         return _swept(self.pairs, self.results, self.notes)
 
     def _told(self, swept: Sweep) -> Sweep:
-        """Say which pairs failed; if all did, there is no result but the reason."""
+        """Say which pairs failed or show nothing; if all failed, there is no result but the reason."""
+        if swept.too_close:
+            numbers = ", ".join(map(str, swept.too_close[:12])) + ", …" * (len(swept.too_close) > 12)
+            warnings.warn(
+                f"in {len(swept.too_close)} of {len(swept.done)} pairs clean and corrupt hardly differ in the metric: "
+                f"there is nothing to explain in {numbers}. They are left out of the normalised mean",
+                stacklevel=4,
+            )
         if not swept.failures:
             return swept
         first = next(iter(swept.failures))

@@ -133,7 +133,7 @@ def task(name: str) -> Task:
 
 def verify(lm: LanguageModel, pairs: Sequence[PromptPair]) -> TaskCheck:
     """The logit differences of any pairs, clean and corrupt; see `Task.verify`."""
-    from labkit.internals.unembedding import last_logits
+    from labkit.internals.unembedding import measured_logits
 
     if not pairs:
         raise ValueError("there are no pairs to verify")
@@ -143,7 +143,7 @@ def verify(lm: LanguageModel, pairs: Sequence[PromptPair]) -> TaskCheck:
         ids = [single_token(lm, pair.answer, after=clean), single_token(lm, pair.foil, role="foil", after=corrupt)]
         for side, prompt in (("clean", clean), ("corrupt", corrupt)):
             with lm.busy():
-                answer, foil = last_logits(lm, prompt)[0, ids].tolist()
+                answer, foil = measured_logits(lm, prompt)[0, ids].tolist()
             differences[side].append(answer - foil)
     return TaskCheck([PromptPair._make(p) for p in pairs], differences["clean"], differences["corrupt"])
 

@@ -14,7 +14,7 @@ from labkit.internals.attention_hook import AttentionCall
 from labkit.internals.heads import heads_of
 from labkit.internals.hooks import hooked
 from labkit.internals.sites import layers_with
-from labkit.internals.unembedding import last_logits
+from labkit.internals.unembedding import measured_logits
 from labkit.models.anatomy import first_tensor, hidden_input
 from labkit.models.fast import by_onednn
 
@@ -173,7 +173,7 @@ def recorded(
     places = {kind: layers_with(lm, kind) for kind in sites}
     wanted = {(kind, layer) for kind, layers in places.items() for layer in layers}
     with lm.busy(), by_onednn(lm), hooked(lm, wanted, {}, watch=watch) as found:
-        logits = last_logits(lm, ids)
+        logits = measured_logits(lm, ids)
     return [
         (row, {kind: {layer: found[kind, layer][n] for layer in layers} for kind, layers in places.items()})
         for n, row in enumerate(logits)

@@ -14,7 +14,7 @@ import torch
 from labkit.internals.batch import Rows
 from labkit.internals.hooks import Edit, Place, hooked
 from labkit.internals.sites import Site
-from labkit.internals.unembedding import last_logits
+from labkit.internals.unembedding import measured_logits
 from labkit.models.reference import RefersToModel
 from labkit.prompts import prompts_of
 
@@ -162,7 +162,7 @@ def _run(
     if rows.padding:
         inputs |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
     with lm.busy(), hooked(lm, reads, edits):
-        out = last_logits(lm, ids)[:, None] if logits is None else rows.logits(lm, inputs, positions)
+        out = measured_logits(lm, ids)[:, None] if logits is None else rows.logits(lm, inputs, positions)
     if to is not None:
         out, ids, mask = (x.to(to) for x in (out, ids, mask))
     return Run(out, ids, mask, kept, lm, positions, rows, tuple(wanted))

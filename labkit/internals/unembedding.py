@@ -91,9 +91,16 @@ def softcap_of(lm: LanguageModel) -> float | None:
     return next((getattr(lm.config, n) for n in SOFTCAPS if getattr(lm.config, n, None)), None)
 
 
-def last_logits(lm: LanguageModel, ids: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
-    """Logits (batch, vocab) or (batch, len(columns)) at the last position as metrics read them: float32, their last
-    product computed so; only they are computed where the architecture can be asked to."""
+def last_logits(lm: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
+    """The model's own logits (batch, vocab) at the last position; only they are computed where it can be asked to."""
+    return lm.hf(input_ids=ids, use_cache=False, **lm.only_last).logits[:, -1]
+
+
+def measured_logits(lm: LanguageModel, ids: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
+    """The same, (batch, vocab) or (batch, len(columns)), as metrics read them: float32, their last product done so."""
+    if lm.dtype == torch.float32:
+        own = last_logits(lm, ids).float()
+        return own if columns is None else own[:, list(columns)]
     taken: list[torch.Tensor] = []
 
     def take(module: Any, args: tuple[torch.Tensor, ...]) -> None:
@@ -101,7 +108,7 @@ def last_logits(lm: LanguageModel, ids: torch.Tensor, columns: Sequence[int] | N
 
     handle = lm.anatomy.unembed.register_forward_pre_hook(take)
     try:
-        own = lm.hf(input_ids=ids, use_cache=False, **lm.only_last).logits[:, -1].float()
+        own = last_logits(lm, ids).float()
     finally:
         handle.remove()
     exact = _exactly(lm, taken, own, columns)

@@ -63,7 +63,8 @@ def entry(name: str, build: Callable[[Path], None]) -> Path:
         return place
     with _writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(_lock(place)):
+        lock = _lock(place)
+        with FileLock(lock, mode=lock.stat().st_mode & 0o777):  # some versions set one of their own
             if is_whole(place):  # another process made it meanwhile
                 return place
             if place.exists():

@@ -69,7 +69,8 @@ class _Packed:
 
     def _few_by_kernel(self, x: torch.Tensor) -> Any:
         """What it makes of x (..., in) where bitsandbytes has a kernel, which is for few tokens."""
-        if x.numel() < MANY * x.shape[-1] or not self._keep():
+        few = x.numel() < MANY * x.shape[-1] and not self.of.patching
+        if few or not self._keep():
             return self._plain(self.layer, x)
         return self._dense(x, self.kept)
 
@@ -115,6 +116,7 @@ class FastLayers:
         self._room: bool | None = None  # for all weights unpacked; None: not looked at in this pass
         self._looked = 0.0
         self._used = self._warned = self._experts = False
+        self.patching = False  # how many tokens are in a layer at once then depends on what is patched together
         self._name = ""
         _models.add(self)
 
@@ -229,9 +231,11 @@ def give_back() -> None:
 
 @contextmanager
 def by_onednn(lm: LanguageModel) -> Iterator[None]:
-    """float32 layers of the blocks go through oneDNN where that is faster, under the model's lock."""
+    """Layers compute for patching, under the model's lock: float32 ones go through oneDNN where that is faster, and
+    4-bit ones in one way however many tokens there are, so that a cell's number does not depend on its company."""
     _keep_the_heap()
     ours: list[Any] = []
+    before, lm.fast.patching = lm.fast.patching, True
     try:
         if mkl_is_slow() and lm.dtype == torch.float32:
             for layer in {m: None for block in lm.anatomy.blocks for m in block.module.modules()}:
@@ -240,6 +244,7 @@ def by_onednn(lm: LanguageModel) -> Iterator[None]:
                     ours.append(layer)
         yield
     finally:
+        lm.fast.patching = before
         for layer in ours:
             layer.__dict__.pop("forward", None)
 

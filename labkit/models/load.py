@@ -186,10 +186,11 @@ def _config(source: str, *, revision: str | None, trust_remote_code: bool) -> An
     except OSError as error:
         from transformers.utils.hub import cached_file
 
-        if "does not appear to have a file named" not in str(error):  # what was asked did not answer at all
-            raise
+        answered = "does not appear to have a file named" in str(error)  # else the hub is not asked once more
         try:  # it may be an adapter, which has another configuration
-            adapter = cached_file(source, "adapter_config.json", revision=revision or "main")
+            adapter = cached_file(
+                source, "adapter_config.json", revision=revision or "main", local_files_only=not answered
+            )
         except OSError:
             raise error from None
         raise adapter_alone(source, Path(str(adapter))) from None
@@ -343,11 +344,16 @@ def _tokenizer(source: str, label: str, *, revision: str | None, trust_remote_co
 
 
 class _Drop(logging.Filter):
-    """Drop two messages of bitsandbytes that call for nothing: an optional kernel, and a cast at every 8-bit layer."""
+    """Drop messages that call for nothing.
+
+    Two of bitsandbytes: an optional kernel, and a cast at every 8-bit layer. One of transformers: a table of tensors
+    without a place, about which `models.whole` says what there is to say.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = str(record.msg)
-        return not text.startswith(("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast"))
+        known = text.startswith(("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast"))
+        return not known and "LOAD REPORT" not in text
 
 
 _DROP = _Drop()
@@ -355,16 +361,19 @@ _DROP = _Drop()
 
 @contextmanager
 def quiet(*, progress: bool = False) -> Iterator[None]:
-    """transformers' own bars only where progress is wanted; two known messages of bitsandbytes never."""
+    """transformers' own bars only where progress is wanted; some known messages never."""
     from transformers.utils import logging as transformers_logging
 
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).addFilter(_DROP)
+    reports, drop = logging.getLogger("transformers.modeling_utils"), _Drop()  # only meanwhile
+    reports.addFilter(drop)
     shown = transformers_logging.is_progress_bar_enabled()
     if not progress:
         transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
+        reports.removeFilter(drop)
         if shown:
             transformers_logging.enable_progress_bar()

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from labkit.models.checkpoint import entry
 from labkit.models.errors import CacheUnusable, LoadError
 from labkit.models.expand import expanded
 from labkit.models.packaged import FORMAT, SHARD
-from labkit.models.quantise import finish, has_experts, stored_dtype
+from labkit.models.quantise import finish, has_experts, quantisation_config, stored_dtype
 from labkit.models.stored import Stored, check_weights, not_read
 from labkit.models.tensors import INDEX, SINGLE, Tensor, check_index, open_files, weight_files
 
@@ -69,6 +69,10 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     Raises:
         LoadError: the checkpoint is not whole, or not read right.
     """
+    dtype = plan.dtype
+    cached = plan.way == "expanded" and plan.bits == 4 and not hasattr(plan.config, "auto_map")
+    if cached:
+        plan = _in_sixteen_bits(plan)
     files = [] if plan.ours else _files(plan)
     tensors, checked = _tensors(plan, files) if files else ({}, plan.ours)
     # with the text part of one that takes more, the rest has no place
@@ -76,12 +80,12 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     if plan.way == "expanded" or plan.is_part:
         if not tensors:
             raise LoadError(f"{plan.label} has no safetensors weights; labkit reads no others")
-        if plan.way == "expanded" and plan.bits == 4 and not hasattr(plan.config, "auto_map"):
+        if cached:
             try:
-                return _through_the_cache(plan, files, tensors, tokenizer)
+                return _through_the_cache(plan, files, tensors, tokenizer, dtype=dtype)
             except CacheUnusable as error:
                 print(f"labkit: {plan.label} in 4 bits is not kept: {error}", file=sys.stderr)
-        return _finished(plan, *_from_tensors(plan, tensors), extra=extra)
+        return _finished(replace(plan, dtype=dtype), *_from_tensors(plan, tensors), extra=extra)
     if plan.stored is None or plan.way != "package":
         return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings), extra=extra)
     try:
@@ -93,7 +97,7 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 
 def _finished(plan: Plan, hf: PreTrainedModel, info: Mapping[str, Any], *, extra: bool) -> PreTrainedModel:
-    whole.judge(plan.label, info, hf, extra=extra)
+    whole.judge(plan.label, info, hf, extra=extra, buffers=plan.way == "package")
     finish(hf, plan.bits, plan.dtype)
     if plan.stored is not None and plan.way == "package":
         check_weights(plan.stored, plan.label, hf)
@@ -207,9 +211,17 @@ def _files(plan: Plan) -> list[Path]:
 
 
 def _through_the_cache(
-    plan: Plan, files: list[Path], tensors: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase
+    plan: Plan,
+    files: list[Path],
+    tensors: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """An NF4 checkpoint in the cache, made once: read, dequantised and quantised a tensor at a time; then loaded."""
+    """An NF4 checkpoint in the cache, made once: read, dequantised and quantised a tensor at a time.
+
+    It is then loaded to compute in `dtype`.
+    """
 
     def build(part: Path) -> None:
         hf, info = _from_tensors(plan, tensors)
@@ -220,10 +232,17 @@ def _through_the_cache(
     stem = plan.label.rstrip("/\\").replace("\\", "/").split("/")[-1]
     folder = entry(f"models/{stem}-{_digest(plan, files)}-nf4-v{FORMAT}", build)
     settings = {name: value for name, value in plan.settings.items() if name != "quantization_config"}
-    hf, info = _from_source(plan, str(folder), None, settings)
+    hf, info = _from_source(replace(plan, dtype=dtype), str(folder), None, settings)
     whole.judge(plan.label, info, hf, extra=False)
-    finish(hf, plan.bits, plan.dtype)
+    finish(hf, plan.bits, dtype)
     return hf
+
+
+def _in_sixteen_bits(plan: Plan) -> Plan:
+    """The same, quantised from bfloat16 whatever is computed in, so that what is kept is one and the same."""
+    dtype = torch.bfloat16
+    settings = dict(plan.settings) | {"quantization_config": quantisation_config(4, dtype, plan.skeleton)}
+    return replace(plan, dtype=dtype, settings=settings)
 
 
 def _digest(plan: Plan, files: list[Path]) -> str:

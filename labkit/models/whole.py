@@ -105,7 +105,15 @@ def _try(skeleton: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, 
     return info
 
 
-def judge(label: str, info: Mapping[str, Any], hf: PreTrainedModel, *, shapes: bool = True, extra: bool = True) -> None:
+def judge(
+    label: str,
+    info: Mapping[str, Any],
+    hf: PreTrainedModel,
+    *,
+    shapes: bool = True,
+    extra: bool = True,
+    buffers: bool = False,
+) -> None:
     """Refuse what transformers reports as missing, of another shape, or of layers that the model does not have.
 
     Args:
@@ -114,11 +122,12 @@ def judge(label: str, info: Mapping[str, Any], hf: PreTrainedModel, *, shapes: b
         hf: the model, with or without weights.
         shapes: whether shapes say something.
         extra: whether tensors that the model has no place for do.
+        buffers: whether every buffer has to be there, as where they hold packed weights.
 
     Raises:
         LoadError: with the names.
     """
-    if missing := _missing(info["missing_keys"], hf):
+    if missing := sorted(info["missing_keys"]) if buffers else _missing(info["missing_keys"], hf):
         raise incomplete(label, missing, hf)
     if shapes and (wrong := sorted(info["mismatched_keys"])):
         name, stored, wanted = wrong[0][:3]

@@ -14,6 +14,7 @@ from labkit.analysis.attention import AttentionPatterns, attention, prompt_code
 from labkit.analysis.head_scores import HeadScore
 from labkit.analysis.knock_out import KnockOut
 from labkit.analysis.weighting import UNITS, LogitContribution
+from labkit.prompts import asked
 from labkit.widgets.block import cell
 from labkit.widgets.head_action import HeadAction
 from labkit.widgets.head_finder import HeadFinder
@@ -92,6 +93,7 @@ class AttentionView(Tool):
         self.other_lm = models[1] if len(models) > 1 else None
         self._given: tuple[str, Prompt] | None = None  # what `text` stands for, if it was not text
         if not isinstance(text, str):
+            text = asked(self.lm, text)
             self._given = ("".join(token.text for token in self.lm.tokens(text)), text)
             text = self._given[0]
         self.patterns: AttentionPatterns | None = None

@@ -164,7 +164,7 @@ def effect_words(grid: PatchGrid, report: CellReport) -> str:
     if not np.isfinite(report.effect):
         return "not computed yet"
     words = f"{report.effect:+.2f} {metric_words(grid)}"
-    if np.isfinite(report.normalized):
+    if np.isfinite(report.normalized) and not grid.too_close:
         words += f"\n{report.normalized:.2f} on the scale from corrupt (0) to clean (1)"
     return words.replace("-", "−")
 

@@ -11,6 +11,7 @@ import traitlets as t
 
 from labkit.analysis.lens import SHADES, SITES, LensSite, LogitLens
 from labkit.internals.wavefront import Cancelled
+from labkit.prompts import asked
 from labkit.widgets.attribution_face import AttributionFace
 from labkit.widgets.block import cell
 from labkit.widgets.given_prompt import GivenPrompt, share_prompt
@@ -91,7 +92,7 @@ class LensView(Tool):
         share_prompt(self, self.box)
         self.site, self.shade, self.face = site, shade, face
         self.follow, self.answer, self.foil = follow or "", answer or "", foil or ""
-        self.prompt = prompt
+        self.prompt = asked(lm, prompt)
         self._quiet = False
         self.box.on_submit(self.start)
         self.observe(lambda _: self._stale(), "prompt")

@@ -147,6 +147,7 @@ class LiveGrid(t.HasTraits):
             return
         if known.grid is not job.grid:
             known.grid.clean, known.grid.corrupt = job.grid.clean, job.grid.corrupt
+            known.grid.recipe |= {n: v for n, v in job.grid.recipe.items() if n in ("unit", "noise", "least_gap")}
 
     def _compute(self, known: Known, job: PatchJob, stop: threading.Event, say: Say) -> None:
         work, begun, due = _work(job), None, 0.0
@@ -207,7 +208,10 @@ class LiveGrid(t.HasTraits):
         exact = np.abs(values[~np.isnan(known.grid.values)])
         finite = exact if exact.any() else np.abs(values[np.isfinite(values)])
         reach = float(finite.max(initial=0.0))
-        reach = 1.0 if reach < 1.1 else reach  # a little beyond the whole way is the whole way
+        if known.grid.too_close:  # noise is not drawn in full colour
+            reach = max(reach, 2 * (known.grid.noise or 0.0)) or 1.0
+        else:
+            reach = 1.0 if reach < 1.1 else reach  # a little beyond the whole way is the whole way
         with self.heatmap.hold_sync():
             self.heatmap.low, self.heatmap.high, self.heatmap.unit = -reach, reach, unit
             self.heatmap.estimated = known.estimated
@@ -253,7 +257,7 @@ def effects(grid: PatchGrid, values: np.ndarray | None = None) -> tuple[np.ndarr
     """What to colour: the share of the way from the run that is patched to the other one, and what to call it."""
     values = grid.values if values is None else values
     base, source = (grid.corrupt, grid.clean) if grid.direction == "denoise" else (grid.clean, grid.corrupt)
-    if source == base or not np.isfinite(source - base):
+    if grid.too_close or not np.isfinite(source - base):
         return values - base, f"change of {metric_words(grid)}"
     names = ("corrupt", "clean") if grid.direction == "denoise" else ("clean", "corrupt")
     return ((values - base) / (source - base)).astype(np.float32), "effect: 0 = {}, 1 = {}".format(*names)
@@ -263,6 +267,16 @@ def metric_words(grid: PatchGrid) -> str:
     """What the grid's metric is called in a sentence."""
     metric = str(grid.recipe["metric"])
     return {"logit_diff": "logit difference", "logprob": "log probability"}.get(metric, metric)
+
+
+def nothing_words(grid: PatchGrid) -> str:
+    """What to add where there is nothing to explain."""
+    if not grid.too_close:
+        return ""
+    if grid.recipe["clean_ids"] == grid.recipe["corrupt_ids"]:
+        return " · the two prompts are the same: nothing to explain"
+    moved = f" (re-batching alone moves it by {grid.noise:.2g})" if grid.noise else ""
+    return f" · clean and corrupt hardly differ{moved}: nothing to explain"
 
 
 def _work(job: PatchJob) -> np.ndarray:

@@ -27,7 +27,7 @@ from labkit.widgets.controls_face import ControlsFace
 from labkit.widgets.inspector import Inspector
 from labkit.widgets.jobs import Desk
 from labkit.widgets.lab_file import open_lab, save_lab
-from labkit.widgets.live_grid import Known, LiveGrid, Question, metric_words
+from labkit.widgets.live_grid import Known, LiveGrid, Question, metric_words, nothing_words
 from labkit.widgets.pair_editor import PairEditor
 from labkit.widgets.patchable import OVER, SITES, Over, Patchable
 from labkit.widgets.snapshot import card, note
@@ -223,7 +223,7 @@ class PatchLab(Tool):
         how = how or f"in {time.monotonic() - began:.1f} s"
         self.controls.button.disabled = False
         gap = f"{metric_words(grid)}: clean {grid.clean:.2f}, corrupt {grid.corrupt:.2f}"
-        self.status.say(f"{grid.values.size} cells {how} · {gap}".replace("-", "−"))
+        self.status.say(f"{grid.values.size} cells {how} · {gap}{nothing_words(grid)}".replace("-", "−"))
 
     def _stopped(self) -> None:
         if self._computing > 1:
@@ -352,6 +352,7 @@ class PatchLab(Tool):
         if self.grid is None:
             return card(self.pair.strip.picture(), note(self.pair.status.text), title=title)
         about = f"{metric_words(self.grid)}: clean {self.grid.clean:.2f}, corrupt {self.grid.corrupt:.2f}"
+        about += nothing_words(self.grid)
         done = int((self.grid.values == self.grid.values).sum())
         about += (
             "" if self.grid.complete else f" · {done} of {self.grid.values.size} cells exact, dotted ones estimated"

@@ -27,9 +27,8 @@ _MOST_ALT = 600  # characters
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _STYLE = (
     f"text{{font:11px system-ui,sans-serif;fill:{INK};white-space:pre}}.q{{fill:{QUIET}}}"
-    f".m,.t text{{font:{_SIZE}px {MONO}}}.b,.t .b{{font-weight:600}}.s{{font:11px {MONO}}}"
-    f".w{{font:9px {MONO};text-anchor:middle}}"
-    ".e{text-anchor:end}.c{text-anchor:middle}.x{image-rendering:pixelated}"
+    f".m,.t text{{font:{_SIZE}px {MONO}}}.s{{font:11px {MONO}}}.w{{font:9px {MONO};text-anchor:middle}}"
+    ".b,.t .b{font-weight:600}.e{text-anchor:end}.c{text-anchor:middle}.x{image-rendering:pixelated}"
 )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import traitlets as t
 
 from labkit.widgets.prompt_box import PromptBox
 from labkit.widgets.tool import row
+
+if TYPE_CHECKING:
+    from labkit.branching import Branch
 
 WORDS = {"user": ("You", "Rerun from here"), "assistant": ("Model", "Answer again"), "system": ("System prompt", "")}
 
@@ -22,6 +25,37 @@ def as_asked(system: str, messages: Sequence[Mapping[str, Any]], column: int = 0
         own = message["role"] == "assistant" and 0 < column <= len(others)
         found.append({"role": message["role"], "content": others[column - 1] if own else message["content"]})
     return found
+
+
+def with_answers(
+    turns: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]], branches: Sequence[Branch | None]
+) -> list[dict[str, Any]] | None:
+    """The turns with what each model said to those that it was asked; None where the person went on meanwhile.
+
+    Asked to go on from an answer, a model has said what was there and what it wrote after it.
+    """
+    begun = asked[-1] if asked and asked[-1]["role"] == "assistant" else None
+    before = list(asked[:-1]) if begun else list(asked)
+    now = list(turns)
+    if len(now) == len(before) + 1 and now[-1]["role"] == "assistant":
+        if begun and not now[-1]["content"].startswith(begun["content"]):
+            return None
+        now.pop()
+    texts = [_said(branch, space=bool(begun)) for branch in branches]
+    if now != before or not any(texts):
+        return None
+    if begun:
+        own = [message["content"] for column in range(len(texts)) for message in as_asked("", [begun], column)]
+        texts = [there + text for there, text in zip(own, texts, strict=True)]
+    return [*map(dict, before), {"role": "assistant", "content": texts[0], "others": texts[1:]}]
+
+
+def _said(branch: Branch | None, *, space: bool) -> str:
+    """What a branch says; in the middle of a sentence with its first space, which many tokenizers leave out."""
+    if branch is None:
+        return ""
+    first = branch.tokens[0].token.text if space and len(branch) else ""
+    return " " * (first.startswith(" ") and not branch.text.startswith(" ")) + branch.text
 
 
 class Turns(widgets.VBox):

@@ -18,7 +18,7 @@ import ipywidgets as widgets
 import traitlets as t
 
 from labkit.branching import Branch, Tree
-from labkit.chat import template_of
+from labkit.chat import Chat, template_of
 from labkit.record import MEASURES
 from labkit.regions import regions
 from labkit.scoring import Score, score
@@ -27,7 +27,7 @@ from labkit.widgets.look_inside import LookInside
 from labkit.widgets.prompt_beside import Beside
 from labkit.widgets.prompt_box import PromptBox
 from labkit.widgets.prompt_branches import Gardener
-from labkit.widgets.prompt_chat import Turns, as_asked
+from labkit.widgets.prompt_chat import Turns, as_asked, with_answers
 from labkit.widgets.prompt_code import written_code
 from labkit.widgets.prompt_column import Column
 from labkit.widgets.prompt_sessions import Run, Sessions
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MODES = {"text": "Text", "chat": "Chat", "score": "Score a text"}
 BOXES = {
     "text": ("Prompt", "Write the beginning of a text. Ctrl+Enter runs it."),
-    "chat": ("Your message", "Write to the model. Ctrl+Enter sends it."),
+    "chat": ("Your message", "Write to the model. Ctrl+Enter sends it; empty, the last answer goes on."),
     "score": ("Text to score", "Paste a text to see how probable the model finds each of its tokens."),
 }
 
@@ -62,7 +62,10 @@ class PromptLab(Sampled, Tool):
         settings: any of the traits below.
 
     Traits:
-        mode, prompt, system, messages: what is asked; `messages` are the turns of the chat so far.
+        mode, prompt, system, messages: what is asked; `messages` are the turns of the chat so far. An empty
+            box continues the last of them.
+        template_arguments: what else the chat template is told, by name, as `lk.Chat` takes it: `enable_thinking`,
+            `date`, ...
         temperature, top_p, top_k, min_p, repetition_penalty, max_new_tokens, seed, stop_strings: how to sample.
         measure: by what tokens are coloured: `probability`, `surprisal`, `entropy` or `rank`.
         generation: what the first model shows: a `Branch` or a `Score`; None before the first run.
@@ -76,6 +79,7 @@ class PromptLab(Sampled, Tool):
     prompt = t.Unicode()
     system = t.Unicode()
     messages = t.List(t.Dict())
+    template_arguments = t.Dict()
     measure = t.Enum(MEASURES, "probability")
     generation = t.Any(None)
 
@@ -196,17 +200,18 @@ class PromptLab(Sampled, Tool):
         found = as_asked(self.system, self.messages if messages is None else messages, column)
         if template_of(self.lms[column]) is None:
             return "\n\n".join(message["content"] for message in found)
-        return found
+        return Chat(found, **self.template_arguments) if self.template_arguments else found
 
     def turns_to_answer(self) -> list[dict[str, Any]]:
-        """The turns of the chat with what is in the box, up to where the model answers.
+        """The turns of the chat with what is in the box, up to where the model answers; with nothing in the box up to
+        the end of its last answer, from which it goes on.
 
         Raises:
             ValueError: there is nothing to answer.
         """
         if self.prompt:
             return [*self.messages, {"role": "user", "content": self.prompt}]
-        if self.messages and self.messages[-1]["role"] == "user":
+        if self.messages:
             return list(self.messages)
         raise ValueError("the message is empty; write at least one character")
 
@@ -235,9 +240,9 @@ class PromptLab(Sampled, Tool):
         if new.mode == "chat":
             self.messages, self.prompt = new.messages, ""
         self._keep(new)
-        for column, tree, prompt in zip(self.columns, trees, asked, strict=True):
-            plain = leave_out or isinstance(prompt, str)
-            column.begin(tree, [] if plain else regions(column.lm, prompt))
+        for column, tree in zip(self.columns, trees, strict=True):
+            plain = leave_out or isinstance(tree.prompt, str)
+            column.begin(tree, [] if plain else regions(column.lm, tree.prompt))
         for number, (column, tree) in enumerate(zip(self.columns, trees, strict=True)):
             if stop.is_set() and number:
                 break  # those that had their turn keep what they wrote
@@ -297,12 +302,8 @@ class PromptLab(Sampled, Tool):
         """What the columns show now is what the models said: each one's own answer joins the chat."""
         now = self._now
         if now is not None and now.mode == "chat":
-            texts = [one.branch.text if one.branch is not None else "" for one in self.columns]
-            turns = list(self.messages)
-            if turns and turns[-1]["role"] == "assistant" and turns[:-1] == now.messages:
-                turns.pop()
-            if turns == now.messages and any(texts):
-                self.messages = [*turns, {"role": "assistant", "content": texts[0], "others": texts[1:]}]
+            answered = with_answers(self.messages, now.messages, [one.branch for one in self.columns])
+            self.messages = self.messages if answered is None else answered
         self._compare()
 
     def _compare(self) -> None:

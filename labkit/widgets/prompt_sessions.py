@@ -166,7 +166,7 @@ class Sessions(widgets.HBox):
 
     def keep(self, path: str | Path) -> Path:
         lab = self.lab
-        settings = {name: getattr(lab, name) for name in (*DEFAULTS, "measure")}
+        settings = {name: getattr(lab, name) for name in (*DEFAULTS, "measure", "template_arguments")}
         file = save(path, lab.lms, settings, lab.runs)
         lab.status.say(f"Saved {_count(lab.runs)} to {file}.")
         return file

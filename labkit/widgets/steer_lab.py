@@ -113,7 +113,7 @@ class SteerLab(Tool):
         self.layer = round(0.6 * lm.n_layers) if layer is None else layer % lm.n_layers
         self._widen(strength)
         self.strength, self.control, self.max_new_tokens = strength, control, max_new_tokens
-        self.prompt = prompt
+        self.prompt = asked(lm, prompt)
         self.observe(self._changed, ["layer", "strength", "control"])
         for box in (self.box, *self.sides.values()):
             box.on_submit(self.start)
@@ -235,8 +235,7 @@ class SteerLab(Tool):
     # -- the rest ----------------------------------------------------------------------------------------------------
 
     def code(self) -> str:
-        prompt = asked(self.lm, self.prompt)
-        shown, imports = written(prompt), imports_of(prompt)
+        shown, imports = written(self.prompt), imports_of(self.prompt)
         sides = "".join(f"    {lines(side)!r},\n" for side in (self.positive, self.negative))
         control = "vector = vector.random()  # the control\n" if self.control else ""
         made = f"vector = lk.steering_vector(\n    lm,\n{sides}    layer={self.layer},\n)\n{control}"

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from driver import Lab
+from driver import PATIENCE, Lab
 from playwright.sync_api import Browser, sync_playwright
 
 HERE = Path(__file__).parent
@@ -32,10 +32,14 @@ SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.browser)
+            # for `--dist loadgroup`: a file shares its page, and each notebook can be run by whoever is free
+            alone = item.path.name == "test_notebooks_in_jupyterlab.py"
+            item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.path.name))
 
 
 def chromium() -> str:
@@ -89,14 +93,16 @@ def serve(home: Path, module: str = "jupyterlab") -> Iterator[Lab]:
     )  # fmt: skip
     running = Lab(f"http://127.0.0.1:{port}", token, root)
     try:
-        for _ in range(240):
+        for _ in range(PATIENCE // 250):
             if server.poll() is not None:
                 pytest.fail(f"{module} ended at once:\n" + (home / "log.txt").read_text()[-3000:])
             try:
-                urllib.request.urlopen(f"{running.address}/api/status?token={token}", timeout=2)
+                urllib.request.urlopen(f"{running.address}/api/status?token={token}", timeout=20)
                 break
             except OSError:
                 time.sleep(0.25)
+        else:
+            pytest.fail(f"{module} does not answer:\n" + (home / "log.txt").read_text()[-3000:])
         yield running
     finally:
         server.terminate()

@@ -106,17 +106,17 @@ def test_the_slider_writes_the_text_anew_beside_the_old_one(page: Page) -> None:
     button(view, "Steering").click()
     after = view.locator(".labkit-strip").filter(has_text="After:")
     before = view.locator(".labkit-strip").filter(has_text="Before:")
-    expect(after.locator(".labkit-title")).to_have_text("After: +1.0 × the direction", timeout=60_000)
+    expect(after.locator(".labkit-title")).to_have_text("After: +1.0 × the direction")
     said = view.locator(".labkit-tool .labkit-status")
-    expect(said).to_contain_text("Added after layer 18 at every position", timeout=60_000)
+    expect(said).to_contain_text("Added after layer 18 at every position")
     old, new = before.locator(".labkit-tokens").inner_text(), after.locator(".labkit-tokens").inner_text()
     assert old != new
     handle = view.locator(".widget-slider").filter(has_text="strength").locator(".noUi-handle")
     handle.focus()
     for _ in range(5):
         page.keyboard.press("ArrowRight")
-    expect(after.locator(".labkit-title")).to_have_text("After: +1.5 × the direction", timeout=60_000)
-    expect(said).to_contain_text("Added after", timeout=60_000)
+    expect(after.locator(".labkit-title")).to_have_text("After: +1.5 × the direction")
+    expect(said).to_contain_text("Added after")
     assert before.locator(".labkit-tokens").inner_text() == old
     texts = json.loads(
         kernel_says(
@@ -149,7 +149,7 @@ def test_a_page_that_is_reloaded_shows_the_same(page: Page, lab: Lab) -> None:
     saved(page, lab, "lens.ipynb")
     seen = seen_in(page)
     page.reload()
-    expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(timeout=60_000)
+    expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible()
     expect(the_map(page).locator(".labkit-title")).to_have_text("What each layer would say next, read from attn_out")
     expect(the_view(page).locator(".labkit-token-bars .labkit-title")).to_have_text("Layer 1, attn_out")
     assert seen_in(page) == seen
@@ -189,7 +189,8 @@ def test_a_saved_notebook_shows_words_and_numbers_without_a_kernel(page: Page, l
         expect(picture).to_be_visible()
         expect(picture).to_contain_text("LensView · SmolLM2-135M-Instruct · Lens")
         expect(picture.locator("img")).to_have_count(3)
-        assert "Mary" in (picture.locator("img").nth(1).get_attribute("alt") or "")
+        said = picture.locator("img").evaluate_all("all => all.map(one => one.alt)")
+        assert any("layer" in alt and "rank of" in alt for alt in said), said
 
 
 def test_no_widget_raised_an_error_in_the_browser(page: Page) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import serve
-from driver import Lab, button, end_kernels
+from driver import PATIENCE, Lab, button, end_kernels, saved, until_it_runs
 from playwright.sync_api import Browser, Page, expect
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -20,20 +20,21 @@ def page(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator
     with serve(tmp_path_factory.mktemp("notebook7"), "notebook") as server:
         path = server.write("prompt.ipynb", [CELL])
         context = browser.new_context(viewport={"width": 1180, "height": 1400})
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         page.problems = []  # type: ignore[attr-defined]
         page.on("pageerror", lambda error: page.problems.append(error.stack or str(error)))  # type: ignore[attr-defined]
         page.goto(address(server, path))
         cell = page.locator(".jp-Notebook .jp-CodeCell").first
-        expect(cell).to_be_visible(timeout=60_000)
+        expect(cell).to_be_visible()
         expect(page.locator(".jp-NotebookKernelStatus, .jp-Notebook-ExecutionIndicator").first).to_be_attached()
-        for _ in range(20):  # the kernel may still be coming up
+
+        def ask() -> None:
             cell.locator(".cm-content").click()
             page.keyboard.press("Shift+Enter")
-            page.wait_for_timeout(1000)
-            if cell.locator(".jp-InputPrompt").inner_text().strip() != "[ ]:":
-                break
-        expect(cell.locator(".jp-InputPrompt")).to_have_text(re.compile(r"^\[\d+\]:$"), timeout=60_000)
+
+        until_it_runs(page, cell.locator(".jp-InputPrompt"), ask)  # the kernel may still be coming up
+        expect(cell.locator(".jp-InputPrompt")).to_have_text(re.compile(r"^\[\d+\]:$"))
         page.server = server  # type: ignore[attr-defined]
         try:
             yield page
@@ -61,11 +62,10 @@ def test_it_streams_branches_and_is_there_after_a_reload(page: Page) -> None:
     expect(written.first).to_have_text("·John")
     expect(lab.get_by_role("treeitem")).to_have_count(2)
     expect(lab.locator(".labkit-status").first).to_contain_text("tokens/s ·")
-    page.keyboard.press("Control+s")
-    page.wait_for_timeout(1500)
+    saved(page, page.server, "prompt.ipynb")  # type: ignore[attr-defined]
     page.goto(address(page.server, "prompt.ipynb"))  # type: ignore[attr-defined]
     lab = page.locator(".labkit-tool").first
-    expect(lab.get_by_role("treeitem")).to_have_count(2, timeout=60_000)
+    expect(lab.get_by_role("treeitem")).to_have_count(2)
     expect(lab.locator(".labkit-strip:visible .labkit-token:not(.labkit-is-prompt)").first).to_have_text("·John")
 
 

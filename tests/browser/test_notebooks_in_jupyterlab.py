@@ -18,7 +18,7 @@ def test_the_notebook_runs_from_top_to_bottom(lab: Lab, browser: Browser, notebo
     problems: list[str] = []
     with open_notebook(browser, lab, notebook.name) as page:
         page.on("pageerror", lambda error: problems.append(str(error)))
-        run_all(page, timeout=150)
+        run_all(page)
         assert errors(page) == []
         expect(page.get_by_text("Error displaying widget")).to_have_count(0)
         for tool in page.locator(".labkit-tool").all():

@@ -110,6 +110,6 @@ def test_pictures_of_lens_and_steering(lab: Lab, browser: Browser, theme: str) -
 
         steering = to_top(tools.nth(1))
         steering.get_by_role("button", name="Run").click()
-        expect(steering.locator(".labkit-status")).to_contain_text("Added after", timeout=60_000)
+        expect(steering.locator(".labkit-status")).to_contain_text("Added after")
         page.mouse.move(5, 5)
         picture(page, 1, f"steer_lab_{theme}")

@@ -95,7 +95,7 @@ except CacheUnusable as error:
 def as_another_user(cache):
     env = os.environ | {"LABKIT_CACHE": str(cache), "PYTHONPATH": str(Path(labkit.__file__).parents[1]), "HOME": "/"}
     done = subprocess.run(
-        [sys.executable, "-B", "-c", ANOTHER], env=env, capture_output=True, text=True, timeout=120, cwd="/"
+        [sys.executable, "-B", "-c", ANOTHER], env=env, capture_output=True, text=True, timeout=300, cwd="/"
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

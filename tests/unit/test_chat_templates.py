@@ -390,6 +390,12 @@ def test_a_date_is_pinned_by_hand_and_by_what_repeats_a_result(use, monkeypatch)
         again = runs_again(lm, result.code(), monkeypatch)[name]
         ids = again.recipe["clean_ids"] if name == "grid" else [t.id for t in again.prompt]
         assert lm.tokenizer.decode(ids) == first
+    for view in (lk.SteerLab, lk.LensView, lk.AttentionView):
+        on_day(monkeypatch, 2026, 8, 1)
+        made = view(lm, chat, background=False)
+        on_day(monkeypatch, 2026, 8, 12)
+        assert shown(lm, made.prompt) == first
+        assert "date='2026-08-01'" in made.code()
     with pytest.raises(ValueError, match="2025-07-26"):
         lk.Chat(chat, date="yesterday")
 

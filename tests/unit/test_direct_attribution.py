@@ -110,8 +110,8 @@ def test_a_weight_is_a_copy(full):
 @pytest.mark.parametrize(
     ("name", "layer", "settings", "says"),
     [
-        ("o_prj", 3, {}, "did you mean 'o_proj'"),
-        ("weight", 3, {}, "It has self_attn.q_proj"),
+        ("o_prj", 3, {}, "Did you mean 'o_proj'"),
+        ("weight", 3, {}, "it has self_attn.q_proj"),
         ("o_proj", 30, {}, "layers 0 to 29"),
         ("o_proj", 3, {"expert": 1}, "leave expert out"),
     ],

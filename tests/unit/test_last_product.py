@@ -13,7 +13,7 @@ from shrink import tiny
 
 import labkit as lk
 from labkit.analysis.patching import PatchJob
-from labkit.internals.unembedding import last_logits, unembedded
+from labkit.internals.unembedding import measured_logits, unembedded
 
 ENDS = {  # what each does to the product with its unembedding
     "llama": lambda x, config: x,
@@ -51,10 +51,10 @@ def difference(logits):
     return float(logits[ANSWER] - logits[FOIL])
 
 
-def test_the_last_logits_are_the_product_of_the_model_s_own_hidden_state(lm):
+def test_the_measured_logits_are_the_product_of_the_model_s_own_hidden_state(lm):
     with lm.busy():
-        found = last_logits(lm, torch.cat([IDS, CORRUPT]))
-        some = last_logits(lm, IDS, [FOIL, ANSWER])
+        found = measured_logits(lm, torch.cat([IDS, CORRUPT]))
+        some = measured_logits(lm, IDS, [FOIL, ANSWER])
     for ours, ids in zip(found, (IDS, CORRUPT), strict=True):
         assert torch.allclose(ours, expected(lm, ids), rtol=2e-3, atol=2e-2)
     assert torch.allclose(some[0], expected(lm, IDS)[[FOIL, ANSWER]], atol=1e-4)

@@ -220,7 +220,7 @@ def test_direct_attribution_is_the_functions_own_and_its_parts_add_up(view, lm4)
     assert parts == pytest.approx(found.total, abs=1e-3)
     assert f"is +{found.total:.2f}; the parts add up to +{parts:.2f}." in view.direct_face.sum.text
     view.foil = "johns"
-    assert "the foil 'johns' is 3 tokens" in view.status.text
+    assert "The foil 'johns' is 3 tokens" in view.status.text
     assert view.attribution.total == found.total  # what was there is still there
     view.foil, view.answer = " John", ""
     assert view.attribution.answer == " Mary"  # what the model itself says

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -356,6 +357,43 @@ def test_another_branch_of_an_answer_becomes_the_answer(lm4: lk.LanguageModel) -
     assert lab.messages[-1]["content"] == lab.text
     assert lab.text.startswith("No")
     assert len(lab.messages) == 2
+
+
+def test_an_answer_that_is_begun_goes_on(lm4: lk.LanguageModel, tmp_path: Path) -> None:
+    lab = lk.PromptLab(lm4, mode="chat", max_new_tokens=6)
+    asked = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "Sure, the"}]
+    lab.messages = asked
+    lab.run(300)
+    assert lab.text == lm4.generate(asked, max_new_tokens=6).text
+    assert [m["content"] for m in lab.messages] == ["Name a fruit.", "Sure, the" + lab.text]
+    assert "".join(lab.strip.tokens[n] for n in lab.strip.marks["assistant"]) == "Sure,·the"
+    scope: dict[str, Any] = {"lm": lm4}
+    exec(lab.code().split("bits=4)\n")[1], scope)
+    assert scope["generation"].text == lab.text
+    first = lab.messages[1]["content"]
+    lab.run(300)
+    assert lab.messages[1]["content"] == first + lab.text
+    again = lk.PromptLab(lm4).open_session(lab.save_session(tmp_path / "session.json"))
+    assert again.messages == lab.messages
+    again.show_run(0)
+    assert again.messages[1]["content"] == first
+
+
+def test_the_chat_template_is_told_what_the_lab_is_told(
+    lm4: lk.LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = lm4.tokenizer.chat_template
+    monkeypatch.setattr(lm4.tokenizer, "chat_template", own + "{% if quick %}Quick: {% endif %}")
+    lab = lk.PromptLab(lm4, "Hi", mode="chat", max_new_tokens=3, template_arguments={"quick": True})
+    lab.run(300)
+    chat = lk.Chat([{"role": "user", "content": "Hi"}], quick=True)
+    assert lab.columns[0].tree.prompt == chat
+    assert lm4.tokens(chat)[-1].text == " " or lm4.tokens(chat)[-2].text == ":"
+    assert lab.text == lm4.generate(chat, max_new_tokens=3).text
+    assert "quick=True" in lab.code()
+    again = lk.PromptLab(lm4).open_session(lab.save_session(tmp_path / "session.json"))
+    assert again.template_arguments == {"quick": True}
+    assert again.code() == lab.code()
 
 
 def test_an_empty_message_is_told(lm4: lk.LanguageModel) -> None:

@@ -145,6 +145,9 @@ def test_the_nf4_weights_of_such_a_checkpoint_are_made_once(tmp_path, tokenizer,
     write(tmp_path / "m", quantised(load_file(tmp_path / "m" / "model.safetensors"), blocks)[0])
     configure(tmp_path / "m", quantization_config=FORMATS["blocks"][1])
     first = logits(load(tmp_path / "m", 4))
+    exact = load(tmp_path / "m", 4, dtype=torch.float32)
+    assert exact.dtype == torch.float32
+    torch.testing.assert_close(logits(exact), first, atol=5e-2, rtol=0)
     monkeypatch.setattr("labkit.models.read._from_tensors", lambda *_: pytest.fail("it was made again"))
     assert torch.equal(first, logits(load(tmp_path / "m", 4)))
     assert [p.name[:2] for p in (tmp_path / "cache" / "models").iterdir() if p.is_dir()] == ["m-"]
@@ -249,7 +252,12 @@ def test_what_is_stored_in_four_bits_is_advised_no_others(tmp_path, tokenizer, m
 
 OURS = {"bitsandbytes_4bit", "bitsandbytes_8bit", "labkit_nf4", "fp8", "mxfp8", "fbgemm_fp8", "mxfp4", "gguf"}
 OURS |= {"metal"}  # transformers dequantises it by itself where there is no Apple GPU
-NEED_NOTHING = {"bitnet", "gemma", "sinq"}  # what these make of the weights is looked at once they are read
+NEED_NOTHING = {
+    "bitnet",
+    "fouroversix",
+    "gemma",
+    "sinq",
+}  # what these make of the weights is looked at once they are read
 OTHERS = sorted({*set(AUTO_QUANTIZER_MAPPING) - OURS, "exl3", "modelopt", "something_new"})
 
 

@@ -72,8 +72,10 @@ def written_back(lm: lk.LanguageModel, *kinds: str) -> None:
             run = lm.run(IDS, read=[site])
             close(run.logits, plain)
             close(lm.run(IDS, write={site: run[site]}).logits, plain)
-            written = lm.run(IDS, write={site: lambda x: x * 0.5}, read=[site])
-            close(written[site], run[site] * 0.5)
+            # to a norm, half of a residual stream is the same; the rows of a pattern have to sum to no more than 1
+            other = (lambda x: x.flip(-1)) if kind.startswith("resid") else (lambda x: x * 0.5)
+            written = lm.run(IDS, write={site: other}, read=[site])
+            close(written[site], other(run[site]))
             assert not torch.equal(written.logits, plain), f"writing {site} changes nothing"
 
 
