@@ -38,8 +38,7 @@ from labkit.models.weights import bias_of, has_kernel, is_plain, weight_of
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
 
-# Tokens from which bitsandbytes' CPU kernel is slower than a matmul with the unpacked weight. Grids send multiples of
-# 16 up the blocks, so all their work goes one way, and a sweep gives the same numbers in shards of any size.
+# Tokens from which bitsandbytes' CPU kernel is slower than a matmul with the unpacked weight.
 MANY = 16
 
 _models: WeakSet[FastLayers] = WeakSet()
