@@ -38,8 +38,8 @@ from labkit.models.weights import bias_of, has_kernel, is_plain, weight_of
 if TYPE_CHECKING:
     from labkit.models.language_model import LanguageModel
 
-# Tokens from which bitsandbytes' CPU kernel is slower than a matmul with the unpacked weight.
-MANY = 16
+# Tokens from which bitsandbytes' CPU kernel is slower than a matmul in 16 bits.
+MANY = 32
 
 _models: WeakSet[FastLayers] = WeakSet()
 
