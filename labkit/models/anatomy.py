@@ -12,7 +12,7 @@ notes which tensor came in and which went out, and the places follow from who ha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -92,7 +92,7 @@ def find_anatomy(hf: Any) -> Anatomy:
             f"{type(hf).__name__} has no input embedding or no unembedding; labkit reads decoders with both"
         )
     blocks = _blocks(hf)
-    flow = _watch(hf, embed)
+    flow = _watch(hf, embed, blocks)
     missing = [n for n, block in enumerate(blocks) if block not in flow.last_of]
     if len(missing) == len(blocks):
         raise ValueError(f"a forward pass of {type(hf).__name__} reaches none of its layers. {HIDDEN}")
@@ -200,7 +200,7 @@ class _Flow:
         return (call for call in self.calls if call.module in members)
 
 
-def _watch(hf: Any, embed: Any) -> _Flow:
+def _watch(hf: Any, embed: Any, blocks: Sequence[nn.Module]) -> _Flow:
     flow = _Flow()
     inside = [m for m in hf.modules() if m is not hf and original(m) is m]
     handles = [m.register_forward_hook(flow.note, with_kwargs=True) for m in inside]
@@ -211,8 +211,10 @@ def _watch(hf: Any, embed: Any) -> _Flow:
     finally:
         for handle in handles:
             handle.remove()
+    # a whole layer adds so little to a small stream that it may pass for linear
+    layers = {m for m in inside if not set(blocks).isdisjoint(m.modules())}
     for module in inside:  # outer ones come first
-        if module not in flow.hidden and _is_adapted(module, flow):
+        if module not in flow.hidden and module not in layers and _is_adapted(module, flow):
             flow.adapted.add(module)
             flow.hidden |= set(module.modules()) - {module}
     return flow

@@ -6,6 +6,7 @@ turned into float32 as they are looked up, and an unembedding as it is multiplie
 
 from __future__ import annotations
 
+import inspect
 from copy import copy
 from functools import cache
 from typing import Any
@@ -57,12 +58,24 @@ def narrow(hf: Any, dtype: torch.dtype) -> set[torch.Tensor]:
     head = hf.get_output_embeddings()
     tables: list[Any] = [m for m in hf.modules() if isinstance(m, nn.Embedding) or m is head]
     others = {m.weight for m in tables if not _is_known(m)}
+    if head is not None and _rounds_for(head, hf):
+        others.add(head.weight)
     chosen = [m for m in tables if m.weight not in others]
     for module in chosen:
         kind = {nn.Embedding: NarrowEmbedding, nn.Linear: NarrowLinear}.get(type(module))
         module.__class__ = kind or _scaled(module.__class__)
         module.computes = dtype
     return {m.weight for m in chosen}
+
+
+def _rounds_for(head: nn.Module, hf: Any) -> bool:
+    """Does a model's own code put the last hidden state into the dtype of its unembedding, as Mamba's does?"""
+    names = [name for name, module in hf.named_children() if module is head]
+    try:
+        source = inspect.getsource(type(hf).forward)
+    except (OSError, TypeError):  # no source to look into
+        return False
+    return any(f"{name}.weight.dtype" in source for name in names)
 
 
 def _is_known(module: nn.Module) -> bool:

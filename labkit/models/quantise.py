@@ -93,7 +93,7 @@ def finish(hf: Any, bits: int, dtype: torch.dtype) -> None:
     for module in hf.modules():
         for parameter in module.parameters(recurse=False):
             wanted = small if parameter in tables else dtype
-            if parameter.dtype == stored != wanted:
+            if parameter.dtype in (stored, small) and parameter.dtype != wanted:
                 parameter.data = parameter.data.to(wanted)
         if isinstance(module, PackedExperts):
             module.dtype = dtype
