@@ -22,7 +22,7 @@ from labkit.internals.wavefront import Lane, Wavefront
 from labkit.tokens import align, single_token
 from labkit.widgets.live_grid import effects
 
-NOTHING = ("My mother said that she", "My sister said that she", " was", " had")
+NOTHING = ("The king said that she", "The queen said that she", " the", " a")
 PAIR = (CLEAN, CORRUPT, " Mary", " John")
 FEW: dict[str, Any] = {"layers": [5, 20], "positions": [-2, -1], "progress": False}
 
