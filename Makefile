@@ -47,7 +47,7 @@ test-zoo: $(VENV)/.test  ## the promises on every architecture
 
 test-browser: $(VENV)/.test  ## every widget and notebook in JupyterLab and Chromium
 	$(BIN)/labkit pull
-	$(PYTEST) tests/browser $(SPREAD) --dist loadgroup $(ARGS)
+	$(PYTEST) tests/browser $(SPREAD) --dist loadfile $(ARGS)
 
 test-notebooks: $(VENV)/.test  ## the notebooks without a browser: every cell, stored outputs where they are marked
 	$(BIN)/labkit pull

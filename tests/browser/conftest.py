@@ -32,14 +32,8 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.browser)
-            # for `--dist loadgroup`: a file shares its page, and each notebook can be run by whoever is free
-            alone = item.path.name == "test_notebooks_in_jupyterlab.py"
-            item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.path.name))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.browser)
 
 
 def chromium() -> str:

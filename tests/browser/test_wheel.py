@@ -118,7 +118,7 @@ def test_labkit_lab_copies_the_notebooks_says_where_and_opens_the_first(lab: Lab
     assert f"The notebooks are in {lab.root}, {len(names)} of them copied there now." in log
     assert {file.name for file in lab.root.glob("*.ipynb")} == names
     with open_notebook(browser, lab, "00_start_here.ipynb") as page:
-        run_all(page, timeout=150)
+        run_all(page)
         assert errors(page) == []
         expect(page.get_by_text("Error displaying widget")).to_have_count(0)
         expect(page.locator(".labkit-tool").first).to_be_visible()
