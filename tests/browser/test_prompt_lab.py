@@ -169,6 +169,7 @@ def test_text_comes_while_the_model_writes_and_stop_stops(page: Page) -> None:
 def test_a_second_run_takes_the_place_of_the_first_and_the_first_is_kept(page: Page) -> None:
     lab = cell(page, "prompt")
     ask(lab, "One potato, two potatoes,")
+    expect(lab.locator(".labkit-is-prompt").first).to_have_text("One")  # no longer what the last run wrote
     expect(written(lab).nth(3)).to_be_visible()
     most(lab, 6)
     ask(lab, "Red, orange, yellow,")
