@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip $(QUIET) --constraint constraints.txt
 
 .PHONY: lab test test-quick test-unit test-zoo test-browser test-notebooks test-portable test-native test-avx2 \
-	test-default test-colab test-oldest links lint bench bench-gpu clean help
+	test-default test-colab test-oldest notebooks links lint bench bench-gpu clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,10 +71,11 @@ test-default: $(VENV)/.test
 	$(BIN)/labkit pull
 	ATEN_CPU_CAPABILITY=default $(AVX2) $(PYTEST) $(PORTABLE) $(SPREAD) --dist worksteal $(ARGS)
 
-lint: $(VENV)/.test  ## ruff and mypy
+lint: $(VENV)/.test  ## ruff, mypy, and which way imports go
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The environment of Colab, as far as its published list says, and labkit on top of it as people install it there: with
 # no constraint. TORCH names another build of the same version, such as the file of a CPU wheel, where one is at hand;
@@ -111,6 +112,9 @@ test-colab: .venv-colab/.ready  ## labkit beside what Colab has: unit tests, wid
 test-oldest: .venv-oldest/.ready  ## the oldest versions that pyproject.toml allows (Python 3.11)
 	.venv-oldest/bin/labkit pull
 	.venv-oldest/bin/python -m pytest tests/unit -m "not long" $(ARGS)
+
+notebooks: $(VENV)/.test  ## run every notebook and keep its outputs in the file (tools/run_notebooks.py)
+	$(BIN)/python tools/run_notebooks.py $(ARGS)
 
 links:  ## Colab, Binder and nbgitpuller links and first cells: make links REPO=owner/name REF=v0.2.0 (tools/links.py)
 	$(PYTHON) tools/links.py --repo "$(REPO)" --ref "$(REF)" --branch "$(BRANCH)" --hub "$(HUB)" --pypi "$(PYPI)"

@@ -18,8 +18,8 @@ import numpy as np
 from machine import describe
 
 import labkit as lk
-from labkit.analysis.statistics import rank_correlation
-from labkit.analysis.tasks import TASKS
+from labkit.datasets.tasks import TASKS
+from labkit.results.bootstrap import rank_correlation
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "z")
 HERE = Path(__file__).parent

@@ -24,8 +24,8 @@ from machine import describe, least_work, matmul_rate, onednn
 from prompts import ANSWER, FOIL, PAIRS
 
 import labkit as lk
-from labkit.analysis.tasks import TASKS
-from labkit.models.product import has_bfloat16
+from labkit.datasets.tasks import TASKS
+from labkit.models.bf16_matmul import has_bfloat16
 
 HERE = Path(__file__).parent
 

@@ -11,9 +11,9 @@ import torch
 from timed_table import Row, Table
 
 import labkit as lk
-from labkit.analysis.patching import PatchJob
-from labkit.internals.sites import Site
+from labkit.activations.sites import Site
 from labkit.models.memory import in_words
+from labkit.patching.patch import PatchJob
 
 EVERYTHING = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "pattern", "z")
 ANSWER, FOIL = 5, 6
@@ -116,7 +116,7 @@ def speed(table: Table, at: Device, lm: lk.LanguageModel, *, length: int, tokens
 
 
 def lk_missing(lm: lk.LanguageModel) -> set[str]:
-    from labkit.internals.sites import layers_with
+    from labkit.activations.sites import layers_with
 
     return {kind for kind in EVERYTHING if not layers_with(lm, kind)}
 
@@ -234,7 +234,7 @@ def out_of_memory(table: Table, at: Device, lm: lk.LanguageModel, *, length: int
     """A grid on a GPU that has been left with too little memory for it: smaller chunks, the same numbers."""
 
     def squeezed() -> Row:
-        from labkit.analysis import batching
+        from labkit.engine import batching
 
         clean, corrupt = random_pair(length)
         usual = PatchJob(lm, clean, corrupt, ANSWER, FOIL)

@@ -16,7 +16,7 @@ from timed_table import Row, Table
 import labkit as lk
 from labkit.models.load import compute_dtype
 from labkit.models.memory import in_words
-from labkit.models.packaged import default_is_ready
+from labkit.models.sources.default_model import default_is_ready
 
 
 def shape(

@@ -19,9 +19,9 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 import labkit as lk
 from labkit.models.catalog import DATA
-from labkit.models.experts import PackedExperts, fused
 from labkit.models.memory import empty_model
-from labkit.models.quantise import finish, kept_layers
+from labkit.models.packed_experts import PackedExperts, fused
+from labkit.models.quantisation import finish, kept_layers
 
 SPREAD = 0.02  # of random weights, as configurations have it by default
 

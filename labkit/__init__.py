@@ -10,104 +10,105 @@ from typing import TYPE_CHECKING, Any
 from labkit._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from labkit.analysis.attention import AttentionPatterns, attention
-    from labkit.analysis.attention_file import SavedAttention, open_attention
-    from labkit.analysis.attribution_patching import attribution_patch
-    from labkit.analysis.average import Sweep
-    from labkit.analysis.circuit import Circuit, Faithfulness
-    from labkit.analysis.controls import ControlsJob, controls
-    from labkit.analysis.controls_result import Controls
-    from labkit.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
-    from labkit.analysis.edges import EdgeScores, edge_attribution, open_edges
-    from labkit.analysis.grid import PatchGrid, open_grid
-    from labkit.analysis.knock_out import KnockOut, knock_out
-    from labkit.analysis.lens import LogitLens, logit_lens, open_lens
-    from labkit.analysis.pair_runs import PairRuns
-    from labkit.analysis.patching import PatchJob, patch
-    from labkit.analysis.path_grid import PathGrid
-    from labkit.analysis.path_patching import path_patch
-    from labkit.analysis.steering import SteeringVector, open_steering_vector, steering_vector
-    from labkit.analysis.sweep import open_sweep, sweep
-    from labkit.analysis.tasks import PromptPair, Task, task, tasks
-    from labkit.branching import Branch, Tree
-    from labkit.chat import Chat
-    from labkit.generation import Generation
-    from labkit.internals.run import Run
-    from labkit.internals.sites import Site
+    from labkit.activations.run import Run
+    from labkit.activations.sites import Site
+    from labkit.attention_maps.ablation import KnockOut, knock_out
+    from labkit.attention_maps.file import SavedAttention, open_attention
+    from labkit.attention_maps.patterns import AttentionPatterns, attention
+    from labkit.circuits.circuit import Circuit, Faithfulness
+    from labkit.circuits.edge_attribution import edge_attribution
+    from labkit.circuits.scores import EdgeScores, open_edges
+    from labkit.datasets.tasks import PromptPair, Task, task, tasks
+    from labkit.generation.generate import Generation
+    from labkit.generation.score import Score, score
+    from labkit.generation.tree import Branch, Tree
+    from labkit.language_model import LanguageModel, load, wrap
+    from labkit.lens.direct_attribution import DirectAttribution, direct_logit_attribution
+    from labkit.lens.logit_lens import LogitLens, logit_lens, open_lens
     from labkit.models.catalog import catalog
-    from labkit.models.language_model import LanguageModel
-    from labkit.models.load import load, wrap
-    from labkit.scoring import Score, score
-    from labkit.widgets.attention_view import AttentionView
-    from labkit.widgets.branch_tree import BranchTree
+    from labkit.patching.attribution import attribution_patch
+    from labkit.patching.grid import PatchGrid
+    from labkit.patching.pair_runs import PairRuns
+    from labkit.patching.patch import PatchJob, patch
+    from labkit.patching.path_grid import PathGrid
+    from labkit.patching.paths import path_patch
+    from labkit.patching.saved_grid import open_grid
+    from labkit.sanity.checks import ControlsJob, controls
+    from labkit.sanity.report import Controls
+    from labkit.steering import SteeringVector, open_steering_vector, steering_vector
+    from labkit.sweeps.result import Sweep
+    from labkit.sweeps.sweep import open_sweep, sweep
+    from labkit.text.chat import Chat
+    from labkit.widgets.attention_view.view import AttentionView
+    from labkit.widgets.blocks.branch_tree import BranchTree
+    from labkit.widgets.blocks.head_grid import HeadGrid
+    from labkit.widgets.blocks.heatmap import Heatmap
+    from labkit.widgets.blocks.token_strip import TokenStrip
     from labkit.widgets.circuit_view import CircuitView
-    from labkit.widgets.head_grid import HeadGrid
-    from labkit.widgets.heatmap import Heatmap
-    from labkit.widgets.lens_view import LensView
-    from labkit.widgets.patch_lab import PatchLab
-    from labkit.widgets.prompt_lab import PromptLab
+    from labkit.widgets.lens_view.view import LensView
+    from labkit.widgets.patch_lab.lab import PatchLab
+    from labkit.widgets.prompt_lab.lab import PromptLab
     from labkit.widgets.steer_lab import SteerLab
-    from labkit.widgets.token_strip import TokenStrip
 
 _HOME = {
-    "load": "labkit.models.load",
-    "wrap": "labkit.models.load",
+    "load": "labkit.language_model",
+    "wrap": "labkit.language_model",
     "catalog": "labkit.models.catalog",
-    "LanguageModel": "labkit.models.language_model",
-    "Site": "labkit.internals.sites",
-    "Run": "labkit.internals.run",
-    "Chat": "labkit.chat",
-    "Generation": "labkit.generation",
-    "Tree": "labkit.branching",
-    "Branch": "labkit.branching",
-    "score": "labkit.scoring",
-    "Score": "labkit.scoring",
-    "attention": "labkit.analysis.attention",
-    "AttentionPatterns": "labkit.analysis.attention",
-    "attribution_patch": "labkit.analysis.attribution_patching",
-    "SavedAttention": "labkit.analysis.attention_file",
-    "open_attention": "labkit.analysis.attention_file",
-    "knock_out": "labkit.analysis.knock_out",
-    "KnockOut": "labkit.analysis.knock_out",
-    "direct_logit_attribution": "labkit.analysis.direct_attribution",
-    "DirectAttribution": "labkit.analysis.direct_attribution",
-    "patch": "labkit.analysis.patching",
-    "PairRuns": "labkit.analysis.pair_runs",
-    "PatchJob": "labkit.analysis.patching",
-    "PatchGrid": "labkit.analysis.grid",
-    "logit_lens": "labkit.analysis.lens",
-    "LogitLens": "labkit.analysis.lens",
-    "open_lens": "labkit.analysis.lens",
-    "steering_vector": "labkit.analysis.steering",
-    "SteeringVector": "labkit.analysis.steering",
-    "open_steering_vector": "labkit.analysis.steering",
-    "open_grid": "labkit.analysis.grid",
-    "controls": "labkit.analysis.controls",
-    "ControlsJob": "labkit.analysis.controls",
-    "Controls": "labkit.analysis.controls_result",
-    "task": "labkit.analysis.tasks",
-    "tasks": "labkit.analysis.tasks",
-    "Task": "labkit.analysis.tasks",
-    "PromptPair": "labkit.analysis.tasks",
-    "sweep": "labkit.analysis.sweep",
-    "open_sweep": "labkit.analysis.sweep",
-    "Sweep": "labkit.analysis.average",
-    "path_patch": "labkit.analysis.path_patching",
-    "PathGrid": "labkit.analysis.path_grid",
-    "edge_attribution": "labkit.analysis.edges",
-    "EdgeScores": "labkit.analysis.edges",
-    "open_edges": "labkit.analysis.edges",
-    "Circuit": "labkit.analysis.circuit",
-    "Faithfulness": "labkit.analysis.circuit",
-    "PromptLab": "labkit.widgets.prompt_lab",
-    "AttentionView": "labkit.widgets.attention_view",
-    "PatchLab": "labkit.widgets.patch_lab",
-    "LensView": "labkit.widgets.lens_view",
+    "LanguageModel": "labkit.language_model",
+    "Site": "labkit.activations.sites",
+    "Run": "labkit.activations.run",
+    "Chat": "labkit.text.chat",
+    "Generation": "labkit.generation.generate",
+    "Tree": "labkit.generation.tree",
+    "Branch": "labkit.generation.tree",
+    "score": "labkit.generation.score",
+    "Score": "labkit.generation.score",
+    "attention": "labkit.attention_maps.patterns",
+    "AttentionPatterns": "labkit.attention_maps.patterns",
+    "attribution_patch": "labkit.patching.attribution",
+    "SavedAttention": "labkit.attention_maps.file",
+    "open_attention": "labkit.attention_maps.file",
+    "knock_out": "labkit.attention_maps.ablation",
+    "KnockOut": "labkit.attention_maps.ablation",
+    "direct_logit_attribution": "labkit.lens.direct_attribution",
+    "DirectAttribution": "labkit.lens.direct_attribution",
+    "patch": "labkit.patching.patch",
+    "PairRuns": "labkit.patching.pair_runs",
+    "PatchJob": "labkit.patching.patch",
+    "PatchGrid": "labkit.patching.grid",
+    "logit_lens": "labkit.lens.logit_lens",
+    "LogitLens": "labkit.lens.logit_lens",
+    "open_lens": "labkit.lens.logit_lens",
+    "steering_vector": "labkit.steering",
+    "SteeringVector": "labkit.steering",
+    "open_steering_vector": "labkit.steering",
+    "open_grid": "labkit.patching.saved_grid",
+    "controls": "labkit.sanity.checks",
+    "ControlsJob": "labkit.sanity.checks",
+    "Controls": "labkit.sanity.report",
+    "task": "labkit.datasets.tasks",
+    "tasks": "labkit.datasets.tasks",
+    "Task": "labkit.datasets.tasks",
+    "PromptPair": "labkit.datasets.tasks",
+    "sweep": "labkit.sweeps.sweep",
+    "open_sweep": "labkit.sweeps.sweep",
+    "Sweep": "labkit.sweeps.result",
+    "path_patch": "labkit.patching.paths",
+    "PathGrid": "labkit.patching.path_grid",
+    "edge_attribution": "labkit.circuits.edge_attribution",
+    "EdgeScores": "labkit.circuits.scores",
+    "open_edges": "labkit.circuits.scores",
+    "Circuit": "labkit.circuits.circuit",
+    "Faithfulness": "labkit.circuits.circuit",
+    "PromptLab": "labkit.widgets.prompt_lab.lab",
+    "AttentionView": "labkit.widgets.attention_view.view",
+    "PatchLab": "labkit.widgets.patch_lab.lab",
+    "LensView": "labkit.widgets.lens_view.view",
     "SteerLab": "labkit.widgets.steer_lab",
-    "TokenStrip": "labkit.widgets.token_strip",
-    "BranchTree": "labkit.widgets.branch_tree",
-    "Heatmap": "labkit.widgets.heatmap",
-    "HeadGrid": "labkit.widgets.head_grid",
+    "TokenStrip": "labkit.widgets.blocks.token_strip",
+    "BranchTree": "labkit.widgets.blocks.branch_tree",
+    "Heatmap": "labkit.widgets.blocks.heatmap",
+    "HeadGrid": "labkit.widgets.blocks.head_grid",
     "CircuitView": "labkit.widgets.circuit_view",
 }
 

@@ -78,13 +78,13 @@ def _root() -> list[str]:
 
 
 def _pull(name: str | None, *, bits: int | None) -> int:
-    from labkit.models import packaged
     from labkit.models.errors import LoadError
+    from labkit.models.sources import default_model as packaged
 
     if name is None and bits in (None, 4) and packaged.default_is_ready():
         print(f"{packaged.NAME} is ready")
         return 0
-    from labkit.models.load import load
+    from labkit.language_model import load
 
     try:
         model = load(name, bits=bits)
@@ -134,11 +134,11 @@ def _doctor() -> int:
         return 1
     import torch
 
-    from labkit.models import packaged
-    from labkit.models.checkpoint import cache_folder
+    from labkit.models.cache import cache_folder
     from labkit.models.load import compute_dtype
     from labkit.models.memory import available, in_words
     from labkit.models.processors import free, threads_for, usable
+    from labkit.models.sources import default_model as packaged
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else "no CUDA GPU"

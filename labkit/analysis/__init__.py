@@ -1,1 +1,1 @@
-"""What can be computed from runs: patching, attention patterns, metrics."""
+"""Moved to rooms of their own (`labkit.patching`, `labkit.lens`, ...); here for notebooks of version 0.1."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from labkit.course.checks import CLEAN, CORRUPT, Verdict, a_head, exercise, logit_diff
+from labkit.patching.cell_report import together
+from labkit.patching.patch import PatchJob, patch
+from labkit.text.pair import align
 
 if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+    from labkit.language_model import LanguageModel
 
 
 @exercise("04.1")
 def _layer_of_the_move(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.patching import patch
-
     last = len(lm.tokens(CLEAN)) - 1
     grid = patch(lm, CLEAN, CORRUPT, " Mary", " John", positions=[9, last], progress=False)
     at_name, at_end = grid.normalized.T
@@ -27,8 +28,6 @@ def _layer_of_the_move(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("04.3")
 def _a_pair_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.tokens import align
-
     clean, corrupt, right, wrong = answer
     if clean in (CLEAN, CORRUPT):
         return Verdict(False, "That is the pair of this notebook. Make another one.")
@@ -42,9 +41,6 @@ def _a_pair_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("04.2")
 def _heads_together(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.inspect import together
-    from labkit.analysis.patching import PatchJob
-
     heads = [a_head(head, lm) for head in answer]
     if len(set(heads)) > 6:
         return Verdict(False, f"Those are {len(set(heads))} heads; six at most.")

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labkit.attention_maps.head_scores import repeated_tokens
+from labkit.attention_maps.patterns import attention
 from labkit.course.checks import CLEAN, Verdict, a_head, exercise, logit_diff
 
 if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+    from labkit.language_model import LanguageModel
 
 
 @exercise("03.1")
@@ -24,9 +26,6 @@ def _previous_token_head(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("03.2")
 def _induction_head(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.attention import attention
-    from labkit.analysis.head_scores import repeated_tokens
-
     layer, head = a_head(answer, lm)
     pattern = attention(lm, repeated_tokens(lm, length=20, seed=7)).pattern(layer, head)
     length = len(pattern)

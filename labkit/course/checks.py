@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+    from labkit.language_model import LanguageModel
 
 
 class Verdict(NamedTuple):
@@ -76,7 +76,7 @@ def a_head(answer: Any, lm: LanguageModel) -> tuple[int, int]:
 
 
 def logit_diff(lm: LanguageModel, prompt: str, answer: str, foil: str, **run: Any) -> float:
-    from labkit.tokens import single_token
+    from labkit.text.encode import single_token
 
     ids = lm.encode(prompt)
     logits = lm.run(ids, **run).logits[0, -1].float()

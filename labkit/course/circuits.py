@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from labkit.circuits.circuit import Circuit
 from labkit.course.checks import CLEAN, CORRUPT, Verdict, a_head, exercise
+from labkit.patching.paths import path_patch
 
 if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+    from labkit.language_model import LanguageModel
 
 FRESH = [  # pairs that the notebook does not use
     (
@@ -27,8 +29,6 @@ FRESH = [  # pairs that the notebook does not use
 
 @exercise("05.1")
 def _a_head_that_speaks_against(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.path_patching import path_patch
-
     layer, head = a_head(answer, lm)
     path = path_patch(lm, CLEAN, CORRUPT, " Mary", " John", senders=[f"z.{layer}.{head}"], progress=False)
     effect = float(path.normalized[0, head])
@@ -41,8 +41,6 @@ def _a_head_that_speaks_against(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("05.2")
 def _which_input_matters(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.path_patching import path_patch
-
     if answer not in ("q", "k", "v"):
         return Verdict(False, "The answer is 'q', 'k' or 'v'.")
     moved = {}
@@ -60,8 +58,6 @@ def _which_input_matters(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("05.3")
 def _a_circuit_that_holds_elsewhere(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.circuit import Circuit
-
     if not isinstance(answer, Circuit):
         return Verdict(False, "Hand in a circuit, such as edges.circuit(500).")
     every = int(answer.wiring.exists.sum())

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.course.checks import CLEAN, Verdict, a_head, exercise
+from labkit.lens.direct_attribution import direct_logit_attribution
+from labkit.lens.logit_lens import logit_lens
 
 if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+    from labkit.language_model import LanguageModel
 
 TOWER = "The Eiffel Tower is in the city of"
 
 
 @exercise("02.1")
 def _where_paris_comes_first(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.lens import logit_lens
-
     ranks = logit_lens(lm, TOWER, follow=" Paris", positions=[-1]).ranks[0, :, 0]
     layer = int(answer)
     if not 0 <= layer < lm.n_layers:
@@ -31,8 +31,6 @@ def _where_paris_comes_first(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("02.2")
 def _attention_that_says_mary(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.lens import logit_lens
-
     lens = logit_lens(lm, CLEAN, site="attn_out", follow=" Mary", positions=[-1])
     row, _ = lens.place(int(answer))
     rank, top = int(lens.ranks[0, row, 0]), lens.top(int(answer))[0][0]
@@ -42,8 +40,6 @@ def _attention_that_says_mary(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("02.3")
 def _head_against_the_answer(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.direct_attribution import direct_logit_attribution
-
     layer, head = a_head(answer, lm)
     share = float(direct_logit_attribution(lm, CLEAN, " Mary", " John").heads[layer, head])
     if np.isnan(share):

@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from labkit.course.checks import Verdict, exercise
+from labkit.generation.score import score
 
 if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+    from labkit.language_model import LanguageModel
 
 BRANCHING = "Once upon a time"  # the prompt of exercise 01.3
 
@@ -25,8 +26,6 @@ def _paris(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("01.2")
 def _easy_text(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.scoring import score
-
     words = str(answer).split()
     if len(words) < 10:
         return Verdict(False, f"That is {len(words)} words; at least ten.")

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.course.checks import Verdict, exercise
+from labkit.datasets.tasks import task
+from labkit.patching.patch import patch
+from labkit.sweeps.sweep import sweep
 
 if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+    from labkit.language_model import LanguageModel
 
 LAYERS, PAIRS = range(15, 27), 40  # what the notebook sweeps over
 
 
 @exercise("10.1")
 def _a_pair_that_misleads(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.patching import patch
-
     if not (isinstance(answer, tuple | list) and len(answer) == 4):
         return Verdict(False, "A pair is (clean, corrupt, answer, foil), such as pairs[0].")
     grid = patch(lm, *answer, site="z", layers=LAYERS, progress=False)
@@ -52,8 +53,5 @@ def _strongest(normalized: np.ndarray) -> tuple[int, int]:
 @lru_cache(maxsize=1)
 def _usual(lm: LanguageModel) -> tuple[int, int]:
     """The strongest head on average over a few pairs of the task."""
-    from labkit.analysis.sweep import sweep
-    from labkit.analysis.tasks import task
-
     pairs = task("indirect object").pairs(lm, n=12)
     return _strongest(sweep(lm, pairs, site="z", layers=LAYERS, progress=False).normalized)

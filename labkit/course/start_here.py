@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from labkit.course.checks import Verdict, exercise
+from labkit.models.catalog import models
 
 if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+    from labkit.language_model import LanguageModel
 
 
 @exercise("00.1")
@@ -30,8 +31,6 @@ def _largest_part(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("00.3")
 def _largest_with_open_data(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.models.catalog import models
-
     known = {model.id: model for model in models()}
     if answer not in known:
         return Verdict(False, "That is no id in lk.catalog(); it looks like 'maker/model'.")

@@ -7,10 +7,11 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from labkit.course.checks import Verdict, exercise
-from labkit.tokens import single_token
+from labkit.steering import steering_vector
+from labkit.text.encode import single_token
 
 if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+    from labkit.language_model import LanguageModel
 
 LAYER = 18
 POSITIVE = [
@@ -51,8 +52,6 @@ def cost(lm: LanguageModel, text: str = PLAIN) -> float:
 
 
 def _shift(lm: LanguageModel, layer: int) -> float:
-    from labkit.analysis.steering import steering_vector
-
     with lm.steer(steering_vector(lm, POSITIVE, NEGATIVE, layer)):
         return mood(lm)
 
@@ -71,8 +70,6 @@ def _a_layer_that_steers(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("06.2")
 def _a_strength_that_costs_little(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.steering import steering_vector
-
     vector = steering_vector(lm, POSITIVE, NEGATIVE, LAYER)
     found = []
     for block in (nullcontext(), lm.steer(vector, float(answer))):
@@ -87,8 +84,6 @@ def _a_strength_that_costs_little(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("06.3")
 def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
-    from labkit.analysis.steering import steering_vector
-
     positive, negative = ([str(text) for text in side] for side in _two(answer))
     if set(positive) & set(POSITIVE) or set(negative) & set(NEGATIVE):
         return Verdict(False, "Those are the pairs of this notebook. Make others, about something else.")

@@ -1,1 +1,1 @@
-"""Getting an open model into memory."""
+"""From a name to a model in memory."""

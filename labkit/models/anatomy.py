@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from labkit.models.compiled import HIDDEN, original, plain_name
-from labkit.models.offload import runs_on
+from labkit.models.devices import runs_on
 from labkit.models.weights import is_linear, size_of
 
 

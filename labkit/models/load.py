@@ -1,4 +1,4 @@
-"""load() and wrap(): from a name to a model in memory.
+"""From a name to a model in memory.
 
 The order is: where does it come from, what kind of model is it, will it fit; only then are weights read. Weights are
 safetensors or GGUF, never pickles.
@@ -7,65 +7,51 @@ safetensors or GGUF, never pickles.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from labkit.models import fast, packaged, stored, text_part
+from labkit.models import unpacked_layers as fast
 from labkit.models.catalog import that_fit
-from labkit.models.errors import LoadError, ModelNotFound, NotADecoder, NotEnoughMemory, told
-from labkit.models.experts import register
-from labkit.models.language_model import LanguageModel
+from labkit.models.errors import LoadError, ModelNotFound, NotADecoder, NotEnoughMemory
+from labkit.models.handle import Model
+from labkit.models.hub_errors import explained
 from labkit.models.memory import available, empty_model, in_words, predict
+from labkit.models.packed_experts import register
 from labkit.models.processors import shared
-from labkit.models.quantise import has_experts, quantisation_config
-from labkit.models.read import Plan, read
-from labkit.models.tensors import adapter_alone, check_folder, check_tokenizer
+from labkit.models.quantisation import has_experts, quantisation_config
+from labkit.models.quiet import quiet
+from labkit.models.sources import default_model as packaged
+from labkit.models.sources import stored, text_part
+from labkit.models.sources.read import Plan, read
+from labkit.models.sources.tensors import adapter_alone, check_folder, check_tokenizer
 from labkit.models.unwrapped import adapters_of, unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+M = TypeVar("M", bound=Model)
+
 BITS = (4, 8, 16, 32)
 
 
 @shared()
-def load(
-    name: str | os.PathLike[str] | None = None,
+def loaded(
+    kind: type[M],
+    name: str | os.PathLike[str] | None,
     *,
-    bits: int | None = None,
-    revision: str | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    trust_remote_code: bool = False,
-    progress: bool = True,
-) -> LanguageModel:
-    """Load an open model, with 4-bit weights unless told otherwise.
-
-    Args:
-        name: a hub id, a local folder, a `.gguf` file, or nothing for the default model, SmolLM2-135M-Instruct.
-        bits: 4 (NF4 with double quantisation, Dettmers et al. 2023), 8 (LLM.int8, Dettmers et al. 2022), 16 or 32.
-            Without it 4, or what a pre-quantised checkpoint has; FP8 and MXFP4 (DeepSeek-V3, gpt-oss) are then
-            dequantised to 16, with the numbers of the file.
-        revision: a branch, tag or commit of the hub.
-        device: `cuda`, `cuda:1`, `mps`, `cpu`, or `auto` to spread over all GPUs, and in 16 and 32 bits what they have
-            no room for over the CPU and the disk; without it the best there is.
-        dtype: what to compute in, such as `"float32"`; without it as `compute_dtype` says. With 4 and 8 bits embeddings
-            stay in 16 bits whatever is computed in.
-        trust_remote_code: run Python code that comes with the model. Off unless you read that code.
-        progress: show progress bars.
-
-    Raises:
-        LoadError: one of `labkit.models.errors`, with what to do.
-        ValueError: bits or a dtype that do not exist, or bits that contradict the checkpoint.
-    """
+    bits: int | None,
+    revision: str | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str | None,
+    trust_remote_code: bool,
+    progress: bool,
+) -> M:
+    """A model of this kind, read from where its name says; see `labkit.load`."""
     if bits is not None and bits not in BITS:
         raise ValueError(f"bits is 4, 8, 16 or 32; got {bits!r}")
     asked = _dtype(dtype)
@@ -73,7 +59,7 @@ def load(
     folder, label, pinned = _source(name, bits=bits or 4, progress=progress)
     source = str(folder or name)
     ours = folder is not None and not same_place(folder, name)
-    with told(label), quiet(progress=progress), torch.inference_mode(False):
+    with explained(label), quiet(progress=progress), torch.inference_mode(False):
         if folder is not None and not ours:
             check_folder(folder)
         whole = _config(source, revision=revision, trust_remote_code=trust_remote_code)
@@ -115,20 +101,12 @@ def load(
         if form is not None and stored.of(hf.config) is None:  # transformers has dequantised it
             bits = bits if form.way == "expanded" else torch.finfo(dtype).bits
     commit = pinned or getattr(whole, "_commit_hash", None) or _commit(source, revision) or revision
-    return LanguageModel(hf, tokenizer, name=label, revision=commit, bits=bits, asked_dtype=asked)
+    code = _load_code(label, bits=bits, dtype=asked, revision=commit)
+    return kind(hf, tokenizer, name=label, revision=commit, bits=bits, load_code=code)
 
 
-def wrap(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
-    """Look into a transformers model that is in memory already. The model itself is not changed.
-
-    Of a model that takes images or sound as well its text part is looked into, which shares its weights. A compiled
-    model is looked into uncompiled, and one with adapters (LoRA and others of PEFT) as if they were merged.
-
-    Raises:
-        NotADecoder: it is not a decoder-only language model.
-        TypeError: it is no transformers model, nor one around which `torch.compile` or PEFT put something.
-        ValueError: an adapter that changes more than the model's layers.
-    """
+def wrapped(kind: type[M], hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> M:
+    """A model of this kind around one of transformers; see `labkit.wrap`."""
     hf = unwrapped(hf)
     name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
     form = stored.of(hf.config)
@@ -137,7 +115,20 @@ def wrap(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageMod
     bits = (form and form.bits) or torch.finfo(hf.get_input_embeddings().weight.dtype).bits
     if adapters := adapters_of(hf):
         name = f"{name} + {', '.join(adapters)}"  # another model than the one of that name alone
-    return LanguageModel(hf, tokenizer, name=name, revision=getattr(hf.config, "_commit_hash", None), bits=bits)
+    revision = getattr(hf.config, "_commit_hash", None)
+    code = _load_code(name, bits=bits, dtype=None, revision=revision)
+    return kind(hf, tokenizer, name=name, revision=revision, bits=bits, load_code=code)
+
+
+def _load_code(name: str, *, bits: int, dtype: torch.dtype | None, revision: str | None) -> str:
+    """The Python that loads a model again."""
+    told = [] if name == packaged.NAME else [repr(name)]
+    told.append(f"bits={bits}")
+    if dtype is not None:
+        told.append(f"dtype={str(dtype).removeprefix('torch.')!r}")
+    if revision and name != packaged.NAME:
+        told.append(f"revision={revision!r}")
+    return f"lm = lk.load({', '.join(told)})"
 
 
 # -- where from -----------------------------------------------------------------------------------------------------
@@ -230,8 +221,8 @@ def _check_decoder(config: Any, name: str) -> None:
 def compute_dtype(device: str, bits: int) -> torch.dtype:
     """What to compute in: float32 for 32 bits; else bfloat16 on every CPU, float16 on older GPUs and Apple's.
 
-    A CPU without units for bfloat16 multiplies in float32 and rounds (`models.product`), so a model has one size and
-    gives the same numbers, up to the order of summation, on all of them.
+    A CPU without units for bfloat16 multiplies in float32 and rounds (`models.bf16_matmul`), so a model has one size
+    and gives the same numbers, up to the order of summation, on all of them.
     """
     if bits == 32:
         return torch.float32
@@ -338,42 +329,3 @@ def _tokenizer(source: str, label: str, *, revision: str | None, trust_remote_co
             f"the tokenizer of {label} cannot be read: {reason}. Fetch its files again (tokenizer.json, "
             "tokenizer_config.json), or load the model with transformers and call lk.wrap(model, tokenizer)"
         ) from error
-
-
-# -- noise ----------------------------------------------------------------------------------------------------------
-
-
-class _Drop(logging.Filter):
-    """Drop messages that call for nothing.
-
-    Two of bitsandbytes: an optional kernel, and a cast at every 8-bit layer. One of transformers: a table of tensors
-    without a place, about which `models.whole` says what there is to say.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = str(record.msg)
-        known = text.startswith(("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast"))
-        return not known and "LOAD REPORT" not in text
-
-
-_DROP = _Drop()
-
-
-@contextmanager
-def quiet(*, progress: bool = False) -> Iterator[None]:
-    """transformers' own bars only where progress is wanted; some known messages never."""
-    from transformers.utils import logging as transformers_logging
-
-    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-        logging.getLogger(name).addFilter(_DROP)
-    reports, drop = logging.getLogger("transformers.modeling_utils"), _Drop()  # only meanwhile
-    reports.addFilter(drop)
-    shown = transformers_logging.is_progress_bar_enabled()
-    if not progress:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        reports.removeFilter(drop)
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from labkit.models.anatomy import Anatomy
 from labkit.models.container import memory_left, memory_limit
-from labkit.models.experts import fused
-from labkit.models.quantise import kept_layers
+from labkit.models.packed_experts import fused
+from labkit.models.quantisation import kept_layers
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel
 
-    from labkit.models.language_model import LanguageModel
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight in NF4 with double quantisation: half a byte, an 8-bit scale for 64 weights, and a float32 for 256 of
@@ -62,11 +62,10 @@ class MemoryReport:
         return "\n".join(lines)
 
 
-def measure(lm: LanguageModel) -> MemoryReport:
-    """Where the bytes of a model are."""
-    hf: Any = lm.hf
+def measure(hf: Any, anatomy: Anatomy, *, kept: int = 0) -> MemoryReport:
+    """Where the bytes of a model are; `kept` are bytes of weights that are kept unpacked beside it."""
     owners: dict[nn.Module, str] = {}
-    for block in lm.anatomy.blocks:
+    for block in anatomy.blocks:
         owners |= dict.fromkeys(block.module.modules(), "norms and the rest")
         for part, name in ((block.attention, "attention"), (block.mlp, "MLP")):
             owners |= dict.fromkeys(part.modules() if part is not None else (), name)
@@ -74,7 +73,11 @@ def measure(lm: LanguageModel) -> MemoryReport:
     parts = dict.fromkeys(["embedding", "attention", "MLP", "norms and the rest", "unembedding"], 0)
     seen: set[int] = set()
     away = 0
-    tied = hf.get_output_embeddings() if getattr(lm.config, "tie_word_embeddings", False) else None
+    tied = (
+        hf.get_output_embeddings()
+        if getattr(hf.config.get_text_config(decoder=True), "tie_word_embeddings", False)
+        else None
+    )
     for module in hf.modules():
         for tensor in _tensors(module):
             meta = tensor.device.type == "meta"
@@ -88,7 +91,7 @@ def measure(lm: LanguageModel) -> MemoryReport:
     if not parts["unembedding"]:
         del parts["unembedding"]
         parts = {"embedding (and unembedding, shared)" if k == "embedding" else k: v for k, v in parts.items()}
-    return MemoryReport(parts, away, lm.fast.size)
+    return MemoryReport(parts, away, kept)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

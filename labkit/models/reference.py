@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+    from labkit.models.handle import Model
 
 _keys: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _alive: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -38,7 +38,7 @@ class AbsentModel:
 class _Reference:
     """Stands for a model in what is copied or pickled."""
 
-    def __init__(self, lm: LanguageModel | AbsentModel) -> None:
+    def __init__(self, lm: Model | AbsentModel) -> None:
         self.lm = lm
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:

@@ -13,18 +13,15 @@ from collections.abc import Collection
 from copy import copy
 from difflib import get_close_matches
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from labkit.models.compiled import plain_name
-from labkit.models.experts import PackedExperts
-from labkit.models.narrow import NarrowLinear
-from labkit.models.offload import is_away, present, runs_on
-
-if TYPE_CHECKING:
-    from labkit.models.language_model import LanguageModel
+from labkit.models.devices import is_away, present, runs_on
+from labkit.models.narrow_embeddings import NarrowLinear
+from labkit.models.packed_experts import PackedExperts
 
 
 def bias_of(layer: Any) -> torch.Tensor | None:
@@ -89,7 +86,9 @@ def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
     if is_away(layer):
         with present(layer):
             return weight_of(layer, dtype=dtype)
-    if (lent := layer.__dict__.get("unpacked")) is not None and (kept := lent()) is not None:  # `models.fast` has it
+    if (lent := layer.__dict__.get("unpacked")) is not None and (
+        kept := lent()
+    ) is not None:  # `models.unpacked_layers` has it
         return kept.to(dtype)
     if list(layer.children()):  # an adapter and the layer in it
         with torch.no_grad():
@@ -138,38 +137,27 @@ def _repacked(packed: torch.Tensor, state: Any) -> torch.Tensor:
     return weight.mul_(state.absmax.T.unsqueeze(-1)).view(out, width)
 
 
-def named(lm: LanguageModel, name: str, layer: int, *, expert: int | None = None, dtype: torch.dtype) -> torch.Tensor:
-    """A matrix of one layer by the name that the architecture gives it, dequantised; a copy of it alone.
-
-    Args:
-        lm: the model, in any bits.
-        name: the end of its name in the layer: `o_proj`, `mlp.down_proj`, `experts.gate_up_proj`.
-        layer: counted from 0, or from the end if negative.
-        expert: which one of a mixture; without it all of them, (expert, out, in).
-        dtype: of the copy.
-
-    Returns:
-        (out, in): `x @ weight.T` is what the layer does to x, less its bias.
-
-    Raises:
-        ValueError: no such layer, name or expert, or several matrices of that name; the message lists the names.
-    """
-    if not -lm.n_layers <= layer < lm.n_layers:
-        raise ValueError(f"layer {layer} is out of range; {lm.name} has layers 0 to {lm.n_layers - 1}")
-    matrices = _matrices(lm.anatomy.blocks[layer].module, lm.anatomy.adapted)
+def named(
+    block: nn.Module,
+    name: str,
+    where: str,
+    adapted: Collection[nn.Module],
+    expert: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """A matrix of one layer by the end of its name; see `Model.weight`. `where` is what errors call the layer."""
+    matrices = _matrices(block, adapted)
     found = [full for full in matrices if full == name or full.endswith(f".{name}")]
     if len(found) > 1:
-        raise ValueError(
-            f"layer {layer} of {lm.name} has several weights named {name!r}: {', '.join(found)}. Give one of these"
-        )
+        raise ValueError(f"{where} has several weights named {name!r}: {', '.join(found)}. Give one of these")
     if not found:
         parts = sorted({part for full in matrices for part in (full, full.split(".")[-1])})
         near = get_close_matches(name, parts, 1)
         hint = f". Did you mean {near[0]!r}?" if near else ""
         has = f"it has {', '.join(matrices)}" if matrices else "it has none that is a matrix"
-        raise ValueError(f"layer {layer} of {lm.name} has no weight named {name!r}; {has}{hint}")
+        raise ValueError(f"{where} has no weight named {name!r}; {has}{hint}")
     owner, own = matrices[found[0]]
-    with lm.busy(), present(owner):
+    with present(owner):
         matrix = getattr(owner, own) if own else owner
         if isinstance(matrix, nn.Module) and not isinstance(matrix, PackedExperts):
             if expert is not None:

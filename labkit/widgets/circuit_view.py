@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import traitlets as t
 
-from labkit.analysis.wiring import is_mlp, layer_of
-from labkit.widgets.block import Array, Block, module, style
-from labkit.widgets.picture import image, xml
-from labkit.widgets.scales import colour
-from labkit.widgets.snapshot import card, note
+from labkit.circuits.graph import is_mlp, layer_of
+from labkit.widgets.base.block import Array, Block, module, style
+from labkit.widgets.base.colour_scales import colour
+from labkit.widgets.base.picture import image, xml
+from labkit.widgets.base.snapshot import card, note
 
 if TYPE_CHECKING:
-    from labkit.analysis.circuit import Circuit
+    from labkit.circuits.circuit import Circuit
 
 MOST = 1500  # edges that are drawn; the strongest of more
 _WIDE, _ROW, _TALL = 640, 26, 17  # of the saved picture: its width, from layer to layer, and a node's height

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 import traitlets as t
 
-from labkit.analysis.steering import SteeringVector, steering_vector
-from labkit.prompts import asked, imports_of, written
-from labkit.widgets.given_prompt import GivenPrompt, share_prompt
-from labkit.widgets.prompt_box import PromptBox
-from labkit.widgets.snapshot import card, note
-from labkit.widgets.token_strip import TokenStrip
-from labkit.widgets.tool import FRAME, Tool, row, special
+from labkit.steering import SteeringVector, steering_vector
+from labkit.text.prompts import asked, imports_of, written
+from labkit.widgets.base.snapshot import card, note
+from labkit.widgets.base.tool import FRAME, Tool, row, special
+from labkit.widgets.blocks.given_prompt import GivenPrompt, share_prompt
+from labkit.widgets.blocks.prompt_box import PromptBox
+from labkit.widgets.blocks.token_strip import TokenStrip
 
 if TYPE_CHECKING:
-    from labkit.generation import GeneratedToken, Generation
-    from labkit.models.language_model import LanguageModel, Prompt
+    from labkit.generation.generate import GeneratedToken, Generation
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
 
 # Pairs that differ in one thing, and end in it.
 POSITIVE = (
@@ -90,7 +91,7 @@ class SteerLab(Tool):
         self._layer = widgets.IntSlider(description="after layer", min=0, max=lm.n_layers - 1, continuous_update=False)
         self._strength = widgets.FloatSlider(
             description="strength", min=-REACH, max=REACH, step=0.1, readout_format="+.1f",
-            continuous_update=self.desk.background,
+            continuous_update=self.queue.background,
         )  # fmt: skip
         self._control = widgets.Checkbox(description="random instead", indent=False)
         self._most = widgets.BoundedIntText(description="max tokens", min=1, max=lm.context or 100_000)
@@ -136,13 +137,13 @@ class SteerLab(Tool):
             self._widen(change["new"])
 
     def _changed(self, _change: Any) -> None:
-        if self.before is not None or self.desk.busy:
+        if self.before is not None or self.queue.busy:
             self.start()
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._ask(self._steer)
+        self.do(self._steer)
 
     def run(self, timeout: float | None = None) -> tuple[Generation, Generation]:
         """Write both texts, and wait until they are there. Raises what `wait` raises."""
@@ -186,7 +187,7 @@ class SteerLab(Tool):
 
     def _overtaken(self, stop: threading.Event) -> bool:
         """Has a newer request come? Then what this one has is not worth showing."""
-        return stop.is_set() and self.desk.last is not None and self.desk.last.stop is not stop
+        return stop.is_set() and self.queue.last is not None and self.queue.last.stop is not stop
 
     def _kept(self, name: str, made_from: Any, make: Callable[[], Any]) -> Any:
         """What was made last, if it was made from the same; else made now."""

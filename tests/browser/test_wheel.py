@@ -59,7 +59,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     share = Path(sys.prefix) / "share" / "jupyter"
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LABKIT_NOTEBOOKS")}
     cache = subprocess.check_output(
-        [sys.executable, "-c", "from labkit.models.checkpoint import cache_folder as f; print(f())"], text=True
+        [sys.executable, "-c", "from labkit.models.cache import cache_folder as f; print(f())"], text=True
     )
     environment |= {
         "HOME": str(home), "LABKIT_CACHE": cache.strip(), "JUPYTER_PATH": str(share),

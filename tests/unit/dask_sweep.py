@@ -9,7 +9,7 @@ import sys
 from distributed import Client, LocalCluster
 
 import labkit as lk
-from labkit.analysis import tasks
+from labkit.datasets import tasks
 
 SITE = {"site": "resid_pre", "layers": [4, 24], "positions": [-5, -1]}
 

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import labkit as lk
-from labkit.analysis import task_words
-from labkit.tokens import single_token, word_for
+from labkit.datasets import words as task_words
+from labkit.text.encode import single_token, word_for
 
 NAMES = task_words.NAMES[:12]
 TEXT = [

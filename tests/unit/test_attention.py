@@ -8,9 +8,9 @@ import torch
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
-from labkit.analysis.attention import AttentionPatterns
-from labkit.analysis.head_scores import SCORES, Tally, repeated_tokens
-from labkit.analysis.weighting import without_sink
+from labkit.attention_maps.head_scores import SCORES, Tally, repeated_tokens
+from labkit.attention_maps.patterns import AttentionPatterns
+from labkit.attention_maps.weighting import without_sink
 
 LONG = "The weather was fine, and everybody in the village was out on the green. " * 6
 
@@ -35,8 +35,8 @@ def test_patterns_equal_those_of_eager_attention(lm32):
 def test_small_blocks_and_no_room_to_keep_anything_change_no_pattern(lm32, monkeypatch):
     whole = lk.attention(lm32, LONG)
     small = whole.survey(size=10)
-    monkeypatch.setattr("labkit.analysis.attention.BLOCK", 1e5)
-    monkeypatch.setattr("labkit.analysis.attention.KEEP", 1)
+    monkeypatch.setattr("labkit.attention_maps.patterns.BLOCK", 1e5)
+    monkeypatch.setattr("labkit.attention_maps.patterns.KEEP", 1)
     cut = lk.attention(lm32, LONG)
     np.testing.assert_allclose(cut.survey(size=10), small, atol=1)  # of 255
     assert not cut._calls

@@ -11,11 +11,11 @@ import traitlets
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
-from labkit.analysis.head_scores import SCORES
-from labkit.analysis.weighting import without_sink
-from labkit.widgets.attention_view import thumbnail_side
-from labkit.widgets.head_finder import ranks
-from labkit.widgets.head_picture import as_bytes, pooled
+from labkit.attention_maps.head_scores import SCORES
+from labkit.attention_maps.weighting import without_sink
+from labkit.widgets.attention_view.head_finder import ranks
+from labkit.widgets.attention_view.view import thumbnail_side
+from labkit.widgets.blocks.head_picture import as_bytes, pooled
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import labkit
-from labkit.models.checkpoint import entry
+from labkit.models.cache import entry
 from labkit.models.errors import CacheUnusable, LoadError
 
 root = pytest.mark.skipif(
@@ -80,7 +80,7 @@ def test_a_file_in_the_place_of_the_cache_is_told(tmp_path, monkeypatch):
 
 ANOTHER = """
 import os
-from labkit.models.checkpoint import entry
+from labkit.models.cache import entry
 from labkit.models.errors import CacheUnusable
 os.setgid(65534), os.setuid(65534)  # once all is imported that may lie where others cannot read
 def build(part):

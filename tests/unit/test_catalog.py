@@ -6,7 +6,7 @@ import pytest
 
 import labkit as lk
 from labkit.models import catalog as rooms
-from labkit.models.packaged import NAME
+from labkit.models.sources.default_model import NAME
 
 ENTRIES = list(rooms._entries(json.loads(rooms.DATA.read_text())))
 

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import labkit as lk
-from labkit.chat import GEMMA, LLAMA_2
-from labkit.tokens import bytes_of
+from labkit.text.chat import GEMMA, LLAMA_2
+from labkit.text.tokens import bytes_of
 
 DEFAULT = "You are a helpful AI assistant named Bot"
 MARKS = [

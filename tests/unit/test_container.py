@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 import labkit as lk
-from labkit.analysis.batching import free_memory, tokens_at_once
+from labkit.engine.batching import free_memory, tokens_at_once
 from labkit.models.container import memory_left, memory_limit, processor_quota
 from labkit.models.errors import NotEnoughMemory
 from labkit.models.memory import available, installed

@@ -5,7 +5,7 @@ import pytest
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
-from labkit.analysis.statistics import rank_correlation
+from labkit.results.bootstrap import rank_correlation
 
 PAIR = (CLEAN, CORRUPT, " Mary", " John")
 

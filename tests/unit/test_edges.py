@@ -12,9 +12,9 @@ from pair import CLEAN, CORRUPT
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import labkit as lk
-from labkit.analysis.circuit import patched
-from labkit.analysis.edges import prepared
-from labkit.analysis.wiring import Wiring
+from labkit.circuits.circuit import patched
+from labkit.circuits.graph import Wiring
+from labkit.circuits.prepare import prepared
 
 PAIR = (IDS, CORRUPT_IDS, ANSWER, FOIL)
 REAL = (CLEAN, CORRUPT, " Mary", " John")
@@ -155,8 +155,8 @@ def test_edges_lead_only_to_what_comes_after():
     assert not edge("mlp_out.0", "q.0.1")
     assert edge("mlp_out.1", "logits")
     assert wiring.leads_to("k.1.1") == ["z.1.2", "z.1.3"]
-    assert [wiring.senders[wiring.spoken_in(1)][n] for n in (0, -1)] == ["z.1.0", "mlp_out.1"]
-    assert [wiring.receivers[wiring.heard_in(1)][n] for n in (0, -1)] == ["q.1.0", "mlp_in.1"]
+    assert [wiring.senders[wiring.senders_of_layer(1)][n] for n in (0, -1)] == ["z.1.0", "mlp_out.1"]
+    assert [wiring.receivers[wiring.receivers_of_layer(1)][n] for n in (0, -1)] == ["q.1.0", "mlp_in.1"]
 
 
 def test_pruning_leaves_paths_from_the_embedding_to_the_logits():

@@ -10,9 +10,10 @@ from pair import CLEAN, CORRUPT
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import labkit as lk
-from labkit.models import fast, load
-from labkit.models.fast import by_onednn, mkl_is_slow
-from labkit.models.product import FEW, has_bfloat16, linear
+from labkit.models import load
+from labkit.models import unpacked_layers as fast
+from labkit.models.bf16_matmul import FEW, has_bfloat16, linear
+from labkit.models.unpacked_layers import mkl_is_slow
 from labkit.models.weights import weight_of
 
 MANY = 300  # tokens: more than any kernel for few of them takes
@@ -216,8 +217,8 @@ def test_gradients_go_through_kept_weights(fresh):
 @pytest.mark.parametrize("units", [True, False])
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 40])
 def test_a_bfloat16_matmul_is_rounded_once(rows, units, monkeypatch):
-    monkeypatch.setattr("labkit.models.product.has_bfloat16", lambda: units)
-    monkeypatch.setattr("labkit.models.product.CHUNK", 10_000)  # in many parts
+    monkeypatch.setattr("labkit.models.bf16_matmul.has_bfloat16", lambda: units)
+    monkeypatch.setattr("labkit.models.bf16_matmul.CHUNK", 10_000)  # in many parts
     make = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, 192, generator=make).bfloat16() for n in (rows, 333))
     bias = torch.randn(333, generator=make).bfloat16()
@@ -283,13 +284,13 @@ def test_float32_layers_go_through_onednn_where_mkl_is_slow(lm32, monkeypatch, s
     layer = projection(lm32)
     x = torch.randn(2, 150, layer.in_features, generator=torch.Generator().manual_seed(0))
     exact = x.double() @ layer.weight.detach().double().T
-    with lm32.busy(), by_onednn(lm32):
+    with lm32.busy(), lm32.for_patching():
         assert ("forward" in layer.__dict__) is slow
         out = layer(x)
         assert layer(x[:0]).shape == (0, 150, 576)
     assert "forward" not in layer.__dict__
     assert float((out.double() - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
-    with by_onednn(lm32):  # with gradients it does what it always does
+    with lm32.for_patching():  # with gradients it does what it always does
         x.requires_grad_(True)
         layer(x).sum().backward()
     assert torch.allclose(x.grad[0, 0], layer.weight.sum(0), atol=1e-5)

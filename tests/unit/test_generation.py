@@ -6,7 +6,7 @@ import pytest
 import torch
 from pair import CLEAN
 
-from labkit.tokens import TooLong
+from labkit.text.encode import TooLong
 
 
 def test_greedy_text_is_that_of_transformers(lm):

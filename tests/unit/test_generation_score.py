@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import labkit as lk
-from labkit.comparison import beside, differing, stretches
-from labkit.record import Distribution, largest
-from labkit.tokens import bytes_of, split_characters
+from labkit.generation.token_table import Distribution, largest
+from labkit.text.diff import beside, differing, stretches
+from labkit.text.tokens import bytes_of, split_characters
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n\tdef f(x):\n\t\treturn x  # 你好 😀 שלום"
 

@@ -7,7 +7,7 @@ import torch
 from pair import CLEAN
 
 import labkit as lk
-from labkit.branching import Tree
+from labkit.generation.tree import Tree
 
 STORY = "Once upon a time"
 

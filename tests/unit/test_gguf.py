@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Qwen3Mo
 
 import labkit as lk
 from labkit.models.errors import LoadError, NotEnoughMemory
-from labkit.models.experts import PackedExperts
+from labkit.models.packed_experts import PackedExperts
 
 IDS = torch.tensor([[11, 42, 7, 99, 3, 58, 120, 64]])
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}

@@ -19,8 +19,8 @@ from conformance import tokenizer
 from timed_table import Row, Table
 
 import labkit as lk
-from labkit.models.experts import PackedExperts
 from labkit.models.memory import empty_model, predict
+from labkit.models.packed_experts import PackedExperts
 
 ROOT = Path(__file__).parents[2]
 V2_LITE, QWEN = "deepseek-ai/DeepSeek-V2-Lite", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"

@@ -12,8 +12,8 @@ from conformance import ANSWER, CORRUPT, FOIL, IDS, tokenizer
 from shrink import tiny
 
 import labkit as lk
-from labkit.analysis.patching import PatchJob
-from labkit.internals.unembedding import measured_logits, unembedded
+from labkit.activations.unembedding import measured_logits, unembedded
+from labkit.patching.patch import PatchJob
 
 ENDS = {  # what each does to the product with its unembedding
     "llama": lambda x, config: x,

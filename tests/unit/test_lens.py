@@ -11,9 +11,9 @@ from pair import CLEAN
 from torch.profiler import ProfilerActivity, profile
 
 import labkit as lk
-from labkit.analysis import lens as lens_module
-from labkit.analysis import saved
-from labkit.internals.wavefront import Cancelled
+from labkit.engine.wavefront import Cancelled
+from labkit.lens import logit_lens as lens_module
+from labkit.results import file as saved
 
 EVIL = "<script>harm()</script><img src=x onerror='harm()'>"
 

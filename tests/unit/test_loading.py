@@ -13,8 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig
 
 import labkit as lk
 from labkit.models import load as loading
-from labkit.models import packaged
-from labkit.models.checkpoint import cache_folder, entry, is_whole
+from labkit.models.cache import cache_folder, entry, is_whole
 from labkit.models.errors import (
     GatedModel,
     LoadError,
@@ -26,6 +25,7 @@ from labkit.models.errors import (
     told,
 )
 from labkit.models.memory import empty_model, predict
+from labkit.models.sources import default_model as packaged
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_two_processes_at_once_make_an_entry_once(tmp_path):
     code = (
         "import json, sys, time\n"
-        "from labkit.models.checkpoint import entry\n"
+        "from labkit.models.cache import entry\n"
         "made = []\n"
         "def build(part):\n    made.append(1)\n    time.sleep(1)\n    (part / 'a').write_text('x' * 1000)\n"
         "place = entry('thing', build)\n"

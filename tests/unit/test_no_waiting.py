@@ -5,7 +5,7 @@ import torch
 from pair import CLEAN, CORRUPT
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from labkit.analysis.patching import PatchJob
+from labkit.patching.patch import PatchJob
 
 # A number that Python needs, or a shape that depends on numbers: the host waits until the device has got so far.
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "_unique2", "item"}

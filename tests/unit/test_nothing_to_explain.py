@@ -15,12 +15,13 @@ from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
-from labkit.analysis.metrics import metric_of
-from labkit.analysis.pair_runs import PairRuns
-from labkit.internals.cells import Cell
-from labkit.internals.wavefront import Lane, Wavefront
-from labkit.tokens import align, single_token
-from labkit.widgets.live_grid import effects
+from labkit.engine.cells import Cell
+from labkit.engine.wavefront import Lane, Wavefront
+from labkit.patching.metrics import metric_of
+from labkit.patching.pair_runs import PairRuns
+from labkit.text.encode import single_token
+from labkit.text.pair import align
+from labkit.widgets.patch_lab.live_grid import effects
 
 NOTHING = ("The king said that she", "The queen said that she", " the", " a")
 PAIR = (CLEAN, CORRUPT, " Mary", " John")

@@ -13,7 +13,7 @@ from conformance import ANSWER, CORRUPT, FOIL, IDS, conformance, passes, tokeniz
 from shrink import tiny
 
 import labkit as lk
-from labkit.analysis.patching import PatchJob
+from labkit.patching.patch import PatchJob
 
 TYPES = ("llama", "gpt2", "gpt_neox", "mixtral", "deepseek_v2")  # sequential, (in, out) weights, parallel, mixtures
 SITES = ("resid_pre", "mlp_out", "z", "head_out")

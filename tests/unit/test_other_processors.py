@@ -26,7 +26,7 @@ from multiprocessing import get_context
 import torch
 
 import labkit as lk
-from labkit.models import fast
+from labkit.models import unpacked_layers as fast
 
 CLEAN = {CLEAN!r}
 

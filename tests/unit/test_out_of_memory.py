@@ -9,8 +9,9 @@ import pytest
 import torch
 from pair import CLEAN, CORRUPT
 
-from labkit.analysis import batching, patching
-from labkit.analysis.patching import PatchJob
+from labkit.engine import batching
+from labkit.patching import patch as patching
+from labkit.patching.patch import PatchJob
 
 # A grid of one chunk in a process that may take little more than it has: the allocation that fails is a real one.
 SCRIPT = """
@@ -20,7 +21,8 @@ sys.path.insert(0, {zoo!r})
 from conformance import ANSWER, FOIL, tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 import labkit as lk
-from labkit.analysis import batching, patching
+from labkit.engine import batching
+from labkit.patching import patch as patching
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

@@ -21,14 +21,14 @@ from pair import CLEAN, CORRUPT
 from torch import Tensor
 
 import labkit as lk
-from labkit.analysis import patching
-from labkit.analysis.inspect import cone, inspect, together, transplant
-from labkit.analysis.pair_runs import PairRuns
-from labkit.analysis.patching import PatchJob
-from labkit.analysis.side_by_side import side_by_side
-from labkit.widgets.heatmap_picture import heatmap_picture
-from labkit.widgets.live_grid import effects
-from labkit.widgets.patch_lab import PatchLab
+from labkit.patching import patch as patching
+from labkit.patching.cell_report import cone, inspect, together, transplant
+from labkit.patching.pair_runs import PairRuns
+from labkit.patching.patch import PatchJob
+from labkit.text.alignment import side_by_side
+from labkit.widgets.blocks.heatmap_picture import heatmap_picture
+from labkit.widgets.patch_lab.lab import PatchLab
+from labkit.widgets.patch_lab.live_grid import effects
 
 Hold = Callable[[int], threading.Event]
 
@@ -208,7 +208,7 @@ def test_no_effect_is_zero_in_both_directions(lm4: lk.LanguageModel) -> None:
 def test_the_estimate_comes_first_and_exact_cells_replace_it(
     lm4: lk.LanguageModel, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labkit.widgets.live_grid.FRAME", 0.0)
+    monkeypatch.setattr("labkit.widgets.patch_lab.live_grid.FRAME", 0.0)
     lab = PatchLab(lm4)
     lab.pair.use(*PAIR)
     seen: list[tuple[int, int]] = []

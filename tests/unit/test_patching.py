@@ -10,10 +10,11 @@ import torch
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
-from labkit.analysis import joint, pair_runs, patching
-from labkit.analysis.inspect import inspect
-from labkit.analysis.joint import steps_together
-from labkit.analysis.patching import PatchJob
+from labkit.patching import joint, pair_runs
+from labkit.patching import patch as patching
+from labkit.patching.cell_report import inspect
+from labkit.patching.joint import steps_together
+from labkit.patching.patch import CHECKED, PatchJob
 
 LONG = (
     "When Mary and John went to the store, {} looked at the shelves for a while and thought about what they would need "
@@ -236,7 +237,7 @@ def test_an_interrupt_keeps_what_was_computed_and_the_next_call_works(lm, monkey
         if len(calls) == 8:
             raise KeyboardInterrupt
 
-    lm.checked.add("resid_pre")
+    CHECKED[lm].add("resid_pre")
     handle = block.register_forward_pre_hook(interrupt)
     try:
         with pytest.warns(UserWarning, match=r"interrupted: \d+ of 420 cells are in the grid"):
@@ -340,7 +341,7 @@ def test_a_failure_half_way_hands_over_what_was_computed(lm32, monkeypatch):
             raise RuntimeError("a metric of my own")
         return logits[:, 0]
 
-    lm32.checked.add("resid_pre")
+    CHECKED[lm32].add("resid_pre")
     with pytest.raises(RuntimeError, match="a metric of my own") as caught:
         lk.patch(lm32, CLEAN, CORRUPT, metric=breaks, progress=False)
     assert 270 < (~np.isnan(caught.value.grid.values)).sum() < 420

@@ -10,7 +10,8 @@ from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
-from labkit.internals.rows import Rows
+from labkit.engine.block_runner import BlockRunner
+from labkit.patching.paths import CHECKED
 
 ASKED = {"answer": " Mary", "foil": " John", "progress": False}
 TINY = {"answer": ANSWER, "foil": FOIL, "progress": False}
@@ -172,9 +173,9 @@ def test_attention_that_cannot_be_run_on_some_positions_is_run_on_all_of_them():
 def test_rows_that_disagree_with_whole_runs_are_not_trusted(monkeypatch):
     lm = loud("llama")
     right = lk.path_patch(lm, IDS, CORRUPT_IDS, **TINY)
-    lm.checked.clear()
-    block = Rows.block
-    monkeypatch.setattr(Rows, "block", lambda self, layer, x, **more: block(self, layer, 1.1 * x, **more))
+    CHECKED[lm].clear()
+    block = BlockRunner.block
+    monkeypatch.setattr(BlockRunner, "block", lambda self, layer, x, **more: block(self, layer, 1.1 * x, **more))
     with pytest.warns(UserWarning, match="where whole runs gave"):
         grid = lk.path_patch(lm, IDS, CORRUPT_IDS, **TINY)
     assert np.allclose(grid.values, right.values, atol=1e-5)

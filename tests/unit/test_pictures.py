@@ -16,14 +16,14 @@ from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 
 import labkit as lk
 import labkit.widgets
-from labkit.widgets.check_list import CheckList
-from labkit.widgets.curve import Curve
-from labkit.widgets.given_prompt import GivenPrompt
-from labkit.widgets.pair_strip import PairStrip
-from labkit.widgets.prompt_box import PromptBox
-from labkit.widgets.snapshot import Shown
-from labkit.widgets.status_line import StatusLine
-from labkit.widgets.token_bars import TokenBars
+from labkit.widgets.base.snapshot import HasSnapshot
+from labkit.widgets.base.status_line import StatusLine
+from labkit.widgets.blocks.check_list import CheckList
+from labkit.widgets.blocks.curve import Curve
+from labkit.widgets.blocks.given_prompt import GivenPrompt
+from labkit.widgets.blocks.pair_strip import PairStrip
+from labkit.widgets.blocks.prompt_box import PromptBox
+from labkit.widgets.blocks.token_bars import TokenBars
 
 EVIL = "<script>&\"'\x00\x1b\ud800</text></svg>漢字 é"
 KEPT = {"div", "span", "img", "table", "tr", "td", "th", "tbody", "details", "summary", "pre", "b", "br"}
@@ -36,11 +36,11 @@ def shown_classes() -> dict[str, type]:
     """Every widget class of labkit that people may see."""
     for module in pkgutil.iter_modules(labkit.widgets.__path__, "labkit.widgets."):
         importlib.import_module(module.name)
-    found, waiting = {}, [Shown]
+    found, waiting = {}, [HasSnapshot]
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
-        if kind.__module__.startswith("labkit.") and kind.__name__ not in ("Shown", "Block", "Tool"):
+        if kind.__module__.startswith("labkit.") and kind.__name__ not in ("HasSnapshot", "Block", "Tool"):
             found[kind.__name__] = kind
     return found
 

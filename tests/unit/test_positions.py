@@ -12,7 +12,7 @@ from conformance import IDS, tokenizer
 from shrink import tiny
 
 import labkit as lk
-from labkit.internals.sites import Site
+from labkit.activations.sites import Site
 
 LONG, SHORT = "one, two, three, four", "four, five"  # 21 and 10 tokens of one byte each
 KINDS = ("embed", "resid_pre.1", "attn_out.0", "mlp_act.1", "q.1", "k.0.1", "z.1.2", "head_out.1")

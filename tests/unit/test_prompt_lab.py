@@ -16,7 +16,7 @@ from drawn import opened
 from wire import Wire
 
 import labkit as lk
-from labkit.widgets.prompt_settings import parsed
+from labkit.widgets.prompt_lab.settings import parsed
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 EVIL = "<script>harm()</script><img src=x onerror='harm()'>"
@@ -406,7 +406,7 @@ def test_a_model_without_a_template_has_no_chat_and_beside_one_it_gets_plain_tex
     lm4: lk.LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = lk.LanguageModel(lm4.hf, lm4.tokenizer, name="base", bits=4)
-    monkeypatch.setattr("labkit.widgets.prompt_lab.template_of", lambda lm: None if lm is base else "there is one")
+    monkeypatch.setattr("labkit.widgets.prompt_lab.lab.template_of", lambda lm: None if lm is base else "there is one")
     alone = lk.PromptLab(base, "Hi")
     assert [name for _, name in alone._mode.options] == ["text", "score"]
     with pytest.raises(traitlets.TraitError, match="no chat template"):

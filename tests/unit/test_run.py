@@ -4,8 +4,8 @@ import pytest
 import torch
 from pair import CLEAN, CORRUPT
 
-from labkit.internals.sites import ATTENTION_KINDS, KINDS, Site
-from labkit.models.product import has_bfloat16
+from labkit.activations.sites import ATTENTION_KINDS, KINDS, Site
+from labkit.models.bf16_matmul import has_bfloat16
 
 READABLE = [kind for kind in KINDS if kind not in ("router", "latent")]
 

@@ -15,8 +15,8 @@ import pytest
 from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 
 import labkit as lk
-from labkit.analysis.saved import KINDS, save_arrays
-from labkit.widgets.patch_lab import PatchLab
+from labkit.results.file import KINDS, save_arrays
+from labkit.widgets.patch_lab.lab import PatchLab
 
 FILES = Path(__file__).parents[1] / "files"
 """Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one. Never write them anew."""

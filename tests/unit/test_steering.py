@@ -198,7 +198,7 @@ def test_a_new_strength_cancels_the_old_one(lm4):
     jobs = []
     for strength in (0.2, 0.4, 0.6, 1.4):
         lab.strength = strength
-        jobs.append(lab.desk.last)
+        jobs.append(lab.queue.last)
     lab.wait(300)
     assert all(job.stop.is_set() for job in jobs[:-1])
     assert all(job.finished.is_set() for job in jobs)

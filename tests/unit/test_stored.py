@@ -10,10 +10,10 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 import labkit as lk
 from labkit.models import load as loading
-from labkit.models import stored
 from labkit.models.errors import LoadError, NotEnoughMemory
-from labkit.models.experts import PackedExperts
 from labkit.models.memory import empty_model, predict
+from labkit.models.packed_experts import PackedExperts
+from labkit.models.sources import stored
 
 TEXT = "The cat sat on the"
 E4M3 = 448  # its largest number
@@ -148,7 +148,7 @@ def test_the_nf4_weights_of_such_a_checkpoint_are_made_once(tmp_path, tokenizer,
     exact = load(tmp_path / "m", 4, dtype=torch.float32)
     assert exact.dtype == torch.float32
     torch.testing.assert_close(logits(exact), first, atol=5e-2, rtol=0)
-    monkeypatch.setattr("labkit.models.read._from_tensors", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr("labkit.models.sources.read._from_tensors", lambda *_: pytest.fail("it was made again"))
     assert torch.equal(first, logits(load(tmp_path / "m", 4)))
     assert [p.name[:2] for p in (tmp_path / "cache" / "models").iterdir() if p.is_dir()] == ["m-"]
 

@@ -18,9 +18,9 @@ import torch
 from filelock import FileLock
 
 import labkit as lk
-from labkit.analysis import workers
-from labkit.analysis.statistics import interval
-from labkit.analysis.workers import fingerprint, free_gpu, plan_for
+from labkit.results.bootstrap import interval
+from labkit.sweeps import workers
+from labkit.sweeps.workers import fingerprint, free_gpu, plan_for
 
 HERE = Path(__file__).parent
 FEW = {"layers": [4, 24], "positions": [10, 14], "progress": False}  # of the indirect object: the name, and the end

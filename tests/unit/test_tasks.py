@@ -5,8 +5,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import labkit as lk
-from labkit.analysis.tasks import TASKS, verify
-from labkit.tokens import align
+from labkit.datasets.tasks import TASKS, verify
+from labkit.text.pair import align
 
 NAMES = [task.name for task in TASKS]
 
@@ -115,7 +115,7 @@ def test_a_tokenizer_that_splits_the_words_is_told_of():
 
 
 def test_years_are_asked_for_in_the_parts_that_a_tokenizer_has():
-    from labkit.analysis.task_words import EVENTS
+    from labkit.datasets.words import EVENTS
 
     numbers = [f"{n:02}" for n in range(100)]
     in_twos = with_tokenizer(

@@ -8,8 +8,8 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 import labkit as lk
-from labkit.models import text_part
 from labkit.models.errors import NotADecoder
+from labkit.models.sources import text_part
 
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
 TEXT |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1}
@@ -76,7 +76,7 @@ def test_weights_of_other_parts_are_not_read(tokenizer, tmp_path, monkeypatch):
     hf.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     seen = []
-    from labkit.models import read
+    from labkit.models.sources import read
 
     given = read.open_files
 

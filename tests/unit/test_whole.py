@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import labkit as lk
 from labkit.models.errors import LoadError, ModelNotFound
-from labkit.models.tensors import open_files
+from labkit.models.sources.tensors import open_files
 
 KINDS = {
     "qwen3": ({"head_dim": 16, "tie_word_embeddings": True}, "layers.0.self_attn.q_norm"),

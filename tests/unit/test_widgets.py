@@ -18,11 +18,11 @@ from nbclient import NotebookClient
 from wire import Wire
 
 import labkit as lk
-from labkit.widgets.heatmap_picture import _strongest
-from labkit.widgets.jobs import Desk, in_background
-from labkit.widgets.scales import SCALES, colour, ink
-from labkit.widgets.snapshot import VIEW
-from labkit.widgets.token_bars import TokenBars
+from labkit.widgets.base.colour_scales import SCALES, colour, ink
+from labkit.widgets.base.job_queue import JobQueue, in_background
+from labkit.widgets.base.snapshot import VIEW
+from labkit.widgets.blocks.heatmap_picture import _strongest
+from labkit.widgets.blocks.token_bars import TokenBars
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
@@ -178,19 +178,19 @@ def until_stopped(notes: list[str], name: str) -> Any:
 
 
 def test_a_new_request_cancels_the_old_one_and_runs_after_it() -> None:
-    desk, notes = Desk(Model()), []  # type: ignore[var-annotated]
-    desk.ask(until_stopped(notes, "first"))
+    queue, notes = JobQueue(Model()), []  # type: ignore[var-annotated]
+    queue.ask(until_stopped(notes, "first"))
     while not notes:
         time.sleep(0.001)
-    desk.ask(lambda stop: notes.append("second"))
-    desk.wait(300)
+    queue.ask(lambda stop: notes.append("second"))
+    queue.wait(300)
     assert notes == ["first begins", "first ends", "second"]
-    assert not desk.busy
+    assert not queue.busy
 
 
 def test_requests_of_other_widgets_wait_their_turn() -> None:
     model, notes = Model(), []  # type: ignore[var-annotated]
-    one, other = Desk(model), Desk(model)
+    one, other = JobQueue(model), JobQueue(model)
     one.ask(until_stopped(notes, "first"))
     other.ask(lambda stop: notes.append("second"))
     time.sleep(0.05)
@@ -203,23 +203,23 @@ def test_requests_of_other_widgets_wait_their_turn() -> None:
 
 
 def test_what_the_work_raised_is_raised_where_one_waits_and_the_next_request_works() -> None:
-    desk = Desk(Model())
-    desk.ask(lambda stop: [][0])
+    queue = JobQueue(Model())
+    queue.ask(lambda stop: [][0])
     with pytest.raises(IndexError):
-        desk.wait(300)
+        queue.wait(300)
     done: list[int] = []
-    desk.ask(lambda stop: done.append(1))
-    desk.wait(300)
+    queue.ask(lambda stop: done.append(1))
+    queue.wait(300)
     assert done == [1]
 
 
 def test_a_worker_ends_with_its_model() -> None:
     model = Model()
-    desk = Desk(model)
+    queue = JobQueue(model)
     seen: list[threading.Thread] = []
-    desk.ask(lambda stop: seen.append(threading.current_thread()))
-    desk.wait(300)
-    del desk, model
+    queue.ask(lambda stop: seen.append(threading.current_thread()))
+    queue.wait(300)
+    del queue, model
     seen[0].join(5)
     assert not seen[0].is_alive()
 
@@ -229,7 +229,7 @@ def test_in_colab_the_work_is_done_in_the_calling_thread(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     assert not in_background()
     where: list[Any] = []
-    Desk(Model()).ask(lambda stop: where.append(threading.current_thread()))
+    JobQueue(Model()).ask(lambda stop: where.append(threading.current_thread()))
     assert where == [threading.current_thread()]
 
 

@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import labkit as lk
-from labkit.analysis.patching import PatchJob
-from labkit.internals.readout import SOFTCAPS
-from labkit.internals.sites import Site, layers_with
+from labkit.activations.sites import Site, layers_with
+from labkit.engine.readout import SOFTCAPS
 from labkit.models.weights import bias_of
+from labkit.patching.patch import PatchJob
 
 IDS = torch.tensor([[11, 42, 7, 99, 3, 58, 120, 64, 33, 5, 77, 21]])
 CORRUPT = IDS.clone()

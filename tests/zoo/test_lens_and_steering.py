@@ -6,7 +6,7 @@ from conformance import ANSWER, IDS, close, model
 from test_zoo import CORE
 
 import labkit as lk
-from labkit.internals.sites import absent
+from labkit.activations.sites import absent
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 WITHOUT = {"deepseek_v4": "several copies"}  # no one residual stream that the readout takes

@@ -8,10 +8,10 @@ from shrink import LEFT_OUT, TYPES, ZOO, tiny
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import labkit as lk
-from labkit.internals.readout import readout_of
-from labkit.internals.recording import Unsupported, record, record_together
-from labkit.internals.wavefront import Lane, Wavefront
-from labkit.models.experts import PackedExperts, fused
+from labkit.engine.readout import readout_of
+from labkit.engine.recorded_run import Unsupported, record, record_together, several_alike
+from labkit.engine.wavefront import RESTARTS, Lane, Wavefront
+from labkit.models.packed_experts import PackedExperts, fused
 
 # One of each way to be different; the others are the long tail, left out of `make test-quick`.
 CORE = ("llama", "gpt2", "gemma2", "mixtral", "deepseek_v2", "deepseek_v4", "gpt_oss", "bloom", "jamba", "qwen3_next")
@@ -56,9 +56,9 @@ def test_prompts_recorded_together_are_each_recorded_as_alone(name, tmp_path):
                     again(alone)
                 except Unsupported:
                     continue
-                lm.restarts.clear()
+                RESTARTS[lm].clear()
                 again(ours)
-    assert lm.batches is (name not in ONE_BY_ONE)
+    assert several_alike(lm) is (name not in ONE_BY_ONE)
 
 
 def test_the_table_has_every_decoder_that_transformers_loads_and_112_keep_every_promise():

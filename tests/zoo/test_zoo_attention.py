@@ -6,7 +6,7 @@ from conformance import IDS, model
 from test_zoo import zoo
 
 import labkit as lk
-from labkit.internals.sites import layers_with
+from labkit.activations.sites import layers_with
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 # eager attention gives these before it takes the sink's share off the output; ours are what reaches the values

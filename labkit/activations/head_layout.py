@@ -1,0 +1,174 @@
+"""What can be seen of each layer's heads, found by looking.
+
+A short prompt is run three times: plainly; through our own attention function, which notes its calls and computes every
+pattern explicitly; and with one head's z set to zero. If the second run does not give the logits of the first, the
+architecture does something in attention that our function does not know, and its q, k, v, pattern and z are declared
+absent rather than shown wrong. The third shows whether the output projection takes the heads side by side.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from labkit.activations.attention_interface import AttentionCall, apply_pattern, attention_tasks, pattern_of
+from labkit.models.anatomy import first_tensor
+
+if TYPE_CHECKING:
+    from labkit.models.handle import Model
+
+LENGTH = 6  # tokens of the prompt that is looked at
+_QKV = ("q", "k", "v", "pattern")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """One layer's heads.
+
+    `attention` is the module whose attention call is ours to see, None where there is none: then z is what the output
+    projection takes in, if anything is. `missing` says for each kind of site that is absent why.
+    """
+
+    attention: nn.Module | None = None
+    n_heads: int = 0
+    n_kv_heads: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+_seen: WeakKeyDictionary[Model, tuple[Heads, ...]] = WeakKeyDictionary()
+
+
+def heads_of(lm: Model) -> tuple[Heads, ...]:
+    """The heads of every layer of a model; looked at once and kept with the model."""
+    if lm not in _seen:
+        with lm.busy():
+            _seen[lm] = _look(lm)
+    return _seen[lm]
+
+
+def _look(lm: Model) -> tuple[Heads, ...]:
+    ids = torch.arange(LENGTH, device=lm.device)[None] % lm.n_vocab
+    blocks = lm.anatomy.blocks
+    plain = _logits(lm, ids)
+    seen: list[list[AttentionCall]] = [[] for _ in blocks]
+
+    def look(layer: int, call: AttentionCall) -> torch.Tensor:
+        seen[layer].append(call)
+        return apply_pattern(pattern_of(call), call.v)
+
+    why = ""
+    try:
+        ours = _ours(lm, ids, look)
+    except Exception as error:  # a model that cannot run on another attention function than its own
+        seen, why = [[] for _ in blocks], f"its attention cannot be replaced ({type(error).__name__})"
+    else:
+        if not (_close(lm, ours, plain) or (any(seen) and _each_close(lm, ids))):
+            why = "its attention does something that labkit's attention function does not know"
+    legacy = not any(seen)
+    inputs = {} if why and not legacy else _projected(lm, ids, zeroed=not legacy)
+    return tuple(_layer(lm, calls, why, legacy=legacy, projected=inputs.get(layer)) for layer, calls in enumerate(seen))
+
+
+def _layer(lm: Model, calls: list[AttentionCall], why: str, *, legacy: bool, projected: torch.Tensor | None) -> Heads:
+    if legacy:
+        n = lm.n_heads
+        outside = "its attention does not go through transformers' interface" if n else "it has no attention"
+        missing = dict.fromkeys(_QKV, outside)
+        if projected is None or not n or projected.shape[-1] % n:
+            missing |= dict.fromkeys(("z", "head_out"), outside)
+        return Heads(None, n, n, missing)
+    if not calls:
+        return Heads(missing=dict.fromkeys((*_QKV, "z", "head_out"), "this layer has no softmax attention"))
+    if why or len(calls) > 1:
+        why = why or f"its layers compute attention {len(calls)} times"
+        return Heads(missing=dict.fromkeys((*_QKV, "z", "head_out"), why))
+    call = calls[0]
+    n_heads, width = call.q.shape[1], call.v.shape[-1]
+    missing = {}
+    if projected is None or projected.shape[-1] != n_heads * width:
+        missing["head_out"] = "no single projection takes its heads"
+    elif float(projected[..., :width].abs().max()) > 0 or not float(projected[..., width:].abs().max()) > 0:
+        missing["head_out"] = "its heads are mixed before the output projection"
+    return Heads(call.module, n_heads, call.k.shape[1], missing)
+
+
+def _close(lm: Model, a: torch.Tensor, b: torch.Tensor) -> bool:
+    tolerance = 1e-3 if lm.dtype == torch.float32 and lm.bits != 8 else 0.1
+    return float((a - b).abs().max()) <= tolerance * max(1.0, float(b.abs().max()))
+
+
+def _each_close(lm: Model, ids: torch.Tensor) -> bool:
+    """Is each layer's attention the same through our function, on the inputs that it has in a plain run?
+
+    Rounding grows from layer to layer, in 8 bits up to logits that tell nothing; within one layer it does not.
+    """
+    calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any], torch.Tensor]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if (tensor := first_tensor(output)) is not None:
+            calls.append((module, args, kwargs, tensor.detach()))
+
+    modules = {block.attention for block in lm.anatomy.blocks if block.attention is not None}
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_hook(note, with_kwargs=True).remove)
+        _logits(lm, ids)
+    inside = {m for module in modules for m in module.modules()}
+    with attention_tasks(lm.hf, dict.fromkeys(inside, lambda call: apply_pattern(pattern_of(call), call.v))):
+        again = [first_tensor(module(*args, **kwargs)) for module, args, kwargs, _ in calls]
+    pairs = [(ours, call[-1]) for ours, call in zip(again, calls, strict=True)]
+    return bool(pairs) and all(ours is not None and _close(lm, ours, plain) for ours, plain in pairs)
+
+
+def _logits(lm: Model, ids: torch.Tensor) -> torch.Tensor:
+    return lm.hf(input_ids=ids, use_cache=False).logits.float()
+
+
+def _ours(lm: Model, ids: torch.Tensor, look: Any) -> torch.Tensor:
+    """The logits when every attention call inside a block goes to `look(layer, call)`."""
+    current = 0
+    with ExitStack() as stack:
+        for layer, block in enumerate(lm.anatomy.blocks):
+
+            def enter(module: nn.Module, args: Any, layer: int = layer) -> None:
+                nonlocal current
+                current = layer
+
+            stack.callback(block.module.register_forward_pre_hook(enter).remove)
+        inside = {m for block in lm.anatomy.blocks for m in block.module.modules()}
+        stack.enter_context(attention_tasks(lm.hf, dict.fromkeys(inside, lambda call: look(current, call))))
+        return _logits(lm, ids)
+
+
+def _projected(lm: Model, ids: torch.Tensor, *, zeroed: bool) -> dict[int, torch.Tensor]:
+    """What each layer's output projection takes in, with the first head's z set to zero if asked."""
+    found: dict[int, torch.Tensor] = {}
+    current = 0
+
+    def without_first(layer: int, call: AttentionCall) -> torch.Tensor:
+        nonlocal current
+        current = layer
+        z = apply_pattern(pattern_of(call), call.v)
+        z[:, :, 0] = 0
+        return z
+
+    with ExitStack() as stack:
+        for layer, block in enumerate(lm.anatomy.blocks):
+            if block.output_projection is None:
+                continue
+
+            def note(module: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
+                if not zeroed or layer == current or module not in lm.anatomy.shared:
+                    found[layer] = args[0].detach()
+
+            stack.callback(block.output_projection.register_forward_pre_hook(note).remove)
+        if zeroed:
+            _ours(lm, ids, without_first)
+        else:
+            _logits(lm, ids)
+    return found

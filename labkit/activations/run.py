@@ -1,0 +1,268 @@
+"""One forward pass with sites read and written.
+
+Hooks (`activations.hooks`) are there only while the pass runs. A pass that reads and writes nothing is the plain
+forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from labkit.activations.batch import Batch
+from labkit.activations.hooks import Edit, Place, hooked
+from labkit.activations.sites import Site
+from labkit.activations.unembedding import measured_logits
+from labkit.models.reference import RefersToModel
+from labkit.text.prompts import prompts_of
+
+if TYPE_CHECKING:
+    from labkit.models.handle import Model
+    from labkit.text.types import Prompt
+
+
+@dataclass
+class Run(RefersToModel):
+    """One forward pass: `logits` (batch, position, vocab), and `run["resid_pre.5"]` for what was read.
+
+    Activations have the model's dtype and stay on its device, unless they were asked for elsewhere. A kind without a
+    layer stacks the layers that have it first. A residual stream of several copies (hyper-connections) has them on an
+    axis before d_model.
+
+    Prompts of different lengths are padded on the left, and `mask` (batch, position) is False where there is padding,
+    which everything that is read at all positions has, too (of patterns, in its queries and its keys). A position that
+    is asked for is each prompt's own: `resid_pre.5@0` is the first token of each, `@-1` the last.
+
+    Attributes:
+        logits: at the positions that were asked for, all of them if not said; see `logits_at`.
+        positions: which positions `logits` has, as they were asked for; None for all of them.
+        activations: what was read, and no more than that, by site and layer.
+    """
+
+    logits: torch.Tensor
+    ids: torch.Tensor
+    mask: torch.Tensor
+    activations: dict[Site, torch.Tensor] = field(repr=False)
+    lm: Model = field(repr=False)
+    positions: tuple[int, ...] | None = None
+    rows: Batch = field(default_factory=lambda: Batch(0), repr=False)
+    asked: tuple[str, ...] = field(default=(), repr=False)
+
+    def __getitem__(self, site: str | Site) -> torch.Tensor:
+        wanted = self.rows.checked(self.lm, site)
+        found = []
+        for one in _by_layer(self.lm, wanted):
+            have = next((kept for kept in self.activations if covers(kept, one)), None)
+            if have is None:
+                raise KeyError(
+                    f"{site} was not read in this run (it read {', '.join(self.asked) or 'nothing'}); add it to "
+                    "read=[...]"
+                )
+            found.append(index(self.activations[have], one, self.rows, taken=have))
+        if wanted.layer is not None or wanted.kind == "embed":
+            return found[0]
+        if len(shapes := {value.shape for value in found}) > 1:
+            raise ValueError(f"{wanted} differs in shape between layers ({shapes}); read them one by one")
+        return torch.stack([value.to(found[0].device) for value in found])
+
+    def logits_at(self, position: int) -> torch.Tensor:
+        """The logits (batch, vocab) at one position, counted from the end if negative; in a batch each prompt's own.
+
+        Raises:
+            ValueError: there is no such position.
+            KeyError: its logits were not asked for.
+        """
+        at = self.rows.position(self.lm, position)
+        if self.positions is None:
+            return self.rows.take(self.logits, 1, at)
+        have = [self.rows.position(self.lm, one) for one in self.positions]
+        if at not in have:
+            raise KeyError(f"this run has no logits at position {position}; it was asked for {list(self.positions)}")
+        return self.logits[:, have.index(at)]
+
+
+def covers(kept: Site, wanted: Site) -> bool:
+    """Is one site, of one layer, in what was kept for another?"""
+    return (kept.kind, kept.layer) == (wanted.kind, wanted.layer) and all(
+        mine in (None, its) for mine, its in ((kept.head, wanted.head), (kept.position, wanted.position))
+    )
+
+
+def index(value: torch.Tensor, site: Site, rows: Batch, *, taken: Site | None = None) -> torch.Tensor:
+    """The head and the position of a site out of its layer's activation, or out of what was `taken` of that already.
+
+    A view, except for a position in rows of different lengths.
+    """
+    axes = ["batch", "head", "position"] if site.kind == "pattern" else ["batch", "position", "head"]
+    axes = [axis for axis in axes if taken is None or axis == "batch" or getattr(taken, axis) is None]
+    if site.position is not None and "position" in axes:
+        value = rows.take(value, axes.index("position"), site.position)
+        axes.remove("position")
+    return value.select(axes.index("head"), site.head) if site.head is not None and "head" in axes else value
+
+
+def run(
+    lm: Model,
+    prompt: Prompt | Sequence[Prompt],
+    *,
+    read: Sequence[str | Site] = (),
+    write: Mapping[Any, torch.Tensor | Edit] | None = None,
+    logits: Literal["all", "last", "none"] | Sequence[int] = "all",
+    to: str | torch.device | None = None,
+) -> Run:
+    """One forward pass over a prompt, or over a list of prompts as one left-padded batch.
+
+    Args:
+        lm: the model.
+        prompt: text, chat messages, token ids (1, seq), or a list of these.
+        read: sites to keep, such as `["resid_pre", "pattern.3", "z.5.3"]`. Only what is named is kept:
+            `resid_pre@-1` is one vector a layer, however long the prompt. In a batch a position is each prompt's own.
+        write: for each site the value that takes its place (broadcast to its shape), or a function from the
+            activation to the new one.
+        logits: the positions whose logits are wanted: `all`, `last`, `none`, or a list such as `[0, -1]`. The others
+            are not computed where the model can leave them out.
+        to: the device where all that the run has ends up, such as `cpu`; activations go there as they are read.
+
+    Raises:
+        ValueError: an unknown site, a layer, head or position out of range (in a batch, of the shortest prompt), a
+            value of the wrong shape, a bad prompt.
+        RuntimeError: the model never reached a place that was to be read or written.
+    """
+    return _run(lm, prompt, read, write, logits, to)
+
+
+def run_to_measure(
+    lm: Model,
+    ids: torch.Tensor,
+    *,
+    read: Sequence[str | Site] = (),
+    write: Mapping[Any, torch.Tensor | Edit] | None = None,
+) -> Run:
+    """`run` with the logits of the last position alone, as metrics read them (`activations.unembedding`): float32."""
+    return _run(lm, ids, read, write, None, None)
+
+
+def _run(
+    lm: Model,
+    prompt: Prompt | Sequence[Prompt],
+    read: Sequence[str | Site],
+    write: Mapping[Any, torch.Tensor | Edit] | None,
+    logits: Literal["all", "last", "none"] | Sequence[int] | None,
+    to: str | torch.device | None,
+) -> Run:
+    ids, mask = _batch(lm, prompt)
+    rows = Batch.of(lm, ids, mask)
+    positions = (-1,) if logits is None else _positions(lm, rows, logits)
+    wanted = {str(site): rows.checked(lm, site) for site in read}
+    kept: dict[Site, torch.Tensor] = {}
+    reads = _keeps(lm, list(wanted.values()), rows, kept, to)
+    edits = edits_of(lm, {rows.checked(lm, site): value for site, value in (write or {}).items()}, rows)
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if rows.padding:
+        inputs |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+    with lm.busy(), hooked(lm, reads, edits):
+        out = measured_logits(lm, ids)[:, None] if logits is None else rows.logits(lm, inputs, positions)
+    if to is not None:
+        out, ids, mask = (x.to(to) for x in (out, ids, mask))
+    return Run(out, ids, mask, kept, lm, positions, rows, tuple(wanted))
+
+
+def _positions(
+    lm: Model, rows: Batch, logits: Literal["all", "last", "none"] | Sequence[int]
+) -> tuple[int, ...] | None:
+    """The positions whose logits are wanted, held against the prompts; None for all of them."""
+    named: dict[Any, tuple[int, ...] | None] = {"all": None, "last": (-1,), "none": ()}
+    if isinstance(logits, str) and logits not in named:
+        raise ValueError(f"logits is 'all', 'last', 'none' or a list of positions; got {logits!r}")
+    asked = named[logits] if isinstance(logits, str) else tuple(int(position) for position in logits)
+    for position in asked or ():
+        rows.position(lm, position)
+    return asked
+
+
+def _keeps(
+    lm: Model, wanted: Sequence[Site], rows: Batch, kept: dict[Site, torch.Tensor], to: Any
+) -> dict[Place, Callable[[torch.Tensor], torch.Tensor]]:
+    """For each place that is read what keeps of it what was asked for, each part once and in memory of its own."""
+    parts = list(dict.fromkeys(one for site in wanted for one in _by_layer(lm, site)))
+    parts = [one for one in parts if not any(covers(other, one) for other in parts if other != one)]
+    at: dict[Place, list[Site]] = {}
+    for one in parts:
+        assert one.layer is not None
+        at.setdefault((one.kind, one.layer), []).append(one)
+
+    def keep(sites: list[Site]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            for site in sites:
+                part = index(x, site, rows).detach()
+                kept[site] = part.to(part.device if to is None else to, copy=True)
+            return x
+
+        return keep
+
+    return {place: keep(sites) for place, sites in at.items()}
+
+
+def _by_layer(lm: Model, site: Site) -> list[Site]:
+    """The site in each layer that it covers."""
+    return [replace(site, layer=layer) for layer in site.layers(lm)]
+
+
+def _batch(lm: Model, prompt: Prompt | Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (batch, seq), both; prompts of different lengths are padded on the left."""
+    if isinstance(prompt, torch.Tensor) and prompt.ndim == 2 and prompt.shape[0] > 1:
+        rows = [lm.encode(row[None])[0] for row in prompt]
+    else:
+        rows = [lm.encode(one)[0] for one in prompts_of(prompt) or [prompt]]  # type: ignore[list-item]
+    length = max(len(row) for row in rows)
+    pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else (lm.tokenizer.eos_token_id or 0)
+    ids = torch.full((len(rows), length), pad, device=lm.device)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool, device=lm.device)
+    for i, row in enumerate(rows):
+        ids[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = True
+    return ids, mask
+
+
+def edits_of(lm: Model, write: Mapping[Site, torch.Tensor | Edit], rows: Batch) -> dict[Place, Edit]:
+    """One edit per place; several sites of one place (two heads, two positions) follow one another."""
+    edits: dict[Place, list[Edit]] = {}
+    for site, value in write.items():
+        for n, layer in enumerate(site.layers(lm)):
+            stacked = site.layer is None and site.kind != "embed" and not callable(value) and value.ndim > 0
+            edit = _edit(site, value[n] if stacked else value, rows)  # type: ignore[index]
+            edits.setdefault((site.kind, layer), []).append(edit)
+
+    def chain(steps: list[Edit]) -> Edit:
+        def apply(x: torch.Tensor) -> torch.Tensor:
+            for step in steps:
+                x = step(x)
+            return x
+
+        return apply
+
+    return {place: chain(steps) for place, steps in edits.items()}
+
+
+def _edit(site: Site, value: torch.Tensor | Edit, rows: Batch) -> Edit:
+    position = Site(site.kind, position=site.position)
+
+    def apply(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        part = index(x, position, rows)
+        target = index(part, site, rows, taken=position)
+        new = value(target) if callable(value) else torch.as_tensor(value)
+        try:
+            target.copy_(new.to(device=target.device, dtype=target.dtype).expand_as(target))
+        except RuntimeError:
+            raise ValueError(
+                f"{site} has shape {tuple(target.shape)}; the value written has {tuple(new.shape)}"
+            ) from None
+        if site.position is not None:
+            rows.put(x, 2 if site.kind == "pattern" else 1, site.position, part)
+        return x
+
+    return apply

@@ -1,0 +1,190 @@
+"""Sites: the named places in a forward pass that can be read and written.
+
+A site is written `kind.layer`, `kind.layer.head`, and with `@` one position: `resid_pre.5`, `z.5.3`, `attn_out.5@-1`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from labkit.activations.head_layout import heads_of
+from labkit.models.unwrapped import MERGE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from labkit.models.handle import Model
+
+# What each kind is, and its shape for one layer. Heads come right before the last axis or the last two, as they do in
+# the literature: (batch, position, head, d_head) for vectors, (batch, head, query, key) for patterns.
+KINDS = {
+    "embed": ("token embeddings", "(batch, position, d_model)"),
+    "resid_pre": ("residual stream entering a layer", "(batch, position, d_model)"),
+    "resid_mid": ("residual stream between attention and MLP", "(batch, position, d_model)"),
+    "resid_post": ("residual stream leaving a layer", "(batch, position, d_model)"),
+    "attn_out": ("output of attention, all heads together", "(batch, position, d_model)"),
+    "mlp_out": ("output of the MLP", "(batch, position, d_model)"),
+    "mlp_act": ("neurons: what the MLP's output projection takes in", "(batch, position, d_mlp)"),
+    "q": ("queries by head, after rotary", "(batch, position, n_heads, d_head)"),
+    "k": ("keys by head, after rotary", "(batch, position, n_kv_heads, d_head)"),
+    "v": ("values by head", "(batch, position, n_kv_heads, d_head)"),
+    "pattern": ("attention pattern by head", "(batch, n_heads, query, key)"),
+    "z": ("pattern times values by head, before the output projection", "(batch, position, n_heads, d_head)"),
+    "head_out": ("what each head adds, after the output projection", "(batch, position, n_heads, d_model)"),
+    "router": ("weight with which each expert takes a token, 0 where it does not", "(batch, position, n_experts)"),
+    "latent": ("compressed keys and values of multi-head latent attention", "(batch, position, kv_lora_rank)"),
+}
+HEAD_KINDS = ("q", "k", "v", "pattern", "z", "head_out")
+ATTENTION_KINDS = ("q", "k", "v", "pattern", "z")  # those that the attention function sees
+HEAD_IN = "head_in"  # what the output projection takes in, by head: z, or z gated or normed; for the engine alone
+_FORM = re.compile(r"(?P<kind>[a-z_]+)(\.(?P<layer>-?\d+))?(\.(?P<head>-?\d+))?(@(?P<position>-?\d+))?")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One place: a kind, and where they are given a layer, a head and a position. None means all of them."""
+
+    kind: str
+    layer: int | None = None
+    head: int | None = None
+    position: int | None = None
+
+    @classmethod
+    def parse(cls, text: str | Site) -> Site:
+        """`Site.parse("z.5.3")`.
+
+        Raises:
+            ValueError: the text is not of that form, or names no known kind (the nearest one is offered).
+        """
+        if isinstance(text, Site):
+            return text
+        match = _FORM.fullmatch(text.strip())
+        if not match:
+            raise ValueError(
+                f"{text!r} is not a site; write kind.layer or kind.layer.head, such as 'resid_pre.5', 'z.5.3'"
+            )
+        kind = match["kind"]
+        if kind not in KINDS:
+            near = get_close_matches(kind, KINDS, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"there is no site {kind!r}; {hint}The kinds are {', '.join(KINDS)}")
+        numbers = {name: int(match[name]) if match[name] else None for name in ("layer", "head", "position")}
+        if numbers["head"] is not None and kind not in HEAD_KINDS:
+            raise ValueError(f"{text!r}: {kind} has no heads; those that have are {', '.join(HEAD_KINDS)}")
+        return cls(kind, **numbers)
+
+    def __str__(self) -> str:
+        layer = "" if self.layer is None else f".{self.layer}"
+        head = "" if self.head is None else f".{self.head}"
+        position = "" if self.position is None else f"@{self.position}"
+        return f"{self.kind}{layer}{head}{position}"
+
+    def layers(self, lm: Model) -> list[int]:
+        """The layers this site covers in a model: its own, or all that have such a site."""
+        if self.kind == "embed":
+            return [0]
+        return layers_with(lm, self.kind) if self.layer is None else [self.layer]
+
+
+def n_heads_of(lm: Model, kind: str, layer: int | None = None) -> int:
+    """How many heads a kind has in a layer, or at most: keys and values have fewer where queries are grouped."""
+    seen = heads_of(lm) if layer is None else heads_of(lm)[layer : layer + 1]
+    return max(((h.n_kv_heads if kind in ("k", "v") else h.n_heads) for h in seen), default=0)
+
+
+def checked(lm: Model, site: str | Site, *, length: int | None = None) -> Site:
+    """The site with its layer, head and position counted from zero, held against what the model has.
+
+    Raises:
+        ValueError: the layer, head or position is out of range, or this architecture has no such site.
+    """
+    site = Site.parse(site)
+
+    def within(what: str, value: int | None, count: int) -> int | None:
+        if value is None:
+            return None
+        if not -count <= value < count:
+            raise ValueError(f"{site}: {out_of_range(lm, site.kind, what, value, count)}")
+        return value % count
+
+    layer = within("layer", site.layer, 1 if site.kind == "embed" else lm.n_layers)
+    if (why := absent(lm, site.kind, layer)) is not None:
+        where = f" in layer {layer}" if layer is not None and layers_with(lm, site.kind) else ""
+        raise ValueError(f"{lm.name} has no {site.kind}{where}: {why}")
+    head = within("head", site.head, n_heads_of(lm, site.kind, layer)) if site.kind in HEAD_KINDS else None
+    position = site.position if length is None else within("position", site.position, length)
+    return Site(site.kind, layer, head, position)
+
+
+def out_of_range(lm: Model, kind: str, what: str, value: int, count: int) -> str:
+    """That a model has no such layer, head, neuron or position, in words that say which heads are counted."""
+    shared = f" at {kind}"
+    if what == "head" and kind in ("k", "v"):
+        what = "key-value head"
+        if (queries := n_heads_of(lm, "q")) != count:
+            shared += f", shared by its {queries} query heads"
+    most = f"{what}s 0 to {count - 1}" if count else f"no {what}s"
+    owner = "the prompt" if what == "position" else lm.name
+    return f"{what} {value} is out of range; {owner} has {most}{shared if 'head' in what else ''}"
+
+
+def layers_with(lm: Model, kind: str) -> list[int]:
+    """The layers that have a kind of site; [0] for `embed`."""
+    return [0] if kind == "embed" else [n for n in range(lm.n_layers) if _missing(lm, kind, n) is None]
+
+
+def absent(lm: Model, kind: str, layer: int | None = None) -> str | None:
+    """Why a kind of site is absent in a layer, or in all of them; None where it is there."""
+    if kind == "embed":
+        return None
+    reasons = [_missing(lm, kind, n) for n in ([layer] if layer is not None else range(lm.n_layers))]
+    return None if None in reasons else reasons[-1]
+
+
+_PARTS = {
+    "resid_mid": ("mid", "its blocks have no place between attention and MLP, which run side by side or alone"),
+    "attn_out": ("attn_out", "it has no attention"),
+    "mlp_out": ("mlp_out", "it has no MLP"),
+    "mlp_act": ("down_projection", "no single projection takes its neurons"),
+    "router": ("experts", "it is not a mixture of experts, or one whose routing has another form"),
+    "latent": ("latent", "its keys and values are not compressed"),
+}
+
+
+def _missing(lm: Model, kind: str, layer: int) -> str | None:
+    if lm.anatomy.repeated:
+        return "its layers run more than once in a pass, so a layer is not one place"
+    block = lm.anatomy.blocks[layer]
+    if kind in _PARTS:
+        part, why = _PARTS[kind]
+        there = getattr(block, part) is not None or (kind == "router" and block.router is not None)
+        return None if there else why if kind != "mlp_act" else _or_adapter(lm, layer, why)
+    if kind in (*HEAD_KINDS, HEAD_IN):
+        why_not = heads_of(lm)[layer].missing.get("head_out" if kind == HEAD_IN else kind)
+        return _or_adapter(lm, layer, why_not) if why_not and kind in ("head_out", HEAD_IN) else why_not
+    return None
+
+
+def _or_adapter(lm: Model, layer: int, why: str) -> str:
+    """Why a site at a projection is absent; an adapter that is no linear map can be the reason."""
+    inside = set(lm.anatomy.blocks[layer].module.modules()) - {m for a in lm.anatomy.adapted for m in a.modules()}
+    blocking = any(isinstance(getattr(m, "base_layer", None), nn.Module) for m in inside)
+    return f"an adapter that is no linear map is in its way; {MERGE}" if blocking else why
+
+
+def describe_sites(lm: Model) -> pd.DataFrame:
+    """One row a kind: what it is, its shape, in which layers this model has it, and why not where it has none."""
+    import pandas as pd
+
+    rows = []
+    for kind, (what, shape) in KINDS.items():
+        layers = layers_with(lm, kind)
+        where = "" if kind == "embed" else "all" if len(layers) == lm.n_layers else ", ".join(map(str, layers))
+        rows.append((kind, what, shape, bool(layers), where, "" if layers else absent(lm, kind)))
+    columns = ["site", "what", "shape", "available", "layers", "why not"]
+    return pd.DataFrame(rows, columns=columns).set_index("site")

@@ -1,0 +1,145 @@
+"""The last product, from the last hidden state to the logits that a metric reads, in float32.
+
+A model in 16 bits rounds its logits to 16 bits: near 5 in steps of 1/32, near 20 in steps of 1/8, and a difference of
+two of them in such steps, too. Small effects of a patch get lost in that, though the hidden state tells them apart. So
+where a metric is read, the hidden state is the model's own and only the product with the unembedding is done in
+float32, with whatever scale and soft cap the model puts on it. `lm.run(...).logits` stay what the model gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+
+from labkit.models.devices import to_index
+from labkit.models.weights import is_plain
+
+if TYPE_CHECKING:
+    from labkit.models.handle import Model
+
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_AT_ONCE = {"cpu": 1 << 19, "other": 1 << 24}  # numbers of the unembedding that are float32 at one time: 2 MB, 64 MB
+
+_ends: WeakKeyDictionary[Model, End | None] = WeakKeyDictionary()
+
+
+def unembedded(unembed: Any, x: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
+    """What an unembedding makes of x (rows, width): (rows, vocab) or (rows, len(columns)), float32 and computed so.
+
+    One that has no plain weight (packed, adapted, kept elsewhere) computes as it does.
+    """
+    if is_plain(unembed) and (columns is not None or x.dtype != torch.float32):
+        weight, bias = unembed.weight, unembed.bias
+        x = x.to(weight.device).float()
+        if columns is None:
+            made = _Product.apply(x, weight)
+        else:
+            wanted = to_index(columns, weight.device)
+            made, bias = F.linear(x, weight[wanted].float()), None if bias is None else bias[wanted]
+        return made if bias is None else made + bias.float()
+    logits = unembed(x).float()
+    return logits if columns is None else logits[:, list(columns)]
+
+
+class _Product(torch.autograd.Function):
+    """x @ weight.T in float32, without a copy of the whole weight in float32, neither now nor for a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.weight = weight
+        ctx.rows = max(1, _AT_ONCE.get(weight.device.type, _AT_ONCE["other"]) // weight.shape[1])
+        out, wide = x.new_empty(len(x), len(weight)), x.new_empty(ctx.rows, weight.shape[1])
+        for some, part in zip(out.split(ctx.rows, 1), weight.split(ctx.rows), strict=True):
+            some.copy_(x @ wide[: len(part)].copy_(part).T)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        parts = zip(grads[0].split(ctx.rows, 1), ctx.weight.split(ctx.rows), strict=True)
+        return sum(grad @ weight.float() for grad, weight in parts), None
+
+
+@dataclass(frozen=True)
+class End:
+    """What a model does to the product with its unembedding."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, made: torch.Tensor) -> torch.Tensor:
+        made = made * self.scale
+        return made if self.softcap is None else torch.tanh(made / self.softcap) * self.softcap
+
+    def uncapped(self, logits: torch.Tensor) -> torch.Tensor:
+        """What was there before the soft cap, as far as the cap lets one see."""
+        if self.softcap is None:
+            return logits
+        return torch.atanh((logits / self.softcap).clamp(-0.999, 0.999)) * self.softcap
+
+    def fitted(self, made: torch.Tensor, logits: torch.Tensor) -> float:
+        """The scale that turns the product (vocab,) into a model's logits (vocab,) before the soft cap."""
+        # architectures name the scale of their logits in many ways; it is the number that fits
+        return float((made @ self.uncapped(logits)) / (made @ made).clamp(min=1e-30))
+
+
+def softcap_of(lm: Model) -> float | None:
+    return next((getattr(lm.config, n) for n in SOFTCAPS if getattr(lm.config, n, None)), None)
+
+
+def last_logits(lm: Model, ids: torch.Tensor) -> torch.Tensor:
+    """The model's own logits (batch, vocab) at the last position; only they are computed where it can be asked to."""
+    return lm.hf(input_ids=ids, use_cache=False, **lm.only_last).logits[:, -1]
+
+
+def measured_logits(lm: Model, ids: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
+    """The same, (batch, vocab) or (batch, len(columns)), as metrics read them: float32, their last product done so."""
+    if lm.dtype == torch.float32:
+        own = last_logits(lm, ids).float()
+        return own if columns is None else own[:, list(columns)]
+    taken: list[torch.Tensor] = []
+
+    def take(module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        taken[:] = args[:1]
+
+    handle = lm.anatomy.unembed.register_forward_pre_hook(take)
+    try:
+        own = last_logits(lm, ids).float()
+    finally:
+        handle.remove()
+    exact = _exactly(lm, taken, own, columns)
+    return exact if exact is not None else own if columns is None else own[:, list(columns)]
+
+
+def _exactly(
+    lm: Model, taken: list[torch.Tensor], own: torch.Tensor, columns: Sequence[int] | None
+) -> torch.Tensor | None:
+    """The logits anew from what the unembedding took; None where the model's own are as good, or made otherwise."""
+    unembed = lm.anatomy.unembed
+    if not taken or taken[0].dtype == torch.float32 or taken[0].ndim != 3 or not is_plain(unembed):
+        return None
+    x = taken[0][:, -1]
+    if lm not in _ends:  # once a model: does it do what can be done anew?
+        with torch.no_grad():
+            _ends[lm] = _end_of(lm, unembedded(unembed, x)[0], own[0])
+    end = _ends[lm]
+    return None if end is None else end(unembedded(unembed, x, columns)).to(own.device)
+
+
+def _end_of(lm: Model, made: torch.Tensor, own: torch.Tensor) -> End | None:
+    """What comes between the product (vocab,) and the model's own rounded logits (vocab,), if that can be told."""
+    if made.shape != own.shape:
+        return None
+    made, plain = made.to(own.device), End(softcap=softcap_of(lm))
+    fitted = plain.fitted(made, own)
+    numbers = [float(v) for v in lm.config.to_dict().values() if isinstance(v, int | float) and v > 0]
+    declared = [n for v in numbers for n in (v, 1 / v) if abs(n - fitted) <= 2e-3 * abs(fitted)]
+    for scale in (1.0, *declared, fitted):  # what is declared has no rounding in it
+        end = End(scale, plain.softcap)
+        if bool(((end(made) - own).abs() <= 2.0**-6 * (own.abs() + own.pow(2).mean().sqrt())).all()):
+            return end
+    return None

@@ -1,0 +1,1 @@
+"""Where heads look, what that carries, and what happens without them."""

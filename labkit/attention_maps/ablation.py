@@ -1,0 +1,150 @@
+"""Heads knocked out or frozen, and what the model would then write next.
+
+A look says where a head reads from. Whether anything depends on it shows when the head is taken out: its `z` set to
+zero, to its mean over the prompt, or to what it was in another prompt; or its pattern frozen to another prompt's, while
+values stay its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from labkit.activations.run import run
+from labkit.activations.sites import checked
+from labkit.attention_maps.base import prompt_code
+from labkit.models.reference import RefersToModel
+from labkit.text.encode import single_token
+from labkit.text.pair import align
+from labkit.text.prompts import asked
+from labkit.text.tokens import describe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+
+HOW = {
+    "zero": "z set to zero",
+    "mean": "z set to its mean over the prompt",
+    "other": "z as in the other prompt",
+    "other_pattern": "pattern as in the other prompt",
+}
+
+
+@dataclass(frozen=True, repr=False)
+class KnockOut(RefersToModel):
+    """The next token with and without some heads.
+
+    Attributes:
+        heads: the (layer, head) that were changed.
+        how: one of `HOW`.
+        logits_before, logits_after: (vocab,) float32 at the last position.
+    """
+
+    heads: list[tuple[int, int]]
+    how: str
+    logits_before: torch.Tensor
+    logits_after: torch.Tensor
+    lm: LanguageModel = field(repr=False)
+    made_by: str = field(default="", repr=False)
+    ids: torch.Tensor | None = field(default=None, repr=False)  # of the prompt (1, seq)
+
+    @property
+    def kl(self) -> float:
+        """How far the next-token distribution moved: KL divergence of after from before, in nats."""
+        before, after = (x.log_softmax(-1) for x in (self.logits_before, self.logits_after))
+        return float((before.exp() * (before - after)).sum().clamp(min=0))
+
+    def top(self, k: int = 10) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+        """The k likeliest next tokens before and after, as (text, probability)."""
+        rows = []
+        for logits in (self.logits_before, self.logits_after):
+            share, ids = logits.softmax(-1).topk(k)
+            texts = [token.display for token in describe(self.lm.tokenizer, ids.tolist())]
+            rows.append(list(zip(texts, share.tolist(), strict=True)))
+        return rows[0], rows[1]
+
+    def logit_diff(self, answer: str | int, foil: str | int) -> tuple[float, float]:
+        """The logit of the answer less that of the foil, before and after."""
+        a = single_token(self.lm, answer, after=self.ids)
+        b = single_token(self.lm, foil, role="foil", after=self.ids)
+        return tuple(float(x[a] - x[b]) for x in (self.logits_before, self.logits_after))  # type: ignore[return-value]
+
+    def to_frame(self, k: int = 10) -> pd.DataFrame:
+        """The tokens that are among the k likeliest before or after: `token`, `before`, `after`, `change`."""
+        import pandas as pd
+
+        before, after = (x.softmax(-1) for x in (self.logits_before, self.logits_after))
+        ids = sorted({*before.topk(k).indices.tolist(), *after.topk(k).indices.tolist()}, key=lambda n: -before[n])
+        frame = pd.DataFrame({"token": [token.text for token in describe(self.lm.tokenizer, ids)]})
+        frame["before"], frame["after"] = before[ids].numpy(), after[ids].numpy()
+        frame["change"] = frame["after"] - frame["before"]
+        return frame
+
+    def code(self) -> str:
+        """The Python that does it again."""
+        return self.made_by
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{layer}.{head}" for layer, head in self.heads)
+        (before, share), (after, new) = (rows[0] for rows in self.top(1))
+        return f"KnockOut({names}: {HOW[self.how]}; {before} {share:.0%} -> {after} {new:.0%}; KL {self.kl:.2f})"
+
+
+def knock_out(
+    lm: LanguageModel,
+    prompt: Prompt,
+    *,
+    heads: Sequence[tuple[int, int]],
+    how: str = "zero",
+    other: Prompt | None = None,
+) -> KnockOut:
+    """Run a prompt with some heads changed at every position, and without.
+
+    Args:
+        lm: the model.
+        prompt: text, chat messages, or token ids (1, seq).
+        heads: (layer, head) each.
+        how: `zero`, `mean` (over the prompt's positions), `other` (z of the other prompt, position by position), or
+            `other_pattern` (its pattern, with this prompt's values).
+        other: the other prompt, of the same number of tokens.
+
+    Raises:
+        ValueError: no heads, one that the model does not have, an unknown `how`, or another prompt that is missing or
+            of another length.
+    """
+    if how not in HOW:
+        raise ValueError(f"how is one of {', '.join(HOW)}; got {how!r}")
+    if not heads:
+        raise ValueError("no head is chosen; give at least one (layer, head)")
+    kind = "pattern" if how == "other_pattern" else "z"
+    sites = [checked(lm, f"{kind}.{layer}.{head}") for layer, head in heads]
+    prompt, other = asked(lm, prompt), None if other is None else asked(lm, other)
+    ids = lm.encode(prompt)
+    given = ""
+    if how.startswith("other"):
+        if other is None or (isinstance(other, str) and not other):
+            raise ValueError(f"how={how!r} takes the heads from another prompt; give other=, of the same length")
+        pair = align(lm, prompt, other)
+        ids, given = pair.clean, f", other={prompt_code(other)}"
+        source = run(lm, pair.corrupt, read=sites)
+        values = {site: source[site] for site in sites}
+        before = run(lm, ids)
+    else:
+        before = run(lm, ids, read=sites if how == "mean" else [])
+        values = {
+            site: before[site].float().mean(1, keepdim=True).expand_as(before[site])
+            if how == "mean"
+            else torch.zeros(1)
+            for site in sites
+        }
+    after = run(lm, ids, write=values)
+    chosen = [(int(layer), int(head)) for layer, head in heads]
+    code = f"{lm.code()}found = lk.knock_out(lm, {prompt_code(prompt)}, heads={chosen}, how={how!r}{given})\n"
+    first, second = (one.logits[0, -1].float().cpu() for one in (before, after))
+    return KnockOut(chosen, how, first, second, lm, code, ids)

@@ -1,0 +1,161 @@
+"""Patterns wherever they come from: what can be read of them, and how one head is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from labkit.activations.attention_interface import AttentionCall, pattern_of
+from labkit.language_model import LanguageModel
+from labkit.text.tokens import Token
+from labkit.text.types import Prompt
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+UNITS = {"pattern": "attention", "value": "norm of what the look moves", "rollout": "share that goes back to the token"}
+
+
+def weighted(
+    patterns: Patterns, layer: int, head: int, weighting: str = "pattern", *, hide_sink: bool = False
+) -> np.ndarray:
+    """One head (query, key) float32: its `pattern`, the pattern weighted by `value`, or the `rollout` up to its layer.
+
+    Raises:
+        ValueError: there is no such weighting, or this model's heads do not allow it.
+    """
+    if weighting == "pattern":
+        shown = patterns.pattern(layer, head)
+    elif weighting in UNITS:
+        if not hasattr(patterns, "rollout"):
+            raise ValueError("a file holds patterns alone; open the model and use lk.attention to weigh them")
+        shown = patterns.value_weighted(layer, head) if weighting == "value" else patterns.rollout(layer)  # type: ignore[attr-defined]
+    else:
+        raise ValueError(f"there is no weighting {weighting!r}; there are {', '.join(UNITS)}")
+    return without_sink(shown, renormalise=weighting != "value") if hide_sink else shown
+
+
+def without_sink(pattern: np.ndarray, *, renormalise: bool = True) -> np.ndarray:
+    """A pattern (..., query, key) without its first key; rows sum to 1 again, unless nothing was left."""
+    rest = pattern.copy()
+    rest[..., 0] = 0
+    if not renormalise:
+        return rest
+    left = rest.sum(-1, keepdims=True)
+    return np.divide(rest, left, out=np.zeros_like(rest), where=left > 1e-6)
+
+
+class Patterns:
+    """What can be read of patterns wherever they come from, a model or a file.
+
+    Attributes:
+        tokens: the prompt's tokens.
+        layers: those that have patterns; in a hybrid not all do.
+        n_layers, n_heads: how many layers the model has, and how many heads a layer, at most.
+    """
+
+    tokens: list[Token]
+    layers: list[int]
+    n_layers: int
+    n_heads: int
+
+    def pattern(self, layer: int, head: int | None = None) -> np.ndarray:
+        """The pattern of a layer (head, query, key), or of one head (query, key), float32; rows sum to 1, less a sink's
+        share.
+
+        Raises:
+            ValueError: layer or head out of range.
+        """
+        raise NotImplementedError
+
+    def code(self) -> str:
+        """The Python that computes the same patterns."""
+        raise NotImplementedError
+
+    def figure(self, layer: int, head: int, *, weighting: str = "pattern", hide_sink: bool = False) -> go.Figure:
+        """A plotly heatmap of one head: queries down, keys across.
+
+        Args:
+            layer, head: which one.
+            weighting: `pattern`, or of a model's patterns `value` or `rollout` (up to this layer, all heads).
+            hide_sink: leave the first token out, and show what the others get of the rest.
+        """
+        import plotly.graph_objects as go
+
+        shown = weighted(self, layer, head, weighting, hide_sink=hide_sink)
+        labels = [f"{n} {token.display}" for n, token in enumerate(self.tokens)]
+        figure = go.Figure(
+            go.Heatmap(
+                z=shown,
+                x=labels,
+                y=labels,
+                zmin=0,
+                zmax=1 if weighting == "pattern" else float(shown.max()),
+                colorscale="Blues",
+                colorbar={"title": {"text": UNITS[weighting], "side": "right"}},
+                hovertemplate="from %{y}<br>to %{x}<br>%{z:.3f}<extra></extra>",
+            )
+        )
+        side = min(1100, max(420, 180 + 20 * len(labels)))
+        what = {"pattern": "Attention of", "value": "Value-weighted attention of", "rollout": "Rollout to"}[weighting]
+        name = f"layer {layer}" if weighting == "rollout" else f"layer {layer}, head {head}"
+        figure.update_layout(
+            title=f"{what} {name}" + (", first token left out" if hide_sink else ""),
+            xaxis={"title": "key: the token looked at", "tickangle": -45, "type": "category"},
+            yaxis={"title": "query: the token that looks", "autorange": "reversed", "type": "category"},
+            width=side,
+            height=side,
+        )
+        return figure
+
+
+class ModelPatterns(Patterns):
+    """Patterns whose model is at hand, with the calls that they come from.
+
+    Attributes:
+        lm, ids: the model, and the prompt's ids (1, seq).
+    """
+
+    lm: LanguageModel
+    ids: torch.Tensor
+
+    def call(self, layer: int) -> AttentionCall:
+        """What a layer's attention was called with."""
+        raise NotImplementedError
+
+    def before_projection(self, layer: int) -> torch.Tensor:
+        """What the output projection took in at the last token, (head, d_head)."""
+        raise NotImplementedError
+
+    def blocks(self, call: AttentionCall, heads: slice = slice(None)) -> Iterator[tuple[int, torch.Tensor]]:
+        """The pattern of a call in blocks of queries: where each begins, and (head, query, key) up to its last."""
+        raise NotImplementedError
+
+
+def rows_of(call: AttentionCall, start: int, stop: int, heads: slice = slice(None)) -> torch.Tensor:
+    """Query rows `start` to `stop` - 1 of a pattern: (head, query, key) float32, without keys after them."""
+    causal = call.mask is None and call.q.shape[2] == call.k.shape[2]
+    with torch.no_grad():
+        return pattern_of(call.part(heads=heads, queries=slice(start, stop), keys=stop if causal else None))[0]
+
+
+def frame_of(grids: Mapping[str, np.ndarray], layers: Sequence[int]) -> pd.DataFrame:
+    """Grids (layer, head) as one row a head."""
+    import pandas as pd
+
+    n_heads = next(iter(grids.values())).shape[1]
+    places = [(layer, head) for layer in layers for head in range(n_heads)]
+    columns: dict[str, Any] = {"layer": [layer for layer, _ in places], "head": [head for _, head in places]}
+    frame = pd.DataFrame(columns | {name: [grid[at] for at in places] for name, grid in grids.items()})
+    return frame.astype(dict.fromkeys(grids, "float32"))
+
+
+def prompt_code(prompt: Prompt) -> str:
+    """A prompt as Python."""
+    if isinstance(prompt, torch.Tensor):
+        return f"__import__('torch').tensor({prompt.reshape(1, -1).tolist()})"
+    return repr(prompt)

@@ -1,0 +1,163 @@
+"""What to weigh attention by, since a look is not yet a cause.
+
+- The value: a head may look hard at a token whose value it has learnt to keep small. The norm of pattern x value x
+  output projection says how much each look moves (Kobayashi et al. 2020, "Attention is Not Only a Weight").
+- A logit: the same vector along the direction that the final norm, its scale held, and the unembedding read.
+- Rollout: looks followed through the layers, half of each layer being the residual stream (Abnar and Zuidema 2020).
+- No sink: what the other tokens get, as shares of what the first one leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from labkit.activations.attention_interface import AttentionCall, shared_heads
+from labkit.activations.sites import checked
+from labkit.attention_maps.base import ModelPatterns, rows_of
+from labkit.lens.direct_attribution import logit_path
+from labkit.models.weights import weight_of
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+    from labkit.text.tokens import Token
+
+# -- the value ------------------------------------------------------------------------------------------------------
+
+
+def value_weighted(patterns: ModelPatterns, layer: int, head: int | None = None) -> np.ndarray:
+    """The norm of what each look puts into the residual stream, (head, query, key) or (query, key), float32.
+
+    Raises:
+        ValueError: layer or head out of range, or no one projection takes the heads as they are (a gate lies between).
+    """
+    site = checked(patterns.lm, f"head_out.{layer}" + ("" if head is None else f".{head}"))
+    assert site.layer is not None
+    pattern = patterns.pattern(site.layer, site.head)
+    norms = value_norms(patterns, site.layer)  # (head, key)
+    return pattern * (norms[:, None] if site.head is None else norms[site.head])
+
+
+def value_norms(patterns: ModelPatterns, layer: int) -> np.ndarray:
+    """The norm of value x output projection of every head at every token, (head, key) float32."""
+    call = patterns.call(layer)
+    if _gate(patterns, layer, call) is not None:
+        raise ValueError(
+            f"layer {layer} of {patterns.lm.name} changes what its heads put out before the output projection takes "
+            "it, so a look has no one norm; look at the pattern itself"
+        )
+    weight = _projection(patterns.lm, layer, call)  # (d_model, head, d_head)
+    gram = torch.einsum("mhd,mhe->hde", weight, weight)
+    v = shared_heads(call.v, call.q.shape[1])[0].float()  # (head, key, d_head)
+    return torch.einsum("hkd,hde,hke->hk", v, gram, v).clamp(min=0).sqrt().cpu().numpy()
+
+
+def _projection(lm: LanguageModel, layer: int, call: AttentionCall) -> torch.Tensor:
+    """The output projection by head, (d_model, head, d_head) float32."""
+    module: Any = lm.anatomy.blocks[layer].output_projection
+    with lm.busy():
+        return weight_of(module, dtype=lm.dtype).float().unflatten(1, (call.q.shape[1], call.v.shape[-1]))
+
+
+def _gate(patterns: ModelPatterns, layer: int, call: AttentionCall) -> torch.Tensor | None:
+    """What z is multiplied by before the projection, (head, d_head) at the last token; None if by nothing."""
+    checked(patterns.lm, f"head_out.{layer}")
+    taken = patterns.before_projection(layer).float()
+    length = call.q.shape[2]
+    row = rows_of(call, length - 1, length)[:, 0]  # (head, key)
+    z = torch.einsum("hk,hkd->hd", row, shared_heads(call.v, call.q.shape[1])[0].float())
+    if float((taken - z).norm()) <= (1e-4 if call.v.dtype == torch.float32 else 0.02) * float(z.norm()):
+        return None
+    return torch.where(z == 0, 0, taken / torch.where(z == 0, 1, z))
+
+
+# -- a logit --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(repr=False)
+class LogitContribution:
+    """What each look from the last token writes to a logit (difference) itself, the final norm's scale held.
+
+    Attributes:
+        values: (layer, head, key) float32, in logits; NaN where heads cannot be taken apart. Over the keys they add up
+            to the head's share in `lk.direct_logit_attribution`.
+        tokens: the prompt's tokens.
+        answer, foil: their texts.
+    """
+
+    values: np.ndarray
+    tokens: list[Token] = field(repr=False)
+    answer: str = ""
+    foil: str | None = None
+
+    @property
+    def heads(self) -> np.ndarray:
+        """The share of each head, (layer, head)."""
+        return self.values.sum(-1)
+
+    @property
+    def what(self) -> str:
+        """The logit in words: `' Mary' − ' John'`."""
+        return repr(self.answer) + ("" if self.foil is None else f" − {self.foil!r}")
+
+    def __repr__(self) -> str:
+        what = self.what.replace("−", "-")
+        shares = np.nan_to_num(self.heads)
+        most = np.argsort(-np.abs(shares), axis=None)[:3]
+        words = ", ".join("{}.{} {:+.2f}".format(*(at := np.unravel_index(i, shares.shape)), shares[at]) for i in most)
+        return f"LogitContribution({what}, {len(self.tokens)} tokens; most: {words})"
+
+
+def contribution(patterns: ModelPatterns, answer: str | int, foil: str | int | None = None) -> LogitContribution:
+    """See `AttentionPatterns.contribution`.
+
+    Raises:
+        ValueError: an answer of several tokens, or a model without direct attribution; the message says why.
+    """
+    lm = patterns.lm
+    way = logit_path(lm, patterns.ids, answer, foil)
+    values = np.full((patterns.n_layers, patterns.n_heads, len(patterns.tokens)), np.nan, np.float32)
+    for layer, direction in way.directions.items():
+        if layer not in patterns.layers:
+            continue
+        call = patterns.call(layer)
+        if call.k.shape[2] != len(patterns.tokens):
+            continue  # keys that are no tokens
+        along = torch.einsum("mhd,m->hd", _projection(lm, layer, call), direction.float())
+        gate = _gate(patterns, layer, call)
+        along = along if gate is None else along * gate
+        row = rows_of(call, len(patterns.tokens) - 1, len(patterns.tokens))[:, 0]  # (head, key)
+        share = row * torch.einsum("hkd,hd->hk", shared_heads(call.v, call.q.shape[1])[0].float(), along)
+        values[layer, : len(share)] = share.cpu().numpy()
+    return LogitContribution(values, patterns.tokens, way.answer, way.foil)
+
+
+# -- rollout --------------------------------------------------------------------------------------------------------
+
+
+def rollout(patterns: ModelPatterns, layer: int) -> np.ndarray:
+    """Attention followed down from a layer to the tokens: (query, key) float32, rows sum to 1.
+
+    Every layer is half residual stream and half the mean of its heads, as Abnar and Zuidema (2020) have it; a layer
+    without attention is residual stream alone.
+
+    Raises:
+        ValueError: no such layer, or one whose keys are not the tokens (compressed attention).
+    """
+    length = len(patterns.tokens)
+    if not 0 <= layer < patterns.n_layers:
+        raise ValueError(f"layer {layer} is out of range; there are layers 0 to {patterns.n_layers - 1}")
+    share = torch.eye(length)
+    for below in (one for one in patterns.layers if one <= layer):
+        call = patterns.call(below)
+        if call.k.shape[2] != length:
+            raise ValueError(f"layer {below} looks at keys that are no tokens; there is no rollout through it")
+        step = torch.zeros(length, length)
+        for start, block in patterns.blocks(call):
+            step[start : start + block.shape[1], : block.shape[2]] = block.mean(0).cpu()
+        step = step / step.sum(-1, keepdim=True).clamp(min=1e-9)
+        share = 0.5 * share + 0.5 * (step @ share)
+    return share.numpy()

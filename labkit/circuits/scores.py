@@ -1,0 +1,143 @@
+"""The scores of all edges between the parts of a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labkit.circuits.circuit import Circuit
+from labkit.circuits.graph import Wiring
+from labkit.results.file import open_arrays, reading, save_arrays
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(repr=False)
+class EdgeScores:
+    """How much each edge carries toward the answer, in the metric's unit: what cutting it alone is estimated to cost.
+
+    Attributes:
+        values: (sender, receiver) float32; NaN where there is no edge.
+        wiring: the names along both axes.
+        clean, corrupt: the metric on the two runs.
+        recipe: what repeats it.
+    """
+
+    values: np.ndarray
+    wiring: Wiring
+    clean: float
+    corrupt: float
+    recipe: dict[str, Any] = field(repr=False)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row an edge: `sender`, `receiver`, `score`, the largest first (in size, whatever the sign)."""
+        import pandas as pd
+
+        sender, receiver = np.nonzero(self.wiring.exists)
+        frame = pd.DataFrame(
+            {
+                "sender": np.array(self.wiring.senders)[sender],
+                "receiver": np.array(self.wiring.receivers)[receiver],
+                "score": self.values[sender, receiver],
+            }
+        )
+        return frame.sort_values("score", key=np.abs, ascending=False, kind="stable", ignore_index=True)
+
+    def circuit(self, n_edges: int | None = None, *, threshold: float | None = None) -> Circuit:
+        """The edges that carry most, those of them that lie on a path from the embedding to the logits.
+
+        Args:
+            n_edges: at most so many, after those on no path have been left out.
+            threshold: instead, every edge whose score is at least this large, in size.
+
+        Raises:
+            ValueError: neither or both are given, or nothing is left.
+        """
+        if (n_edges is None) == (threshold is None):
+            raise ValueError("say how large the circuit is: n_edges=200, or threshold=0.01")
+        size = np.nan_to_num(np.abs(self.values))
+        if threshold is not None:
+            kept = self.wiring.pruned(size >= threshold)
+        else:
+            assert n_edges is not None
+            kept = self._largest(size, n_edges)
+        if not kept.any():
+            best = np.sort(size.ravel())[::-1][:3].tolist()
+            raise ValueError(
+                f"no path from the embedding to the logits is left; take more edges (the largest scores are {best})"
+            )
+        how = f"n_edges={n_edges}" if threshold is None else f"threshold={threshold!r}"
+        return Circuit(kept, self, f"circuit = edges.circuit({how})\n")
+
+    def _largest(self, size: np.ndarray, n_edges: int) -> np.ndarray:
+        """The most edges, from the largest on, of which not more than `n_edges` are on a path."""
+        order = np.sort(size[self.wiring.exists])[::-1]
+        low, high, best = 1, len(order), np.zeros_like(size, bool)
+        while low <= high:  # what is on a path only grows with the number of edges
+            middle = (low + high) // 2
+            kept = self.wiring.pruned(size >= order[middle - 1])
+            if int(kept.sum()) <= n_edges:
+                low, best = middle + 1, kept
+            else:
+                high = middle - 1
+        return best
+
+    @classmethod
+    def mean(cls, several: Sequence[EdgeScores]) -> EdgeScores:
+        """The mean over several pairs of prompts of one model; a circuit made of it is of the task, not of one prompt.
+
+        Raises:
+            ValueError: there are none, or they are of different models.
+        """
+        if not several or any(one.wiring != several[0].wiring for one in several):
+            raise ValueError("the mean is over one or more scores of the same model")
+        calls = [one.code().removeprefix(one.recipe["load"]).removeprefix("edges = ").rstrip() for one in several]
+        mean: np.ndarray = np.stack([one.values for one in several]).mean(0, dtype=np.float64)
+        clean, corrupt = (float(np.mean([getattr(one, name) for one in several])) for name in ("clean", "corrupt"))
+        inner = ",\n    ".join(call.replace("\n", "\n    ") for call in calls)
+        code = f"{several[0].recipe['load']}edges = lk.EdgeScores.mean([\n    {inner},\n])\n"
+        return replace(
+            several[0],
+            values=mean.astype(np.float32),
+            clean=clean,
+            corrupt=corrupt,
+            recipe=several[0].recipe | {"code": code},
+        )
+
+    def code(self) -> str:
+        """The Python that computes these scores again."""
+        return str(self.recipe["code"])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write scores and recipe to one file (`.npz`), in one step: the file is whole or not there."""
+        about = {"edges": self.wiring.to_json(), "clean": self.clean, "corrupt": self.corrupt, "recipe": self.recipe}
+        return save_arrays(path, "edges", about, values=self.values)
+
+    def __repr__(self) -> str:
+        """How many edges there are, and the five that carry most."""
+        most = ", ".join(f"{e.sender} -> {e.receiver} {e.score:+.2f}" for e in self.scores.head(5).itertuples())
+        return (
+            f"EdgeScores({int(self.wiring.exists.sum())} edges, {self.recipe['metric']}: clean {self.clean:.3f}, "
+            f"corrupt {self.corrupt:.3f}; most: {most})"
+        )
+
+
+def open_edges(path: str | os.PathLike[str]) -> EdgeScores:
+    """Open scores that `EdgeScores.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no edge scores, or comes from a newer labkit.
+    """
+    about, arrays = open_arrays(path, "edges")
+    with reading(path, "edges"):
+        wiring = Wiring.of(**about["edges"])
+        return EdgeScores(arrays["values"], wiring, about["clean"], about["corrupt"], about["recipe"])

@@ -1,0 +1,218 @@
+"""Rows through single blocks: many variants of one run, each layer by itself, with reads and edits on the way.
+
+A block is called as it was called in the recorded run (`recording.record`), with a batch of residual streams in place
+of the one. Unlike the wavefront, nothing has to go on from one layer to the next: paths and circuits give every layer
+inputs that no ordinary run has. Each block is tried once a model, whether several rows in a batch give what each gives
+alone, and whether what a block adds is added to its input unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from labkit.activations.attention_interface import AttentionCall
+from labkit.activations.hooks import Edit, Place, hooked
+from labkit.activations.sites import layers_with
+from labkit.engine.recorded_run import RecordedRun, Unsupported
+from labkit.models.anatomy import first_tensor
+from labkit.models.processors import look_again
+
+if TYPE_CHECKING:
+    from labkit.models.handle import Model
+
+_batched: WeakKeyDictionary[Model, dict[int, bool]] = WeakKeyDictionary()
+_additive: WeakKeyDictionary[Model, dict[int, bool]] = WeakKeyDictionary()
+
+
+class _Reached(Exception):
+    """Attention has been called; the rest of the block is not needed."""
+
+
+class BlockRunner:
+    """The blocks of one recorded run, for rows (rows, seq, d_model) instead of the run's own residual stream.
+
+    With a `start`, rows have only the positions from there on. What attention then makes of them is not what it makes
+    of the whole; that is for callers who write `attn_out` themselves.
+
+    Attributes:
+        resid: the run's own residual stream before each block and after the last, n_layers + 1 of (seq, d_model).
+    """
+
+    def __init__(self, base: RecordedRun, *, start: int = 0) -> None:
+        if any(x.ndim != 2 for x in base.resid):
+            raise Unsupported(f"the residual stream of {base.lm.name} has several copies")
+        self.base, self.lm, self.start = base, base.lm, start
+        self.resid = [x[start:] for x in base.resid]
+
+    def block(
+        self,
+        layer: int,
+        x: torch.Tensor,
+        *,
+        reads: Collection[Place] = (),
+        edits: Mapping[Place, Edit] | None = None,
+        keep: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.detach().clone(),
+    ) -> tuple[torch.Tensor, dict[Place, torch.Tensor]]:
+        """What a block makes of rows (rows, seq, d_model), and what was read in it, with rows as the batch.
+
+        Raises:
+            Unsupported: the block gives something else when it is run alone.
+        """
+        if not self._takes_rows(layer) and len(x) > 1:
+            parts = [
+                self._call(layer, x[n : n + 1], reads, _row_of(edits or {}, n, len(x)), keep) for n in range(len(x))
+            ]
+            out = torch.cat([out for out, _ in parts])
+            return out, {place: torch.cat([found[place] for _, found in parts]) for place in parts[0][1]}
+        return self._call(layer, x, reads, edits or {}, keep)
+
+    def attention(self, layer: int, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """q, k and v (rows, seq, head, d_head) of rows, still in their graph; the block is left where it attends."""
+        found: dict[str, torch.Tensor] = {}
+
+        def note(kind: str) -> Edit:
+            def edit(value: torch.Tensor) -> torch.Tensor:
+                found[kind] = value
+                if kind == "v":
+                    raise _Reached
+                return value
+
+            return edit
+
+        if not self._takes_rows(layer) and len(x) > 1:
+            each = [self.attention(layer, x[n : n + 1]) for n in range(len(x))]
+            return {kind: torch.cat([one[kind] for one in each]) for kind in each[0]}
+        try:
+            self._call(layer, x, (), {(kind, layer): note(kind) for kind in ("q", "k", "v")}, lambda x: x)
+        except _Reached:
+            return found
+        raise Unsupported(f"layer {layer} of {self.lm.name} has no attention that can be seen")
+
+    def call_of(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> AttentionCall:
+        """The recorded attention call of a layer with other q, k, v (rows, head, seq, d_head)."""
+        stored = self.base.attention[layer]
+        return AttentionCall(stored.module, q, k, v, stored.mask, stored.scaling, stored.options)
+
+    def additive(self, layer: int) -> bool:
+        """With attention and MLP held, does a change of the block's input come out unchanged?"""
+        known = _additive.setdefault(self.lm, {})
+        if layer not in known:
+            sites = [(kind, layer) for kind in ("attn_out", "mlp_out") if layer in layers_with(self.lm, kind)]
+            x = self.resid[layer][None]
+            change = _noise(x, layer)
+            with self.lm.busy():
+                out, held = self.block(layer, x, reads=sites)
+                moved, _ = self.block(layer, x + change, edits={p: (lambda _, p=p: held[p]) for p in sites})  # type: ignore[misc]
+            off = (moved.float() - out.float() - change.float()).abs()
+            share, rounding = (1e-4, 1e-6) if x.dtype == torch.float32 else (0.05, 2.0**-7)
+            limit = share * change.float().abs().mean() + rounding * (out.float().abs() + moved.float().abs())
+            known[layer] = float((off <= limit).float().mean()) > 0.99
+        return known[layer]
+
+    def _takes_rows(self, layer: int) -> bool:
+        """Does a block give for each row of a batch what it gives for that row alone?"""
+        known = _batched.setdefault(self.lm, {})
+        if layer not in known and self.start:
+            return BlockRunner(self.base)._takes_rows(layer)
+        if layer not in known:
+            x = self.base.resid[layer][None]
+            rows = torch.cat([x, x + _noise(x, layer)])
+            with self.lm.busy():
+                each = [self._call(layer, row[None], (), {}, lambda x: x)[0][0] for row in rows]
+                if not _close(each[0], self.base.resid[layer + 1], x[0]):
+                    raise Unsupported(f"layer {layer} of {self.lm.name} gives something else when it is run alone")
+                try:
+                    both = self._call(layer, rows, (), {}, lambda x: x)[0]
+                    known[layer] = all(_close(a, b, c) for a, b, c in zip(both, each, rows, strict=True))
+                except Exception:  # a form of argument that cannot be shared by rows; one at a time it works
+                    known[layer] = False
+        return known[layer]
+
+    def _call(
+        self,
+        layer: int,
+        x: torch.Tensor,
+        reads: Collection[Place],
+        edits: Mapping[Place, Edit],
+        keep: Callable[[torch.Tensor], torch.Tensor],
+    ) -> tuple[torch.Tensor, dict[Place, torch.Tensor]]:
+        look_again()
+        args, kwargs = self.base.calls[layer]
+        if self.start:
+            length = self.base.length
+            args = tuple(_from("", value, self.start, length) for value in args)
+            kwargs = {name: _from(name, value, self.start, length) for name, value in kwargs.items()}
+        args = tuple(_shared(value, len(x)) for value in args)
+        kwargs = {name: _shared(value, len(x)) for name, value in kwargs.items()}
+        with hooked(self.lm, set(reads), edits, keep=keep) as found:
+            out = first_tensor(self.lm.anatomy.blocks[layer].module(x, *args, **kwargs))
+        assert out is not None
+        return out, found
+
+
+def same_calls(a: RecordedRun, b: RecordedRun) -> bool:
+    """Were the blocks of two runs handed the same beside the residual stream?"""
+    return all(_equal(x, y) for x, y in zip(a.calls, b.calls, strict=True))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
+    return type(a) is type(b)
+
+
+def _row_of(edits: Mapping[Place, Edit], row: int, rows: int) -> dict[Place, Edit]:
+    """Edits that are written for all rows, for one of them."""
+
+    def one(edit: Edit) -> Edit:
+        return lambda x: edit(x.expand(rows, *x.shape[1:]).clone())[row, None]
+
+    return {place: one(edit) for place, edit in edits.items()}
+
+
+def _noise(x: torch.Tensor, seed: int) -> torch.Tensor:
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+    # of the size of most numbers at each position; a few of a residual stream's are very much larger
+    return x.float().abs().median(-1, keepdim=True).values.to(x.dtype) * noise
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> bool:
+    """Are two outputs (seq, d_model) of a block the same, beside the change that it makes to x?"""
+    rms = lambda t: t.float().pow(2).mean(-1).sqrt()  # noqa: E731
+    share, rounding = (1e-4, 1e-5) if a.dtype == torch.float32 else (0.02, 2**-7)
+    limit = share * rms(b - x).max() + rounding * rms(b).max()
+    return a.shape == b.shape and bool((rms(a - b) <= limit).all())
+
+
+def _shared(value: Any, rows: int) -> Any:
+    """One argument of a block, for several rows: what has a batch axis of one is shared by all."""
+    if isinstance(value, tuple | list):
+        return type(value)(_shared(item, rows) for item in value)
+    if isinstance(value, dict):
+        return {key: _shared(item, rows) for key, item in value.items()}
+    if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[0] == 1 and rows > 1:
+        return value.expand(rows, *value.shape[1:])
+    return value
+
+
+def _from(name: str, value: Any, start: int, length: int) -> Any:
+    """One argument of a block, for the positions from `start` on."""
+    if isinstance(value, tuple | list):
+        return type(value)(_from(name, item, start, length) for item in value)
+    if isinstance(value, dict):
+        return {key: _from(f"{name}.{key}", item, start, length) for key, item in value.items()}
+    if not isinstance(value, torch.Tensor):
+        return value
+    if "mask" in name or value.ndim == 4:
+        return None
+    if value.ndim >= 2 and value.shape[:2] == (1, length):
+        return value[:, start:]
+    return value[start:] if value.shape == (length,) else value

@@ -1,0 +1,188 @@
+"""One plain run and what is kept of it: all that it takes to start again from any layer and position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from labkit.activations.attention_interface import AttentionCall
+from labkit.activations.head_layout import heads_of
+from labkit.activations.hooks import hooked
+from labkit.activations.sites import layers_with
+from labkit.activations.unembedding import measured_logits
+from labkit.models.anatomy import first_tensor, hidden_input
+
+if TYPE_CHECKING:
+    from labkit.models.handle import Model
+
+
+class Unsupported(Exception):
+    """This architecture cannot be restarted in the middle; the caller runs it whole instead."""
+
+
+@dataclass
+class RecordedRun:
+    """One plain run and all it takes to start again from any layer and position in it."""
+
+    lm: Model
+    ids: torch.Tensor  # (1, seq)
+    resid: list[torch.Tensor]  # what enters each block, and what leaves the last: n_layers + 1 of (seq, d_model)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # the arguments of each block, without the hidden states
+    attention: dict[int, AttentionCall]  # k, v, mask and options of each layer that has attention of ours
+    logits: torch.Tensor  # (vocab,) at the last position, float32
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
+
+
+def record(
+    lm: Model, ids: torch.Tensor, *, sites: Sequence[str] = ()
+) -> tuple[RecordedRun, dict[str, dict[int, torch.Tensor]]]:
+    """Run a prompt (1, seq) once and keep what the wavefront needs, and some kinds of site.
+
+    Returns:
+        The base, and each kind's activation in each layer that has it, without the batch axis: (seq, ...), patterns
+        (head, seq, seq).
+
+    Raises:
+        Unsupported: the residual stream has a form that cannot be taken apart by position, or the layers run more than
+            once.
+    """
+    return _record(lm, ids, sites)[0]
+
+
+_alike: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
+
+
+def record_together(
+    lm: Model, ids: torch.Tensor, *, sites: Sequence[str] = ()
+) -> list[tuple[RecordedRun, dict[str, dict[int, torch.Tensor]]]]:
+    """`record` for several prompts of one length (prompt, seq), in one pass where that gives what each gives alone.
+
+    Once a model a pass over several prompts is held against one over each.
+    """
+    if len(ids) == 1 or ids.shape[1] == len(ids) or _alike.get(lm) is False:
+        return [record(lm, row[None], sites=sites) for row in ids]
+    try:
+        both = _record(lm, ids, sites)
+    except _Mixed:
+        _alike[lm] = False
+        return record_together(lm, ids, sites=sites)
+    if lm not in _alike:
+        each = [record(lm, row[None], sites=()) for row in ids]
+        _alike[lm] = all(_same_run(a, b) for (a, _), (b, _) in zip(both, each, strict=True))
+        if not _alike[lm]:
+            return record_together(lm, ids, sites=sites)
+    return both
+
+
+def several_alike(lm: Model) -> bool:
+    """Do several prompts in a pass give what each gives alone? False where that is not known yet."""
+    return _alike.get(lm, False)
+
+
+def _same_run(a: RecordedRun, b: RecordedRun) -> bool:
+    """Did two recordings of a prompt go the same way?"""
+    share = 1e-4 if a.lm.dtype == torch.float32 else 0.05
+    pairs = [(a.resid[-1], b.resid[-1]), (a.logits, b.logits)]
+    return all(float((x - y).float().norm()) <= share * float(y.float().norm()) for x, y in pairs)
+
+
+def _record(
+    lm: Model, ids: torch.Tensor, sites: Sequence[str]
+) -> list[tuple[RecordedRun, dict[str, dict[int, torch.Tensor]]]]:
+    if lm.anatomy.streams_first:
+        raise Unsupported(f"the residual stream of {lm.name} has several copies, on its first axis")
+    resid: list[torch.Tensor] = []
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    attention: dict[int, AttentionCall] = {}
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = hidden_input(args, kwargs)
+        assert x is not None
+        resid.append(x.detach().clone())
+        rest = args[1:] if args and args[0] is x else args
+        calls.append((rest, {name: value for name, value in kwargs.items() if value is not x}))
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        x = first_tensor(output)
+        assert x is not None
+        resid.append(x.detach().clone())
+
+    blocks = [block.module for block in lm.anatomy.blocks]
+    heads_of(lm)  # looked at now, before there are hooks
+    with lm.busy(), ExitStack() as stack:  # other threads that run the model meet no hook of ours
+        for block in blocks:
+            stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+        stack.callback(blocks[-1].register_forward_hook(after).remove)
+        both = recorded(lm, ids, sites=sites, watch=attention.__setitem__)
+    if len(calls) != len(blocks):
+        raise Unsupported(f"the layers of {lm.name} run more than once in a pass")
+    if any(x.shape[:2] != ids.shape for x in resid):
+        raise Unsupported(f"the residual stream of {lm.name} has no axis of positions")
+    mine = lambda value, n: _row(value, n, ids.shape)  # noqa: E731
+    return [
+        (
+            RecordedRun(
+                lm,
+                ids[n : n + 1],
+                [x[n] for x in resid],
+                [(mine(args, n), mine(kwargs, n)) for args, kwargs in calls],
+                {layer: _call_of(call, n, ids.shape) for layer, call in attention.items()},
+                logits,
+            ),
+            found,
+        )
+        for n, (logits, found) in enumerate(both)
+    ]
+
+
+class _Mixed(Exception):
+    """What a layer is handed for several prompts does not say which of it belongs to which."""
+
+
+def _row(value: Any, n: int, shape: torch.Size) -> Any:
+    """What belongs to prompt n in an argument of a pass over several, of ids of this shape (prompt, seq)."""
+    if shape[0] == 1:
+        return value
+    if isinstance(value, tuple | list):
+        return type(value)(_row(item, n, shape) for item in value)
+    if isinstance(value, dict):
+        return {name: _row(item, n, shape) for name, item in value.items()}
+    if not isinstance(value, torch.Tensor) or value.ndim < 2 or value.shape[0] == 1:
+        return value
+    if value.ndim == 2 and value.shape[0] == shape[1]:  # a table by position
+        return value
+    if value.shape[0] != shape[0]:
+        raise _Mixed
+    return value[n : n + 1]
+
+
+def _call_of(call: AttentionCall, n: int, shape: torch.Size) -> AttentionCall:
+    q, k, v, mask, options = (_row(x, n, shape) for x in (call.q, call.k, call.v, call.mask, call.options))
+    return AttentionCall(call.module, q, k, v, mask, call.scaling, options)
+
+
+def recorded(
+    lm: Model,
+    ids: torch.Tensor,
+    *,
+    sites: Sequence[str],
+    watch: Callable[[int, AttentionCall], None] | None = None,
+) -> list[tuple[torch.Tensor, dict[str, dict[int, torch.Tensor]]]]:
+    """Of each prompt (prompt, seq) logits (vocab,) at the last position, float32, and sites as `record` gives them."""
+    places = {kind: layers_with(lm, kind) for kind in sites}
+    wanted = {(kind, layer) for kind, layers in places.items() for layer in layers}
+    with lm.busy(), lm.for_patching(), hooked(lm, wanted, {}, watch=watch) as found:
+        logits = measured_logits(lm, ids)
+    return [
+        (row, {kind: {layer: found[kind, layer][n] for layer in layers} for kind, layers in places.items()})
+        for n, row in enumerate(logits)
+    ]

@@ -1,0 +1,396 @@
+"""The wavefront: many patched runs of one prompt, or of several, in a single pass up the blocks.
+
+A patch at layer L and position p changes nothing below L and nothing before p. So each patched run, a *row*, joins the
+batch at block L with the stored residual stream from position p on, and looks back at the stored keys and values of
+the positions before p. Linear layers see one packed list of tokens without padding (each row only its own p..end);
+attention, which is ours, works on the rows of the same p together, against the shared prefix. At the top only the
+position that the metric reads is unembedded.
+
+What a block is called with (position ids, rotary tables, whatever an architecture hands down) is recorded from one
+plain run and re-indexed for the packed tokens, so no architecture needs a table here. Layers that mix positions in
+another way than attention does (state spaces, convolutions, attention of their own) are run on whole rows, the base
+run's prefix put back in front; once a model each layer is tried, which way gives what the layer itself gives.
+`readout_of` holds the stored run against the model's own logits before anything is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from labkit.activations.attention_interface import (
+    AttentionCall,
+    apply_pattern,
+    attention_tasks,
+    needs_pattern,
+    pattern_of,
+)
+from labkit.activations.head_layout import heads_of
+from labkit.activations.hooks import hooked
+from labkit.activations.sites import HEAD_IN
+from labkit.engine.cells import Cell, put_cell, put_rows
+from labkit.engine.recorded_run import RecordedRun, Unsupported
+from labkit.models.anatomy import first_tensor
+from labkit.models.devices import to_index
+from labkit.models.handle import PerModel
+from labkit.models.processors import look_again
+
+
+class Cancelled(Exception):
+    """The caller asked to stop in the middle of a pass."""
+
+
+_MODULE_SITES = ("resid_mid", "attn_out", "mlp_out", "mlp_act", "router", "latent", HEAD_IN)
+_HEAD_SITES = ("q", "k", "v", "z", "pattern")
+
+
+RESTARTS: PerModel[dict[int, str]] = PerModel(dict)
+"""How each layer of a model is restarted: `packed`, `rows` or `one`."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One run that is patched into, and what is put into it.
+
+    Attributes:
+        base: the run.
+        source: the site's activation of each layer of the other run, as `record` gives it.
+        first: the first position at which the two prompts differ; nothing before it can have an effect.
+    """
+
+    base: RecordedRun
+    source: Mapping[int, torch.Tensor]
+    first: int
+
+    def start_of(self, cell: Cell) -> int:
+        return self.first if cell.position is None else cell.position
+
+
+@dataclass
+class _Group:
+    """Rows of one lane that start at the same position."""
+
+    lane: int
+    start: int
+    x: torch.Tensor  # (rows, length, d_model)
+    cells: list[int]  # the cell of each row
+
+    @property
+    def tokens(self) -> int:
+        return self.x.shape[0] * self.x.shape[1]
+
+
+class Wavefront:
+    """Patches of one kind of site, put into one base run or into several at once.
+
+    Args:
+        lanes: the runs, all of the same length; a cell's `lane` says which one it belongs to.
+        site: the kind of site.
+
+    Raises:
+        Unsupported: a layer gives something else when it is run alone.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], *, site: str) -> None:
+        self.lanes, self.site, self.lm, self.length = lanes, site, lanes[0].base.lm, lanes[0].base.length
+        self._causal: dict[torch.device, torch.Tensor] = {}
+        with self.lm.busy():
+            self._find_restarts()
+
+    def __call__(self, cells: Sequence[Cell], *, cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
+        """The last residual stream (len(cells), d_model) at the last position of each patched run.
+
+        Raises:
+            Cancelled: `cancelled()` came true; it is asked before every block.
+        """
+        n_layers = len(self.lm.anatomy.blocks)
+        joins: dict[int, list[int]] = {}
+        for index, cell in enumerate(cells):
+            joins.setdefault(cell.layer + (self.site == "resid_post"), []).append(index)
+        groups: dict[tuple[int, int], _Group] = {}
+        with self.lm.busy(), self.lm.for_patching():
+            for layer in range(min(joins), n_layers + 1):
+                if cancelled():
+                    raise Cancelled
+                new = joins.get(layer, [])
+                self._join(groups, layer, new, cells)
+                if layer < n_layers:
+                    self._block(layer, [groups[key] for key in sorted(groups)], set(new), cells)
+            last = torch.cat([group.x[:, -1] for group in groups.values()])
+            final = torch.empty_like(last)
+            final[to_index([index for group in groups.values() for index in group.cells], last.device)] = last
+        return final
+
+    def _join(self, groups: dict[tuple[int, int], _Group], layer: int, new: list[int], cells: Sequence[Cell]) -> None:
+        """Rows whose patch is at this layer enter with their base run's residual stream."""
+        by_start: dict[tuple[int, int], list[int]] = {}
+        for index in new:
+            cell = cells[index]
+            by_start.setdefault((cell.lane, self.lanes[cell.lane].start_of(cell)), []).append(index)
+        for (number, start), indices in by_start.items():
+            lane = self.lanes[number]
+            x = lane.base.resid[layer][start:][None].repeat_interleave(len(indices), 0)
+            if self.site in ("resid_pre", "resid_post"):
+                put_rows(x, lane.source[cells[indices[0]].layer][start:], [cells[index] for index in indices])
+            old = groups.get((number, start))
+            if old is None:
+                groups[number, start] = _Group(number, start, x, indices)
+            else:
+                groups[number, start] = _Group(number, start, torch.cat([old.x, x]), old.cells + indices)
+
+    def _block(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
+        """One block over all rows; rows that are new here get their patch on the way."""
+        look_again()
+        how = RESTARTS[self.lm][layer]
+        if how == "packed":
+            self._packed(layer, groups, new, cells)
+            return
+        for group in groups:
+            rows = range(len(group.cells)) if how == "one" else [None]
+            for row in rows:
+                self._whole(layer, group, row, new, cells)
+
+    def _packed(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
+        """All rows as one list of tokens, end to end, each row from its start on."""
+        block = self.lm.anatomy.blocks[layer]
+        spare = _spare(sum(g.tokens for g in groups), groups[0].x.device)
+        packed = _packed([g.x.flatten(0, 1) for g in groups], spare)  # (1, tokens, d_model)
+        used = sorted({g.lane for g in groups})
+        at = [to_index(self._positions(groups, lane), packed.device) for lane in used]
+        at[-1] = torch.cat([at[-1], at[-1][-1:].expand(spare)])
+        calls = [self.lanes[lane].base.calls[layer] for lane in used]
+        args = tuple(_reindexed("", values, at, self.length) for values in zip(*(c[0] for c in calls), strict=True))
+        kwargs = {name: _reindexed(name, [c[1][name] for c in calls], at, self.length) for name in calls[0][1]}
+        edits = (
+            {(self.site, layer): self._edit(layer, groups, new, cells)} if self.site in _MODULE_SITES and new else {}
+        )
+        attention = heads_of(self.lm)[layer].attention
+        assert attention is not None
+        task = self._attend(layer, groups, new, cells)
+        with hooked(self.lm, set(), edits), attention_tasks(self.lm.hf, {attention: task}):
+            out = first_tensor(block.module(packed, *args, **kwargs))
+        assert out is not None
+        for group, x in zip(groups, _parts(groups, out[0]), strict=True):
+            group.x = x.view(group.x.shape)
+
+    def _positions(self, groups: list[_Group], lane: int) -> torch.Tensor:
+        """The position of each packed token of a lane."""
+        mine = [g for g in groups if g.lane == lane]
+        return torch.cat([torch.arange(g.start, self.length).repeat(len(g.cells)) for g in mine])
+
+    def _whole(self, layer: int, group: _Group, row: int | None, new: set[int], cells: Sequence[Cell]) -> None:
+        """A group's rows (or one of them) from the first position on, the base run's residual stream in front."""
+        rows = slice(None) if row is None else slice(row, row + 1)
+        indices, start, base = group.cells[rows], group.start, self.lanes[group.lane].base
+        x = group.x[rows]
+        prefix = base.resid[layer][:start][None].expand(len(indices), *(-1,) * (x.ndim - 1))
+        args, kwargs = base.calls[layer]
+        args = tuple(_expanded(value, len(indices)) for value in args)
+        kwargs = {name: _expanded(value, len(indices)) for name, value in kwargs.items()}
+        places = [(n, cells[index]) for n, index in enumerate(indices) if index in new]
+        edits = {}
+        if places and self.site in (*_MODULE_SITES, *_HEAD_SITES):
+            edits[self.site, layer] = self._edit_rows(layer, places)
+        with hooked(self.lm, set(), edits):
+            out = first_tensor(self.lm.anatomy.blocks[layer].module(torch.cat([prefix, x], 1), *args, **kwargs))
+        assert out is not None
+        if row is None:
+            group.x = out[:, start:]
+        else:
+            group.x[rows] = out[:, start:]
+
+    def _edit_rows(self, layer: int, places: list[tuple[int, Cell]]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Put the source's values into whole rows of it (rows, seq, ...), of patterns (rows, head, seq, seq)."""
+
+        def edit(x: torch.Tensor) -> torch.Tensor:
+            x = x.clone()
+            for row, cell in places:
+                put_cell(x[row], self.lanes[cell.lane].source[layer].to(x.dtype), self.site, cell)
+            return x
+
+        return edit
+
+    # -- which way each layer can be restarted -------------------------------------------------------------------
+
+    def _find_restarts(self) -> None:
+        """For each layer the fastest way that gives what the layer itself gives on a changed residual stream."""
+        base = self.lanes[0].base
+        for layer in range(len(self.lm.anatomy.blocks)):
+            if layer in RESTARTS[self.lm]:
+                continue
+            x = base.resid[layer][None]
+            start = base.length // 2
+            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(layer)).to(x)
+            x = torch.cat([x[:, :start], x[:, start:] + x.float().std().to(x.dtype) * noise[:, start:]], 1)
+            args, kwargs = base.calls[layer]
+            out = first_tensor(self.lm.anatomy.blocks[layer].module(x, *args, **kwargs))
+            assert out is not None
+            before = base.resid[layer + 1][:start]
+            if start and not _same(out[0, :start], before, x[0, :start]):
+                raise Unsupported(f"layer {layer} of {self.lm.name} gives something else when it is run alone")
+            ways = (["packed"] if heads_of(self.lm)[layer].attention is not None else []) + ["rows", "one"]
+            RESTARTS[self.lm][layer] = next(way for way in ways if way == "one" or self._agrees(layer, way, x, out))
+
+    def _agrees(self, layer: int, way: str, x: torch.Tensor, out: torch.Tensor) -> bool:
+        start = self.length // 2
+        groups = [_Group(0, 0, x.repeat_interleave(2, 0), [0, 1]), _Group(0, start, x[:, start:].clone(), [2])]
+        RESTARTS[self.lm][layer] = way
+        try:
+            self._block(layer, groups, set(), [])
+        except Exception:  # a form of argument that this way cannot handle; a slower way can
+            return False
+        finally:
+            del RESTARTS[self.lm][layer]
+        return all(
+            g.x.shape[1:] == out[:, g.start :].shape[1:]
+            and all(_same(row, out[0, g.start :], x[0, g.start :]) for row in g.x)
+            for g in groups
+        )
+
+    def _edit(
+        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Put the source's vectors at the new rows' positions of a packed activation (1, tokens, ...)."""
+
+        def edit(x: torch.Tensor) -> torch.Tensor:
+            x = x.clone()
+            for group, part in zip(groups, _parts(groups, x[0]), strict=True):
+                rows = part.view(*group.x.shape[:2], *part.shape[1:])
+                source = self.lanes[group.lane].source
+                if (edited := [cells[i] for i in group.cells if i in new]) and layer in source:
+                    put_rows(rows, source[layer][group.start :], edited)
+            return x
+
+        return edit
+
+    def _attend(
+        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
+    ) -> Callable[[AttentionCall], torch.Tensor]:
+        """Attention of packed rows: each group against its base run's keys and values before its start."""
+        by_head = self.site if self.site in _HEAD_SITES else None
+
+        def task(call: AttentionCall) -> torch.Tensor:
+            tokens = (_parts(groups, x[0].transpose(0, 1)) for x in (call.q, call.k, call.v))  # (tokens, head, d_head)
+            parts = zip(groups, *tokens, strict=True)
+            z = []
+            for group, *flat in parts:
+                shape, start, lane = group.x.shape[:2], group.start, self.lanes[group.lane]
+                stored = lane.base.attention[layer]
+                q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in flat)  # (rows, head, length, d_head)
+                edited = [cells[i] for i in group.cells if by_head and i in new]
+                for name, x in (("q", q), ("k", k), ("v", v)):
+                    if by_head == name and edited:
+                        put_rows(x.transpose(1, 2), lane.source[layer][start:], edited)
+                k = torch.cat([stored.k[:, :, :start].expand(len(group.cells), -1, -1, -1), k], 2)
+                v = torch.cat([stored.v[:, :, :start].expand(len(group.cells), -1, -1, -1), v], 2)
+                here = AttentionCall(call.module, q, k, v, self._mask(stored, start), call.scaling, call.options)
+                out = _fast(here)  # (rows, length, head, d_head)
+                if by_head == "z" and edited:
+                    put_rows(out, lane.source[layer][start:], edited)
+                elif by_head == "pattern" and edited:
+                    _put_pattern(out, here, lane.source[layer][:, start:], edited)
+                z.append(out.flatten(0, 1))
+            return _packed(z, call.q.shape[2] - sum(g.tokens for g in groups))
+
+        return task
+
+    def _mask(self, stored: AttentionCall, start: int) -> torch.Tensor | None:
+        """The base run's mask for the queries from `start` on, (..., length, seq)."""
+        if start == 0:
+            return stored.mask
+        if stored.mask is not None:
+            return stored.mask[..., start:, :]
+        device = stored.k.device
+        if device not in self._causal:  # one for all starts: theirs are its last rows
+            self._causal[device] = torch.ones(self.length, self.length, dtype=torch.bool, device=device).tril()
+        return self._causal[device][start:]
+
+
+def _spare(tokens: int, device: torch.device) -> int:
+    """How many tokens to add, so that products come in few sizes: on a CPU each new one takes half a millisecond."""
+    step = 16 if tokens < 512 else 32
+    return -tokens % step if device.type == "cpu" else 0
+
+
+def _packed(parts: list[torch.Tensor], spare: int) -> torch.Tensor:
+    """Tokens (tokens, ...) end to end, as a batch of one, the last once more for each spare one."""
+    return torch.cat([*parts, parts[-1][-1:].expand(spare, *parts[-1].shape[1:])])[None]
+
+
+def _parts(groups: list[_Group], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Each group's tokens out of packed ones (tokens, ...), without the spare ones."""
+    sizes = [g.tokens for g in groups]
+    return x[: sum(sizes)].split(sizes)
+
+
+def _put_pattern(z: torch.Tensor, call: AttentionCall, source: torch.Tensor, cells: Sequence[Cell]) -> None:
+    """Recompute z (rows, length, head, d_head) of these cells' rows, the last, with the source's pattern, in place.
+
+    So many rows at a time that their patterns take 256 MB at most.
+    """
+    first, size = len(z) - len(cells), call.q.shape[1] * call.q.shape[2] * call.k.shape[2]
+    step = max(1, (64 << 20) // size)
+    for begin in range(0, len(cells), step):
+        some = cells[begin : begin + step]
+        rows = slice(first + begin, first + begin + len(some))
+        part = AttentionCall(
+            call.module, call.q[rows], call.k[rows], call.v[rows], call.mask, call.scaling, call.options
+        )
+        pattern = pattern_of(part)  # (rows, head, length, seq)
+        put_rows(pattern.transpose(1, 2), source.transpose(0, 1), some)
+        z[rows] = apply_pattern(pattern, part.v)
+
+
+def _fast(call: AttentionCall) -> torch.Tensor:
+    """z (rows, length, head, d_head) by SDPA with shared key and value heads, where SDPA can do it."""
+    if needs_pattern(call.options):
+        return call.fast()
+    grouped = call.q.shape[1] != call.k.shape[1]
+    out = F.scaled_dot_product_attention(
+        call.q, call.k, call.v, attn_mask=call.mask, is_causal=call.mask is None, scale=call.scaling, enable_gqa=grouped
+    )
+    return out.transpose(1, 2)
+
+
+def _same(out: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> bool:
+    """Is what a block gave (seq, ...) what it gives, at every position, beside the change that it makes to x?"""
+    rms = lambda t: t.float().flatten(1).pow(2).mean(1).sqrt()  # noqa: E731
+    share, rounding = (1e-4, 1e-5) if out.dtype == torch.float32 else (0.02, 2**-7)
+    limit = share * rms(expected - x).max() + rounding * rms(expected).max()
+    return bool((rms(out - expected) <= limit).all())
+
+
+def _expanded(value: Any, rows: int) -> Any:
+    """One argument of a block, for several rows: what has a batch axis of one is shared by all."""
+    if isinstance(value, tuple | list):
+        return type(value)(_expanded(item, rows) for item in value)
+    if isinstance(value, dict):
+        return {key: _expanded(item, rows) for key, item in value.items()}
+    if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[0] == 1 and rows > 1:
+        return value.expand(rows, *value.shape[1:])
+    return value
+
+
+def _reindexed(name: str, values: Sequence[Any], at: Sequence[torch.Tensor], length: int) -> Any:
+    """One argument of a block, for packed tokens: what has a position axis is taken at each token's position.
+
+    `values` has the argument of each lane, and `at` the positions of its tokens.
+    """
+    value = values[0]
+    if isinstance(value, tuple | list):
+        return type(value)(_reindexed(name, items, at, length) for items in zip(*values, strict=True))
+    if isinstance(value, dict):
+        return {key: _reindexed(f"{name}.{key}", [v[key] for v in values], at, length) for key in value}
+    if not isinstance(value, torch.Tensor):
+        return value
+    if "mask" in name or value.ndim == 4:
+        return None  # masks are taken from the recorded attention calls, group by group
+    if value.ndim >= 2 and value.shape[:2] == (1, length):
+        return torch.cat([v[:, p.to(v.device)] for v, p in zip(values, at, strict=True)], 1)
+    if value.shape == (length,):
+        return torch.cat([v[p.to(v.device)] for v, p in zip(values, at, strict=True)])
+    return value

@@ -1,0 +1,1 @@
+"""What a model writes, and how probable a text is to it."""

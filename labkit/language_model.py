@@ -1,0 +1,122 @@
+"""LanguageModel, the face of a model that people hold, and how one is made.
+
+All that it does is written elsewhere; here it is put where it is looked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+
+from labkit.activations.run import Run, run
+from labkit.activations.sites import describe_sites
+from labkit.generation.generate import Generation, generate
+from labkit.generation.tree import Tree, tree
+from labkit.models.handle import Model
+from labkit.models.load import loaded, wrapped
+from labkit.steering import SteeringVector, steer
+from labkit.text.types import Prompt, Prompts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    bits: int | None = None,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> LanguageModel:
+    """Load an open model, with 4-bit weights unless told otherwise.
+
+    Args:
+        name: a hub id, a local folder, a `.gguf` file, or nothing for the default model, SmolLM2-135M-Instruct.
+        bits: 4 (NF4 with double quantisation, Dettmers et al. 2023), 8 (LLM.int8, Dettmers et al. 2022), 16 or 32.
+            Without it 4, or what a pre-quantised checkpoint has; FP8 and MXFP4 (DeepSeek-V3, gpt-oss) are then
+            dequantised to 16, with the numbers of the file.
+        revision: a branch, tag or commit of the hub.
+        device: `cuda`, `cuda:1`, `mps`, `cpu`, or `auto` to spread over all GPUs, and in 16 and 32 bits what they have
+            no room for over the CPU and the disk; without it the best there is.
+        dtype: what to compute in, such as `"float32"`; without it as `compute_dtype` says. With 4 and 8 bits embeddings
+            stay in 16 bits whatever is computed in.
+        trust_remote_code: run Python code that comes with the model. Off unless you read that code.
+        progress: show progress bars.
+
+    Raises:
+        LoadError: one of `labkit.models.errors`, with what to do.
+        ValueError: bits or a dtype that do not exist, or bits that contradict the checkpoint.
+    """
+    return loaded(
+        LanguageModel,
+        name,
+        bits=bits,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+
+
+def wrap(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    """Look into a transformers model that is in memory already. The model itself is not changed.
+
+    Of a model that takes images or sound as well its text part is looked into, which shares its weights. A compiled
+    model is looked into uncompiled, and one with adapters (LoRA and others of PEFT) as if they were merged.
+
+    Raises:
+        NotADecoder: it is not a decoder-only language model.
+        TypeError: it is no transformers model, nor one around which `torch.compile` or PEFT put something.
+        ValueError: an adapter that changes more than the model's layers.
+    """
+    return wrapped(LanguageModel, hf, tokenizer)
+
+
+class LanguageModel(Model):
+    """An open model in memory, ready to be looked into. Made by `labkit.load` or `labkit.wrap`.
+
+    What `Model` says of its weights, sizes and tokens, and what one does with it.
+    """
+
+    def run(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        read: Sequence[str] = (),
+        write: Mapping[Any, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        logits: Literal["all", "last", "none"] | Sequence[int] = "all",
+        to: str | torch.device | None = None,
+    ) -> Run:
+        """One forward pass with sites read and written; see `labkit.activations.run.run`."""
+        return run(self, prompt, read=read, write=write, logits=logits, to=to)
+
+    def sites(self) -> pd.DataFrame:
+        """Every kind of site with its shape in this model, and why a kind is absent where it is."""
+        return describe_sites(self)
+
+    @overload
+    def generate(self, prompt: Prompt, **settings: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Prompts, **settings: Any) -> list[Generation]: ...
+    def generate(self, prompt: Any, **settings: Any) -> Any:
+        """Continue a prompt, or each of a list of them; see `labkit.generation.generate.generate`."""
+        return generate(self, prompt, **settings)
+
+    def steer(
+        self, vector: SteeringVector | torch.Tensor, strength: float = 1.0, *, layer: int | None = None
+    ) -> AbstractContextManager[None]:
+        """Add a vector to what leaves a layer while a `with` block runs; see `labkit.steering.steer`."""
+        return steer(self, vector, strength, layer=layer)
+
+    def tree(self, prompt: Prompt, **settings: Any) -> Tree:
+        """Continue a prompt and keep it as a tree to branch; see `labkit.generation.tree.Tree`."""
+        return tree(self, prompt, **settings)

@@ -1,0 +1,341 @@
+"""Direct logit attribution: what each part of a model writes to the logits itself.
+
+The last residual stream is a sum: the embedding, and what every layer's attention and MLP added. With the scale of the
+final norm held as it was in this run, the way from there to a logit is linear, so the logit difference is the sum of
+the parts' own shares (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; the frozen scale as in
+Wang et al. 2022, section 3.1). What a part does through later layers is not in its share; patching shows that.
+
+Weights stay packed: heads go through their own output projection one layer at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from labkit.activations.hooks import Place, hooked
+from labkit.activations.sites import HEAD_IN, absent, layers_with, n_heads_of
+from labkit.activations.unembedding import last_logits
+from labkit.engine.readout import Readout, readout_of
+from labkit.engine.recorded_run import RecordedRun, Unsupported
+from labkit.models.anatomy import first_tensor
+from labkit.models.devices import copied, runs_on
+from labkit.models.weights import bias_of, is_plain, weight_of
+from labkit.text.encode import single_token
+from labkit.text.prompts import asked, each_prompt, imports_of, written
+from labkit.text.tokens import Token
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+
+
+@dataclass(repr=False)
+class DirectAttribution:
+    """The shares of a logit, or of the difference of two, at the last position; float32, in logits.
+
+    They add up: `embed + attn.sum() + mlp.sum() + bias + rest == total`, and over a layer's heads
+    `heads[layer].sum() + attn_bias[layer] == attn[layer]`, each within rounding.
+
+    Attributes:
+        total: the model's own logit, or answer minus foil; before the soft cap where a model caps its logits.
+        embed: the embedding's share.
+        attn, mlp: (layer,), zero where a layer has no such part; in a layer that has one part only (state spaces),
+            `mlp` is what that added.
+        heads: (layer, head), NaN where a layer's heads cannot be taken apart (something else is added beside them).
+        attn_bias: (layer,), what attention adds that belongs to no head: the bias of its output projection.
+        bias: of the final norm and the unembedding.
+        rest: what rounding leaves over, and what a model adds between its layers.
+    """
+
+    total: float
+    embed: float
+    attn: np.ndarray
+    mlp: np.ndarray
+    heads: np.ndarray
+    attn_bias: np.ndarray
+    bias: float
+    rest: float
+    tokens: list[Token] = field(repr=False)
+    answer: str = ""
+    foil: str | None = None
+    made_by: str = field(default="", repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a part: `part`, `layer`, `head`, `share`. Heads stand beside the attention that they add up to."""
+        import pandas as pd
+
+        rows: list[tuple[str, int | None, int | None, float]] = [("embed", None, None, self.embed)]
+        for layer in range(len(self.attn)):
+            rows += [("attn", layer, None, self.attn[layer])]
+            rows += [("head", layer, n, share) for n, share in enumerate(self.heads[layer]) if not np.isnan(share)]
+            rows += [("mlp", layer, None, self.mlp[layer])]
+        rows += [("bias", None, None, self.bias), ("rest", None, None, self.rest)]
+        frame = pd.DataFrame(rows, columns=["part", "layer", "head", "share"])
+        return frame.astype({"layer": "Int64", "head": "Int64", "share": "float32"})
+
+    def figure(self) -> go.Figure:
+        """The shares by layer: attention and MLP as bars."""
+        import plotly.graph_objects as go
+
+        what = f"{self.answer!r}" + ("" if self.foil is None else f" minus {self.foil!r}")
+        layers = list(range(len(self.attn)))
+        bars = [go.Bar(x=layers, y=self.attn, name="attention"), go.Bar(x=layers, y=self.mlp, name="MLP")]
+        figure = go.Figure(bars)
+        figure.update_layout(
+            title=f"What writes {what}: {self.total:.2f} in all",
+            xaxis_title="layer",
+            yaxis_title="share of the logit" + ("" if self.foil is None else " difference"),
+            barmode="relative",
+            template="simple_white",
+        )
+        return figure
+
+    def code(self) -> str:
+        """The Python that does it again."""
+        return self.made_by
+
+    def __repr__(self) -> str:
+        """The total, its parts, and the five heads and MLPs that write most of it."""
+        what = repr(self.answer) + ("" if self.foil is None else f" - {self.foil!r}")
+        sums = {"embed": self.embed, "attention": float(self.attn.sum()), "MLP": float(self.mlp.sum())}
+        sums |= {"bias": self.bias, "rest": self.rest}
+        parts = " ".join(f"{name} {share:+.2f}" for name, share in sums.items())
+        frame = self.to_frame().query("part in ('head', 'mlp')").sort_values("share", key=abs, ascending=False)
+        most = [
+            f"{row.part} {row.layer}" + ("" if row.part == "mlp" else f".{row.head}") + f" {row.share:+.2f}"
+            for row in frame.head(5).itertuples()
+        ]
+        return f"DirectAttribution({what}: {self.total:+.2f} = {parts}; most: {', '.join(most)})"
+
+
+@each_prompt
+def direct_logit_attribution(
+    lm: LanguageModel, prompt: Prompt, answer: str | int, foil: str | int | None = None
+) -> DirectAttribution:
+    """What every layer's attention, heads and MLP write to the logit of an answer, less that of a foil, directly.
+
+    Args:
+        lm: the model, in any bits.
+        prompt: text, chat messages, or token ids (1, seq); or a list of these, which gives a list of results.
+        answer, foil: one token each, as text or id; without a foil the answer's logit alone.
+
+    Raises:
+        ValueError: a bad prompt or answer, or a model whose residual stream is not one sum (several streams, layers
+            that run more than once) or whose last step is not a norm.
+    """
+    prompt = asked(lm, prompt)
+    ids = lm.encode(prompt)
+    kept, way, chosen, against = _way_of(lm, ids, answer, foil)
+    found = kept.found
+    n_heads = max(1, n_heads_of(lm, "head_out"))
+    attn, mlp, attn_bias = (np.zeros(lm.n_layers, np.float32) for _ in range(3))
+    heads = np.full((lm.n_layers, n_heads), np.nan, np.float32)
+    for layer in range(lm.n_layers):
+        added = found["resid_post", layer].float() - found["resid_pre", layer].float()
+        by_attention = _by_attention(found, layer)
+        mlp[layer] = way(added[-1] if by_attention is None else (added - by_attention)[-1])
+        if by_attention is None:
+            continue
+        attn[layer] = way(by_attention[-1])
+        if (HEAD_IN, layer) in found and (turn := _on_the_way(found["attn_out", layer], by_attention)) is not None:
+            with lm.busy():
+                outs = _heads_out(lm, layer, found[HEAD_IN, layer][-1])
+            heads[layer, : len(outs)] = [way(turn * out) for out in outs]
+            attn_bias[layer] = way(by_attention[-1] - turn * outs.sum(0))
+    embed = way(found["resid_pre", 0][-1].float())
+    rest = way.total - embed - float(attn.sum()) - float(mlp.sum()) - way.bias
+    tokens = lm.tokens(ids)
+    words = [None if id is None else lm.tokenizer.decode([id]) for id in (chosen, against)]
+    call = f"lk.direct_logit_attribution(lm, {written(prompt)}, {answer!r}, {foil!r})"
+    code = f"{lm.code()}{imports_of(prompt)}found = {call}\n"
+    return DirectAttribution(
+        way.total, embed, attn, mlp, heads, attn_bias, way.bias, rest, tokens, words[0] or "", words[1], code
+    )
+
+
+@dataclass(frozen=True)
+class LogitPath:
+    """For each layer whose heads can be taken apart, the direction (d_model,) float32 along which what a head puts out
+    at the last position adds to a logit (difference), the final norm's scale held."""
+
+    directions: dict[int, torch.Tensor]
+    answer: str
+    foil: str | None
+
+
+def logit_path(lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None = None) -> LogitPath:
+    """See `LogitPath`. Raises what `direct_logit_attribution` raises."""
+    kept, way, chosen, against = _way_of(lm, ids, answer, foil)
+    directions = {}
+    for layer in range(lm.n_layers):
+        by_attention = _by_attention(kept.found, layer)
+        if by_attention is None or (HEAD_IN, layer) not in kept.found:
+            continue
+        if (turn := _on_the_way(kept.found["attn_out", layer], by_attention)) is not None:
+            directions[layer] = way.direction * turn
+    words = [None if id is None else lm.tokenizer.decode([id]) for id in (chosen, against)]
+    return LogitPath(directions, words[0] or "", words[1])
+
+
+def _way_of(
+    lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None
+) -> tuple[_Kept, _Way, int, int | None]:
+    """A run, the way from its last residual stream to the logit (difference), and the ids of answer and foil."""
+    chosen = single_token(lm, answer, after=ids)
+    against = None if foil is None else single_token(lm, foil, role="foil", after=ids)
+    if (why := absent(lm, "resid_post")) is not None:
+        raise ValueError(f"{lm.name} has no direct attribution: {why}")
+    kept = _at_the_end(lm, ids)
+    final = kept.found["resid_post", lm.n_layers - 1]
+    if final.shape[1:] != (lm.d_model,):
+        raise ValueError(f"{lm.name} has no direct attribution: its residual stream has several copies")
+    try:
+        way = _Way.of(
+            lm, readout_of(RecordedRun(lm, ids, [final[-1:]], [], {}, kept.logits)), final[-1], chosen, against
+        )
+    except Unsupported as error:
+        raise ValueError(f"{lm.name} has no direct attribution: {error}") from None
+    return kept, way, chosen, against
+
+
+# -- what was there, at the last two positions ----------------------------------------------------------------------
+
+
+@dataclass
+class _Kept:
+    logits: torch.Tensor  # (vocab,) at the last position, float32
+    found: dict[Place, torch.Tensor]  # (positions, ...) at the last two positions, or the one there is
+
+
+def _at_the_end(lm: LanguageModel, ids: torch.Tensor) -> _Kept:
+    reads = {("resid_pre", 0)}
+    for kind in ("resid_pre", "resid_mid", "resid_post", "attn_out", HEAD_IN):
+        reads |= {(kind, layer) for layer in layers_with(lm, kind)}
+    with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, -2:].detach().clone()) as found:
+        logits = last_logits(lm, ids)[0].float()
+    return _Kept(logits, found)
+
+
+def _by_attention(found: dict[Place, torch.Tensor], layer: int) -> torch.Tensor | None:
+    """What attention added to the residual stream (positions, d_model), float32; None where a layer has none.
+
+    That is what attention put out, unless something lies between (a norm, a multiplier): then what the stream shows.
+    """
+    if ("attn_out", layer) not in found:
+        return None
+    out = found["attn_out", layer].float()
+    if ("resid_mid", layer) not in found:
+        return out  # side by side with the MLP
+    seen = found["resid_mid", layer].float() - found["resid_pre", layer].float()
+    rounding = 1e-5 if found["attn_out", layer].dtype == torch.float32 else 2.0**-7
+    limit = rounding * (found["resid_mid", layer].float().norm() + out.norm())
+    return out if float((seen - out).norm()) <= float(limit) else seen
+
+
+def _on_the_way(out: torch.Tensor, added: torch.Tensor) -> torch.Tensor | None:
+    """The factors (d_model,) by which what attention puts out came to be what it added, at the last position.
+
+    None where they are not factors: then the same ones, up to a scale, would not fit another position.
+    """
+    out = out.float()
+    more = added - out
+    if float((more - more[-1]).norm()) <= 1e-5 * float(out.norm()):  # nothing, or a bias
+        return torch.ones_like(out[-1])
+    factors = torch.where(out == 0, 0, added / torch.where(out == 0, 1, out))
+    if len(out) > 1:
+        guess = factors[0] * out[1]
+        guess = guess * (guess @ added[1]) / (guess @ guess).clamp(min=1e-30)
+        if float((guess - added[1]).norm()) > 0.05 * float(added[1].norm()):
+            return None
+    return factors[-1]
+
+
+def _heads_out(lm: LanguageModel, layer: int, z: torch.Tensor) -> torch.Tensor:
+    """head_out (head, d_model) of one position from z (head, d_head), float32.
+
+    The projection itself takes one head at a time, the others zero: no copy of its weight outlives the call.
+    """
+    projection: Any = lm.anatomy.blocks[layer].output_projection
+    alone = torch.diag_embed(z.T).permute(1, 2, 0).flatten(1)  # (head, head * d_head)
+    out, bias = projection.forward(alone).float(), bias_of(projection)
+    return out if bias is None else out - bias.float()
+
+
+# -- from the last residual stream to the logit ---------------------------------------------------------------------
+
+
+@dataclass
+class _Way:
+    """A linear map from the last residual stream to a logit (difference), the final norm's scale held."""
+
+    direction: torch.Tensor  # (d_model,) float32
+    total: float
+    bias: float
+
+    def __call__(self, x: torch.Tensor) -> float:
+        return float(self.direction @ x.float().to(self.direction.device))
+
+    @classmethod
+    def of(cls, lm: LanguageModel, readout: Readout, x: torch.Tensor, chosen: int, against: int | None) -> _Way:
+        """Found without knowing the norm's form, from its derivative J at x and what it gives for zero.
+
+        The map with the scale held is A v = J v + (1 - r) (norm(x) - norm(0)) (v . x) / (x . x), where x is centred if
+        the norm centres, and J x = r (norm(x) - norm(0)): r is the share of epsilon in the scale, 0 for large x; and 1
+        if there is no norm at all.
+        """
+        with lm.busy():
+            tail = [copied(module) for module in readout.tail]
+
+        def norm(x: torch.Tensor) -> torch.Tensor:
+            for module in tail:
+                x = first_tensor(module.float()(x[None, None]))[0, 0]  # type: ignore[index]
+            return x
+
+        unembed = readout.unembed
+        with lm.busy():
+            x = x.float().detach().to(runs_on(readout.tail[0]) if readout.tail else x.device)
+            row = _row(unembed, chosen) - (0 if against is None else _row(unembed, against))  # (width,)
+            row = row.to(x.device)
+        with lm.busy(gradients=True):
+            out, along = torch.autograd.functional.jvp(norm, x, x)
+            at = x.clone().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(norm(at) @ row, at)
+        with lm.busy():
+            zero = norm(torch.zeros_like(x)).nan_to_num()
+            shifted = norm(x + float(x.std()))
+            centred = x - x.mean() if torch.allclose(shifted, out, rtol=1e-3, atol=1e-4 * float(out.std())) else x
+        made = out - zero
+        share = float(along @ made) / max(float(made @ made), 1e-30)
+        if float((along - share * made).norm()) > 1e-3 * float(made.norm()):
+            raise Unsupported("its last step before the unembedding is neither a norm nor linear")
+        direction = gradient + (1 - share) * float(made @ row) / (centred @ centred) * centred
+        bias = float(zero @ row) + _bias(unembed, chosen) - (0.0 if against is None else _bias(unembed, against))
+        scaled = _Way(direction * readout.scale, 0.0, bias * readout.scale)
+        scaled.total = float(_uncapped(lm, readout, x, chosen, against))
+        return scaled
+
+
+def _uncapped(lm: LanguageModel, readout: Readout, x: torch.Tensor, chosen: int, against: int | None) -> torch.Tensor:
+    """The model's own logit (difference), before the soft cap."""
+    plain = Readout(readout.tail, readout.unembed, readout.scale, None)
+    columns = [chosen] if against is None else [chosen, against]
+    with lm.busy():
+        logits = plain(x.to(lm.dtype)[None], columns)[0]
+    return logits[0] if against is None else logits[0] - logits[1]
+
+
+def _row(unembed: Any, id: int) -> torch.Tensor:
+    weight = unembed.weight if is_plain(unembed) else weight_of(unembed, dtype=torch.float32)
+    return weight[id].detach().float()
+
+
+def _bias(unembed: Any, id: int) -> float:
+    bias = bias_of(unembed)
+    return 0.0 if bias is None else float(bias[id])

@@ -1,0 +1,414 @@
+"""The logit lens: what the model would say if it stopped at a layer (nostalgebraist 2020, "interpreting GPT: the logit
+lens").
+
+The final norm and the unembedding are put on the residual stream of every layer, or on what one layer's attention or
+MLP puts out. At the last layer that is the model's own answer. Earlier it is a reading in a language that the early
+layers need not speak: what it shows is there, what it does not show may be there all the same (Belrose et al. 2023).
+
+Positions are unembedded in blocks, one layer at a time, and of each only the likeliest tokens, the entropy, the
+divergence from the model's own distribution and the ranks of followed tokens are kept: (layers x positions x vocab)
+numbers never exist at once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from labkit.activations.hooks import hooked
+from labkit.activations.sites import absent, layers_with
+from labkit.activations.unembedding import last_logits
+from labkit.engine.readout import Readout, readout_of
+from labkit.engine.recorded_run import RecordedRun, Unsupported
+from labkit.engine.wavefront import Cancelled
+from labkit.models.reference import RefersToModel
+from labkit.results.file import open_arrays, reading, save_arrays
+from labkit.text.encode import single_token
+from labkit.text.prompts import asked, each_prompt, imports_of, written
+from labkit.text.tokens import Token, describe
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+
+LensSite = Literal["resid_post", "attn_out", "mlp_out"]
+SITES: tuple[LensSite, ...] = ("resid_post", "attn_out", "mlp_out")
+SHADES = ("probability", "entropy", "rank", "kl")
+AT_ONCE = 8_000_000  # logits in one block of positions: 32 MB
+
+
+@dataclass(repr=False)
+class LogitLens(RefersToModel):
+    """What every layer would say next, at every position.
+
+    Attributes:
+        site: what was read: `resid_post`, `attn_out` or `mlp_out`.
+        layers: the layers that have such a site, the rows of everything below.
+        positions: the positions that were read, the columns.
+        tokens: the whole prompt.
+        top_ids, top_probabilities: (layer, position, k), the likeliest tokens first; int32 and float16.
+        entropy: (layer, position), of the whole distribution, in nats.
+        kl: (layer, position), KL(the model's own distribution, this one), in nats; 0 at the last layer.
+        final_ids, final_probabilities: (position, k), what the model itself says.
+        followed: tokens whose place was followed; `ranks` (followed, layer, position) int32, 1 for the likeliest,
+            and `probabilities` float32 say how each fares.
+        words: the tokens behind all these ids.
+        recipe: what repeats it.
+    """
+
+    site: str
+    layers: list[int]
+    positions: list[int]
+    tokens: list[Token]
+    top_ids: np.ndarray
+    top_probabilities: np.ndarray
+    entropy: np.ndarray
+    kl: np.ndarray
+    final_ids: np.ndarray
+    final_probabilities: np.ndarray
+    followed: list[Token]
+    ranks: np.ndarray
+    probabilities: np.ndarray
+    words: dict[int, Token]
+    recipe: dict[str, Any]
+    lm: LanguageModel | None = field(default=None, repr=False)
+
+    def top(self, layer: int, position: int = -1) -> list[tuple[str, float]]:
+        """The likeliest next tokens that a layer shows at a position, as (text to show, probability).
+
+        Raises:
+            ValueError: the lens did not read there.
+        """
+        row, column = self.place(layer, position)
+        ids, shares = self.top_ids[row, column], self.top_probabilities[row, column]
+        return [(self.words[int(id)].display, float(p)) for id, p in zip(ids, shares, strict=True)]
+
+    def place(self, layer: int, position: int = -1) -> tuple[int, int]:
+        """The row and the column of a layer and a position, each counted from the end if negative.
+
+        Raises:
+            ValueError: the lens did not read there.
+        """
+        at = position + len(self.tokens) if position < 0 else position
+        n_layers = int(self.recipe["n_layers"])
+        wanted = layer + n_layers if layer < 0 else layer
+        if wanted not in self.layers or at not in self.positions:
+            raise ValueError(
+                f"this lens has no layer {layer}, position {position}; it read {self.site} at layers "
+                f"{_span(self.layers)} and positions {_span(self.positions)}"
+            )
+        return self.layers.index(wanted), self.positions.index(at)
+
+    def rank(self, token: str | int) -> np.ndarray:
+        """The rank of this token, (layer, position) int32; 1 where it is what a layer would say.
+
+        A token that was not followed takes another run of the model.
+
+        Raises:
+            ValueError: the text is no one token, or the model is not at hand.
+        """
+        for one, ranks in zip(self.followed, self.ranks, strict=True):
+            if token in (one.id, one.text):
+                return ranks
+        return self._again(follow=[token]).ranks[0]
+
+    def logits(self, layer: int) -> torch.Tensor:
+        """One layer's logits (position, vocab), float32, computed anew; at the last layer the model's own."""
+        lm = self._model()
+        row, _ = self.place(layer, self.positions[0])
+        reading = _Reading(lm, torch.tensor([self.recipe["ids"]], device=lm.device), self.site, self.positions)
+        with lm.busy():
+            return reading.readout(reading.found[self.layers[row]])
+
+    def shade(self, name: str, token: str | int | None = None) -> np.ndarray:
+        """What a cell can be coloured by, (layer, position) float32: `probability` of the likeliest token, `entropy`,
+        `kl`, or `rank` of a token (of the first one followed, if none is named).
+
+        Raises:
+            ValueError: there is no such name, or no token to take the rank of.
+        """
+        if name not in SHADES:
+            raise ValueError(f"a lens is coloured by {', '.join(SHADES)}; got {name!r}")
+        if name == "rank":
+            if token is None and not self.followed:
+                raise ValueError("rank of which token? Name one, such as ' Mary'")
+            return (self.ranks[0] if token is None else self.rank(token)).astype(np.float32)
+        values = self.top_probabilities[:, :, 0] if name == "probability" else getattr(self, name)
+        return values.astype(np.float32)
+
+    def labels(self) -> list[str]:
+        """What to write along the positions: `13 ·to`."""
+        return [f"{n} {self.tokens[n].display}" for n in self.positions]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer and position: the token there, the likeliest next one with its probability, entropy, KL, and
+        the rank of every followed token."""
+        import pandas as pd
+
+        rows, columns = np.indices(self.entropy.shape)
+        at = np.array(self.positions)[columns.ravel()]
+        data: dict[str, Any] = {
+            "layer": np.array(self.layers)[rows.ravel()],
+            "position": at,
+            "token": [self.tokens[n].text for n in at],
+            "top": [self.words[int(id)].text for id in self.top_ids[:, :, 0].ravel()],
+            "probability": self.top_probabilities[:, :, 0].astype(np.float32).ravel(),
+            "entropy": self.entropy.ravel(),
+            "kl": self.kl.ravel(),
+        }
+        data |= {f"rank of {one.text!r}": ranks.ravel() for one, ranks in zip(self.followed, self.ranks, strict=True)}
+        return pd.DataFrame(data)
+
+    def figure(self, shade: str = "probability", token: str | int | None = None) -> go.Figure:
+        """A plotly heatmap, the likeliest token written in each cell; coloured by what `shade()` knows."""
+        import plotly.graph_objects as go
+
+        values = self.shade(shade, token)
+        shown = -np.log10(values) if shade == "rank" else values
+        words = [[self.words[int(id)].display for id in row] for row in self.top_ids[:, :, 0]]
+        units = {"probability": "probability", "entropy": "entropy (nats)", "kl": "KL to the final layer (nats)"}
+        of = "" if shade != "rank" else f" of {(self.followed[0].text if token is None else token)!r}"
+        hover = "layer %{y}, %{x}<br>%{text}<br>" + f"{shade} " + "%{customdata:.3g}<extra></extra>"
+        figure = go.Figure(
+            go.Heatmap(
+                z=shown,
+                x=self.labels(),
+                y=self.layers,
+                text=words,
+                texttemplate="%{text}",
+                customdata=values,
+                colorscale="Blues" if shade in ("probability", "rank") else "Oranges",
+                colorbar={"title": {"text": units.get(shade, f"−log10(rank){of}"), "side": "right"}},
+                hovertemplate=hover,
+            )
+        )
+        figure.update_layout(
+            title=f"Logit lens on {self.site}: the likeliest next token, by {shade}{of}",
+            xaxis={"title": "position", "tickangle": -45, "type": "category"},
+            yaxis={"title": "layer"},
+            width=max(520, 160 + 62 * len(self.positions)),
+            height=max(360, 180 + 19 * len(self.layers)),
+            margin={"t": 60},
+        )
+        return figure
+
+    def code(self) -> str:
+        """The Python that does it again."""
+        return str(self.recipe["code"])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it all to one file (`.npz`), in one step; `labkit.open_lens` reads it."""
+        about = {name: getattr(self, name) for name in ("site", "layers", "positions", "recipe")}
+        about |= {name: [vars(token) for token in getattr(self, name)] for name in ("tokens", "followed")}
+        about["words"] = [vars(token) for token in self.words.values()]
+        return save_arrays(path, "lens", about, **{name: getattr(self, name) for name in _ARRAYS})
+
+    def __repr__(self) -> str:
+        last, k = len(self.positions) - 1, len(self.layers) - 1
+        says = self.words[int(self.top_ids[k, last, 0])].text
+        return (
+            f"LogitLens({self.site}, {len(self.layers)} layers x {len(self.positions)} positions; layer "
+            f"{self.layers[k]} says {says!r} after {self.tokens[self.positions[last]].text!r})"
+        )
+
+    def _model(self) -> LanguageModel:
+        if self.lm is None:
+            raise ValueError(
+                "this takes the model, which a saved lens does not have; open it with lk.open_lens(path, lm)"
+            )
+        return self.lm
+
+    def _again(self, **changes: Any) -> LogitLens:
+        lm = self._model()
+        ids = torch.tensor([self.recipe["ids"]], device=lm.device)
+        return logit_lens(lm, ids, site=self.site, positions=self.positions, **changes)  # type: ignore[call-overload]
+
+
+_ARRAYS = (
+    "top_ids", "top_probabilities", "entropy", "kl", "final_ids", "final_probabilities", "ranks", "probabilities",
+)  # fmt: skip
+
+
+@each_prompt
+def logit_lens(
+    lm: LanguageModel,
+    prompt: Prompt,
+    *,
+    site: LensSite = "resid_post",
+    positions: Sequence[int] | None = None,
+    follow: str | int | Sequence[str | int] = (),
+    k: int = 10,
+    stop: threading.Event | None = None,
+) -> LogitLens:
+    """What every layer would say next if it were the last one.
+
+    Args:
+        lm: the model, in any bits.
+        prompt: text, chat messages, or token ids (1, seq); or a list of these, which gives a list of lenses.
+        site: `resid_post`, the residual stream leaving each layer; `attn_out` or `mlp_out`, what one part of the layer
+            puts out, read alone (and scaled by the final norm as if it were the whole stream).
+        positions: which positions to read, counted from the end if negative; all of them if not given.
+        follow: tokens, as text or id, whose rank and probability are kept for every cell.
+        k: how many of the likeliest tokens to keep.
+        stop: an event that, once set from any thread, ends the work before the next layer.
+
+    Raises:
+        ValueError: a bad prompt, position or token; or a model without one residual stream that norm and unembedding
+            turn into its logits.
+        Cancelled: `stop` was set.
+    """
+    if site not in SITES:
+        raise ValueError(f"a lens reads {', '.join(SITES)}; got {site!r}")
+    prompt = asked(lm, prompt)
+    ids = lm.encode(prompt)
+    tokens = lm.tokens(ids)
+    at = _positions(positions, len(tokens))
+    chosen = [
+        single_token(lm, t, role="followed token", after=ids)
+        for t in ([follow] if isinstance(follow, str | int) else follow)
+    ]
+    if k < 1:
+        raise ValueError(f"k, how many tokens to keep, is 1 or more; got {k}")
+    k = min(k, lm.n_vocab)
+    reading = _Reading(lm, ids, site, at)
+    shape = (len(reading.layers), len(at))
+    lens = LogitLens(
+        site,
+        reading.layers,
+        at,
+        tokens,
+        np.zeros((*shape, k), np.int32),
+        np.zeros((*shape, k), np.float16),
+        np.zeros(shape, np.float32),
+        np.zeros(shape, np.float32),
+        np.zeros((len(at), k), np.int32),
+        np.zeros((len(at), k), np.float16),
+        describe(lm.tokenizer, chosen),
+        np.zeros((len(chosen), *shape), np.int32),
+        np.zeros((len(chosen), *shape), np.float32),
+        {},
+        {
+            "model": lm.name, "revision": lm.revision, "bits": lm.bits, "n_layers": lm.n_layers,
+            "ids": ids[0].tolist(), "code": _code(lm, prompt, site, positions, follow, k),
+        },
+        lm,
+    )  # fmt: skip
+    for rows, layer, logits, own in reading.blocks(stop):
+        here = logits.log_softmax(-1)  # (position, vocab)
+        share = here.exp()
+        top = share.topk(k)
+        if layer is None:
+            lens.final_ids[rows], lens.final_probabilities[rows] = _numpy(top.indices), _numpy(top.values)
+            continue
+        n = reading.layers.index(layer)
+        lens.top_ids[n, rows], lens.top_probabilities[n, rows] = _numpy(top.indices), _numpy(top.values)
+        lens.entropy[n, rows] = _numpy(-(share * here).nan_to_num(0).sum(-1))  # a token that cannot be: 0 x -inf
+        lens.kl[n, rows] = _numpy((own.exp() * (own - here)).nan_to_num(0).sum(-1).clamp(min=0))
+        for i, id in enumerate(chosen):
+            lens.ranks[i, n, rows] = _numpy((logits > logits[:, id, None]).sum(-1) + 1)
+            lens.probabilities[i, n, rows] = _numpy(share[:, id])
+    seen = sorted({*lens.top_ids.ravel().tolist(), *lens.final_ids.ravel().tolist(), *chosen})
+    lens.words = dict(zip(seen, describe(lm.tokenizer, seen), strict=True))
+    return lens
+
+
+def open_lens(path: str | os.PathLike[str], lm: LanguageModel | None = None) -> LogitLens:
+    """Open a lens that `LogitLens.save` wrote; with the model at hand it can also rank tokens that were not followed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a saved lens, comes from a newer labkit, or was made with another model.
+    """
+    about, arrays = open_arrays(path, "lens")
+    with reading(path, "lens"):
+        if about.get("format", 1) < 2:  # which counted ranks from 0
+            arrays["ranks"] = arrays["ranks"] + 1
+        tokens, followed, words = ([Token(**token) for token in about[n]] for n in ("tokens", "followed", "words"))
+        model = about["recipe"]["model"]
+        lens = LogitLens(
+            about["site"], about["layers"], about["positions"], tokens, followed=followed,
+            words={word.id: word for word in words}, recipe=about["recipe"], lm=lm, **arrays,
+        )  # fmt: skip
+    if lm is not None and lm.name != model:
+        raise ValueError(f"{str(path)!r} is a lens on {model}, not on {lm.name}")
+    return lens
+
+
+class _Reading:
+    """One run of the model: a site at some positions in every layer that has it, and the readout."""
+
+    def __init__(self, lm: LanguageModel, ids: torch.Tensor, site: str, positions: Sequence[int]) -> None:
+        for kind in ("resid_post", site):
+            if (why := absent(lm, kind)) is not None:
+                raise ValueError(f"{lm.name} has no logit lens on {kind}: {why}")
+        last = lm.n_layers - 1
+        self.lm, self.layers = lm, layers_with(lm, site)
+        reads = {(site, layer) for layer in self.layers} | {("resid_post", last)}
+        at = torch.tensor([*positions, ids.shape[1] - 1])  # the last position is what the readout is held against
+        with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, at.to(x.device)].detach().clone()) as found:
+            logits = last_logits(lm, ids)[0].float()
+        own = found["resid_post", last]
+        if own.shape[1:] != (lm.d_model,):
+            raise ValueError(f"{lm.name} has no logit lens: its residual stream has several copies")
+        try:
+            # the distributions of a lens are the model's own, and many: with the last product as the model does it
+            self.readout: Readout = replace(readout_of(RecordedRun(lm, ids, [own[-1:]], [], {}, logits)), exact=False)
+        except Unsupported as error:
+            raise ValueError(f"{lm.name} has no logit lens: {error}") from None
+        self.own = own[:-1]  # (position, d_model)
+        self.found = {layer: found[site, layer][:-1].to(own.device) for layer in self.layers}
+
+    def blocks(self, stop: threading.Event | None) -> Iterator[tuple[slice, int | None, torch.Tensor, torch.Tensor]]:
+        """(columns, layer, its logits, the model's own log-probabilities), a block of positions after the other; first
+        of each block the model's own logits, with None for the layer."""
+        step = max(1, AT_ONCE // self.lm.n_vocab)
+        for start in range(0, len(self.own), step):
+            rows = slice(start, start + step)
+            with self.lm.busy():
+                logits = self.readout(self.own[rows])
+            own = logits.log_softmax(-1)
+            yield rows, None, logits, own
+            for layer in self.layers:
+                if stop is not None and stop.is_set():
+                    raise Cancelled
+                with self.lm.busy():  # for a layer at a time, so that others get their turn
+                    logits = self.readout(self.found[layer][rows])
+                yield rows, layer, logits, own
+
+
+def _positions(positions: Sequence[int] | None, length: int) -> list[int]:
+    if positions is None:
+        return list(range(length))
+    if len(positions) == 0:
+        raise ValueError("no positions to read; leave positions out for all of them")
+    if wrong := [p for p in positions if not -length <= p < length]:
+        raise ValueError(f"position {wrong[0]} is out of range; the prompt has {length} tokens")
+    return sorted({int(p) % length for p in positions})
+
+
+def _span(numbers: list[int]) -> str:
+    whole = numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]} to {numbers[-1]}" if whole and len(numbers) > 1 else ", ".join(map(str, numbers))
+
+
+def _numpy(x: torch.Tensor) -> np.ndarray:
+    return x.float().cpu().numpy() if x.dtype.is_floating_point else x.cpu().numpy()
+
+
+def _code(lm: LanguageModel, prompt: Prompt, site: str, positions: Any, follow: Any, k: int) -> str:
+    given: dict[str, Any] = {"site": site} if site != "resid_post" else {}
+    given |= {"positions": list(positions)} if positions is not None else {}
+    given |= {"follow": follow} if follow not in ((), []) else {}
+    given |= {"k": k} if k != 10 else {}
+    settings = "".join(f", {name}={value!r}" for name, value in given.items())
+    return f"{lm.code()}{imports_of(prompt)}lens = lk.logit_lens(lm, {written(prompt)}{settings})\n"

@@ -1,0 +1,67 @@
+"""What the hub and transformers raise on the way to a model, said so that one knows what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from labkit.models.cache import cache_folder
+from labkit.models.catalog import nearest
+from labkit.models.errors import GatedModel, LoadError, ModelNotFound, NoNetwork, UnsafeWeights
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn what the hub and transformers raise into errors that say what to do."""
+    from huggingface_hub import errors as hub
+
+    try:
+        yield
+    except (LoadError, ValueError) as error:
+        if isinstance(error, LoadError) or "trust_remote_code" not in str(error):
+            raise
+        raise LoadError(
+            f"{name} comes with Python code of its own, which labkit does not run unasked. Read it on the model's "
+            "page; if you trust it: lk.load(..., trust_remote_code=True)"
+        ) from error
+    except OSError as error:
+        causes = list(_causes(error))
+        kinds = tuple(type(cause) for cause in causes)
+        text = " ".join(str(cause) for cause in causes)
+        if hub.GatedRepoError in kinds or "gated repo" in text:
+            raise GatedModel(
+                f"{name} is gated: its makers want their licence accepted first. Open the model's page on the hub "
+                "while logged in, accept it there, then log in here with `hf auth login` or set HF_TOKEN, and try again"
+            ) from error
+        if hub.RevisionNotFoundError in kinds:
+            raise ModelNotFound(f"{name} has no such revision; look at its branches and tags on the hub") from error
+        unknown = hub.RepositoryNotFoundError in kinds or hub.HFValidationError in kinds or "not a valid model" in text
+        if unknown and not _offline(causes, text):
+            near = nearest(name)
+            hint = f" Did you mean {' or '.join(near)}?" if near else " `labkit models` lists some that work."
+            raise ModelNotFound(f"there is no model {name!r} on the hub, or it is private.{hint}") from error
+        if "pytorch_model.bin" in text or "safetensors" in text:
+            raise UnsafeWeights(
+                f"{name} has no safetensors weights, only pickles or none. labkit does not read pickles, which can run "
+                "code; look for a converted copy"
+            ) from error
+        if _offline(causes, text):
+            near = nearest(name)
+            hint = f" If the name is mistyped: did you mean {' or '.join(near)}?" if near and name not in near else ""
+            raise NoNetwork(
+                f"{name} is not on this machine and the hub cannot be reached. Without a network these work: the "
+                f"default model, lk.load(), once it is in {cache_folder()}; a local folder; a .gguf file.{hint}"
+            ) from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _offline(causes: list[BaseException], text: str) -> bool:
+    kinds = {cls.__name__ for cause in causes for cls in type(cause).__mro__}
+    known = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"}
+    return bool(kinds & known) or "couldn't connect" in text or "offline" in text

@@ -1,0 +1,113 @@
+"""What a grid runs over: layers x positions, layers x heads, and the closer looks into one layer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from labkit.activations.sites import HEAD_KINDS, Site, checked, layers_with, n_heads_of, out_of_range
+from labkit.engine.cells import Cell
+from labkit.models.weights import width_in
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+
+BY_POSITION = [("layer", "position")]
+BY_HEAD = [*BY_POSITION, ("layer", "head"), ("layer", "head", "position"), ("head", "position")]
+BY_NEURON = [*BY_POSITION, ("layer", "neuron"), ("neuron", "position")]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The axes of a grid: their names, the numbers each runs over, and the layer where it is no axis.
+
+    `sizes` says for each axis how many there are in the whole model, and `usual` what a site's grid is over when
+    nothing is asked for.
+    """
+
+    over: tuple[str, ...]
+    index: tuple[list[int], ...]
+    layer: int | None
+    sizes: dict[str, int]
+    usual: tuple[str, ...]
+
+    def cells(self) -> list[Cell]:
+        """One cell each, in the order of the grid's values."""
+        cells = []
+        for numbers in itertools.product(*self.index):
+            at = dict(zip(self.over, numbers, strict=True))
+            layer = at["layer"] if self.layer is None else self.layer
+            cells.append(Cell(layer, at.get("head", at.get("neuron")), at.get("position")))
+        return cells
+
+
+def axes_of(
+    lm: LanguageModel,
+    site: str,
+    over: Sequence[str] | None = None,
+    *,
+    length: int,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    neurons: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+) -> Axes:
+    """The axes of a grid of a kind of site.
+
+    Args:
+        over: the names of the axes; without it layers x heads for a site by head, else layers x positions.
+        length: how many positions there are.
+        layers, heads, neurons, positions: only these; negative ones count from the end.
+
+    Raises:
+        ValueError: axes that this site does not have, numbers out of range, or a layer that has no such site.
+    """
+    allowed = BY_HEAD if site in HEAD_KINDS else BY_NEURON if site == "mlp_act" else BY_POSITION
+    usual = ("layer", "head") if site in HEAD_KINDS else ("layer", "position")
+    names = tuple(over) if over is not None else usual
+    if names not in allowed:
+        raise ValueError(f"over={names!r} is not possible for {site}; use one of {', '.join(map(str, allowed))}")
+    sizes = {"layer": lm.n_layers, "position": length}
+    if site in HEAD_KINDS:
+        sizes["head"] = n_heads_of(lm, site)
+    if site == "mlp_act":
+        sizes["neuron"] = neurons_of(lm)
+    asked = {"layer": layers, "head": heads, "neuron": neurons, "position": positions}
+    layer = None
+    if "layer" not in names:
+        if layers is None or len(layers) != 1:
+            raise ValueError(f"over={names!r} looks into one layer; say which, such as layers=[5]")
+        (layer,) = _numbers(lm, site, "layer", layers, lm.n_layers)
+        if site in HEAD_KINDS:
+            sizes["head"] = n_heads_of(lm, site, layer)
+        else:
+            sizes["neuron"] = neurons_of(lm, layer)
+    index = []
+    for name, numbers in asked.items():
+        if name in names:
+            index.append((names.index(name), _numbers(lm, site, name, numbers, sizes[name])))
+        elif numbers is not None and name != "layer":
+            raise ValueError(f"{name}s={list(numbers)!r} was given, but the grid is over {names!r}")
+    return Axes(names, tuple(numbers for _, numbers in sorted(index)), layer, sizes, usual)
+
+
+def neurons_of(lm: LanguageModel, layer: int | None = None) -> int:
+    """How many neurons a layer has, or at most; 0 where none can be seen."""
+    blocks = lm.anatomy.blocks if layer is None else [lm.anatomy.blocks[layer]]
+    return max((width_in(block.down_projection) for block in blocks if block.down_projection is not None), default=0)
+
+
+def _numbers(lm: LanguageModel, site: str, name: str, asked: Sequence[int] | None, size: int) -> list[int]:
+    if asked is None:
+        return layers_with(lm, site) if name == "layer" else list(range(size))
+    for number in asked:
+        if not -size <= number < size:
+            raise ValueError(out_of_range(lm, site, name, number, size))
+        if name == "layer":
+            checked(lm, Site(site, number))
+    numbers = [number % size for number in asked]
+    if len(set(numbers)) != len(numbers) or not numbers:
+        raise ValueError(f"{name}s={list(asked)!r} is empty or names one twice")
+    return numbers

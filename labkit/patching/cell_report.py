@@ -1,0 +1,264 @@
+"""Patched cells looked at closely: what would the model write next, without the patch and with it?
+
+A patch here is a `Move`: an activation read in the source run at one site and written into the base run at another,
+most often the same one. `inspect` is one cell of a grid, `transplant` one cell's activation put somewhere else,
+`together` several cells in one run, whose joint effect need not be the sum of the single ones: where two heads can each
+do the job, either alone is enough, and where both are needed, neither is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from labkit.activations.run import Run, run_to_measure
+from labkit.activations.sites import HEAD_KINDS, Site, absent, n_heads_of
+from labkit.engine.cells import UNIT_KINDS
+from labkit.patching.grid import PatchGrid
+from labkit.patching.metrics import Metric, metric_of
+from labkit.results.recipe import answer_ids
+from labkit.text.tokens import describe
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+
+Place = tuple[int, int]
+"""A cell as people name it: (layer, position), (layer, head), ...: the numbers on the grid's two axes."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """One activation on its way: read at `source` in the source run, written at `target` in the base run."""
+
+    source: Site
+    target: Site
+
+
+@dataclass(frozen=True)
+class CellReport:
+    """A patch looked at closely.
+
+    Attributes:
+        before, after: the likeliest next tokens without and with it, as (text, probability).
+        effect: the change of the metric; NaN for a metric of one's own on a cell that is not in the grid.
+        normalized: the metric after it, where 0 is the corrupt run and 1 the clean run.
+        attention_before, attention_after: where the place looks, float32: (head, key) for a position, from there, one
+            head or all of the layer; (query, key) for a head at all positions; None where the layer has no patterns,
+            or where several cells are patched.
+    """
+
+    before: list[tuple[str, float]]
+    after: list[tuple[str, float]]
+    effect: float
+    normalized: float
+    attention_before: np.ndarray | None = field(default=None, repr=False)
+    attention_after: np.ndarray | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class JointReport(CellReport):
+    """Several cells patched in one run, with the `singles`: the effect of each alone, in the order they were given."""
+
+    singles: tuple[float, ...] = ()
+
+    @property
+    def sum(self) -> float:
+        """What the cells do one by one, added up."""
+        return float(np.sum(self.singles))
+
+
+def inspect(lm: LanguageModel, grid: PatchGrid, layer: int, column: int, *, k: int = 10) -> CellReport:
+    """Rerun one cell of a two-axis grid whole, and say what the model would write next, without and with the patch.
+
+    Args:
+        layer: the layer number; or what the grid's first axis counts.
+        column: the position, or the head, as the grid's second axis has it.
+        k: how many tokens.
+
+    Raises:
+        ValueError: the cell is not in the grid.
+    """
+    return transplant(lm, grid, (layer, column), (layer, column), k=k)
+
+
+def transplant(lm: LanguageModel, grid: PatchGrid, source: Place, target: Place, *, k: int = 10) -> CellReport:
+    """Read the source run at one cell, and write what was there into the base run at another cell.
+
+    Raises:
+        ValueError: a cell is not in the grid, or what is read does not fit where it is written.
+    """
+    move = Move(site_of(grid, source), site_of(grid, target))
+    if grid.site == "pattern" and (move.source.position or 0) > (move.target.position or 0):
+        raise ValueError(
+            f"the attention of position {move.source.position} reaches tokens that position {move.target.position} "
+            "cannot see; drag it to a later one"
+        )
+    return _report(lm, grid, [move], k=k)
+
+
+def together(lm: LanguageModel, grid: PatchGrid, cells: Sequence[Place], *, k: int = 10) -> JointReport:
+    """Patch several cells in one run, and hold the joint effect beside the single ones.
+
+    Raises:
+        ValueError: a cell is not in the grid, or there is none.
+    """
+    if not cells:
+        raise ValueError("choose at least one cell")
+    moves = [Move(site, site) for site in (site_of(grid, cell) for cell in cells)]
+    joint = _report(lm, grid, moves, k=k)
+    singles = [_effect_in(grid, cell) for cell in cells]
+    for n, move in enumerate(moves):
+        if not np.isfinite(singles[n]):
+            singles[n] = _report(lm, grid, [move], k=1).effect
+    return JointReport(joint.before, joint.after, joint.effect, joint.normalized, singles=tuple(singles))
+
+
+def site_of(grid: PatchGrid, cell: Place) -> Site:
+    """The site that a cell of a two-axis grid stands for; a neuron is where others have a head.
+
+    Raises:
+        ValueError: the cell is not in the grid.
+    """
+    if len(grid.over) != 2 or any(n not in numbers for n, numbers in zip(cell, grid.index, strict=True)):
+        names = ", ".join(f"{name} {n}" for name, n in zip(grid.over, cell, strict=False))
+        raise ValueError(f"the grid has no cell {names}")
+    at = dict(zip(grid.over, map(int, cell), strict=True))
+    layer = at["layer"] if "layer" in at else int(grid.recipe["layer"])
+    return Site(grid.site, layer, at.get("head", at.get("neuron")), at.get("position"))
+
+
+def cone(grid: PatchGrid, cell: Place) -> np.ndarray:
+    """The causal cone of a cell, uint8 in the grid's shape: 1 what a patch there can reach, 2 what can reach it, 3 it.
+
+    Later layers at the same and later positions are reached, earlier layers at the same and earlier ones reach it;
+    heads of one layer work side by side and do not reach each other.
+    """
+    rows, columns = (np.array(numbers) for numbers in grid.index)
+    site_of(grid, cell)
+    mask = np.zeros((len(rows), len(columns)), np.uint8)
+    if grid.over[0] == "layer":
+        by_position = grid.over[1] == "position"
+        later, earlier = (columns >= cell[1], columns <= cell[1]) if by_position else (columns >= 0, columns >= 0)
+        mask[np.ix_(rows > cell[0], later)] = 1
+        mask[np.ix_(rows < cell[0], earlier)] = 2
+    mask[grid.index[0].index(cell[0]), grid.index[1].index(cell[1])] = 3
+    return mask
+
+
+def code_of(grid: PatchGrid, moves: Sequence[Move]) -> str:
+    """The Python that makes these moves, after `lm` is there."""
+    source, base = ("clean", "corrupt") if grid.direction == "denoise" else ("corrupt", "clean")
+    reads = list(dict.fromkeys(str(_whole(move.source)) for move in moves))
+    given = f"source = lm.run({grid.recipe[source]!r}, read={reads!r})\n"
+    if any(move.target.kind in UNIT_KINDS and move.target.head is not None for move in moves):
+        lines = "".join(
+            f"neurons = patched_into.setdefault({str(_whole(m.target))!r}, [])\n"
+            f"neurons.append(({m.target.head}, source[{str(_whole(m.source))!r}][..., {m.source.head}]))\n"
+            for m in moves
+        )
+        given += f"patched_into = {{}}\n{lines}"
+        given += (
+            "\n\ndef put(neurons):\n    def edit(x):\n        x = x.clone()\n        for n, value in neurons:\n"
+            "            x[..., n] = value\n        return x\n\n    return edit\n\n\n"
+        )
+        writes = "write={site: put(neurons) for site, neurons in patched_into.items()}"
+    else:
+        lines = "".join(f"        {str(m.target)!r}: source[{str(m.source)!r}],\n" for m in moves)
+        writes = f"write={{\n{lines}    }}"
+    return (
+        f"{given}patched = lm.run(\n    {grid.recipe[base]!r},\n    {writes},\n)\n"
+        f"[lm.tokenizer.decode(id) for id in patched.logits[0, {grid.recipe['at']}].topk(5).indices]\n"
+    )
+
+
+# -- the runs -------------------------------------------------------------------------------------------------------
+
+
+def _report(lm: LanguageModel, grid: PatchGrid, moves: Sequence[Move], *, k: int) -> CellReport:
+    clean, corrupt = (torch.tensor([grid.recipe[f"{name}_ids"]], device=lm.device) for name in ("clean", "corrupt"))
+    end = None if grid.recipe["at"] == -1 else grid.recipe["at"] + 1
+    source, base = (x[:, :end] for x in ((clean, corrupt) if grid.direction == "denoise" else (corrupt, clean)))
+    target = moves[0].target
+    looks = len(moves) == 1 and target.layer is not None and absent(lm, "pattern", target.layer) is None
+    read = [f"pattern.{target.layer}"] if looks else []
+    given = run_to_measure(lm, source, read=list({str(_whole(move.source)): None for move in moves}))
+    plain = run_to_measure(lm, base, read=read)
+    patched = run_to_measure(lm, base, read=read, write=_writes(given, moves))
+    runs = {"clean": given, "corrupt": plain} if grid.direction == "denoise" else {"clean": plain, "corrupt": given}
+    logits = {name: r.logits[0, -1] for name, r in (*runs.items(), ("base", plain), ("patched", patched))}
+    before, after = (_top(lm, logits[name], k) for name in ("base", "patched"))
+    effect = normalized = float("nan")
+    if (metric := _metric(lm, grid, logits["clean"])) is not None:
+        at = {name: float(metric.of(row[None])[0]) for name, row in logits.items()}
+        effect, gap = at["patched"] - at["base"], at["clean"] - at["corrupt"]
+        normalized = (at["patched"] - at["corrupt"]) / gap if gap else float("nan")
+    if len(moves) == 1 and moves[0].source == target:
+        cell: Place = tuple(getattr(target, "head" if name == "neuron" else name) for name in grid.over)
+        known = _effect_in(grid, cell)  # as the grid shows it, where it has it: another batch rounds otherwise
+        if np.isfinite(known):
+            effect, normalized = known, float(grid.normalized[_at(grid, cell)])
+    attention = [_looks(lm, r, target) if looks else None for r in (plain, patched)]
+    return CellReport(before, after, effect, normalized, *attention)
+
+
+def _whole(site: Site) -> Site:
+    """The site that a run knows: neurons are not written one by one there."""
+    return replace(site, head=None) if site.kind in UNIT_KINDS else site
+
+
+def _writes(given: Run, moves: Sequence[Move]) -> dict[Site, Any]:
+    """What to write where; single neurons go into what is there."""
+    writes: dict[Site, Any] = {}
+    neurons: dict[Site, list[tuple[int, torch.Tensor]]] = {}
+    for move in moves:
+        value = given[_whole(move.source)]
+        if move.source.kind in UNIT_KINDS and move.source.head is not None and move.target.head is not None:
+            neurons.setdefault(_whole(move.target), []).append((move.target.head, value[..., move.source.head]))
+        else:
+            writes[move.target] = value
+    return writes | {site: _into(changes) for site, changes in neurons.items()}
+
+
+def _into(changes: list[tuple[int, torch.Tensor]]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        for neuron, value in changes:
+            x[..., neuron] = value
+        return x
+
+    return edit
+
+
+def _top(lm: LanguageModel, row: torch.Tensor, k: int) -> list[tuple[str, float]]:
+    shares, ids = row.softmax(-1).topk(k)
+    return [(t.display, p) for t, p in zip(describe(lm.tokenizer, ids.tolist()), shares.tolist(), strict=True)]
+
+
+def _metric(lm: LanguageModel, grid: PatchGrid, reference: torch.Tensor) -> Metric | None:
+    if grid.recipe["own_metric"]:
+        return None
+    answer, foil = answer_ids(lm, grid.recipe)
+    return metric_of(grid.recipe["metric"], answer=answer, foil=foil, reference=reference)
+
+
+def _at(grid: PatchGrid, cell: Place) -> tuple[int, int]:
+    return grid.index[0].index(cell[0]), grid.index[1].index(cell[1])
+
+
+def _effect_in(grid: PatchGrid, cell: Place) -> float:
+    return float(grid.values[_at(grid, cell)]) - (grid.corrupt if grid.direction == "denoise" else grid.clean)
+
+
+def _looks(lm: LanguageModel, seen: Run, target: Site) -> np.ndarray:
+    """Where a place looks: (head, key) from a position, or (query, key) of a head from everywhere."""
+    pattern = seen[f"pattern.{target.layer}"][0].float().cpu().numpy()  # (head, query, key)
+    if target.head is not None and target.kind in HEAD_KINDS:
+        group = max(1, len(pattern) // n_heads_of(lm, target.kind, target.layer))  # query heads that share a key head
+        pattern = pattern[target.head * group : (target.head + 1) * group].mean(0, keepdims=True)
+    if target.position is not None:
+        return np.asarray(pattern[:, target.position])  # (head, key)
+    return np.asarray(pattern[0] if len(pattern) == 1 else pattern.mean(0))  # (query, key)

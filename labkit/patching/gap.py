@@ -1,0 +1,115 @@
+"""Is there anything to explain? The gap between clean and corrupt, beside what rounding alone does to the metric.
+
+The same prompt in another batch, or through other kernels, gives logits that differ in their last digits: 1e-5 in
+float32, some tenths of a logit in bfloat16. Where clean and corrupt are no further apart than that, the scale on which
+0 is corrupt and 1 is clean divides by noise, and draws it in full colour. How much it is depends on the model, its
+dtype, the prompts and the metric, so it is measured: both prompts are run again, several times in one batch, with
+another last digit in the embeddings each time. That moves the metric about as far as a grid's own batches do, whichever
+kernels this machine has: on some, the plain pass alone gives the same digits in every batch. In float32 next to nothing
+is left of rounding; there a gap of logits is held against how far the logits of the vocabulary lie apart, too.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from labkit.activations.hooks import hooked
+from labkit.activations.unembedding import measured_logits
+from labkit.engine.recorded_run import several_alike
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+    from labkit.patching.metrics import Metric
+
+TIMES, TOKENS = 8, 1024  # each prompt is run again so often, less often where that were more tokens
+FAR = 16  # units of rounding of the largest logit: pairs that are further apart need no measuring
+SMALL = 0.02  # of the standard deviation of the logits over the vocabulary: a gap of logits below it is none
+_IN_LOGITS = ("logit_diff", "logprob", "kl")  # metrics that move about as far as logits do
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How far rounding alone moves a metric, and the gap from which on there is something to explain; in its unit."""
+
+    noise: float
+    least: float
+
+
+def measured(
+    lm: LanguageModel, ids: Mapping[str, torch.Tensor], logits: Mapping[str, torch.Tensor], metric: Metric
+) -> Measured | None:
+    """How far rounding alone moves a metric on a pair: one small pass, the same number every time.
+
+    Args:
+        lm: the model.
+        ids: the prompts `clean` and `corrupt`, (1, seq), up to the position that the metric reads.
+        logits: of both at that position (vocab,), float32, as they were computed.
+        metric: what is measured.
+
+    Returns:
+        None where clean and corrupt are so far apart that rounding does not matter.
+    """
+    if torch.equal(ids["clean"], ids["corrupt"]):
+        return Measured(0.0, 0.0)
+    values = {name: float(metric.of(logits[name][None])[0]) for name in ids}
+    gap = abs(values["clean"] - values["corrupt"])
+    if not np.isfinite(gap):
+        return None
+    largest = max(float(row.abs().max()) for row in logits.values())
+    bounded = lm.bits != 8 and metric.name in _IN_LOGITS
+    if bounded and gap > FAR * torch.finfo(lm.dtype).eps * largest:
+        return None
+    times = max(2, min(TIMES, TOKENS // ids["clean"].shape[1]))
+    moved = [metric.of(rows.to(logits[name].device)) - values[name] for name, rows in _again(lm, ids, times).items()]
+    found = torch.cat(moved).abs()
+    noise = float(found[found.isfinite()].max()) if bool(found.isfinite().any()) else 0.0
+    small = SMALL * float(logits["clean"].std()) if metric.name in ("logit_diff", "logprob") else 0.0
+    return Measured(noise, max(2 * noise, small))
+
+
+def _again(lm: LanguageModel, ids: Mapping[str, torch.Tensor], times: int) -> dict[str, torch.Tensor]:
+    """Each prompt's last logits (times, vocab), float32, with embeddings that are rounded another way each time."""
+    draw = torch.Generator().manual_seed(0)
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        digits = torch.rand(x.shape, generator=draw, dtype=torch.float64).to(wide) - 0.5
+        return (wide * (1 + torch.finfo(x.dtype).eps * digits)).to(x.dtype)
+
+    rows = torch.cat([row.expand(times, -1) for row in ids.values()])
+    passes = rows.split(len(rows) if several_alike(lm) else 1)
+    with lm.busy():
+        found = []
+        for some in passes:
+            with hooked(lm, set(), {("embed", 0): rounded}):
+                found.append(measured_logits(lm, some))
+    return dict(zip(ids, torch.cat(found).split(times), strict=True))
+
+
+def too_close(clean: float, corrupt: float, least: float | None) -> bool:
+    """Are two runs so close that there is nothing to explain? `least` is None where that need not be measured."""
+    return bool(abs(clean - corrupt) <= (least or 0.0))
+
+
+def words(recipe: Mapping[str, Any], clean: float, corrupt: float) -> str:
+    """What to say of a pair that is too close, as one clause."""
+    metric, noise = recipe["metric"], recipe.get("noise")
+    if recipe["clean_ids"] == recipe["corrupt_ids"]:
+        return f"clean and corrupt are the same prompt, {metric} {clean:.3g}"
+    said = f"clean and corrupt hardly differ: {metric} is {clean:.3g} and {corrupt:.3g}"
+    return said + (f", and re-batching or rounding alone moves it by up to {noise:.2g}" if noise else "")
+
+
+def warn(recipe: Mapping[str, Any], clean: float, corrupt: float, *, stacklevel: int = 3) -> None:
+    """Tell whoever patches such a pair."""
+    warnings.warn(
+        f"{words(recipe, clean, corrupt)}. There is nothing to explain on a scale from corrupt (0) to clean (1); "
+        "figures show the metric's own unit. Choose prompts on which the model differs",
+        stacklevel=stacklevel,
+    )

@@ -1,0 +1,212 @@
+"""PatchGrid: the effects of patching, with everything needed to read them, draw them and repeat them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from labkit.patching import gap
+from labkit.results.file import save_arrays
+from labkit.results.recipe import code_of
+from labkit.text.tokens import Token
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+@dataclass
+class PatchGrid:
+    """Patching effects over layers x positions, layers x heads, or any other axes that `labkit.patch` knows.
+
+    Attributes:
+        values: the metric of each patched run, float32, one axis for each of `over`; NaN where not computed (yet).
+        over: the names of the axes, such as `("layer", "position")`.
+        index: what each axis runs over: layer numbers, head numbers, neuron numbers, positions.
+        clean, corrupt: the metric on the two unpatched runs.
+        clean_tokens, corrupt_tokens: the two prompts, up to the position that the metric reads.
+        recipe: what repeats it: model, revision, bits, dtype, prompts, ids, site, metric, direction, versions.
+    """
+
+    values: np.ndarray
+    over: tuple[str, ...]
+    index: tuple[list[int], ...]
+    clean: float
+    corrupt: float
+    clean_tokens: list[Token]
+    corrupt_tokens: list[Token]
+    recipe: dict[str, Any] = field(repr=False)
+
+    @property
+    def site(self) -> str:
+        return str(self.recipe["site"])
+
+    @property
+    def direction(self) -> str:
+        return str(self.recipe["direction"])
+
+    @property
+    def answer(self) -> str | None:
+        return self.recipe["answer"]
+
+    @property
+    def foil(self) -> str | None:
+        return self.recipe["foil"]
+
+    @property
+    def tokens(self) -> list[Token]:
+        """The tokens of the run that is patched into: corrupt when denoising, clean when noising."""
+        return self.corrupt_tokens if self.direction == "denoise" else self.clean_tokens
+
+    @property
+    def complete(self) -> bool:
+        return not bool(np.isnan(self.values).any())
+
+    @property
+    def normalized(self) -> np.ndarray:
+        """The same on a scale on which 0 is the corrupt run and 1 the clean run; NaN if the two are equal.
+
+        Where they hardly differ (`too_close`) it is a ratio of two roundings; read `values` instead.
+        """
+        gap = self.clean - self.corrupt
+        if gap == 0:
+            return np.full_like(self.values, np.nan)
+        return ((self.values - self.corrupt) / gap).astype(np.float32)
+
+    @property
+    def noise(self) -> float | None:
+        """How far re-batching or rounding alone moves the metric, in its unit; None where the pair is so far apart that
+        it was not measured."""
+        return self.recipe.get("noise")
+
+    @property
+    def too_close(self) -> bool:
+        """Are clean and corrupt hardly further apart than rounding moves them? Then nothing is to be explained."""
+        return gap.too_close(self.clean, self.corrupt, self.recipe.get("least_gap"))
+
+    def measured_in(self, unit: str, found: gap.Measured | None) -> None:
+        """Keep the metric's unit with the grid, and how far rounding alone moves it, where that was measured."""
+        self.recipe |= {"unit": unit} | ({} if found is None else {"noise": found.noise, "least_gap": found.least})
+
+    def warned(self) -> Self:
+        """The grid; if there is nothing to explain in it, whoever called the caller is told."""
+        if self.too_close:
+            gap.warn(self.recipe, self.clean, self.corrupt, stacklevel=4)
+        return self
+
+    def labels(self, axis: str) -> list[str]:
+        """What to write along an axis: numbers for layers and heads, `position token` for positions."""
+        numbers = self.index[self.over.index(axis)]
+        if axis == "position":
+            return [f"{n} {self.tokens[n].display}" for n in numbers]
+        return [str(n) for n in numbers]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a cell: its place on the axes, the token at its position, the value and the normalised value."""
+        import pandas as pd
+
+        places = np.meshgrid(*[np.array(numbers) for numbers in self.index], indexing="ij")
+        columns: dict[str, Any] = {name: place.ravel() for name, place in zip(self.over, places, strict=True)}
+        if "position" in self.over:
+            columns["token"] = [self.tokens[n].text for n in columns["position"]]
+        columns["value"] = self.values.ravel()
+        columns["normalized"] = self.normalized.ravel()
+        return pd.DataFrame(columns)
+
+    def title(self) -> str:
+        """What the grid shows, in one line."""
+        source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
+        what = f"{self.recipe['metric']} of {self.answer!r}" if self.answer else str(self.recipe["metric"])
+        what += f" minus {self.foil!r}" if self.foil and self.recipe["metric"] == "logit_diff" else ""
+        estimate = ", gradient estimate" if self.recipe.get("method") == "attribution" else ""
+        where = "" if self.recipe.get("layer") is None else f" of layer {self.recipe['layer']}"
+        return f"{self.site}{where}: {source} activation put into the {base} run ({what}{estimate})"
+
+    def figure(self, *, normalized: bool | None = None) -> go.Figure:
+        """A plotly heatmap with token labels: 0 as the corrupt run, 1 as the clean run, or in the metric's own unit.
+
+        Args:
+            normalized: without it, yes, but for a pair that hardly differs (`too_close`).
+
+        Raises:
+            ValueError: the grid has three axes; select one of them first.
+        """
+        import plotly.graph_objects as go
+
+        if len(self.over) != 2:
+            raise ValueError(f"a figure has two axes; this grid has {self.over}: use to_frame() and select one")
+        normalized = not self.too_close if normalized is None else normalized
+        values = self.normalized if normalized else self.values
+        unit = "0 = corrupt, 1 = clean" if normalized else (self.recipe.get("unit") or self.recipe["metric"])
+        # White is the run that is patched into: no effect. Equal colour steps on both sides, no wider than needed.
+        nothing = self.corrupt if self.direction == "denoise" else self.clean
+        middle = nothing if not normalized else float(self.direction == "noise")
+        # Noise is not drawn in full colour.
+        least = 1e-9 if normalized or not self.noise else 2 * self.noise
+        reach = max(least, float(np.nanmax(np.abs(values - middle), initial=0.0)))
+        figure = go.Figure(
+            go.Heatmap(
+                z=values,
+                x=self.labels(self.over[1]),
+                y=self.labels(self.over[0]),
+                zmin=middle - reach,
+                zmax=middle + reach,
+                colorscale="RdBu",
+                colorbar={"title": {"text": unit, "side": "right"}},
+                hovertemplate=f"{self.over[0]} %{{y}}<br>{self.over[1]} %{{x}}<br>%{{z:.3f}}<extra></extra>",
+                hoverongaps=False,
+            )
+        )
+        figure.update_layout(
+            title={"text": self.title() + "<br>Clean and corrupt hardly differ" * self.too_close, "font": {"size": 14}},
+            xaxis={"title": self.over[1], "type": "category", "tickangle": -45 if self.over[1] == "position" else 0},
+            yaxis={"title": self.over[0], "type": "category"},
+            width=max(480, 120 + 34 * values.shape[1]),
+            height=max(320, 180 + 14 * values.shape[0]),
+            margin={"t": 60},
+        )
+        return figure
+
+    def code(self) -> str:
+        """The Python that computes this grid again."""
+        recipe = self.recipe
+        own = [f"site={recipe['site']!r}"]
+        if self.over != recipe["usual_over"]:
+            own.append(f"over={self.over!r}")
+        if recipe.get("layer") is not None:
+            own.append(f"layers=[{recipe['layer']}]")
+        for axis, numbers in zip(self.over, self.index, strict=True):
+            if numbers != list(range(recipe["sizes"][axis])):
+                own.append(f"{axis}s={numbers!r}")
+        usual = {"direction": "denoise", "method": "exact", "at": -1}
+        return code_of(recipe, "grid = lk.patch", own, usual=usual)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write values and recipe to one file (`.npz`), in one step: the file is whole or not there."""
+        return save_arrays(path, "grid", about_of(self), values=self.values)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(f"{len(n)} {name}s" for name, n in zip(self.over, self.index, strict=True))
+        done = int((~np.isnan(self.values)).sum())
+        partly = "" if self.complete else f", {done} of {self.values.size} cells computed"
+        return (
+            f"PatchGrid({self.site}, {self.direction}, {shape}, {self.recipe['metric']}: "
+            f"clean {self.clean:.3f}, corrupt {self.corrupt:.3f}{partly})"
+        )
+
+
+def about_of(grid: PatchGrid) -> dict[str, Any]:
+    """Everything about a grid but its values, as JSON can hold it."""
+    return {
+        "over": grid.over,
+        "index": grid.index,
+        "clean": grid.clean,
+        "corrupt": grid.corrupt,
+        "clean_tokens": [vars(t) for t in grid.clean_tokens],
+        "corrupt_tokens": [vars(t) for t in grid.corrupt_tokens],
+        "recipe": grid.recipe,
+    }

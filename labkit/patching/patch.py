@@ -1,0 +1,428 @@
+"""Activation patching: which activations carry the answer?
+
+Put one activation of a source run into a base run and see how far the metric moves (Vig et al. 2020; Meng et al.
+2022; Wang et al. 2022). *Denoise* puts clean into corrupt: what is enough to bring the answer back. *Noise* puts
+corrupt into clean: what the answer cannot do without.
+
+`PatchJob` does the work in chunks of cells, so that results can be watched, stopped and kept; `patch` runs one to its
+end. The engine is `engine.wavefront`; where an architecture cannot be restarted in the middle, or the fast path does
+not agree with running the model whole on a few cells (looked at once a model and site), every cell is run whole.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from labkit.activations.hooks import hooked
+from labkit.activations.sites import HEAD_KINDS, checked
+from labkit.activations.unembedding import measured_logits
+from labkit.engine.batching import chunked, give_back, in_chunks, is_out_of_memory, tokens_at_once
+from labkit.engine.cells import Cell, at_cell, by_unit, put_whole
+from labkit.engine.recorded_run import Unsupported
+from labkit.engine.wavefront import Cancelled, Lane, Wavefront
+from labkit.models.handle import PerModel
+from labkit.patching.axes import axes_of
+from labkit.patching.grid import PatchGrid
+from labkit.patching.metrics import Metric, MetricFunction, metric_of
+from labkit.patching.pair_runs import ENDS, PairRuns, engine_kind
+from labkit.results.recipe import recipe_of
+from labkit.text.encode import single_token
+from labkit.text.pair import align
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+
+CHECKED: PerModel[set[str]] = PerModel(set)
+"""For each model the sites whose fast way was held against whole runs."""
+
+POSITION_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_act", "router", "latent")
+DIRECTIONS = ("denoise", "noise")
+METHODS = ("exact", "attribution")
+
+
+def patch(
+    lm: LanguageModel,
+    clean: Prompt,
+    corrupt: Prompt,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    *,
+    site: str = "resid_pre",
+    metric: str | MetricFunction | None = None,
+    method: str = "exact",
+    direction: str = "denoise",
+    over: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    neurons: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    at: int = -1,
+    progress: bool = True,
+) -> PatchGrid:
+    """Patch a site everywhere, one cell at a time, and measure the metric after each.
+
+    Args:
+        lm: the model.
+        clean: the prompt with the behaviour to explain.
+        corrupt: one with the same number of tokens that lacks it.
+        answer: the token that clean calls for, with its space: `" Mary"`.
+        foil: the token that corrupt calls for.
+        site: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `mlp_act` over layers x positions;
+            `q`, `k`, `v`, `pattern`, `z`, `head_out` over layers x heads, all positions together.
+        metric: `logit_diff`, `logprob`, `kl` (from the clean run), `rank`, or a function of the logits,
+            (rows, vocab) -> (rows,); without one `logit_diff`, or `logprob` where there is no foil.
+        method: `exact` reruns the model from each patch on; `attribution` is the gradient estimate of the same, from
+            one forward and one backward pass (`attribution_patch` has it for all sites at once).
+        direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
+        over: other axes: `("layer", "position")` or `("layer", "head", "position")` for a site by head,
+            `("layer", "neuron")` for `mlp_act`; and with one layer in `layers`, `("head", "position")` or
+            `("neuron", "position")`.
+        layers, heads, neurons, positions: only these.
+        at: the position whose logits the metric reads.
+        progress: show a progress bar.
+
+    Returns:
+        A `PatchGrid`; cells that an interrupt left are NaN. A warning where clean and corrupt hardly differ.
+
+    Raises:
+        ValueError: anything about the input that cannot work, before the model has run.
+    """
+    job = PatchJob(
+        lm, clean, corrupt, answer, foil, site=site, metric=metric, method=method, direction=direction,
+        over=over, layers=layers, heads=heads, neurons=neurons, positions=positions, at=at,
+    )  # fmt: skip
+    from tqdm.auto import tqdm
+
+    with tqdm(total=job.total, desc=f"patching {site}", unit="cell", disable=not progress, leave=False) as bar:
+        try:
+            for _ in job.steps():
+                bar.update(job.done - bar.n)
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"interrupted: {job.done} of {job.total} cells are in the grid, the others are NaN", stacklevel=2
+            )
+        except Exception as error:
+            error.grid = job.grid  # type: ignore[attr-defined]
+            error.add_note(f"{job.done} of {job.total} cells were done; they are in the `grid` of this error")
+            raise
+    return job.grid.warned()
+
+
+class PatchJob:
+    """Patching that can be watched and stopped.
+
+    `for _ in job.steps(): ...` does the work in the calling thread; after each step `job.grid.values` has more cells.
+    `job.cancel()`, from any thread, ends it soon; what is done is kept, and `steps()` goes on from there.
+
+    Args:
+        runs: the two runs of the same prompts, from another job's `runs`, so that they are not done again.
+        everything else: as for `patch`.
+
+    Attributes:
+        grid: the `PatchGrid` so far.
+        total, done: how many cells there are, and how many have their value.
+        engine: `wavefront` or `whole runs`.
+        runs: the two unpatched runs, and the gradient estimates.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        clean: Prompt,
+        corrupt: Prompt,
+        answer: str | int | None = None,
+        foil: str | int | None = None,
+        *,
+        site: str = "resid_pre",
+        metric: str | MetricFunction | None = None,
+        method: str = "exact",
+        direction: str = "denoise",
+        over: Sequence[str] | None = None,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        neurons: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        at: int = -1,
+        runs: PairRuns | None = None,
+    ) -> None:
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction is one of {', '.join(DIRECTIONS)}; got {direction!r}")
+        if method not in METHODS:
+            raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
+        self.method = method
+        self.lm = lm
+        self.site = checked(lm, site).kind
+        if self.site not in (*POSITION_SITES, *HEAD_KINDS):
+            raise ValueError(
+                f"{self.site} cannot be patched as a grid; use one of {', '.join((*POSITION_SITES, *HEAD_KINDS))}"
+            )
+        pair = align(lm, clean, corrupt)
+        length = pair.clean.shape[1]
+        if not -length <= at < length:
+            raise ValueError(f"at={at} is out of range; the prompts have positions 0 to {length - 1}")
+        self.at = at % length
+        clean_ids, corrupt_ids = (ids[:, : self.at + 1] for ids in (pair.clean, pair.corrupt))
+        if runs is not None and not (
+            runs.lm is lm
+            and torch.equal(runs.ids["clean"], clean_ids)
+            and torch.equal(runs.ids["corrupt"], corrupt_ids)
+        ):
+            raise ValueError("`runs` belongs to another model or to other prompts; leave it out")
+        self.runs = runs or PairRuns(lm, clean_ids, corrupt_ids)
+        self.answer = None if answer is None else single_token(lm, answer, role="answer", after=clean_ids)
+        self.foil = None if foil is None else single_token(lm, foil, role="foil", after=corrupt_ids)
+        self.metric_asked = metric
+        metric_of(metric, answer=self.answer, foil=self.foil, reference=torch.zeros(1))  # a wrong one fails here
+        if metric == "rank" and method == "attribution":
+            raise ValueError("a rank has no gradient, so it cannot be estimated; use method='exact' or another metric")
+        self.direction = direction
+        axes = axes_of(
+            lm, self.site, over, length=self.at + 1, layers=layers, heads=heads, neurons=neurons, positions=positions
+        )
+        self.cells = axes.cells()
+        self.engine = "wavefront"
+        self._stop = threading.Event()
+        self._metric: Metric | None = None  # set when the unpatched runs are there
+        self._wavefront: Wavefront | None = None
+        self._plan: list[list[int]] | None = None
+        self._taken: np.ndarray | None = None
+        self.grid = PatchGrid(
+            np.full([len(numbers) for numbers in axes.index], np.nan, np.float32),
+            axes.over,
+            axes.index,
+            float("nan"),
+            float("nan"),
+            pair.clean_tokens[: self.at + 1],
+            pair.corrupt_tokens[: self.at + 1],
+            recipe_of(
+                lm, pair, clean, corrupt, answer=self.answer, foil=self.foil, metric=metric, site=self.site,
+                direction=direction, method=method, at=-1 if self.at == length - 1 else self.at,
+                layer=axes.layer, usual_over=axes.usual, sizes=axes.sizes,
+            ),
+        )  # fmt: skip
+
+    @property
+    def total(self) -> int:
+        return len(self.cells)
+
+    @property
+    def done(self) -> int:
+        return int((~np.isnan(self.grid.values)).sum())
+
+    def go_on(self) -> None:
+        """Take a request to end back; `steps` does so when it has ended."""
+        self._stop.clear()
+
+    @property
+    def cancelled(self) -> bool:
+        """Has the job been asked to end, and not gone on since?"""
+        return self._stop.is_set()
+
+    def cancel(self) -> None:
+        """Ask the job to end; it does before the next block of the model."""
+        self._stop.set()
+
+    def take(self, values: np.ndarray) -> None:
+        """Cells that are known from before, in the shape of the grid, NaN where not: they are not computed again."""
+        if values.shape != self.grid.values.shape:
+            raise ValueError(f"the grid is {self.grid.values.shape}; the values are {values.shape}")
+        self._taken = values
+
+    # -- the work ------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[int]:
+        """Do the work; yields how many cells are done after every chunk. Goes on where an earlier call ended."""
+        try:
+            yield from self._work()
+        finally:
+            self.go_on()
+
+    @property
+    def estimates(self) -> np.ndarray:
+        """The gradient estimate of every cell, in the metric's unit and the grid's shape, float32.
+
+        Computed when first asked for: one forward and one backward pass.
+
+        Raises:
+            ValueError: the metric has no gradient.
+        """
+        self._prepare()
+        return (self._unpatched + self._estimated()).reshape(self.grid.values.shape)
+
+    def _work(self) -> Iterator[int]:
+        self._prepare()
+        if self.method == "attribution":
+            yield self.done
+            missing = self.waiting()
+            self.grid.values.reshape(-1)[missing] = self.estimates.reshape(-1)[missing]
+            yield self.done
+            return
+        if not self.ready():
+            return
+        yield self.done
+        if self._plan is None:  # once: cells that go up together always do, so that each gets the same last digit
+            self._plan = self._chunks(tokens_at_once(self.lm))
+        flat = self.grid.values.reshape(-1)
+        if self._taken is not None:
+            flat[:] = np.where(np.isnan(flat), self._taken.reshape(-1), flat)
+            yield self.done
+        chunks = [chunk for chunk in self._plan if np.isnan(flat[chunk]).any()]
+        work = lambda chunk: self._values([self.cells[i] for i in chunk])  # noqa: E731
+        for chunk, values in in_chunks(chunks, work, stopped=self._stop.is_set):
+            self.grid.values.reshape(-1)[chunk] = values
+            yield self.done
+
+    def _prepare(self) -> None:
+        """The metric on the two unpatched runs, and the cells that need no run at all."""
+        if self._metric is not None:
+            return
+        source, base = ENDS[self.direction]
+        kind = engine_kind(self.site)
+        activations, own = self.runs.activations(source, kind), self.runs.activations(base, kind)
+        metric = metric_of(self.metric_asked, answer=self.answer, foil=self.foil, reference=self.runs.logits("clean"))
+        self.grid.clean, self.grid.corrupt = (
+            float(metric.of(self.runs.logits(name)[None])[0]) for name in ("clean", "corrupt")
+        )
+        self.grid.measured_in(metric.unit, self.runs.noise(metric))
+        flat = self.grid.values.reshape(-1)
+        moved = {
+            layer: by_unit(own[layer] != activations[layer], kind).any(-1).cpu().numpy()
+            for layer in {cell.layer for cell in self.cells}
+        }
+        for i, cell in enumerate(self.cells):
+            # nothing before the first difference can have an effect, and neither can putting in what is there
+            before = self.runs.first > self.at or (cell.position is not None and cell.position < self.runs.first)
+            if before or not at_cell(moved[cell.layer], cell).any():
+                flat[i] = self._unpatched
+        self._metric = metric
+
+    @property
+    def _unpatched(self) -> float:
+        """The metric on the run that is patched into."""
+        return self.grid.corrupt if self.direction == "denoise" else self.grid.clean
+
+    def ready(self) -> bool:
+        """Get ready to patch exactly; False if the job was cancelled meanwhile (it is got ready when it goes on)."""
+        self._prepare()
+        self._restart()
+        if self._wavefront is not None:
+            try:
+                self._check_engine()
+            except Cancelled:
+                return False
+        return True
+
+    def _restart(self) -> None:
+        """Get ready to start the base run again from any cell, where this architecture allows it."""
+        if self._wavefront is not None or self.engine != "wavefront":
+            return
+        try:
+            self.runs.readout(ENDS[self.direction][1])
+            self._wavefront = Wavefront([self.lane()], site=engine_kind(self.site))
+        except Unsupported as why:
+            self._fall_back(str(why))
+
+    def lane(self) -> Lane:
+        """The run that this job patches into, for the engine. Raises `Unsupported` where it cannot be restarted."""
+        source, base = ENDS[self.direction]
+        activations = self.runs.activations(source, engine_kind(self.site))
+        return Lane(self.runs.base(base), activations, self.runs.first)
+
+    def waiting(self) -> list[int]:
+        """The numbers of the cells that have no value yet."""
+        cells: list[int] = np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()
+        return cells
+
+    def _chunks(self, budget: int) -> list[list[int]]:
+        """The open cells in chunks of about `budget` tokens, those with the largest estimated effects first."""
+        waiting = self.waiting()
+        fast = self._wavefront
+        length = {i: self.at + 1 - fast.lanes[0].start_of(self.cells[i]) if fast is not None else 1 for i in waiting}
+        importance = dict.fromkeys(waiting, 0.0)
+        if fast is not None and sum(length.values()) > 2 * budget:  # a grid of one or two chunks is there at once
+            # Rows of one start share their prefix, so a position's cells stay together and go by its largest.
+            by_start: dict[int | None, float] = {}
+            for i, value in zip(waiting, self._importance(waiting), strict=True):
+                importance[i] = value
+                start = self.cells[i].position
+                by_start[start] = max(by_start.get(start, 0.0), value)
+            for i in waiting:
+                if self.cells[i].position is not None:
+                    importance[i] = by_start[self.cells[i].position]
+        waiting.sort(key=lambda i: (-importance[i], self.cells[i].position or 0, self.cells[i].layer))
+        return chunked(waiting, length.__getitem__, budget=budget)
+
+    def _importance(self, cells: list[int]) -> list[float]:
+        """How far the gradient says each cell moves the metric; 0 for a metric without one, or no room to take it."""
+        try:
+            values: list[float] = np.abs(self._estimated()[cells]).tolist()
+            return values
+        except ValueError:
+            return [0.0] * len(cells)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        give_back()
+        return [0.0] * len(cells)
+
+    def _estimated(self) -> np.ndarray:
+        """The gradient estimate of each cell's effect, float32 (cells,)."""
+        assert self._metric is not None
+        kind = engine_kind(self.site)
+        effects = self.runs.effects(kind, direction=self.direction, metric=self._metric)
+        tables = {layer: effect.numpy() for layer, effect in effects.items()}  # (position, unit)
+        return np.array([at_cell(tables[cell.layer], cell).sum() for cell in self.cells], np.float32)
+
+    def _values(self, cells: list[Cell]) -> np.ndarray:
+        """The metric of each patched run, float32 (len(cells),)."""
+        assert self._metric is not None
+        if self._wavefront is None:
+            return np.array([self._whole(cell) for cell in cells], np.float32)
+        return self.read(self._wavefront(cells, cancelled=self._stop.is_set))
+
+    def read(self, x: torch.Tensor) -> np.ndarray:
+        """The metric (rows,), float32, of last residual streams (rows, d_model)."""
+        assert self._metric is not None
+        metric, readout = self._metric, self.runs.readout(ENDS[self.direction][1])
+        rows = max(1, (64 << 20) // (4 * self.lm.n_vocab))  # logits of at most 64 MB at once
+        with self.lm.busy():
+            return torch.cat([metric(readout(part, metric.columns)) for part in x.split(rows)]).cpu().numpy()
+
+    def _whole(self, cell: Cell) -> float:
+        """One cell by the naive path: the base run once more, whole, with the source's activation written."""
+        if self._stop.is_set():
+            raise Cancelled
+        assert self._metric is not None
+        source, base = ENDS[self.direction]
+        kind = engine_kind(self.site)
+        taken = {(kind, cell.layer): put_whole(self.runs.activations(source, kind)[cell.layer], kind, cell)}
+        with self.lm.busy(), hooked(self.lm, set(), taken):
+            logits = measured_logits(self.lm, self.runs.ids[base], self._metric.columns)
+        return float(self._metric(logits)[0])
+
+    def _check_engine(self) -> None:
+        """On the first grid of a site in this model, hold a few cells against the naive path."""
+        if self.site in CHECKED[self.lm]:
+            return
+        waiting = np.isnan(self.grid.values.reshape(-1)).nonzero()[0]
+        if not len(waiting):
+            return
+        some = [self.cells[i] for i in waiting[[0, len(waiting) // 2]]]
+        fast, whole = self._values(some), np.array([self._whole(cell) for cell in some])
+        scale = max(1.0, abs(self.grid.clean), abs(self.grid.corrupt))
+        tolerance = scale * (1e-3 if self.lm.dtype == torch.float32 else 0.1)
+        if not np.all(np.abs(fast - whole) <= tolerance):
+            self._fall_back(f"fast patching gave {fast.tolist()} where whole runs gave {whole.tolist()}")
+        else:
+            CHECKED[self.lm].add(self.site)
+
+    def _fall_back(self, why: str) -> None:
+        self.engine, self._wavefront = "whole runs", None
+        warnings.warn(f"patching {self.site} with one full forward pass per cell, which is slow: {why}", stacklevel=4)

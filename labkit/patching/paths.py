@@ -1,0 +1,411 @@
+"""Path patching: which head talks to which, and over which of its inputs?
+
+Patching a head's output changes everything after it. Path patching changes only what it says *directly* to a receiver
+(Wang et al. 2022, "Interpretability in the Wild", section 3.1 and appendix B). In four runs:
+
+1. and 2. the source prompt and the base prompt, plainly;
+3. the base prompt with the sender's activation from the source run, every attention output after it held as in the base
+   run: what reaches the receiver went over residual connections and MLPs, through no other head. The receiver's new
+   input, such as head 23.3's queries, is kept;
+4. the base prompt with the receiver's input replaced by that one, everything after it recomputed: the metric is read.
+
+MLPs in between are recomputed in run 3, as in the paper; `mlps="freeze"` holds them, too, so that only the residual
+connections are left. Layer norms are recomputed in either case. Run 3 needs no attention after the sender and run 4
+nothing below the receiver, and all senders go up the blocks as the rows of one batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from labkit.activations.hooks import Edit, Place
+from labkit.activations.run import run, run_to_measure
+from labkit.activations.sites import HEAD_IN, Site, layers_with, n_heads_of
+from labkit.engine.batching import is_out_of_memory, tokens_at_once
+from labkit.engine.block_runner import BlockRunner
+from labkit.engine.readout import readout_of
+from labkit.engine.recorded_run import Unsupported, record
+from labkit.models.handle import PerModel
+from labkit.patching.gap import measured
+from labkit.patching.metrics import Metric, MetricFunction, metric_of
+from labkit.patching.path_ends import RECEIVERS, comes_before, of_head, receivers_of, senders_of
+from labkit.patching.path_grid import PathGrid
+from labkit.results.recipe import recipe_of
+from labkit.text.encode import single_token
+from labkit.text.pair import align
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+
+CHECKED: PerModel[set[str]] = PerModel(set)
+"""For each model the paths whose fast way was held against whole runs."""
+
+MLPS = ("recompute", "freeze")
+
+
+def path_patch(
+    lm: LanguageModel,
+    clean: Prompt,
+    corrupt: Prompt,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    *,
+    receiver: str | Site | Sequence[str | Site] = "logits",
+    senders: Sequence[str | Site] | str | None = None,
+    mlps: str = "recompute",
+    direction: str = "denoise",
+    metric: str | MetricFunction | None = None,
+    at: int = -1,
+    progress: bool = True,
+) -> PathGrid:
+    """Patch the direct path from each sender to a receiver, and measure the metric after each.
+
+    Args:
+        lm: the model, in any bits.
+        clean, corrupt, answer, foil: as in `lk.patch`.
+        receiver: `logits` (or `resid_post.last`, the same) for the direct effect on them; heads' inputs such as
+            `q.23.3`, `k.20.1` or several of them, patched together; or one place in the residual stream, such as
+            `resid_mid.20`. Where queries are grouped, `k` and `v` are counted by key and value head.
+        senders: heads (`z.5.3`), layers of heads (`z.5`), MLPs (`mlp_out.5`), or a kind (`z`, `mlp_out`); without them
+            every head.
+        mlps: `recompute` lets the change pass through the MLPs between sender and receiver, as Wang et al. do;
+            `freeze` holds their output, so that only the residual stream carries it.
+        direction: `denoise` puts the clean sender into a corrupt run, `noise` (the paper's) the other way round.
+        metric, at, progress: as in `lk.patch`.
+
+    Returns:
+        A `PathGrid`: `values` (layer, head) float32, one column more for MLPs where they send; NaN for what was not
+        asked. After an interrupt, one with what was computed by then.
+
+    Raises:
+        ValueError: anything about the input that cannot work, before the model has run.
+    """
+    job = _Paths(
+        lm, clean, corrupt, answer, foil, receiver=receiver, senders=senders, mlps=mlps, direction=direction,
+        metric=metric, at=at,
+    )  # fmt: skip
+    with tqdm(total=len(job.senders), desc="paths", unit="sender", disable=not progress, leave=False) as bar:
+        try:
+            for done in job.steps():
+                bar.update(done)
+        except KeyboardInterrupt:
+            warnings.warn(f"interrupted: {job.done} of {len(job.senders)} senders are in the grid", stacklevel=2)
+        except Exception as error:
+            error.grid = job.grid  # type: ignore[attr-defined]
+            error.add_note(f"{job.done} of {len(job.senders)} senders were done; they are in the `grid` of this error")
+            raise
+    return job.grid.warned()
+
+
+class _Paths:
+    """The work of one `path_patch`: the input is held against the model here, before anything runs."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        clean: Prompt,
+        corrupt: Prompt,
+        answer: str | int | None,
+        foil: str | int | None,
+        *,
+        receiver: str | Site | Sequence[str | Site],
+        senders: Sequence[str | Site] | str | None,
+        mlps: str,
+        direction: str,
+        metric: str | MetricFunction | None,
+        at: int,
+    ) -> None:
+        if mlps not in MLPS or direction not in ("denoise", "noise"):
+            raise ValueError(f"mlps is recompute or freeze, direction denoise or noise; got {mlps!r}, {direction!r}")
+        for kind in ("attn_out", "mlp_out") if mlps == "freeze" else ("attn_out",):
+            if len(layers_with(lm, kind)) < lm.n_layers:
+                raise ValueError(f"{lm.name} has no paths to patch: not every layer has {kind}, which has to be held")
+        self.lm, self.mlps, self.direction, self.metric_asked = lm, mlps, direction, metric
+        self.receivers = receivers_of(lm, receiver)
+        self.senders = senders_of(lm, senders)
+        pair = align(lm, clean, corrupt)
+        length = pair.clean.shape[1]
+        if not -length <= at < length:
+            raise ValueError(f"at={at} is out of range; the prompts have positions 0 to {length - 1}")
+        end = at % length + 1
+        self.ids = {"clean": pair.clean[:, :end], "corrupt": pair.corrupt[:, :end]}
+        self.answer = None if answer is None else single_token(lm, answer, role="answer", after=self.ids["clean"])
+        self.foil = None if foil is None else single_token(lm, foil, role="foil", after=self.ids["corrupt"])
+        metric_of(metric, answer=self.answer, foil=self.foil, reference=torch.zeros(1))  # a wrong one fails here
+        self.source, self.base = ("clean", "corrupt") if direction == "denoise" else ("corrupt", "clean")
+        self.heads = HEAD_IN if layers_with(lm, HEAD_IN) else "z"
+        self.done = 0
+        layers = sorted({s.layer for s in self.senders if s.layer is not None})
+        n_heads = n_heads_of(lm, "z")
+        columns = list(range(n_heads)) if any(s.kind == "z" for s in self.senders) else []
+        columns += [n_heads] if any(s.kind == "mlp_out" for s in self.senders) else []
+        recipe = recipe_of(
+            lm, pair, clean, corrupt, answer=self.answer, foil=self.foil, metric=metric, direction=direction,
+            at=-1 if end == length else end - 1, mlps=mlps, n_heads=n_heads, kind="paths", site="path", method="exact",
+            usual_over=("layer", "head"),
+            receiver=[str(r) for r in self.receivers] or "logits",
+            senders=None if senders is None else [str(s) for s in self.senders],
+        )  # fmt: skip
+        self.grid = PathGrid(
+            np.full((len(layers), len(columns)), np.nan, np.float32), ("layer", "head"), (layers, columns),
+            float("nan"), float("nan"), pair.clean_tokens[:end], pair.corrupt_tokens[:end], recipe,
+        )  # fmt: skip
+
+    # -- the work ------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[int]:
+        """Do the work; yields after every chunk how many senders it was."""
+        try:
+            self._prepare()
+        except Unsupported as why:
+            self._fall_back(str(why))
+        yield self._fill_in_zeros()
+        waiting = [[s for s in self.senders if np.isnan(self.grid.values[self._cell(s)])]]
+        most = max(1, tokens_at_once(self.lm) // self.ids["clean"].shape[1])
+        waiting = [chunk[n : n + most] for chunk in waiting for n in range(0, len(chunk), most)]
+        while waiting:
+            chunk = waiting.pop(0)
+            try:
+                values = self._values(chunk)
+                self._check(chunk, values)
+            except Exception as error:
+                if is_out_of_memory(error) and len(chunk) > 1:
+                    waiting[:0] = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
+                elif not self.fast:
+                    raise
+                else:
+                    self._slower(str(error))
+                    waiting.insert(0, chunk)
+                continue
+            for sender, value in zip(chunk, values, strict=True):
+                self.grid.values[self._cell(sender)] = value
+            self.done += len(chunk)
+            yield len(chunk)
+
+    def _cell(self, sender: Site) -> tuple[int, int]:
+        layers, columns = self.grid.index
+        head = self.grid.recipe["n_heads"] if sender.head is None else sender.head
+        assert sender.layer is not None
+        return layers.index(sender.layer), columns.index(head)
+
+    def _fill_in_zeros(self) -> int:
+        """A sender above every receiver says nothing to them."""
+        above = (
+            [s for s in self.senders if not any(comes_before(s, r) for r in self.receivers)] if self.receivers else []
+        )
+        for sender in above:
+            self.grid.values[self._cell(sender)] = self._unpatched
+        self.done += len(above)
+        return len(above)
+
+    @property
+    def _unpatched(self) -> float:
+        return self.grid.corrupt if self.base == "corrupt" else self.grid.clean
+
+    def _prepare(self) -> None:
+        """The two plain runs, what they leave, and the metric on them."""
+        self.fast = True
+        self.metric: Metric | None = None
+        kinds = sorted({self.heads if s.kind == "z" else s.kind for s in self.senders})
+        source, self.said = record(self.lm, self.ids[self.source], sites=kinds)
+        held = {"attn_out", *(["mlp_out"] if self.mlps == "freeze" else [])}
+        held |= {self.heads} & set(kinds)  # the other heads of a sender's layer
+        base, self.held = record(self.lm, self.ids[self.base], sites=sorted(held))
+        # what is held does not mix positions: nothing changes before the first difference, and logits read the last
+        differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
+        last = base.length - 1
+        self.start = last if not self.receivers or not len(differ) else int(differ[0])
+        self.rows, self.whole_rows, self.readout = (
+            BlockRunner(base, start=self.start),
+            BlockRunner(base),
+            readout_of(base),
+        )
+        self._measure({self.base: base.logits, self.source: source.logits})
+
+    def _measure(self, logits: dict[str, torch.Tensor]) -> None:
+        self.metric = metric_of(self.metric_asked, answer=self.answer, foil=self.foil, reference=logits["clean"])
+        self.grid.clean, self.grid.corrupt = (
+            float(self.metric.of(logits[name][None])[0]) for name in ("clean", "corrupt")
+        )
+        self.grid.measured_in(self.metric.unit, measured(self.lm, self.ids, logits, self.metric))
+
+    def _check(self, senders: list[Site], values: np.ndarray) -> None:
+        """On the first paths of a kind in this model, hold the two that do most against running the model whole."""
+        key = f"paths to {', '.join(sorted({r.kind for r in self.receivers})) or 'logits'}, {self.mlps}"
+        if not self.fast or key in CHECKED[self.lm]:
+            return
+        most = np.abs(values - self._unpatched).argsort()[-2:]
+        whole = np.array([self._whole(senders[n]) for n in most])
+        scale = max(1.0, abs(self.grid.clean), abs(self.grid.corrupt))
+        if not np.all(np.abs(values[most] - whole) <= scale * (1e-3 if self.lm.dtype == torch.float32 else 0.1)):
+            raise Unsupported(f"rows gave {values[most].tolist()} where whole runs gave {whole.tolist()}")
+        CHECKED[self.lm].add(key)
+
+    def _slower(self, why: str) -> None:
+        """The next slower way: rows from the first position on, and then whole runs."""
+        if self.start == 0:
+            self._fall_back(why)
+        self.start, self.rows = 0, self.whole_rows
+
+    def _fall_back(self, why: str) -> None:
+        warnings.warn(f"patching paths with two full forward passes per sender, which is slow: {why}", stacklevel=4)
+        self.fast = False
+        if self.metric is None:
+            runs = {name: run_to_measure(self.lm, ids).logits[0, -1] for name, ids in self.ids.items()}
+            self._measure(runs)
+
+    def _values(self, senders: list[Site]) -> np.ndarray:
+        """The metric for each sender, float32 (len(senders),)."""
+        if not self.fast:
+            return np.array([self._whole(sender) for sender in senders], np.float32)
+        assert self.metric is not None
+        with self.lm.busy(), self.lm.for_patching():
+            senders_up = sorted(senders, key=lambda s: s.layer or 0)
+            x = (
+                self._heard(self._received(senders_up))
+                if self.receivers
+                else self._up(senders_up, self.lm.n_layers, {})
+            )
+            rows = max(1, (64 << 20) // (4 * self.lm.n_vocab))
+            values = torch.cat([self.metric(self.readout(part, self.metric.columns)) for part in x[:, -1].split(rows)])
+        order = [senders_up.index(s) for s in senders]
+        found: np.ndarray = values.cpu().numpy()[order]
+        return found
+
+    # -- run 3: from the senders to the receivers ----------------------------------------------------------------
+
+    def _received(self, senders: list[Site]) -> dict[Site, torch.Tensor]:
+        """Each receiver's new value (senders, seq, ...)."""
+        wanted = {r: self._base_value(r) for r in self.receivers}
+        values = {r: v[None].repeat(len(senders), *(1,) * v.ndim) for r, v in wanted.items()}
+        self._up(senders, max(r.layer or 0 for r in self.receivers) + 1, values)
+        return values
+
+    def _base_value(self, receiver: Site) -> torch.Tensor:
+        layer = receiver.layer or 0
+        if receiver.kind in ("resid_pre", "resid_post"):
+            return self.rows.resid[layer + (receiver.kind == "resid_post")]
+        place = (receiver.kind, layer)
+        _, found = self.rows.block(layer, self.rows.resid[layer][None], reads=[place], edits=self._edits(layer, 1, []))
+        return of_head(found[place], receiver)[0]
+
+    def _up(self, senders: list[Site], top: int, values: dict[Site, torch.Tensor]) -> torch.Tensor:
+        """The senders' rows up the blocks below `top`, attention held; fills in what receivers get on the way.
+
+        Returns the residual stream there, (senders, seq, d_model). With MLPs held, too, blocks that only add are not
+        run at all: the change of each row stays what it was when it joined.
+        """
+        resid = self.rows.resid
+        x = resid[0].new_empty(0, *resid[0].shape)
+        change = x.float()
+        for layer in range(senders[0].layer or 0, top):
+            old, new = len(x), [s for s in senders if s.layer == layer]
+            here = [r for r in values if r.layer == layer]
+            places = {(r.kind, layer) for r in here if r.kind not in ("resid_pre", "resid_post")}
+            x = torch.cat([x, resid[layer][None].expand(len(new), *resid[layer].shape)])
+            if self.mlps == "freeze" and self.rows.additive(layer) and not places:
+                found: dict[Place, torch.Tensor] = {}
+                if new:
+                    out, _ = self.rows.block(layer, x[old:], edits=self._edits(layer, 0, new))
+                    change = torch.cat([change, out.float() - resid[layer + 1].float()])
+                out = (resid[layer + 1].float() + change).to(x.dtype)
+            else:
+                out, found = self.rows.block(layer, x, reads=places, edits=self._edits(layer, old, new))
+                change = out.float() - resid[layer + 1].float()
+            for receiver in here:
+                at = {"resid_pre": x, "resid_post": out}.get(receiver.kind)
+                heard = of_head(found[receiver.kind, layer], receiver) if at is None else at
+                rows = slice(old if receiver.kind in ("q", "k", "v", "resid_pre") else len(x))
+                values[receiver][: len(x)][rows] = heard[rows].to(values[receiver].dtype)
+            x = out
+        return x
+
+    def _edits(self, layer: int, old: int, new: list[Site]) -> dict[Place, Edit]:
+        """In one layer: attention held in all rows, but for the heads that speak here; MLPs, too, where asked."""
+        heads = [(old + n, s) for n, s in enumerate(new) if s.kind == "z"]
+        others = [(old + n, s) for n, s in enumerate(new) if s.kind == "mlp_out"]
+        quiet = [*range(old), *(row for row, _ in others)]
+        edits: dict[Place, Edit] = {}
+        if heads:
+            edits[self.heads, layer] = self._put(self.heads, layer, [row for row, _ in heads], heads)
+        if quiet:
+            edits["attn_out", layer] = self._put("attn_out", layer, quiet, [])
+        if self.mlps == "freeze":
+            edits["mlp_out", layer] = self._put("mlp_out", layer, list(range(old + len(new))), others)
+        elif others:
+            edits["mlp_out", layer] = self._put("mlp_out", layer, [], others)
+        return edits
+
+    def _put(self, kind: str, layer: int, held: list[int], speaking: list[tuple[int, Site]]) -> Edit:
+        """Some rows get the base run's activation, and then some a sender's."""
+
+        def edit(value: torch.Tensor) -> torch.Tensor:
+            value = value.clone()
+            if held:
+                value[held] = self.held[kind][layer][self.start :].to(value.dtype)
+            for row, site in speaking:
+                heads = () if site.head is None else (slice(None), site.head)
+                value[row][heads] = self.said[kind][layer][self.start :][heads].to(value.dtype)
+            return value
+
+        return edit
+
+    # -- run 4: from the receivers to the logits -----------------------------------------------------------------
+
+    def _heard(self, values: dict[Site, torch.Tensor]) -> torch.Tensor:
+        """The last residual stream (senders, seq, d_model) with the receivers' inputs put in."""
+        rows = self.whole_rows
+        count = len(next(iter(values.values())))
+        first = min(r.layer or 0 for r in values)
+        x = rows.resid[first][None].expand(count, *rows.resid[first].shape)
+        for layer in range(first, self.lm.n_layers):
+            here = {kind: [r for r in values if (r.kind, r.layer) == (kind, layer)] for kind in RECEIVERS}
+            if here["resid_pre"]:
+                x = self._hear(here["resid_pre"], values)(x)
+            inside = {(kind, layer): here[kind] for kind in ("q", "k", "v", "resid_mid") if here[kind]}
+            x, _ = rows.block(layer, x, edits={place: self._hear(sites, values) for place, sites in inside.items()})
+            if here["resid_post"]:
+                x = self._hear(here["resid_post"], values)(x)
+        return x
+
+    def _hear(self, sites: list[Site], values: dict[Site, torch.Tensor]) -> Edit:
+        """Put what receivers of one kind and layer got in the place of (rows, seq, ...), from the start on."""
+
+        def edit(value: torch.Tensor) -> torch.Tensor:
+            value = value.clone()
+            for site in sites:
+                of_head(value, site)[:, self.start :] = values[site].to(value.dtype)
+            return value
+
+        return edit
+
+    # -- the same, one whole run at a time -----------------------------------------------------------------------
+
+    def _whole(self, sender: Site) -> float:
+        """One sender, by the definition: four whole runs."""
+        lm, base, source = self.lm, self.ids[self.base], self.ids[self.source]
+        assert sender.layer is not None
+        assert self.metric is not None
+        freeze = self.mlps == "freeze"
+        spoken = Site(
+            "head_out" if self.heads == HEAD_IN and sender.kind == "z" else sender.kind, sender.layer, sender.head
+        )
+        said = run(lm, source, read=[spoken])[spoken]
+        plain = run(lm, base, read=["attn_out", *(["mlp_out"] if freeze else [])])
+        write: dict[Site, torch.Tensor] = {spoken: said}
+        for layer in range(sender.layer, lm.n_layers):
+            if layer > sender.layer:
+                write[Site("attn_out", layer)] = plain[f"attn_out.{layer}"]
+            if freeze and (layer > sender.layer or sender.kind == "z"):
+                write[Site("mlp_out", layer)] = plain[f"mlp_out.{layer}"]
+        third = run_to_measure(lm, base, read=self.receivers, write=write)
+        if self.receivers:
+            third = run_to_measure(lm, base, write={r: third[r] for r in self.receivers})
+        return float(self.metric.of(third.logits[:, -1])[0])

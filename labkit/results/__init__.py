@@ -1,0 +1,1 @@
+"""What is kept of a result: its file, its recipe, its intervals."""

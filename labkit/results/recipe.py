@@ -1,0 +1,106 @@
+"""What repeats a result that was made from a pair of prompts: as data in its file, and as Python to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from labkit._version import __version__
+from labkit.text.encode import single_token, word_for
+from labkit.text.pair import Pair
+from labkit.text.prompts import asked, packed, unpacked
+from labkit.text.tokens import describe
+
+if TYPE_CHECKING:
+    from labkit.models.handle import Model
+    from labkit.text.types import Prompt
+
+
+def recipe_of(
+    lm: Model,
+    pair: Pair,
+    clean: Prompt,
+    corrupt: Prompt,
+    *,
+    answer: int | None,
+    foil: int | None,
+    metric: str | Callable[..., Any] | None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Model, prompts, metric, versions and whatever else it takes, as JSON can hold it."""
+    texts = lambda prompt: None if isinstance(prompt, torch.Tensor) else packed(asked(lm, prompt))  # noqa: E731
+    word = lambda id: None if id is None else describe(lm.tokenizer, [id])[0].text  # noqa: E731
+    end = more.get("at", -1) % pair.clean.shape[1] + 1
+    tokens = {"answer": (answer, pair.clean[:, :end]), "foil": (foil, pair.corrupt[:, :end])}
+    return {
+        "model": lm.name,
+        "load": lm.code(),
+        "revision": lm.revision,
+        "bits": lm.bits,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "clean": texts(clean) or pair.clean[0].tolist(),
+        "corrupt": texts(corrupt) or pair.corrupt[0].tolist(),
+        "clean_ids": pair.clean[0].tolist(),
+        "corrupt_ids": pair.corrupt[0].tolist(),
+        "answer": word(answer),
+        "foil": word(foil),
+        "answer_id": answer,
+        "foil_id": foil,
+        "said_by_id": [
+            name for name, (id, after) in tokens.items() if id is not None and word_for(lm, id, after=after) == id
+        ],
+        "metric": getattr(metric, "__name__", "metric") if callable(metric) else (metric or _usual_metric(foil)),
+        "own_metric": callable(metric),
+        "versions": versions(),
+        **more,
+    }
+
+
+def code_of(recipe: dict[str, Any], call: str, own: Sequence[str], *, usual: dict[str, Any]) -> str:
+    """The Python that makes a result again.
+
+    Args:
+        recipe: as `recipe_of` gives it.
+        call: what is called, and the name of what it gives: `grid = lk.patch`.
+        own: the arguments that only this call has, `name=value` each.
+        usual: of arguments that the recipe has under their own names, the value that need not be said.
+    """
+    by_id = recipe.get("said_by_id", ())  # those whose text would be taken as other tokens
+    arguments = [f"{name}={unpacked(recipe[name])!r}" for name in ("clean", "corrupt")]
+    arguments += [
+        f"{name}={recipe[f'{name}_id' if name in by_id else name]!r}"
+        for name in ("answer", "foil")
+        if recipe[name] is not None
+    ]
+    arguments += own
+    if recipe["metric"] != _usual_metric(recipe["foil"]):
+        arguments.append(f"metric={recipe['metric'] if recipe['own_metric'] else repr(recipe['metric'])}")
+    arguments += [f"{name}={recipe[name]!r}" for name, value in usual.items() if recipe[name] != value]
+    lines = ",\n    ".join(arguments)
+    return f"{recipe['load']}{call}(\n    lm,\n    {lines},\n)\n"
+
+
+def answer_ids(lm: Model, recipe: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The ids of answer and foil; of a file from before ids were kept, of their texts."""
+    found: list[int | None] = []
+    for name, side in (("answer", "clean"), ("foil", "corrupt")):
+        id, text = recipe.get(f"{name}_id"), recipe[name]
+        if id is None and text is not None:
+            ids = torch.tensor(recipe[f"{side}_ids"])
+            id = single_token(lm, text, role=name, after=ids[: recipe.get("at", -1) % len(ids) + 1])
+        found.append(id)
+    return found[0], found[1]
+
+
+def versions() -> dict[str, str]:
+    """The libraries that a result came from."""
+    import torch
+    import transformers
+
+    return {"labkit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _usual_metric(foil: object) -> str:
+    return "logprob" if foil is None else "logit_diff"

@@ -1,0 +1,1 @@
+"""Is it real? Controls for a finished grid."""

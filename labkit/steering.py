@@ -1,0 +1,222 @@
+"""Steering: a direction in the residual stream, found from pairs of prompts and added while the model writes.
+
+The vector is the mean of what leaves a layer after the positive prompts, less the mean after the negative ones (Turner
+et al. 2023, "Steering language models with activation engineering"; Rimsky et al. 2024, "Steering Llama 2 via
+contrastive activation addition"). `lm.steer(vector, strength)` adds it to what leaves that layer, at every position:
+those of the prompt and, in generation, each new one. Whether a change of the text is due to *this* direction shows
+beside a random one of the same length, `vector.random()`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from labkit.activations.hooks import hooked, never_reached
+from labkit.activations.run import run
+from labkit.activations.sites import checked
+from labkit.results.file import open_arrays, reading, save_arrays
+from labkit.text.prompts import asked, packed, prompts_of
+
+if TYPE_CHECKING:
+    from labkit.models.handle import Model
+    from labkit.text.types import Prompt
+
+At = Literal["last", "mean"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SteeringVector:
+    """A direction in the residual stream.
+
+    Attributes:
+        values: (d_model,) float32 on the CPU; (streams, d_model) where a model has several residual streams.
+        layer: the layer that it was found after, and is added after.
+        typical: the mean norm of the residual stream where it was found, to judge a strength by.
+        spread: for each pair, how far apart its two sides are along the vector, in units of its norm: all near 1 if
+            the pairs agree. Empty where the sides are not pairs.
+        recipe: what repeats it.
+    """
+
+    values: torch.Tensor
+    layer: int
+    typical: float
+    spread: tuple[float, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def norm(self) -> float:
+        return float(self.values.norm())
+
+    def random(self, seed: int = 0) -> SteeringVector:
+        """A random direction of the same norm for the same layer: the control."""
+        noise = torch.randn(self.values.shape, generator=torch.Generator().manual_seed(seed))
+        code = self.code() + f"vector = vector.random({seed})\n"
+        recipe = {**self.recipe, "code": code, "about": f"random direction {seed}, as long as {self._about()}"}
+        return replace(self, values=noise * (self.norm / noise.norm()), spread=(), recipe=recipe)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to one file (`.npz`), in one step; `labkit.open_steering_vector` reads it."""
+        about = {"layer": self.layer, "typical": self.typical, "spread": self.spread}
+        return save_arrays(path, "steering vector", {**about, "recipe": self.recipe}, values=self.values.numpy())
+
+    def code(self) -> str:
+        """The Python that makes it again."""
+        return str(self.recipe.get("code", ""))
+
+    def _about(self) -> str:
+        return str(self.recipe.get("about", "given values"))
+
+    def __repr__(self) -> str:
+        share = f", {self.norm / self.typical:.2f} of the residual stream's" if self.typical else ""
+        return f"SteeringVector(layer {self.layer}, norm {self.norm:.3g}{share}; {self._about()})"
+
+
+def steering_vector(
+    lm: Model,
+    positive: Prompt | Sequence[Prompt],
+    negative: Prompt | Sequence[Prompt],
+    layer: int,
+    *,
+    at: At = "last",
+) -> SteeringVector:
+    """The direction from some prompts to others in what leaves a layer: a difference of means.
+
+    Args:
+        lm: the model, in any bits.
+        positive, negative: prompts that have what is wanted, and prompts that lack it; one or a list of each, as text,
+            chat messages or token ids. Pairs that differ in that alone give the cleanest direction.
+        layer: after which layer; from the end if negative.
+        at: `last` takes each prompt's last position, `mean` the mean of all its positions but the first.
+
+    Raises:
+        ValueError: no prompts, a bad one, a layer out of range, a model without a residual stream to read, or two
+            sides that are the same.
+    """
+    site = checked(lm, f"resid_post.{layer}")
+    assert site.layer is not None
+    if at not in ("last", "mean"):
+        raise ValueError(f"a steering vector is taken at 'last' or 'mean'; got {at!r}")
+    sides = {
+        name: [asked(lm, prompt) for prompt in prompts_of(side)]
+        for name, side in (("positive", positive), ("negative", negative))
+    }
+    found: dict[str, torch.Tensor] = {}  # (prompt, d_model)
+    for name, prompts in sides.items():
+        if not prompts:
+            raise ValueError(f"there are no {name} prompts; give at least one, better five")
+        found[name] = torch.stack([_leaving(lm, prompt, site.layer, at) for prompt in prompts])
+    vector = found["positive"].mean(0) - found["negative"].mean(0)
+    if not float(vector.norm()) > 0:
+        raise ValueError(
+            f"positive and negative leave layer {site.layer} the same; they have to differ where they are read, "
+            + ("at their last token" if at == "last" else "after their first token")
+        )
+    spread: tuple[float, ...] = ()
+    if len(found["positive"]) == len(found["negative"]):
+        apart = (found["positive"] - found["negative"]).flatten(1) @ vector.flatten() / vector.norm() ** 2
+        spread = tuple(round(float(x), 4) for x in apart)
+    typical = float(torch.cat(list(found.values())).flatten(1).norm(dim=-1).mean())
+    shown = ", ".join(repr([_shown(p) for p in prompts]) for prompts in sides.values())
+    how = "" if at == "last" else f", at={at!r}"
+    recipe = {
+        "code": f"{lm.code()}vector = lk.steering_vector(lm, {shown}, {site.layer}{how})\n",
+        "about": f"{len(sides['positive'])} positive and {len(sides['negative'])} negative prompts",
+        "model": lm.name, "revision": lm.revision, "bits": lm.bits,
+        **{name: [packed(_shown(prompt)) for prompt in prompts] for name, prompts in sides.items()},
+    }  # fmt: skip
+    return SteeringVector(vector, site.layer, typical, spread, recipe)
+
+
+def open_steering_vector(path: str | os.PathLike[str]) -> SteeringVector:
+    """Open a vector that `SteeringVector.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a saved steering vector, or comes from a newer labkit.
+    """
+    about, arrays = open_arrays(path, "steering vector")
+    with reading(path, "steering vector"):
+        values = torch.from_numpy(arrays["values"])
+        return SteeringVector(values, about["layer"], about["typical"], tuple(about["spread"]), about["recipe"])
+
+
+@contextmanager
+def steer(
+    lm: Model, vector: SteeringVector | torch.Tensor, strength: float = 1.0, *, layer: int | None = None
+) -> Iterator[None]:
+    """Add `strength` times a vector to what leaves a layer, at every position, for as long as the block runs.
+
+    It acts on everything this thread does with the model meanwhile: `lm.run`, `lm.generate`, patching. What other
+    threads ask of the model is left alone. Blocks can be nested; their vectors add up. Afterwards the model is as it
+    was, whatever happened.
+
+    Args:
+        vector: a `SteeringVector`, or any values (d_model,), which need a `layer`.
+        strength: how many times; negative for the opposite direction. 1 is as far apart as the two sides were.
+        layer: after another layer than the one where the vector was found.
+
+    Raises:
+        ValueError: the vector does not fit the model, or the layer is out of range.
+        RuntimeError: the model ran meanwhile without passing the layer, so that nothing was added.
+    """
+    values = vector.values if isinstance(vector, SteeringVector) else torch.as_tensor(vector)
+    after = vector.layer if layer is None and isinstance(vector, SteeringVector) else layer
+    if after is None:
+        raise ValueError("after which layer? A plain tensor does not say; give layer=...")
+    place = checked(lm, f"resid_post.{after}")
+    assert place.layer is not None
+    if values.ndim not in (1, 2) or values.shape[-1] != lm.d_model:
+        raise ValueError(
+            f"a vector for {lm.name} has shape ({lm.d_model},), its residual stream's; this one has "
+            f"{tuple(values.shape)}. A vector fits the model that it was made with."
+        )
+    if not bool(torch.isfinite(values).all()) or not abs(strength) < float("inf"):
+        raise ValueError("vector and strength have to be finite numbers")
+    mine, at = threading.get_ident(), place.layer
+    added = strength * values.detach().float()
+    reached = False
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        nonlocal reached
+        if threading.get_ident() != mine:
+            return x
+        reached = True
+        return x + added.to(device=x.device, dtype=x.dtype)
+
+    def passed(*_: Any) -> None:
+        nonlocal reached
+        if threading.get_ident() != mine:
+            return
+        if not reached:
+            raise never_reached(lm, "resid_post", at, "written")
+        reached = False
+
+    if not strength:
+        yield
+        return
+    with hooked(lm, set(), {("resid_post", at): add}, may_wait=True):
+        handle = lm.hf.register_forward_hook(passed)  # after each pass over the whole model
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _leaving(lm: Model, prompt: Prompt, layer: int, at: At) -> torch.Tensor:
+    """What leaves a layer (d_model,), float32, at a prompt's last position or in the mean of all but the first, where
+    many models keep a vector of a norm of its own."""
+    site = f"resid_post.{layer}" + ("@-1" if at == "last" else "")
+    found = run(lm, prompt, read=[site], logits="none", to="cpu")[site][0].float()
+    return found if at == "last" else found[1:].mean(0) if len(found) > 1 else found[0]
+
+
+def _shown(prompt: Any) -> Any:
+    return prompt.flatten().tolist() if isinstance(prompt, torch.Tensor) else prompt

@@ -1,0 +1,1 @@
+"""Many pairs, here or on workers, shard by shard."""

@@ -1,0 +1,313 @@
+"""Sweep: the grids of many pairs, and what they have in common.
+
+A position means the same in two pairs only if their prompts have the same layout: as many tokens, and the differences
+at the same places. Where they have not, averaging over positions would mix up different words, so it is refused;
+layers x heads can always be averaged, and so can positions counted from the end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from labkit.patching.grid import PatchGrid
+from labkit.results.bootstrap import LEVEL, RESAMPLES, interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+class Layout(NamedTuple):
+    """What two pairs share if a position has the same role in both: their length, and where they differ."""
+
+    tokens: int
+    differ: tuple[int, ...]
+
+    def __str__(self) -> str:
+        places = ", ".join(map(str, self.differ)) or "none"
+        return f"{self.tokens} tokens, different at {places}"
+
+
+def layout_of(grid: PatchGrid) -> Layout:
+    clean, corrupt = grid.recipe["clean_ids"], grid.recipe["corrupt_ids"]
+    return Layout(len(clean), tuple(i for i, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The grids of many pairs, and their average.
+
+    Attributes:
+        pairs: the pairs that were asked for.
+        grids: a `PatchGrid` for each of them; None where there is none (yet).
+        failures: what went wrong, in words, by the number of the pair.
+        from_end: the positions were asked for counted from the end, so that they mean the same in every pair.
+        load: the Python that loads the model.
+    """
+
+    pairs: list[tuple[Any, ...]] = field(repr=False)
+    grids: list[PatchGrid | None] = field(repr=False)
+    failures: dict[int, str] = field(repr=False)
+    from_end: tuple[int, ...] | None = None
+    load: str = field(default="", repr=False)
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def done(self) -> list[PatchGrid]:
+        """The grids there are."""
+        return [grid for grid in self.grids if grid is not None]
+
+    @cached_property
+    def too_close(self) -> list[int]:
+        """The numbers of the pairs on which clean and corrupt hardly differ: no part of the normalised mean."""
+        return [i for i, grid in enumerate(self.grids) if grid is not None and grid.too_close]
+
+    @cached_property
+    def _apart(self) -> np.ndarray:
+        """Which of the pairs done are far enough apart to be normalised, (pairs done,) bool; all if none is."""
+        apart = np.array([not grid.too_close for grid in self.done], bool)
+        return apart if apart.any() else ~apart
+
+    @property
+    def complete(self) -> bool:
+        return len(self.done) == len(self.pairs)
+
+    @cached_property
+    def layouts(self) -> dict[Layout, int]:
+        """How many pairs have each layout, the commonest first."""
+        return dict(Counter(map(layout_of, self.done)).most_common())
+
+    def by_layout(self) -> dict[Layout, Sweep]:
+        """The sweep taken apart, so that positions can be averaged within each part."""
+        parts = {}
+        for layout in self.layouts:
+            mine = [i for i, grid in enumerate(self.grids) if grid is not None and layout_of(grid) == layout]
+            parts[layout] = Sweep([self.pairs[i] for i in mine], [self.grids[i] for i in mine], {}, None, self.load)
+        return parts
+
+    @cached_property
+    def one(self) -> PatchGrid:
+        """The first grid, which stands for all where axes, labels and recipe are concerned.
+
+        Raises:
+            ValueError: there is no grid at all, or the pairs' positions do not mean the same.
+        """
+        if not self.done:
+            raise ValueError("no pair has been computed; there is nothing to average")
+        first = self.done[0]
+        if "position" in first.over and self.from_end is None and len(self.layouts) > 1:
+            said = "; ".join(f"{n} pairs of {layout}" for layout, n in list(self.layouts.items())[:4])
+            raise ValueError(
+                f"positions cannot be averaged over these pairs, which have {len(self.layouts)} layouts: {said}. A "
+                "position means something else in each. Average heads instead (site='z', over layers x heads), count "
+                "positions from the end (positions=[-1]), or take one layout at a time: sweep.by_layout()"
+            )
+        return first
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        return self.one.over
+
+    @property
+    def index(self) -> tuple[list[int], ...]:
+        """What each axis runs over; positions counted from the end are negative."""
+        if self.from_end is None:
+            return self.one.index
+        return tuple(
+            list(self.from_end) if axis == "position" else numbers
+            for axis, numbers in zip(self.over, self.one.index, strict=True)
+        )
+
+    # -- averages ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The metric of every patched run, float32 (pairs done, ...), one axis for each of `over`."""
+        assert self.one is not None
+        return np.stack([grid.values for grid in self.done])
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """The metric of the two unpatched runs, (2, pairs done): corrupt, clean."""
+        return np.array([[grid.corrupt for grid in self.done], [grid.clean for grid in self.done]], np.float64)
+
+    @property
+    def corrupt(self) -> float:
+        """The metric of the corrupt runs, on average."""
+        return float(self._ends[0].mean())
+
+    @property
+    def clean(self) -> float:
+        """The metric of the clean runs, on average."""
+        return float(self._ends[1].mean())
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The metric of the patched runs, averaged over the pairs."""
+        return self.values.mean(0, dtype=np.float64).astype(np.float32)
+
+    @property
+    def error(self) -> np.ndarray:
+        """The standard error of `mean`; NaN with one pair."""
+        n = len(self.done)
+        spread = self.values.std(0, ddof=1, dtype=np.float64) if n > 1 else np.full(self.values.shape[1:], np.nan)
+        return (spread / np.sqrt(n)).astype(np.float32)
+
+    @property
+    def normalized(self) -> np.ndarray:
+        """The average on a scale on which 0 is the average corrupt run and 1 the average clean run.
+
+        A ratio of averages, not the average of ratios. Pairs whose two runs hardly differ (`too_close`) are left out;
+        if all pairs are such, none is, and the scale means nothing.
+        """
+        n = int(self._apart.sum())
+        return self._scaled(np.full((1, n), 1 / max(1, n)))[0].astype(np.float32)
+
+    def _averages(self, weights: np.ndarray) -> np.ndarray:
+        """From weights (rows, pairs done) to averages (rows, ...)."""
+        return np.tensordot(weights, self.values.astype(np.float64), axes=1)
+
+    def _scaled(self, weights: np.ndarray) -> np.ndarray:
+        """From weights (rows, pairs that are apart) to normalised averages (rows, ...)."""
+        corrupt, clean = (weights @ end[self._apart] for end in self._ends)
+        patched = np.tensordot(weights, self.values[self._apart].astype(np.float64), axes=1)
+        wide = (slice(None), *[None] * (self.values.ndim - 1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (patched - corrupt[wide]) / (clean - corrupt)[wide]
+
+    def interval(
+        self, *, normalized: bool = True, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high ends of each cell's bootstrap interval over the pairs; see `labkit.results.bootstrap`.
+
+        Raises:
+            ValueError: there are fewer than two pairs.
+        """
+        average = self._scaled if normalized else self._averages
+        n = int(self._apart.sum()) if normalized else len(self.done)
+        return interval(average, n, level=level, resamples=resamples, seed=seed)
+
+    # -- to look at ----------------------------------------------------------------------------------------------
+
+    def labels(self, axis: str) -> list[str]:
+        """What to write along an axis; a position has its token where all pairs share it, and `…` where they do not."""
+        numbers = self.index[self.over.index(axis)]
+        if axis != "position":
+            return [str(n) for n in numbers]
+        shown = [{grid.tokens[n].display for grid in self.done} for n in numbers]
+        return [
+            f"{n} {next(iter(tokens)) if len(tokens) == 1 else '…'}" for n, tokens in zip(numbers, shown, strict=True)
+        ]
+
+    def to_frame(self, *, level: float = LEVEL) -> pd.DataFrame:
+        """One row a cell: its place, the mean of the metric with its standard error, the normalised mean with the ends
+        of its bootstrap interval, and the number of pairs."""
+        import pandas as pd
+
+        places = np.meshgrid(*[np.array(numbers) for numbers in self.index], indexing="ij")
+        columns: dict[str, Any] = {name: place.ravel() for name, place in zip(self.over, places, strict=True)}
+        columns |= {"mean": self.mean.ravel(), "error": self.error.ravel(), "normalized": self.normalized.ravel()}
+        if self._apart.sum() > 1:
+            low, high = self.interval(level=level)
+            columns |= {"low": low.ravel(), "high": high.ravel()}
+        return pd.DataFrame(columns | {"pairs": len(self.done)})
+
+    def title(self) -> str:
+        source, base = ("clean", "corrupt") if self.one.direction == "denoise" else ("corrupt", "clean")
+        estimate = ", gradient estimate" if self.one.recipe["method"] == "attribution" else ""
+        what = f"{self.one.recipe['metric']}, mean of {len(self.done)} pairs{estimate}"
+        where = "" if self.one.recipe["layer"] is None else f" of layer {self.one.recipe['layer']}"
+        what += f", {len(self.too_close)} of them without a gap" if self.too_close else ""
+        return f"{self.one.site}{where}: {source} activation put into the {base} run ({what})"
+
+    def figure(self, *, sure: bool = False, level: float = LEVEL) -> go.Figure:
+        """A plotly heatmap of the normalised mean; the interval of a cell is shown when it is pointed at.
+
+        In the metric's own unit where clean and corrupt hardly differ in any of the pairs.
+
+        Args:
+            sure: leave cells white whose interval includes "no effect".
+            level: of the intervals.
+
+        Raises:
+            ValueError: the sweep has three axes, or positions that cannot be averaged.
+        """
+        import plotly.graph_objects as go
+
+        if len(self.over) != 2:
+            raise ValueError(f"a figure has two axes; this sweep has {self.over}: use to_frame() and select one")
+        scaled = len(self.too_close) < len(self.done)
+        shown = self.normalized if scaled else self.mean
+        middle = float(self.one.direction == "noise")
+        if not scaled:
+            middle = self.corrupt if self.one.direction == "denoise" else self.clean
+        count = int(self._apart.sum()) if scaled else len(self.done)
+        ends = self.interval(normalized=scaled, level=level) if count > 1 else None
+        if sure and ends is not None:
+            shown = np.where((ends[0] <= middle) & (middle <= ends[1]), middle, shown)
+        least = 1e-9 if scaled else 2 * max(grid.noise or 0.0 for grid in self.done) or 1e-9
+        reach = max(least, float(np.nanmax(np.abs(shown - middle), initial=0.0)))
+        unit = "0 = corrupt, 1 = clean" if scaled else str(self.one.recipe.get("unit") or self.one.recipe["metric"])
+        hover = f"{self.over[0]} %{{y}}<br>{self.over[1]} %{{x}}<br>%{{z:.3f}}"
+        hover += f"<br>{level:.0%} interval %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}" if ends else ""
+        figure = go.Figure(
+            go.Heatmap(
+                z=shown,
+                x=self.labels(self.over[1]),
+                y=self.labels(self.over[0]),
+                customdata=None if ends is None else np.stack(ends, -1),
+                zmin=middle - reach,
+                zmax=middle + reach,
+                colorscale="RdBu",
+                colorbar={"title": {"text": unit, "side": "right"}},
+                hovertemplate=hover + "<extra></extra>",
+            )
+        )
+        figure.update_layout(
+            title={"text": self.title(), "font": {"size": 14}},
+            xaxis={"title": self.over[1], "type": "category", "tickangle": -45 if self.over[1] == "position" else 0},
+            yaxis={"title": self.over[0], "type": "category"},
+            width=max(520, 120 + 34 * shown.shape[1]),
+            height=max(320, 180 + 14 * shown.shape[0]),
+            margin={"t": 60},
+        )
+        return figure
+
+    def code(self) -> str:
+        """The Python that computes this sweep again, pairs and all."""
+        recipe, index = self.one.recipe, self.index
+        usual = {"metric": "logit_diff" if self.one.foil else "logprob", "direction": "denoise", "method": "exact"}
+        arguments = [f"site={recipe['site']!r}"]
+        for name, default in {**usual, "at": -1}.items():
+            if recipe[name] != default:
+                own = name == "metric" and recipe["own_metric"]
+                arguments.append(f"{name}={recipe[name] if own else repr(recipe[name])}")
+        if self.over != recipe["usual_over"]:
+            arguments.append(f"over={self.over!r}")
+        if recipe["layer"] is not None:
+            arguments.append(f"layers=[{recipe['layer']}]")
+        for axis, numbers in zip(self.over, index, strict=True):
+            if numbers != list(range(recipe["sizes"][axis])):
+                arguments.append(f"{axis}s={numbers!r}")
+        pairs = "".join(f"    {tuple(pair)!r},\n" for pair in self.pairs)
+        return f"{self.load}pairs = [\n{pairs}]\nsweep = lk.sweep(lm, pairs, {', '.join(arguments)})\n"
+
+    def __repr__(self) -> str:
+        if not self.done:
+            return f"Sweep(0 of {len(self.pairs)} pairs)"
+        some = self.done[0]
+        count = f"{len(self.pairs)} pairs" if self.complete else f"{len(self.done)} of {len(self.pairs)} pairs"
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        failed += f", {len(self.too_close)} without a gap" if self.too_close else ""
+        if "position" in some.over and self.from_end is None and len(self.layouts) > 1:
+            shape = f"{len(self.layouts)} layouts"
+        else:
+            shape = " x ".join(f"{len(n)} {name}s" for name, n in zip(self.over, self.index, strict=True))
+        ends = f"clean {self.clean:.3f}, corrupt {self.corrupt:.3f}"
+        return f"Sweep({some.site}, {some.direction}, {count}{failed}, {shape}, {some.recipe['metric']}: {ends})"

@@ -1,0 +1,333 @@
+"""Sweeps: the same patching over hundreds of pairs, on as many workers as there are, resumed where it ended.
+
+The pairs are dealt out in shards. A shard is done here, or by any `concurrent.futures.Executor`, or by the workers of a
+Dask cluster; whoever does it sends back the grids, and they go to the store at once (`store`). A kernel or worker that
+dies takes with it only the shards it had in hand: the same call goes on from the rest. A pair that fails is reported
+and the others go on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from labkit.language_model import LanguageModel
+from labkit.models.processors import usable
+from labkit.patching.grid import PatchGrid
+from labkit.patching.metrics import MetricFunction
+from labkit.patching.patch import PatchJob
+from labkit.results.recipe import versions
+from labkit.sweeps.result import Sweep
+from labkit.sweeps.store import Results, Store
+from labkit.sweeps.workers import ModelSource, Plan, each, plan_for, whole_shard
+from labkit.text.prompts import asked, packed, unpacked
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Pairs = Sequence[Sequence[Any]]
+"""Tuples (clean, corrupt, answer, foil), as `lk.task(...).pairs` makes them; without a foil or both where the metric
+needs none."""
+
+
+def sweep(
+    lm: ModelSource,
+    pairs: Pairs,
+    *,
+    site: str = "resid_pre",
+    metric: str | MetricFunction | None = None,
+    direction: str = "denoise",
+    method: str = "exact",
+    over: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    neurons: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    at: int = -1,
+    executor: Executor | Client | None = None,
+    store: str | os.PathLike[str] | None = None,
+    shard: int | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Patch the same site in many pairs, and average.
+
+    Args:
+        lm: the model; or, to load it only where the work is done, a name for `lk.load`, a dict of its arguments, or a
+            function that returns a model.
+        pairs: tuples `(clean, corrupt, answer, foil)`, such as `lk.task("indirect object").pairs(lm, n=200)`.
+        site, metric, direction, method, over, layers, heads, neurons, positions, at: as for `lk.patch`.
+        executor: who does the work. None: this thread. A `concurrent.futures.Executor`: its threads, which share this
+            model, or its processes, which load their own. A `distributed.Client`: the workers of a Dask cluster, each
+            of which loads the model once; where a machine has several GPUs, each takes one of its own.
+        store: a folder for what is done. The same call with the same folder goes on where the last one ended.
+        shard: how many pairs are done, and stored, together; without it so many that there are about 50 shards. A
+            store that was begun keeps the size that it has.
+        progress: show a progress bar.
+
+    Returns:
+        A `Sweep`: every pair's grid, means, standard errors and bootstrap intervals. After an interrupt, or where pairs
+        failed, one with what was computed, and a warning.
+
+    Raises:
+        ValueError: anything about the input that cannot work, before the model has run; a store that holds another
+            sweep. An error that ends the sweep has what was computed in its attribute `sweep`.
+    """
+    numbers = {"layers": layers, "heads": heads, "neurons": neurons, "positions": positions}
+    settings: dict[str, Any] = {
+        "site": site, "metric": metric, "direction": direction, "method": method, "at": at,
+        "over": None if over is None else tuple(over),
+        **{name: None if asked is None else list(map(int, asked)) for name, asked in numbers.items()},
+    }  # fmt: skip
+    _check(lm, pairs, settings, shard)
+    kept = [
+        (*(asked(lm, prompt) if isinstance(lm, LanguageModel) else prompt for prompt in pair[:2]), *pair[2:])
+        for pair in pairs
+    ]
+    workers, threads = _workers(executor)
+    plan = plan_for(lm, settings, threads=threads)
+    size = shard or max(1, -(-len(kept) // 50))
+    notes = {"load": _load_code(lm, plan), "from_end": _from_end(settings["positions"]), "versions": versions()}
+    place = _Memory(kept, size)
+    if store is not None:
+        recipe = _recipe(plan, settings)
+        stored = [[_as_json(part) for part in pair] for pair in kept]
+        place = Store.begin(store, recipe=recipe, pairs=stored, shard=size, notes=notes)  # type: ignore[assignment]
+    with place.locked():
+        return _Work(plan, kept, place, notes).run(workers, progress=progress)
+
+
+def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
+    """What a store holds so far; no model is needed, and a sweep that is still writing to it is not disturbed.
+
+    Raises:
+        FileNotFoundError: there is no sweep in that folder.
+        ValueError: it cannot be read.
+    """
+    place = Store.open(folder)
+    pairs = [tuple(_from_json(part) for part in pair) for pair in place.pairs]
+    return _swept(pairs, place.results(), place.notes)
+
+
+class _Memory:
+    """In the place of a store where none was asked for: nothing is kept beyond the call."""
+
+    def __init__(self, pairs: Sequence[Any], size: int) -> None:
+        self.shards = [range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size)]
+
+    def locked(self) -> Any:
+        return nullcontext()
+
+    def read(self, number: int) -> Results:
+        return {}
+
+    def write(self, number: int, results: Results) -> None:
+        pass
+
+
+class _Work:
+    """One call of `sweep`: what is done, what is open, and the bar."""
+
+    def __init__(self, plan: Plan, pairs: list[tuple[Any, ...]], place: Any, notes: dict[str, Any]) -> None:
+        self.plan, self.pairs, self.place, self.notes = plan, pairs, place, notes
+        self.results: Results = {}
+        self.open: dict[int, list[tuple[int, tuple[Any, ...]]]] = {}  # of each shard, the pairs that have no grid
+        for number, members in enumerate(place.shards):
+            self.results |= place.read(number)
+            if todo := [(i, pairs[i]) for i in members if not isinstance(self.results.get(i), PatchGrid)]:
+                self.open[number] = todo
+
+    def run(self, executor: Executor | None, *, progress: bool) -> Sweep:
+        from tqdm.auto import tqdm
+
+        done = len(self.pairs) - sum(map(len, self.open.values()))
+        description = f"sweeping {self.plan.settings['site']}"
+        with tqdm(
+            total=len(self.pairs), initial=done, desc=description, unit="pair", disable=not progress, leave=False
+        ) as bar:
+            try:
+                for n in self._here() if executor is None else self._there(executor):
+                    bar.update(n)
+            except KeyboardInterrupt:
+                left = sum(not isinstance(self.results.get(i), PatchGrid) for i in range(len(self.pairs)))
+                warnings.warn(f"interrupted: {left} of {len(self.pairs)} pairs are open", stacklevel=3)
+            except Exception as error:
+                error.sweep = self._swept()  # type: ignore[attr-defined]
+                error.add_note(f"{self._swept()!r} was computed before; it is in the `sweep` of this error")
+                raise
+        return self._told(self._swept())
+
+    def _swept(self) -> Sweep:
+        return _swept(self.pairs, self.results, self.notes)
+
+    def _told(self, swept: Sweep) -> Sweep:
+        """Say which pairs failed or show nothing; if all failed, there is no result but the reason."""
+        if swept.too_close:
+            numbers = ", ".join(map(str, swept.too_close[:12])) + ", …" * (len(swept.too_close) > 12)
+            warnings.warn(
+                f"in {len(swept.too_close)} of {len(swept.done)} pairs clean and corrupt hardly differ in the metric: "
+                f"there is nothing to explain in {numbers}. They are left out of the normalised mean",
+                stacklevel=4,
+            )
+        if not swept.failures:
+            return swept
+        first = next(iter(swept.failures))
+        said = (
+            f"{len(swept.failures)} of {len(self.pairs)} pairs failed; the first, pair {first}: {swept.failures[first]}"
+        )
+        if not swept.done:
+            error = RuntimeError(said)
+            error.sweep = swept  # type: ignore[attr-defined]
+            raise error
+        warnings.warn(f"{said}. The others are in the sweep; `failures` has the reasons", stacklevel=4)
+        return swept
+
+    def _here(self) -> Iterator[int]:
+        """In this thread, pair by pair: even within a shard nothing is lost to an interrupt."""
+        for number, todo in self.open.items():
+            for i, result in each(self.plan, todo):
+                self.results[i] = result
+                yield 1
+            self._keep(number)
+
+    def _there(self, executor: Executor) -> Iterator[int]:
+        """By an executor, shard by shard, in whichever order they come back."""
+        numbers = {executor.submit(whole_shard, self.plan, todo): number for number, todo in self.open.items()}
+        waiting: set[Future[Results]] = set(numbers)
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    number = numbers[future]
+                    self.results |= self._result(future, number)
+                    self._keep(number)
+                    yield len(self.open[number])
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _result(self, future: Future[Results], number: int) -> Results:
+        """What a worker sent. A shard that killed its workers is given up; any other error ends the sweep."""
+        try:
+            return future.result()
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            said = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            if type(error).__name__ != "KilledWorker":  # distributed's, which may not be installed
+                raise
+            said = f"it ended the workers that it was given to, perhaps because they ran out of memory ({error})"
+        return {i: said for i, _ in self.open[number]}
+
+    def _keep(self, number: int) -> None:
+        self.place.write(number, {i: self.results[i] for i in self.place.shards[number]})
+
+
+def _swept(pairs: list[tuple[Any, ...]], results: Results, notes: dict[str, Any]) -> Sweep:
+    found = [results.get(i) for i in range(len(pairs))]
+    grids = [result if isinstance(result, PatchGrid) else None for result in found]
+    failures = {i: result for i, result in enumerate(found) if isinstance(result, str)}
+    from_end = notes["from_end"]
+    return Sweep(pairs, grids, failures, None if from_end is None else tuple(from_end), notes["load"])
+
+
+# -- before anything runs -------------------------------------------------------------------------------------------
+
+
+def _check(lm: ModelSource, pairs: Sequence[Any], settings: dict[str, Any], size: int | None) -> None:
+    """Refuse what cannot work. Where the model is here, every pair is looked at; else each is when its turn comes."""
+    if not pairs:
+        raise ValueError("there are no pairs to sweep over")
+    if size is not None and size < 1:
+        raise ValueError(f"shard={size!r}: a shard has at least one pair")
+    wrong = {}
+    for number, pair in enumerate(pairs):
+        if isinstance(pair, str):
+            wrong[number] = f"pairs is a list of tuples (clean, corrupt, answer, foil); this is the text {pair!r:.80}"
+        elif not 2 <= len(pair) <= 4:
+            wrong[number] = f"a pair is (clean, corrupt, answer, foil); this has {len(pair)} parts"
+        elif isinstance(lm, LanguageModel):
+            try:
+                PatchJob(lm, *pair, **settings)
+            except (ValueError, TypeError) as error:
+                wrong[number] = str(error)
+    if not wrong:
+        return
+    number, why = next(iter(wrong.items()))
+    if len(wrong) == len(pairs):
+        raise ValueError(why)
+    raise ValueError(f"{len(wrong)} of {len(pairs)} pairs cannot be patched; the first, pair {number}: {why}")
+
+
+def _workers(executor: Any) -> tuple[Executor | None, int | None]:
+    """The executor to submit to, and how many threads each of its processes may use."""
+    if executor is None:
+        return None, None
+    if type(executor).__module__.split(".")[0] == "distributed":
+        if not hasattr(executor, "get_executor"):
+            raise TypeError(f"give the Client of the cluster, distributed.Client(...), not {executor!r:.80}")
+        if not executor.scheduler_info()["workers"]:
+            warnings.warn("the Dask cluster has no workers yet; waiting for the first", stacklevel=3)
+        return executor.get_executor(pure=False), None  # Dask itself keeps its workers to one thread
+    if not isinstance(executor, Executor):
+        raise TypeError(f"executor is a concurrent.futures.Executor or a distributed.Client; got {executor!r:.80}")
+    context = getattr(executor, "_mp_context", None)
+    if context is None:
+        return executor, None
+    if context.get_start_method() == "fork":
+        raise ValueError(
+            "a forked process cannot use a model safely. Make the executor with "
+            "ProcessPoolExecutor(n, mp_context=multiprocessing.get_context('spawn'))"
+        )
+    return executor, max(1, usable() // executor._max_workers)  # type: ignore[attr-defined]
+
+
+# -- what is computed, as a store has it ----------------------------------------------------------------------------
+
+
+def _recipe(plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
+    """What makes a sweep this sweep and no other; the model's arguments stand beside the others, to be compared."""
+    model = plan.spec if isinstance(plan.spec, dict) else {"model": plan.spec}
+    recipe = {**{k: v for k, v in model.items() if k != "device"}, "weights": plan.weights, **settings}
+    as_text = {k: _source(v) if callable(v) else str(v) for k, v in recipe.items() if not _is_json(v)}
+    return recipe | as_text
+
+
+def _is_json(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | list | tuple)
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """A function as a store knows it again: its source text, or its name where there is none."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return getattr(function, "__qualname__", repr(type(function)))
+
+
+def _as_json(part: Any) -> Any:
+    return {"ids": part.reshape(-1).tolist()} if isinstance(part, torch.Tensor) else packed(part)
+
+
+def _from_json(part: Any) -> Any:
+    return torch.tensor([part["ids"]]) if isinstance(part, dict) and set(part) == {"ids"} else unpacked(part)
+
+
+def _from_end(positions: list[int] | None) -> list[int] | None:
+    """The positions, if all were counted from the end: those mean the same in prompts of any length."""
+    return positions if positions and all(p < 0 for p in positions) else None
+
+
+def _load_code(lm: ModelSource, plan: Plan) -> str:
+    """The Python that loads the model."""
+    if isinstance(lm, LanguageModel):
+        return lm.code()
+    if isinstance(plan.spec, dict):
+        arguments = ", ".join(f"{name}={value!r}" for name, value in plan.spec.items())
+        return f"import labkit as lk\n\nlm = lk.load({arguments})\n"
+    return "import labkit as lk\n\n"

@@ -1,0 +1,1 @@
+"""From prompts to token ids and back: what needs a tokenizer and no model."""

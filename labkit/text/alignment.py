@@ -1,0 +1,186 @@
+"""Two prompts held side by side while they are being written: where they part, and what would make them fit.
+
+Patching puts activations at the same position, so both prompts need the same number of tokens. Where they have not,
+`side_by_side` finds the words that make the difference, and looks for one that would not: among the model's own tokens,
+by its own embeddings, the ones that are of a kind with the word in the other prompt, the most alike in spelling first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+import torch
+
+from labkit.text.encode import tokens_of
+from labkit.text.tokens import Token, describe
+from labkit.text.types import TextModel
+
+_CANDIDATES = 80  # tokens of a kind with the word in the other prompt
+_MOST_WORK = 2**31  # multiply-adds that a suggestion may cost while somebody is typing
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A change of one prompt that takes a mismatch away: `prompt` ("clean" or "corrupt") becomes `text`."""
+
+    prompt: str
+    text: str
+    words: str  # what it does, for a button: "write ' Mary' for ' Maryanne'"
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two prompts in columns.
+
+    Attributes:
+        clean, corrupt: their tokens.
+        columns: the position in each prompt, None where the other prompt has more tokens there.
+        differ: the columns in which they differ.
+        words: one sentence: how long they are, and where they differ or why they do not fit.
+        fix: a change that makes them fit better, where one was found.
+    """
+
+    clean: list[Token]
+    corrupt: list[Token]
+    columns: list[tuple[int | None, int | None]]
+    differ: list[int]
+    words: str
+    fix: Fix | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Is there something to patch: as many tokens in both, and at least one?"""
+        return len(self.clean) == len(self.corrupt) > 0
+
+
+def side_by_side(lm: TextModel, clean: str, corrupt: str, *, suggest: bool = True) -> SideBySide:
+    """Hold two prompts side by side; either may be empty.
+
+    Args:
+        suggest: where they do not fit, look for a change that helps (some milliseconds).
+
+    Raises:
+        ValueError: a prompt cannot be used; the message says which.
+    """
+    tokens = {}
+    for name, prompt in (("clean", clean), ("corrupt", corrupt)):
+        try:
+            tokens[name] = tokens_of(lm, prompt) if prompt else []
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    left, right = tokens["clean"], tokens["corrupt"]
+    if not left or not right:
+        longest = max(len(left), len(right))
+        columns = [(i if left else None, i if right else None) for i in range(longest)]
+        return SideBySide(left, right, columns, [], "Write two prompts with the same number of tokens.")
+    if len(left) == len(right):
+        columns = [(i, i) for i in range(len(left))]
+        differ = [i for i in range(len(left)) if left[i].id != right[i].id]
+        where = ", ".join(map(str, differ[:6])) + ("…" if len(differ) > 6 else "")
+        said = f"they differ at position {where}" if differ else "they are the same"
+        count = f"{len(left)} tokens each" + (", BOS included" if begins(lm, left) else ", no BOS in front")
+        return SideBySide(left, right, columns, differ, f"{count}; {said}.")
+    blocks = _blocks(left, right)
+    columns = []
+    for a, b, c, d in blocks:
+        for n in range(max(b - a, d - c)):
+            columns.append((a + n if a + n < b else None, c + n if c + n < d else None))
+    differ = [n for n, (i, j) in enumerate(columns) if i is None or j is None or left[i].id != right[j].id]
+    span = _words(left, right, next(block for block in blocks if block[1] - block[0] != block[3] - block[2]))
+    words = f"Clean has {len(left)} tokens, corrupt {len(right)}: {_difference(left, right, span)}"
+    fix = _fix(lm, {"clean": clean, "corrupt": corrupt}, left, right, span) if suggest else None
+    return SideBySide(left, right, columns, differ, words, fix)
+
+
+def begins(lm: TextModel, tokens: Sequence[Token]) -> bool:
+    """Is the first token the one that begins a text (BOS)?"""
+    return bool(tokens) and lm.tokenizer.bos_token_id is not None and tokens[0].id == lm.tokenizer.bos_token_id
+
+
+Span = tuple[int, int, int, int]
+"""Positions a to b of clean stand where c to d of corrupt do."""
+
+
+def _blocks(left: Sequence[Token], right: Sequence[Token]) -> list[Span]:
+    ids = [[token.id for token in side] for side in (left, right)]
+    return [(a, b, c, d) for _, a, b, c, d in SequenceMatcher(None, ids[0], ids[1], autojunk=False).get_opcodes()]
+
+
+def _words(left: Sequence[Token], right: Sequence[Token], span: Span) -> Span:
+    """The same span, widened to whole words: a word's later tokens have no space in front and are letters."""
+    a, b, c, d = span
+    inside = lambda side, at: at < len(side) and side[at].text[:1].isalnum() and not side[at].special  # noqa: E731
+    while a > 0 and c > 0 and left[a - 1].id == right[c - 1].id and (inside(left, a) or inside(right, c)):
+        a, c = a - 1, c - 1
+    while b < len(left) and d < len(right) and left[b].id == right[d].id and inside(left, b):
+        b, d = b + 1, d + 1
+    return a, b, c, d
+
+
+def _difference(left: Sequence[Token], right: Sequence[Token], span: Span) -> str:
+    a, b, c, d = span
+    sides = []
+    for name, part in (("clean", left[a:b]), ("corrupt", right[c:d])):
+        if not part:
+            sides.append(f"{name} has nothing there")
+            continue
+        count = "1 token" if len(part) == 1 else f"{len(part)} tokens"
+        pieces = f" ({' + '.join(t.display for t in part)})" if 1 < len(part) <= 6 else ""
+        sides.append(f"{_text(part)!r:.60} is {count}{pieces}")
+    return f"at position {a}, {', '.join(sides)}."
+
+
+def _text(tokens: Sequence[Token]) -> str:
+    return "".join(token.text for token in tokens)
+
+
+def _fix(
+    lm: TextModel, prompts: dict[str, str], left: Sequence[Token], right: Sequence[Token], span: Span
+) -> Fix | None:
+    a, b, c, d = span
+    name, side, (start, stop) = ("clean", left, (a, b)) if b - a > d - c else ("corrupt", right, (c, d))
+    wanted = min(b - a, d - c)
+    where = _characters(lm, prompts[name], len(side), start, stop)
+    if where is None or wanted > 1:
+        return None
+    before, after = prompts[name][: where[0]], prompts[name][where[1] :]
+    old = _text(side[start:stop])
+    if wanted == 0:
+        shorter = before.rstrip(" ") + after
+        ends = bool(shorter) and len(tokens_of(lm, shorter)) == len(side) - (stop - start)
+        return Fix(name, shorter, f"take {old!r} out of {name}") if ends else None
+    for word in _near(lm, right[c] if name == "clean" else left[a], old):
+        changed = before + word.strip() + after
+        if len(tokens_of(lm, changed)) == len(side) - (stop - start) + 1:
+            return Fix(name, changed, f"write {word!r} for {old!r}")
+    return None
+
+
+def _characters(lm: TextModel, prompt: str, length: int, start: int, stop: int) -> tuple[int, int] | None:
+    """Where the tokens from start to stop stand in the prompt's text, without the spaces around them."""
+    if not lm.tokenizer.is_fast or tokens_of(lm, prompt)[start].special:
+        return None
+    spans = lm.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"][-length:]
+    begin, end = spans[start][0], spans[stop - 1][1]
+    word = prompt[begin:end]
+    return begin + len(word) - len(word.lstrip()), end
+
+
+def _near(lm: TextModel, model: Token, word: str) -> list[str]:
+    """Single tokens of a kind with `model`, of the form of `word`; the most alike to `word` in spelling first."""
+    table = lm.embedding  # (vocab, d_model)
+    if table.ndim != 2 or table.numel() > _MOST_WORK:
+        return []
+    with torch.no_grad():
+        close = (table @ table[model.id]).float() / table.float().norm(dim=1).clamp(min=1e-6)
+        nearest = close.topk(min(_CANDIDATES, len(close))).indices.tolist()
+    spaced, name = word.startswith(" "), word.strip()[:1].isupper()
+    found = []
+    for token in describe(lm.tokenizer, nearest):
+        bare = token.text.strip()
+        alike = token.text.startswith(" ") == spaced and bare[:1].isupper() == name and bare.isalpha()
+        if alike and not token.special and len(bare) > 2 and token.text not in (word, model.text):
+            found.append(token.text)
+    return sorted(found, key=lambda text: -SequenceMatcher(None, text.lower(), word.lower()).ratio())[:12]

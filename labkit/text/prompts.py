@@ -1,0 +1,105 @@
+"""What a prompt is, wherever one goes in: one or several, as it was asked, as Python and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from inspect import signature
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+
+import torch
+
+from labkit.text.chat import Chat, dated, is_chat, template_of
+from labkit.text.types import Prompt, Prompts, TextModel
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def prompts_of(given: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as a list: a text, ids and one list of messages are one prompt."""
+    if not isinstance(given, Sequence) or isinstance(given, str) or is_chat(given):
+        return [given]  # type: ignore[list-item]
+    return list(given)  # type: ignore[arg-type]
+
+
+def several(given: Any) -> list[Prompt] | None:
+    """The prompts of a list of them, or of ids (n, seq); None where this is one prompt, or none at all."""
+    if isinstance(given, torch.Tensor):
+        return list(given) if given.ndim == 2 and len(given) > 1 else None
+    if not isinstance(given, Sequence) or isinstance(given, str) or is_chat(given):
+        return None
+    prompts = bool(given) and all(isinstance(one, str | torch.Tensor) or is_chat(one) for one in given)
+    return list(given) if prompts else None
+
+
+class Each(Protocol[P, R]):
+    """What gives a result for one prompt, and a list of them for several."""
+
+    @overload
+    def __call__(self, lm: Any, prompt: Prompt, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def __call__(self, lm: Any, prompts: Prompts, /, *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
+
+
+def each_prompt(look: Callable[Concatenate[Any, Any, P], R]) -> Each[P, R]:
+    """Let a function of one prompt take several, one after the other: each result is the one it has alone.
+
+    A generation that was stopped ends the list. An error names the prompt that it met, and has what was done before it
+    as its `results`.
+    """
+    name = list(signature(look).parameters)[1]
+
+    @wraps(look)
+    def each(lm: Any, *args: Any, **kwargs: Any) -> Any:
+        many = several(args[0] if args else kwargs.get(name))
+        if many is None:
+            return look(lm, *args, **kwargs)
+        rest = {key: value for key, value in kwargs.items() if key != name}
+        found: list[Any] = []
+        for one in many:
+            try:
+                found.append(look(lm, one, *args[1:], **rest))
+            except Exception as error:
+                error.results = found  # type: ignore[attr-defined]
+                error.add_note(
+                    f"this was prompt {len(found) + 1} of {len(many)}; those before it are this error's `results`"
+                )
+                raise
+            if getattr(found[-1], "finish", None) == "stopped":
+                break
+        return found
+
+    return each  # type: ignore[return-value]
+
+
+def asked(lm: TextModel, prompt: Prompt) -> Prompt:
+    """A prompt to be kept in a recipe: what is done later to the list of messages does not change it, and it gives the
+    same tokens tomorrow (a template that writes today's date has it from then on)."""
+    if not is_chat(prompt):
+        return prompt.cpu() if isinstance(prompt, torch.Tensor) else prompt
+    assert not isinstance(prompt, str | torch.Tensor)
+    if template_of(lm) is None:
+        return prompt  # an error says so where it is encoded
+    chat = dated(lm, prompt)
+    return chat if chat.options else [dict(message) for message in chat]
+
+
+def written(prompt: Prompt) -> str:
+    """A prompt as Python text."""
+    return f"torch.tensor({prompt.tolist()})" if isinstance(prompt, torch.Tensor) else repr(prompt)
+
+
+def imports_of(prompt: Prompt) -> str:
+    """What that Python text needs imported."""
+    return "import torch\n\n" if isinstance(prompt, torch.Tensor) else ""
+
+
+def packed(prompt: Any) -> Any:
+    """A chat with settings as JSON has it; anything else as it is."""
+    return prompt.to_dict() if isinstance(prompt, Chat) else prompt
+
+
+def unpacked(prompt: Any) -> Any:
+    """What `packed` packed."""
+    return Chat.from_dict(prompt) if isinstance(prompt, Mapping) and "chat" in prompt else prompt

@@ -1,0 +1,1 @@
+"""AttentionView: every head at a glance."""

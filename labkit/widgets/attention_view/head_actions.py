@@ -1,0 +1,75 @@
+"""HeadAction: knock out or freeze the chosen heads, see at once what the model would write; send them to PatchLab."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import traitlets as t
+
+from labkit.attention_maps.ablation import HOW, KnockOut, knock_out
+from labkit.widgets.base.tool import row
+from labkit.widgets.blocks.token_bars import TokenBars
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+
+
+class HeadAction(widgets.VBox):
+    """What can be done with some heads. The buttons are the owner's to wire: `knock_button`, `send_button`.
+
+    Traits:
+        heads: list of (layer, head).
+        how: one of `labkit.attention_maps.ablation.HOW`.
+        answer, foil: tokens, for the logit difference, and for PatchLab.
+    """
+
+    heads: t.List = t.List()
+    how = t.Enum(list(HOW), "zero")
+    answer = t.Unicode()
+    foil = t.Unicode()
+
+    def __init__(self, **traits: Any) -> None:
+        self.found: KnockOut | None = None
+        self.bars = TokenBars()
+        self._names = widgets.Label()
+        how = widgets.Dropdown(
+            options=[(words, name) for name, words in HOW.items()], description="their", layout={"width": "auto"},
+            style={"description_width": "initial"},
+        )  # fmt: skip
+        self.knock_button = widgets.Button(description="Knock out", tooltip="See the next token without these heads")
+        self.send_button = widgets.Button(description="Send to PatchLab", tooltip="Patch these heads, exactly")
+        words = [
+            widgets.Text(description=name, placeholder=example, continuous_update=False, layout={"width": "170px"},
+                         style={"description_width": "initial"})
+            for name, example in (("answer", "· Mary"), ("foil", "· John"))
+        ]  # fmt: skip
+        super().__init__(**traits)
+        t.link((self, "how"), (how, "value"))
+        t.link((self, "answer"), (words[0], "value"))
+        t.link((self, "foil"), (words[1], "value"))
+        self.observe(lambda _: self._name(), "heads")
+        self.controls = row(self._names, how, self.knock_button, *words, self.send_button)
+        self.children = [self.controls, self.bars]
+        self._name()
+
+    def _name(self) -> None:
+        names = ", ".join(f"{layer}.{head}" for layer, head in self.heads[:8])
+        more = f" and {len(self.heads) - 8} more" if len(self.heads) > 8 else ""
+        self._names.value = f"Heads {names}{more}:" if len(self.heads) > 1 else f"Head {names}:" if names else "No head"
+        self.bars.show({}, note="")
+
+    def act(self, lm: LanguageModel, prompt: Prompt, other: Prompt | None) -> KnockOut:
+        """Do it, and show the next token before and after."""
+        self.found = found = knock_out(lm, prompt, heads=self.heads, how=self.how, other=other)
+        before, after = found.top()
+        said = f"KL {found.kl:.2f} nats"
+        if self.answer and self.foil:
+            a, b = found.logit_diff(self.answer, self.foil)
+            said = f"logit difference {a:.2f} → {b:.2f} · {said}".replace("-", "−")
+        names = ", ".join(f"{layer}.{head}" for layer, head in self.heads)
+        self.bars.show(
+            {"the whole model": before, f"{HOW[self.how]}": after}, title=f"Next token without {names}", note=said
+        )
+        return found

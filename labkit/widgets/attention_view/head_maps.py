@@ -1,0 +1,87 @@
+"""HeadMaps: one head large, or two side by side with their difference, or what a layer's heads write to a logit."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from labkit.attention_maps.base import UNITS, weighted, without_sink
+from labkit.attention_maps.patterns import AttentionPatterns
+from labkit.attention_maps.weighting import LogitContribution
+from labkit.widgets.base.tool import row
+from labkit.widgets.blocks.head_picture import attention_map, put, put_window
+
+KEPT = 6  # matrices shown last
+Side = tuple[str, list[str], np.ndarray]  # title, token labels, (query, key)
+
+
+class HeadMaps:
+    """Three heatmaps in a row, `box`, of which one, two or three are there; they share a window."""
+
+    def __init__(self) -> None:
+        self.heatmap, self.other, self.difference = attention_map(), attention_map(), attention_map(difference=True)
+        self.box = row(self.heatmap, wide=True)
+        self.box.layout.flex = "1 1 420px"
+        self._made: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
+        self._shown: list[np.ndarray] = []  # of each heatmap that is there
+
+    def forget(self) -> None:
+        """Another text is read."""
+        self._made.clear()
+        self._shown = []
+
+    def matrix(
+        self, patterns: AttentionPatterns, head: tuple[int, int], weighting: str, *, hide_sink: bool
+    ) -> np.ndarray:
+        """One head weighed, (query, key) float32; the last ones are kept."""
+        place = (head[0], 0) if weighting == "rollout" else head
+        key = (id(patterns), place, weighting, hide_sink)
+        if key not in self._made:
+            shown = weighted(patterns, *place, weighting, hide_sink=hide_sink)
+            self._made[key] = shown[:, : len(patterns.tokens)]
+            while len(self._made) > KEPT:
+                self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        return self._made[key]
+
+    def show(self, sides: Sequence[Side], weighting: str) -> bool:
+        """One side, or two and their difference. False if they have no difference, not being of the same length."""
+        plain, unit = weighting == "pattern", UNITS[weighting]
+        high = 1.0 if plain else max(float(matrix.max(initial=0)) for *_, matrix in sides) or 1.0
+        self.box.children = [self.heatmap, self.other, self.difference][: 1 if len(sides) == 1 else 3]
+        self._shown = [matrix for *_, matrix in sides]
+        for heatmap, (title, labels, matrix) in zip((self.heatmap, self.other), sides, strict=False):
+            put(heatmap, matrix, (labels, labels), title=title, unit=unit, high=high)
+        if len(sides) == 1:
+            return True
+        (_, labels, one), (_, _, other) = sides
+        self.difference.row_axis = self.heatmap.row_axis
+        if one.shape != other.shape:
+            self.difference.values, self.difference.title = None, ""
+            return False
+        gap = one - other
+        self._shown.append(gap)
+        reach = 1.0 if plain else float(np.abs(gap).max(initial=0)) or 1.0
+        put(self.difference, gap, (labels, labels), title="First minus second", unit="difference", high=reach)
+        return True
+
+    def show_contributions(self, found: LogitContribution, layer: int, *, hide_sink: bool) -> np.ndarray:
+        """Heads of a layer x tokens looked at from the last one, in logits; returns what is shown, (head, key)."""
+        values = found.values[layer]
+        values = without_sink(values, renormalise=False) if hide_sink else values
+        self._shown, self.difference.selection = [], None
+        self.box.children, self.difference.row_axis = [self.difference], "head"
+        labels = [f"head {n}" for n in range(len(values))], [token.display for token in found.tokens]
+        title = f"Layer {layer}: what looks from the last token add to {found.what}"
+        reach = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+        put(self.difference, values, labels, title=title, unit="logits", high=reach)
+        return values
+
+    def show_window(self) -> None:
+        """The numbers of the part that is looked at, where the whole is pooled; taken from what is shown already."""
+        for heatmap, matrix in zip((self.heatmap, self.other, self.difference), self._shown, strict=False):
+            with heatmap.hold_sync():
+                put_window(heatmap, matrix)

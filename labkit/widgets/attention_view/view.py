@@ -1,0 +1,436 @@
+"""AttentionView: every head at a glance, one head large, where each token looks, and what happens without a head."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import numpy as np
+import traitlets as t
+
+from labkit.attention_maps.ablation import KnockOut
+from labkit.attention_maps.base import UNITS, prompt_code
+from labkit.attention_maps.head_scores import HeadScore
+from labkit.attention_maps.patterns import AttentionPatterns, attention
+from labkit.attention_maps.weighting import LogitContribution
+from labkit.text.prompts import asked
+from labkit.widgets.attention_view.head_actions import HeadAction
+from labkit.widgets.attention_view.head_finder import HeadFinder
+from labkit.widgets.attention_view.head_maps import HeadMaps, Side
+from labkit.widgets.base.block import cell
+from labkit.widgets.base.job_queue import JobQueue
+from labkit.widgets.base.snapshot import card, note
+from labkit.widgets.base.tool import Tool, column, row
+from labkit.widgets.blocks.prompt_box import PromptBox
+from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks, choice
+from labkit.widgets.patch_lab.lab import PatchLab
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+    from labkit.widgets.patch_lab.lab import PatchLab
+
+THUMBNAIL_BYTES = 560_000  # all thumbnails together, so that the first payload stays below a megabyte
+WEIGHTINGS = {
+    "pattern": "attention", "value": "value-weighted attention", "logit": "contribution to a logit",
+    "rollout": "rollout (all heads up to the layer)",
+}  # fmt: skip
+COMPARE = {"nothing": "nothing", "head": "another head", "prompt": "another prompt", "model": "the other model"}
+
+
+class AttentionView(Tool):
+    """Where the heads of a model look. Click a head to see it large; point at a token to see where it looks.
+
+    Args:
+        lm: the model, or two of them to compare.
+        text: what it reads: text, chat messages, or token ids (1, seq).
+        selection: the head to begin with, (layer, head); by default one that looks at more than the text's beginning.
+        against: another prompt, to compare with and to take heads from.
+        scores: scores of your own by name, each from a head's pattern (query, key) to a number.
+        background: do the work in a thread of its own; by default everywhere but in Colab.
+
+    Traits:
+        text: what the model reads; `start()` or `run()` after changing it.
+        against: the other prompt.
+        selection: (layer, head) shown large; other_head: the one beside it.
+        chosen: list of (layer, head), for the text view and for knocking out.
+        token: the position whose looks are shown, or None; follows the pointer, unless one is locked by a click.
+        direction: `from` the token, or `to` it.
+        over: whose looks the text shows: of the `selection`, or the `mean` or `max` of those chosen.
+        weighting: `pattern`, `value`, `logit` or `rollout`; hide_sink: leave the first token out.
+        compare: `nothing`, `head`, `prompt` or `model`.
+        answer, foil: tokens, for `logit` and for the difference that a knock-out makes.
+    """
+
+    text = t.Unicode()
+    against = t.Unicode()
+    selection = cell()
+    other_head = cell()
+    chosen: t.List = t.List()
+    token = t.Int(None, allow_none=True)
+    direction = t.Enum(list(DIRECTIONS), "from")
+    over = t.Enum(list(OVER), "selection")
+    weighting = t.Enum(list(WEIGHTINGS), "pattern")
+    hide_sink = t.Bool(False)
+    compare = t.Enum(list(COMPARE), "nothing")
+    answer = t.Unicode()
+    foil = t.Unicode()
+
+    def __init__(
+        self,
+        lm: LanguageModel | Sequence[LanguageModel],
+        text: Prompt = "",
+        *,
+        selection: tuple[int, int] | None = None,
+        against: str = "",
+        scores: Mapping[str, HeadScore] | None = None,
+        background: bool | None = None,
+        **traits: Any,
+    ) -> None:
+        models = list(lm) if isinstance(lm, Sequence) else [lm]
+        if not 1 <= len(models) <= 2:
+            raise ValueError(f"one model, or two to compare; got {len(models)}")
+        super().__init__(models[0], background=background)
+        self.other_lm = models[1] if len(models) > 1 else None
+        self._given: tuple[str, Prompt] | None = None  # what `text` stands for, if it was not text
+        if not isinstance(text, str):
+            text = asked(self.lm, text)
+            self._given = ("".join(token.text for token in self.lm.tokens(text)), text)
+            text = self._given[0]
+        self.patterns: AttentionPatterns | None = None
+        self._others: dict[tuple[str, str], AttentionPatterns] = {}  # what is compared with
+        self._contributed: tuple[tuple[str, str], LogitContribution] | None = None  # of an answer and a foil
+        self._reading = False
+        self._finding, self._acting = (JobQueue(self.lm, background=background) for _ in range(2))
+        self._build(scores)
+        self.text, self.selection, self.against = text, selection, against
+        for name, value in traits.items():
+            setattr(self, name, value)
+        self._wire()
+        if text:
+            self.start()
+        else:
+            self.status.say("Write a text and run it.")
+
+    @t.validate("compare")
+    def _can_compare(self, proposal: Any) -> str:
+        if proposal["value"] == "model" and self.other_lm is None:
+            raise t.TraitError("there is one model; lk.AttentionView([lm_a, lm_b], text) compares two")
+        return str(proposal["value"])
+
+    # -- its parts -------------------------------------------------------------------------------------------------
+
+    def _build(self, scores: Mapping[str, HeadScore] | None) -> None:
+        self.box = PromptBox(label="Text", placeholder="Write a text for the model to read. Ctrl+Enter runs it.")
+        self.against_box = PromptBox(label="Another prompt", placeholder="To compare with, and to take heads from.")
+        self.finder = HeadFinder(
+            lambda work: self.do(work, queue=self._finding) if not self._reading else None,
+            n_heads=self.lm.n_heads, n_layers=self.lm.n_layers, own=dict(scores or {}),
+        )  # fmt: skip
+        self.finder.given["contribution"] = lambda: np.abs(self._contribution().heads)
+        self.heads = self.finder.heads
+        self.finder.layout.width, self.finder.layout.flex = self.finder.wide(), "0 0 auto"
+        self.maps = HeadMaps()
+        self.heatmap, self.other_map, self.difference = self.maps.heatmap, self.maps.other, self.maps.difference
+        self.looks = TokenLooks()
+        self.strip = self.looks.strip
+        self.action = HeadAction()
+        models = self.other_lm is not None
+        self._choices = {
+            "weighting": choice("weigh", WEIGHTINGS),
+            "compare": choice("beside", {k: v for k, v in COMPARE.items() if models or k != "model"}),
+        }
+        self._sink = widgets.Checkbox(description="hide the first token", indent=False, layout={"width": "auto"})
+        self._other_head = widgets.Text(
+            description="head", placeholder="layer.head", continuous_update=False, layout={"width": "130px"},
+            style={"description_width": "initial"},
+        )  # fmt: skip
+        self._beside = column()
+        self._patching = column()
+        self.children = [
+            self.box, row(self.run_button, self.stop_button, self.status), self.looks, self.finder.controls,
+            row(self._choices["weighting"], self._sink, self._choices["compare"], self._other_head),
+            self._beside, row(self.finder, self.maps.box, wide=True), self.action, self._patching,
+        ]  # fmt: skip
+
+    def _wire(self) -> None:
+        t.link((self, "text"), (self.box, "value"))
+        t.link((self, "against"), (self.against_box, "value"))
+        t.link((self, "selection"), (self.finder, "selection"))
+        t.link((self, "chosen"), (self.finder, "chosen"))
+        t.link((self, "answer"), (self.action, "answer"))
+        t.link((self, "foil"), (self.action, "foil"))
+        t.link((self, "hide_sink"), (self._sink, "value"))
+        for name, one in self._choices.items():
+            t.link((self, name), (one, "value"))
+        for name in ("token", "direction", "over"):
+            t.link((self, name), (self.looks, name))
+        for box in (self.box, self.against_box):
+            box.on_submit(self.start)
+        shown = ["selection", "other_head", "weighting", "hide_sink", "compare", "over", "chosen", "answer", "foil"]
+        self.observe(lambda _: self._ask_to_show(), shown)
+        self.observe(lambda _: self._name_heads(), ["selection", "chosen"])
+        self.observe(lambda _: self._arrange(), "compare")
+        self._other_head.observe(lambda change: self._read_head(change["new"]), "value")
+        self.heatmap.observe(lambda change: self.looks.point(change["new"] and change["new"][0]), "hovered")
+        self.heatmap.observe(lambda change: self._lock(change["new"]), "selection")
+        for other in (self.other_map, self.difference):
+            t.link((self.heatmap, "window"), (other, "window"))
+        self.heatmap.observe(lambda _: self.maps.show_window(), "window")
+        self.action.knock_button.on_click(lambda _: self.start_knock_out())
+        self.action.send_button.on_click(lambda _: self.do(lambda stop: self._open_patch_lab(), queue=self._acting))
+        self._arrange()
+        self._name_heads()
+
+    def _arrange(self) -> None:
+        """Room for what is compared."""
+        self._other_head.layout.display = "" if self.compare == "head" else "none"
+        self._beside.children = [self.against_box] if self.compare == "prompt" or self.against else []
+
+    def _name_heads(self) -> None:
+        self.action.heads = list(self.chosen) or ([self.selection] if self.selection else [])
+
+    def _read_head(self, words: str) -> None:
+        try:
+            layer, head = (int(number) for number in words.replace(",", ".").split("."))
+        except ValueError:
+            self.status.complain(f"Write a head as layer.head, such as 11.1; got {words!r}")
+            return
+        self.other_head = (layer, head)
+
+    # -- reading the text ------------------------------------------------------------------------------------------
+
+    @property
+    def prompt(self) -> Prompt:
+        """What the model reads: the text, or the messages or ids that it stands for."""
+        return self._given[1] if self._given is not None and self._given[0] == self.text else self.text
+
+    def start(self) -> None:
+        self._reading = True
+        self.do(self._read)
+
+    def run(self, timeout: float | None = None) -> AttentionPatterns:
+        """Read the text, and wait until heads and the large picture are there. Raises what `wait` raises."""
+        self.start()
+        self.wait(timeout)
+        assert self.patterns is not None
+        return self.patterns
+
+    def wait(self, timeout: float | None = None) -> None:
+        for queue in (self.queue, self._finding, self._acting):
+            queue.wait(timeout)
+
+    def stop(self) -> None:
+        for queue in (self.queue, self._finding, self._acting):
+            queue.stop()
+
+    def _read(self, stop: threading.Event) -> None:
+        try:
+            if not self.text:
+                raise ValueError("the text is empty; write at least one character")
+            self.status.say("Reading…")
+            patterns = attention(self.lm, self.prompt)
+            done = 0
+
+            def each(layer: int, pictures: np.ndarray, scores: dict[str, np.ndarray]) -> None:
+                nonlocal done
+                done += 1
+                if stop.is_set():
+                    raise _Stopped
+                if len(patterns.tokens) > 300:
+                    self.status.say(f"Layer {layer}", share=done / len(patterns.layers))
+
+            try:
+                thumbnails = patterns.survey(size=thumbnail_side(patterns.n_layers, patterns.n_heads), each=each)
+            except _Stopped:
+                self.status.say("Stopped.")
+                return
+            self._take(patterns, thumbnails)
+        finally:
+            self._reading = False
+
+    def _take(self, patterns: AttentionPatterns, thumbnails: np.ndarray) -> None:
+        self.patterns = patterns
+        self.maps.forget()
+        self._others.clear()
+        self._contributed = None
+        self.finder.show(patterns, thumbnails)
+        self.looks.begin(patterns.tokens)
+        head = self.selection
+        if head is None or head[0] not in patterns.layers or head[1] >= patterns.n_heads:
+            telling = _telling(thumbnails)
+            self.selection = telling if telling[0] in patterns.layers else (patterns.layers[0], 0)
+        tokens = "token" if len(patterns.tokens) == 1 else "tokens"
+        said = f"{len(patterns.tokens)} {tokens} · {patterns.n_layers} layers × {patterns.n_heads} heads"
+        self.status.say(said)
+        self._show()
+
+    # -- the pictures ----------------------------------------------------------------------------------------------
+
+    def _ask_to_show(self) -> None:
+        if not self._reading and self.patterns is not None and self.selection is not None:
+            # the reading ends by showing what is selected; a request that is overtaken is carried out by the next
+            self.do(lambda stop: None if stop.is_set() else self._show())
+
+    def _show(self) -> None:
+        """Everything that follows from the settings: one head or two and their difference, and what the text shows."""
+        assert self.selection is not None
+        if self.status.kind == "error":
+            self.status.say("")
+        if self.weighting == "logit":
+            found, (layer, head) = self._contribution(), self.selection
+            values = self.maps.show_contributions(found, layer, hide_sink=self.hide_sink)
+            one = f"What layer {layer}, head {head} adds to {found.what} by looking at each token"
+            self.looks.show(values[head][None], unit="logits", one=one)
+            return
+        sides = self._sides()
+        if not self.maps.show(sides, self.weighting):
+            lengths = " and ".join(str(len(matrix)) for *_, matrix in sides)
+            self.status.say(f"{lengths} tokens: side by side, but no difference, which takes the same number")
+        self.looks.show(self._over_chosen(sides[0][2]), unit=UNITS[self.weighting])
+
+    def _sides(self) -> list[Side]:
+        """(title, token labels, matrix) of the head, and of the one that it is compared with."""
+        assert self.patterns is not None
+        head: tuple[int, int] = self.selection
+        pairs = [(self.patterns, head, "")]
+        if self.compare == "head":
+            pairs.append((self.patterns, self.other_head or head, ""))
+        elif self.compare == "prompt":
+            if not self.against:
+                raise ValueError("write another prompt to compare with")
+            pairs.append((self._other(self.lm, self.against), head, "other prompt · "))
+        elif self.compare == "model" and self.other_lm is not None:
+            pairs[0] = (self.patterns, head, f"{self.lm.bits}-bit · ")
+            pairs.append((self._other(self.other_lm, self.prompt), head, f"{self.other_lm.bits}-bit · "))
+        return [
+            (f"{before}{self._title(at)}", [token.display for token in patterns.tokens], self._matrix(patterns, at))
+            for patterns, at, before in pairs
+        ]
+
+    def _title(self, head: tuple[int, int]) -> str:
+        where = f"ayer {head[0]}" + ("" if self.weighting == "rollout" else f", head {head[1]}")
+        return {"value": "Value-weighted, l", "rollout": "Rollout to l"}.get(self.weighting, "L") + where
+
+    def _other(self, lm: LanguageModel, prompt: Prompt) -> AttentionPatterns:
+        key = (str(id(lm)), prompt_code(prompt))
+        if key not in self._others:
+            self._others[key] = attention(lm, prompt)
+        return self._others[key]
+
+    def _matrix(self, patterns: AttentionPatterns, head: tuple[int, int]) -> np.ndarray:
+        return self.maps.matrix(patterns, head, self.weighting, hide_sink=self.hide_sink)
+
+    def _contribution(self) -> LogitContribution:
+        assert self.patterns is not None
+        if not self.answer:
+            raise ValueError("write an answer, such as ' Mary', to see what heads contribute to its logit")
+        words = (self.answer, self.foil)
+        if self._contributed is None or self._contributed[0] != words:
+            self._contributed = (words, self.patterns.contribution(self.answer, self.foil or None))
+        return self._contributed[1]
+
+    def _over_chosen(self, one: np.ndarray) -> np.ndarray:
+        """(query, key) of what the text shows."""
+        if self.over == "selection" or not self.chosen or self.weighting == "rollout":
+            return one
+        assert self.patterns is not None
+        total = np.zeros_like(one)
+        for head in self.chosen:
+            matrix = self._matrix(self.patterns, tuple(head))
+            total = np.maximum(total, matrix) if self.over == "max" else total + matrix / len(self.chosen)
+        return total
+
+    def _lock(self, at: tuple[int, int] | None) -> None:
+        """A cell that was clicked locks its row."""
+        self.strip.selection = None if at is None else at[0]
+
+    # -- doing something -------------------------------------------------------------------------------------------
+
+    def start_knock_out(self) -> None:
+        """Ask for the next token without the chosen heads."""
+
+        def act(stop: threading.Event) -> None:
+            if not stop.is_set():
+                self.action.act(self.lm, self.prompt, self.against or None)
+
+        self.do(act, queue=self._acting)
+
+    def knock_out(self, timeout: float | None = None) -> KnockOut:
+        """The next token without the chosen heads, or the selected one; waits. Raises what `wait` raises."""
+        self.start_knock_out()
+        self._acting.wait(timeout)
+        assert self.action.found is not None
+        return self.action.found
+
+    def patch_lab(self) -> PatchLab:
+        """A PatchLab of this prompt as clean and the other as corrupt, with these heads chosen.
+
+        Raises:
+            ValueError: there is no other prompt or no answer.
+        """
+        if not self.against or not self.answer:
+            raise ValueError("PatchLab takes two prompts and an answer: write another prompt and an answer first")
+        heads = [tuple(head) for head in self.action.heads]
+        settings: dict[str, Any] = {"site": "z", "chosen": heads, "background": self.queue.background}
+        return PatchLab(self.lm, self.text, self.against, self.answer, self.foil, **settings)
+
+    def _open_patch_lab(self) -> None:
+        if not self.against:
+            self._beside.children = [self.against_box]
+        self._patching.children = [self.patch_lab()]
+
+    # -- the rest --------------------------------------------------------------------------------------------------
+
+    def code(self) -> str:
+        layer, head = self.selection or (0, 0)
+        lines = [f"{self.lm.code()}patterns = lk.attention(lm, {prompt_code(self.prompt)})"]
+        if self.weighting == "logit":
+            words = f"{self.answer!r}, {self.foil!r}" if self.foil else repr(self.answer)
+            lines.append(f"patterns.contribution({words}).values[{layer}, {head}]  # (key,)")
+        else:
+            how = "" if self.weighting == "pattern" else f", weighting={self.weighting!r}"
+            how += ", hide_sink=True" if self.hide_sink else ""
+            lines.append(f"patterns.pattern({layer}, {head})  # (query, key)")
+            lines.append(f"patterns.figure({layer}, {head}{how})")
+        if self.action.found is not None:
+            lines.append(self.action.found.code().splitlines()[-1])
+        return "\n".join(lines) + "\n"
+
+    def snapshot(self) -> str:
+        title = f"AttentionView · {self.lm.name}"
+        if self.looks.matrix is None:
+            return card(note(self.text or "no text yet"), title=title)
+        large = [one for one in self.maps.box.children if one.values is not None]
+        pictures = [("all heads: layers up, heads across", self.heads.picture())]
+        pictures += [(one.title, one.picture()) for one in large]
+        sides = "".join(f'<div><div style="color:#59636e">{name}</div>{one}</div>' for name, one in pictures)
+        side_by_side = f'<div style="display:flex;flex-wrap:wrap;gap:24px">{sides}</div>'
+        done = note(self.action.bars.title) + self.action.bars.picture() if self.action.found else ""
+        return card(self.strip.picture(), side_by_side, done, title=title)
+
+    def __repr__(self) -> str:
+        return f"AttentionView({self.lm.name!r}, {self.text!r}, selection={self.selection})"
+
+
+class _Stopped(Exception):
+    """The reading was asked to stop."""
+
+
+def thumbnail_side(layers: int, heads: int) -> int:
+    """Rows and columns of a thumbnail: as many as all heads together leave room for."""
+    return max(4, min(24, int(np.sqrt(THUMBNAIL_BYTES / (layers * heads)))))
+
+
+def _telling(thumbnails: np.ndarray) -> tuple[int, int]:
+    """A head worth seeing first: it looks at something, and not only at the first token or at itself."""
+    size = thumbnails.shape[-1]
+    elsewhere = np.tril(np.ones((size, size), bool), -1)
+    elsewhere[:, 0] = False
+    if not elsewhere.any():
+        return (0, 0)
+    strength = thumbnails[..., elsewhere].mean(-1)
+    layer, head = np.unravel_index(int(strength.argmax()), strength.shape)
+    return int(layer), int(head)

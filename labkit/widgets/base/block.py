@@ -1,0 +1,111 @@
+"""What every building block is made of.
+
+A block is one anywidget: traits that are its public API, one ES module and one css file in `js/`. `js/theme.js` and
+`js/theme.css` go in front of both, so that each block reaches the browser as one module without imports: no build step,
+nothing fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets as t
+
+from labkit.widgets.base.colour_scales import SCALES
+from labkit.widgets.base.snapshot import HasSnapshot
+
+_FRONT = Path(__file__).parents[1] / "js"
+
+
+def module(*names: str) -> str:
+    """The ES module of a block, ready for the browser: what it shares with others first, its own file last."""
+    return "\n".join((_FRONT / f"{name}.js").read_text("utf-8") for name in ("theme", *names))
+
+
+def style(name: str) -> str:
+    """The css of a block."""
+    return (_FRONT / "theme.css").read_text("utf-8") + "\n" + (_FRONT / f"{name}.css").read_text("utf-8")
+
+
+class Array(t.TraitType):
+    """A numpy array that travels as bytes: uint8 stays uint8, the rest becomes float32, or the type to `keep`."""
+
+    info_text = "an array of numbers"
+
+    def __init__(self, ndim: int, *, keep: Any = np.float32, grows: bool = False) -> None:
+        super().__init__(default_value=None, allow_none=True)
+        self.ndim = ndim
+        self.dtype = np.dtype(keep)
+        self.tag(sync=True, to_json=_to_growing_wire if grows else to_wire)
+
+    def validate(self, obj: Any, value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        if array.ndim != self.ndim:
+            raise t.TraitError(f"{self.name} has {self.ndim} axes; got an array of shape {array.shape}")
+        # A copy: a grid that goes on filling must not change under the browser's feet.
+        return np.array(array, dtype=np.uint8 if array.dtype == np.uint8 else self.dtype, order="C")
+
+    def set(self, obj: Any, value: Any) -> None:
+        # traitlets asks `old == new`, which numpy does not answer with one truth value; a new array is a change.
+        new = None if value is None else self.validate(obj, value)
+        old = obj._trait_values.get(self.name)
+        obj._trait_values[self.name] = new
+        if old is not None or new is not None:
+            obj._notify_trait(self.name, old, new)
+
+
+def to_wire(value: np.ndarray | None, _widget: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return {"shape": list(value.shape), "dtype": str(value.dtype), "data": memoryview(value.tobytes())}
+
+
+def _to_growing_wire(value: np.ndarray | None, widget: Any) -> dict[str, Any]:
+    """Where there is nothing yet, there is still an object for the browser to put it into."""
+    return to_wire(value, widget) or {"shape": [0], "dtype": "float32", "data": None}
+
+
+def cell() -> Any:
+    """A trait for a place in a grid: (row, column), or None."""
+    return t.Tuple(t.Int(), t.Int(), default_value=None, allow_none=True)
+
+
+class Block(HasSnapshot, anywidget.AnyWidget):
+    """A building block: its colour scale, and how it shows where no browser is listening."""
+
+    scale = t.Unicode("amount").tag(sync=True)
+    stops = t.Dict(help="the scale's colours, by theme").tag(sync=True)
+
+    @t.default("stops")
+    def _stops(self) -> dict[str, list[str]]:
+        return SCALES[self.scale]
+
+    @t.validate("scale")
+    def _known_scale(self, proposal: Any) -> str:
+        if proposal["value"] not in SCALES:
+            raise t.TraitError(f"scale is one of {', '.join(SCALES)}; got {proposal['value']!r}")
+        return str(proposal["value"])
+
+    @t.observe("scale")
+    def _new_scale(self, change: Any) -> None:
+        self.stops = SCALES[change["new"]]
+
+
+def texts(tokens: Sequence[Any]) -> list[str]:
+    """What to show of tokens: strings as they are, `labkit.text.tokens.Token` by its display text."""
+    return [token if isinstance(token, str) else str(getattr(token, "display", token)) for token in tokens]
+
+
+def literal(values: np.ndarray | None, *, at_most: int = 600) -> str:
+    """An array as Python text; a large one as a name with its shape."""
+    if values is None:
+        return "None"
+    if values.size > at_most:
+        return f"values  # {values.dtype} {values.shape}"
+    if values.dtype == np.uint8:
+        return f"np.array({values.tolist()}, np.uint8)"
+    return repr(np.round(values.astype(float), 4).tolist()).replace("nan", "float('nan')")

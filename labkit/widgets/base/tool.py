@@ -1,0 +1,119 @@
+"""What the tools have in common: a model, a queue for its work, a status line, and how errors reach people."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from labkit.widgets.base.job_queue import JobQueue
+from labkit.widgets.base.snapshot import HasSnapshot
+from labkit.widgets.base.status_line import StatusLine
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+
+FRAME = 0.08  # seconds between two updates of what is shown while work goes on
+
+
+class Tool(HasSnapshot, widgets.VBox):
+    """A column of blocks and controls around one model.
+
+    `start()` asks for the work and returns; `wait()` waits for it; `run()` does both; `stop()` ends it early and keeps
+    what there is. None of them needs a front end.
+    """
+
+    def __init__(self, lm: LanguageModel, *, background: bool | None = None, **traits: Any) -> None:
+        self.lm = lm
+        self.queue = JobQueue(lm, background=background)
+        self._going: set[object] = set()  # what has been asked for and is not done
+        self.status = StatusLine()
+        self.run_button = widgets.Button(description="Run", button_style="primary", tooltip="Run (Ctrl+Enter)")
+        self.stop_button = widgets.Button(description="Stop", disabled=True, tooltip="Stop and keep what there is")
+        self.run_button.on_click(lambda _: self.start())
+        self.stop_button.on_click(lambda _: self.stop())
+        super().__init__(**traits)
+        self.add_class("labkit-tool")
+
+    def start(self) -> None:
+        """Begin with the present settings; what was going on here is cancelled."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop soon, and keep what there is."""
+        self.queue.stop()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for what was asked for last.
+
+        Raises:
+            ValueError: the input could not be used; the message says why.
+            TimeoutError: it is not done after `timeout` seconds.
+        """
+        self.queue.wait(timeout)
+
+    def do(self, work: Callable[[threading.Event], None], *, queue: JobQueue | None = None) -> None:
+        """Have work done, show its errors in plain words, and leave buttons and picture as they should be."""
+        mine = object()
+
+        def guarded(stop: threading.Event) -> None:
+            try:
+                work(stop)
+            except Exception as error:
+                self.status.complain(in_words(error))
+                raise
+            finally:
+                self._going.discard(mine)
+                self._settle()
+                if not self._going:
+                    self.refresh_snapshot()
+
+        self._going.add(mine)
+        self.stop_button.disabled = False
+        (queue or self.queue).ask(guarded)
+
+    def _settle(self) -> None:
+        """Leave the buttons as they should be, now that a piece of work has ended."""
+        self.stop_button.disabled = not self._going
+
+    def code(self) -> str:
+        """The Python that does the same without the widget."""
+        raise NotImplementedError
+
+
+def in_words(error: Exception) -> str:
+    """An error as a sentence for the person at the widget."""
+    text = " ".join(str(error).split())[:600]
+    if not isinstance(error, ValueError | TypeError | MemoryError):
+        text = f"{type(error).__name__}: {text}"
+    return text[:1].upper() + text[1:]
+
+
+def row(*children: Any, wide: bool = False) -> widgets.HBox:
+    """Children side by side, going on in the next line where they do not fit."""
+    box = widgets.HBox(list(children))
+    box.add_class("labkit-row")
+    if wide:
+        box.add_class("labkit-wide")
+    return box
+
+
+def column(*children: Any) -> widgets.VBox:
+    """Children below each other, at the rhythm of the tool."""
+    box = widgets.VBox(list(children))
+    box.add_class("labkit-column")
+    return box
+
+
+def shown(widget: Any, yes: bool) -> None:
+    """Show a part of a tool, or take it out of the picture; its place and state stay."""
+    display = None if yes else "none"
+    if widget.layout.display != display:
+        widget.layout.display = display
+
+
+def special(tokens: Sequence[Any]) -> list[int]:
+    """The positions of the special tokens."""
+    return [i for i, token in enumerate(tokens) if token.special]

@@ -1,0 +1,1 @@
+"""Small public building blocks."""

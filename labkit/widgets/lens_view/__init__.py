@@ -1,0 +1,1 @@
+"""LensView: the lens as a map of words, and direct attribution."""

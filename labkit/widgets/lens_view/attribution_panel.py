@@ -1,0 +1,132 @@
+"""Direct logit attribution in LensView: what every head, attention and MLP writes to answer minus foil."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import numpy as np
+import traitlets as t
+
+from labkit.activations.unembedding import last_logits
+from labkit.lens.direct_attribution import DirectAttribution, direct_logit_attribution
+from labkit.text.tokens import Token, describe
+from labkit.widgets.base.snapshot import note
+from labkit.widgets.base.status_line import StatusLine
+from labkit.widgets.base.tool import row
+from labkit.widgets.blocks.heatmap import Heatmap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+
+
+class AttributionPanel(widgets.VBox):
+    """Two maps of shares, by head and by layer, and the sum; `ask` is called when there is something new to compute.
+
+    Traits:
+        answer, foil: one token each; empty for the two that the model finds likeliest.
+        found: the `DirectAttribution` that is shown.
+    """
+
+    answer = t.Unicode()
+    foil = t.Unicode()
+    found = t.Any(None)
+
+    def __init__(self, lm: LanguageModel, ask: Callable[[], None]) -> None:
+        self.lm = lm
+        self._auto: tuple[Token, Token] | None = None  # the model's own two likeliest
+        self._words = {name: widgets.Text(description=name) for name in ("answer", "foil")}
+        for word in self._words.values():
+            word.continuous_update = False
+            word.style, word.layout.width = {"description_width": "initial"}, "230px"
+        what: dict[str, Any] = {
+            "centre": 0.0,
+            "origin": "bottom",
+            "row_axis": "layer (0 at the bottom)",
+            "max_height": 480,
+        }
+        self.heads = Heatmap(title="By head", column_axis="head", unit="share in logits", **what)
+        self.parts = Heatmap(title="By layer", column_axis="part", unit="share in logits", **what)
+        self.heads.layout.flex, self.heads.layout.width = "1 1 380px", "auto"
+        self.parts.layout.flex, self.parts.layout.width = "0 0 240px", "auto"
+        self.sum = StatusLine()
+        super().__init__()
+        self.add_class("labkit-column")
+        for name, word in self._words.items():
+            t.link((self, name), (word, "value"))
+        self.observe(lambda _: ask(), ["answer", "foil"])
+        self.observe(lambda _: self.draw(), "found")
+        self.children = [row(*self._words.values()), self.sum, row(self.heads, self.parts, wide=True)]
+
+    def read(self, prompt: Prompt) -> DirectAttribution:
+        """Compute the shares with the present settings. Raises what `labkit.direct_logit_attribution` raises."""
+        answer, foil = self.pair(prompt)
+        self.found = direct_logit_attribution(self.lm, prompt, answer, foil)
+        return self.found
+
+    def pair(self, prompt: Prompt) -> tuple[str | int, str | int]:
+        """Answer and foil, text or id; where a field is empty, the likeliest token that is not the other."""
+        ids = self.lm.encode(prompt)
+        with self.lm.busy():
+            top = last_logits(self.lm, ids)[0].topk(min(2, self.lm.n_vocab)).indices.tolist()
+        first, second = describe(self.lm.tokenizer, top)
+        self._auto = (first, second)
+        answer: str | int = self.answer or (first.id if self.foil != first.text else second.id)
+        foil: str | int = self.foil or (second.id if answer not in (second.id, second.text) else first.id)
+        for name, given in (("answer", answer), ("foil", foil)):
+            shown = "" if isinstance(given, str) else describe(self.lm.tokenizer, [given])[0].display
+            self._words[name].placeholder = f"{shown} (automatic)" if shown else ""
+        return answer, foil
+
+    def draw(self) -> None:
+        """Fill both maps, on one scale, and write the sum."""
+        found: DirectAttribution | None = self.found
+        if found is None:
+            return
+        layers = [str(n) for n in range(len(found.attn))]
+        parts = np.stack([found.attn, found.mlp], 1)
+        reach = max(float(np.nanmax(np.abs(found.heads), initial=0)), float(np.abs(parts).max()), 1e-6)
+        for heatmap, values, labels in (
+            (self.heads, found.heads, [str(n) for n in range(found.heads.shape[1])]),
+            (self.parts, parts, ["attn", "MLP"]),
+        ):
+            with heatmap.hold_sync():
+                heatmap.max_height = min(1400, max(480, 9 * len(layers)))
+                heatmap.low, heatmap.high = -reach, reach
+                heatmap.row_labels, heatmap.column_labels, heatmap.values = layers, labels, values
+        self.heads.layout.display = "" if np.isfinite(found.heads).any() else "none"
+        self.sum.say("\n".join(sentences(found)))
+
+    def picture(self) -> str:
+        """Both maps as HTML without a frame, for the snapshot."""
+        if self.found is None:
+            return ""
+        maps = "".join(f"<div>{note(m.title)}{m.picture()}</div>" for m in (self.heads, self.parts))
+        lines = "".join(note(line) for line in sentences(self.found))
+        return f'{lines}<div style="display:flex;flex-wrap:wrap;gap:24px">{maps}</div>'
+
+
+def sentences(found: DirectAttribution) -> list[str]:
+    """The sum in words, and who writes most."""
+    what = f"{found.answer!r}" + ("" if found.foil is None else f" minus {found.foil!r}")
+    parts: dict[str, Any] = {
+        "embedding": found.embed, "attention": float(found.attn.sum()), "MLPs": float(found.mlp.sum()),
+        "biases": found.bias, "rounding": found.rest,
+    }  # fmt: skip
+    added = sum(parts.values())
+    shown = " ".join(f"{signed(value)} {name}" for name, value in parts.items())
+    frame = found.to_frame().query("part in ('head', 'mlp')").sort_values("share", key=abs, ascending=False)
+    most = [
+        f"{'MLP' if r.part == 'mlp' else 'head'} {r.layer}{'' if r.part == 'mlp' else f'.{r.head}'} {signed(r.share)}"
+        for r in frame.head(6).itertuples()
+    ]
+    whole = f"The model's own logit difference is {signed(found.total)}; the parts add up to {signed(added)}."
+    return [f"{what}: {shown} = {signed(added)}", whole, f"Most of it: {', '.join(most)}."]
+
+
+def signed(value: Any) -> str:
+    """A number with its sign: +1.20, −0.35."""
+    return f"{float(value):+.2f}".replace("-", "−")

@@ -1,0 +1,220 @@
+"""LensView: what a model was about to say at every layer, who writes the answer, and what a push does to it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import traitlets as t
+
+from labkit.engine.wavefront import Cancelled
+from labkit.lens.logit_lens import SHADES, SITES, LensSite, LogitLens
+from labkit.text.prompts import asked
+from labkit.widgets.base.block import cell
+from labkit.widgets.base.snapshot import card, note
+from labkit.widgets.base.tool import Tool, row
+from labkit.widgets.blocks.given_prompt import GivenPrompt, share_prompt
+from labkit.widgets.lens_view.attribution_panel import AttributionPanel
+from labkit.widgets.lens_view.lens_panel import LensPanel
+from labkit.widgets.steer_lab import SteerLab
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+
+FACES = {"lens": "Lens", "direct": "Direct attribution", "steering": "Steering"}
+
+
+class LensView(Tool):
+    """A prompt under three lenses.
+
+    *Lens*: what each layer would say next (logit lens, nostalgebraist 2020). Click a cell for its ten likeliest tokens
+    and for the way of one token through the layers. *Direct attribution*: what every head, attention and MLP writes to
+    the logit of an answer less that of a foil (Elhage et al. 2021). *Steering*: a `SteerLab` on the same prompt.
+
+    Args:
+        lm: the model.
+        prompt: text, chat messages, or token ids (1, seq).
+        answer, foil: for direct attribution, one token each; the model's two likeliest if not given.
+        follow: the token whose rank is followed; what the model itself says if not given.
+        site: what the lens reads: `resid_post`, `attn_out` or `mlp_out`.
+        shade: what cells are coloured by: `probability`, `entropy`, `rank` or `kl`.
+        face: which of the three is shown: `lens`, `direct` or `steering`.
+        background: do the work in a thread of its own; by default everywhere but in Colab.
+
+    Traits:
+        prompt, answer, foil, follow, site, shade, face: the settings.
+        selection: (layer, position) of the cell that is looked at closely.
+        lens: the `LogitLens` that is shown; attribution: the `DirectAttribution`.
+    """
+
+    prompt = t.Any("")
+    answer = t.Unicode()
+    foil = t.Unicode()
+    follow = t.Unicode()
+    site = t.Enum(SITES, "resid_post")
+    shade = t.Enum(SHADES, "probability")
+    face = t.Enum(tuple(FACES), "lens")
+    selection = cell()
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompt: Prompt = "",
+        *,
+        answer: str | None = None,
+        foil: str | None = None,
+        follow: str | None = None,
+        site: LensSite = "resid_post",
+        shade: str = "probability",
+        face: str = "lens",
+        background: bool | None = None,
+    ) -> None:
+        super().__init__(lm, background=background)
+        self._quiet = True  # settings that come now are the first ones
+        self._fresh: set[str] = set()  # the faces that show the present prompt
+        self._steering: SteerLab | None = None
+        self.box = GivenPrompt(
+            lm, label="Prompt", placeholder="Write a text for the model to read. Ctrl+Enter runs it."
+        )
+        self._face = widgets.ToggleButtons(options=[(word, name) for name, word in FACES.items()])
+        self._face.style.button_width = "auto"
+        self.lens_face = LensPanel(lm, self._again)
+        self.direct_face = AttributionPanel(lm, self._again)
+        for name, (part, trait) in {
+            "face": (self._face, "value"), "site": (self.lens_face, "site"),
+            "shade": (self.lens_face, "shade"), "follow": (self.lens_face, "follow"),
+            "selection": (self.lens_face, "selection"), "answer": (self.direct_face, "answer"),
+            "foil": (self.direct_face, "foil"),
+        }.items():  # fmt: skip
+            t.link((self, name), (part, trait))
+        share_prompt(self, self.box)
+        self.site, self.shade, self.face = site, shade, face
+        self.follow, self.answer, self.foil = follow or "", answer or "", foil or ""
+        self.prompt = asked(lm, prompt)
+        self._quiet = False
+        self.box.on_submit(self.start)
+        self.observe(lambda _: self._stale(), "prompt")
+        self.observe(lambda _: self._turn(), "face")
+        self.observe(lambda _: self.refresh_snapshot(), ["face", "shade", "selection"])
+        self._controls = row(self.run_button, self.stop_button, self.status)
+        self.children = [self.box, self._face, self._controls, self.lens_face, self.direct_face]
+        self._turn()
+        if not self._given:
+            self.status.say("Write a text and run it.")
+
+    # -- which face --------------------------------------------------------------------------------------------------
+
+    @property
+    def lens(self) -> LogitLens | None:
+        """The `LogitLens` that is shown."""
+        return self.lens_face.lens
+
+    @property
+    def attribution(self) -> Any:
+        """The `DirectAttribution` that is shown."""
+        return self.direct_face.found
+
+    @property
+    def steering(self) -> SteerLab:
+        """The `SteerLab` on the same prompt."""
+        if self._steering is None:
+            self._steering = SteerLab(self.lm, self.prompt, background=self.queue.background)
+            share_prompt(self, self._steering)
+            self._steering.observe(lambda _: self.refresh_snapshot(), "after")
+            self._steering.children = self._steering.panel  # the prompt's box is this view's own
+            self.children = [*self.children, self._steering]
+        return self._steering
+
+    @property
+    def _given(self) -> bool:
+        return not isinstance(self.prompt, str) or bool(self.prompt)
+
+    def _turn(self) -> None:
+        """Show one face; what it shows is computed when it is looked at."""
+        faces: dict[str, Any] = {"lens": self.lens_face, "direct": self.direct_face}
+        if self.face == "steering" or self._steering is not None:
+            faces["steering"] = self.steering
+        for name, part in faces.items():
+            part.layout.display = "" if name == self.face else "none"
+        self._controls.layout.display = "none" if self.face == "steering" else ""
+        if self._given and self.face not in self._fresh:
+            self.start()
+
+    def _stale(self) -> None:
+        self._fresh.clear()
+
+    def _again(self) -> None:
+        if not self._quiet and self._given:
+            self.start()
+
+    # -- the work ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        if self.face == "steering":
+            self._fresh.add("steering")
+            self.steering.start()
+        else:
+            self.do(self._read)
+
+    def stop(self) -> None:
+        super().stop()
+        if self._steering is not None:
+            self._steering.stop()
+
+    def wait(self, timeout: float | None = None) -> None:
+        super().wait(timeout)
+        if self._steering is not None:
+            self._steering.wait(timeout)
+
+    def run(self, timeout: float | None = None) -> Any:
+        """Read the prompt, wait, and give what the present face shows. Raises what `wait` raises."""
+        self.start()
+        self.wait(timeout)
+        return {"lens": self.lens, "direct": self.attribution}.get(self.face, self._steering)
+
+    def _read(self, stop: threading.Event) -> None:
+        if stop.is_set():
+            return
+        if not self._given:
+            raise ValueError("the prompt is empty; write at least one character")
+        self.status.say("Reading…")
+        face, prompt, began = self.face, self.prompt, time.monotonic()
+        try:
+            if face == "lens":
+                lens = self.lens_face.read(prompt, stop)
+                size = f"{len(lens.layers)} layers × {len(lens.positions)} positions"
+                if len(lens.positions) < len(lens.tokens):
+                    size += f" of {len(lens.tokens)}"
+            else:
+                found = self.direct_face.read(prompt)
+                size = f"{found.heads.shape[0]} layers × {found.heads.shape[1]} heads"
+        except Cancelled:
+            self.status.say("Stopped.")
+            return
+        self._fresh.add(face)
+        self.status.say(f"{size} in {time.monotonic() - began:.1f} s")
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    def code(self) -> str:
+        if self.face == "steering":
+            return self.steering.code()
+        if self.face == "lens" and self.lens is not None:
+            shade = "" if self.shade == "probability" else repr(self.shade)
+            return f"{self.lens.code()}lens.figure({shade})\nlens.top{self.selection or (-1, -1)}\n"
+        if self.face == "direct" and self.attribution is not None:
+            return f"{self.attribution.code()}found.figure()\n"
+        return f"{self.lm.code()}lk.LensView(lm, {self.box.value!r})\n"
+
+    def snapshot(self) -> str:
+        title = f"LensView · {self.lm.name} · {FACES[self.face]}"
+        if self.face == "steering":
+            return card(self.steering.picture(), title=title)
+        part = self.lens_face.picture() if self.face == "lens" else self.direct_face.picture()
+        return card(note(self.box.value or "no text yet"), part, title=title)
+
+    def __repr__(self) -> str:
+        return f"LensView({self.lm.name!r}, {self.box.value!r}, face={self.face!r}, selection={self.selection})"

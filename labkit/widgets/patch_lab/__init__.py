@@ -1,0 +1,1 @@
+"""PatchLab: a pair, its grid, and a close look at it."""

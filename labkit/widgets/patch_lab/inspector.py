@@ -1,0 +1,188 @@
+"""The inspector: what one patch does, or several together: the tokens, the metric, and where the place looks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import numpy as np
+
+from labkit.patching.cell_report import CellReport, JointReport, Place, inspect, together, transplant
+from labkit.patching.grid import PatchGrid
+from labkit.results.recipe import answer_ids
+from labkit.text.tokens import describe
+from labkit.widgets.base.job_queue import Work
+from labkit.widgets.base.snapshot import note
+from labkit.widgets.blocks.heatmap import Heatmap
+from labkit.widgets.blocks.token_bars import TokenBars
+from labkit.widgets.patch_lab.live_grid import metric_words
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+
+HINT = (
+    "Click a cell to see what the model would write after that patch.\n"
+    "Shift+click several to patch them together.\n"
+    "Drag a cell onto another to put its activation there."
+)
+TOKENS = 6  # in each column
+
+
+class Inspector(widgets.VBox):
+    """Token bars before and after a patch, the effect in words, and the attention of the place before and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_class("labkit-column")
+        self.bars = TokenBars()
+        self.attention = Heatmap(low=0.0, high=1.0, unit="attention", max_height=190)
+        self.attention.layout.flex = "0 0 auto"
+        self.which = widgets.ToggleButtons(options=["before", "after"], value="after", layout={"display": "none"})
+        self.which.style.button_width = "64px"
+        self.which.observe(lambda _: self._draw_attention(), "value")
+        self._looks: dict[str, np.ndarray] = {}
+        self.children = [self.bars, self.which, self.attention]
+        self.hint()
+
+    def hint(self) -> None:
+        """Say what there is to do."""
+        self._show(None, "", HINT)
+
+    def look(
+        self,
+        lm: LanguageModel,
+        grid: PatchGrid,
+        *,
+        selection: Place | None = None,
+        chosen: Sequence[Place] = (),
+        arrow: tuple[Place, Place] | None = None,
+    ) -> Work | None:
+        """What there is to compute for a drag, several cells, or one, whichever is given first; None for nothing."""
+        if arrow is not None:
+            title = move_words(grid, arrow)
+        elif chosen:
+            title = joint_words(grid, chosen)
+        elif selection is not None:
+            title = place_words(grid, selection)
+        else:
+            self.hint()
+            return None
+        self._show(None, title, "Computing…")
+
+        def work(stop: threading.Event) -> None:
+            if stop.is_set():
+                return
+            report: CellReport
+            try:
+                if arrow is not None:
+                    place, report = arrow[1], transplant(lm, grid, *arrow, k=TOKENS)
+                elif chosen:
+                    place, report = chosen[0], together(lm, grid, chosen, k=TOKENS)
+                else:
+                    assert selection is not None
+                    place, report = selection, inspect(lm, grid, *selection, k=TOKENS)
+            except ValueError:
+                self.hint()
+                raise
+            self._show(report, title, _report_words(grid, report), grid, _marked(lm, grid))
+            self._show_attention(grid, place, report)
+
+        return work
+
+    def _show(
+        self,
+        report: CellReport | None,
+        title: str,
+        words: str,
+        grid: PatchGrid | None = None,
+        marked: list[str] | None = None,
+    ) -> None:
+        self._looks = {}
+        self._draw_attention()
+        columns: dict[str, Any] = {}
+        if report is not None and grid is not None:
+            base = "corrupt" if grid.direction == "denoise" else "clean"
+            columns = {f"before: {base} prompt": report.before, "after the patch": report.after}
+        self.bars.marked = marked or []
+        self.bars.show(columns, title=title, note=words)
+
+    def _show_attention(self, grid: PatchGrid, place: Place, report: CellReport) -> None:
+        if report.attention_before is None or report.attention_after is None:
+            return
+        self._looks = {"before": report.attention_before, "after": report.attention_after}
+        names = dict(zip(grid.over, place, strict=True))
+        tokens = [token.display for token in grid.tokens]
+        looker = names.get("position")
+        with self.attention.hold_sync():
+            self.attention.column_labels = tokens
+            self.attention.column_axis = "key (the token looked at)"
+            if looker is not None:
+                heads = [names["head"]] if "head" in names else range(len(report.attention_after))
+                self.attention.row_labels = [str(n) for n in heads]
+                self.attention.row_axis, self.attention.square = "head", False
+            else:
+                self.attention.row_labels, self.attention.row_axis, self.attention.square = tokens, "query", True
+        self._draw_attention()
+
+    def _draw_attention(self) -> None:
+        shown = self._looks.get(self.which.value)
+        self.which.layout.display = self.attention.layout.display = "none" if shown is None else ""
+        if shown is None:
+            return
+        when = "before the patch" if self.which.value == "before" else "after the patch"
+        with self.attention.hold_sync():
+            self.attention.selection = self.attention.hovered = None
+            self.attention.title = f"Where it looks, {when}"
+            self.attention.values = shown
+
+    def picture(self) -> str:
+        """What is shown as HTML, for the snapshot of the tool."""
+        if not self.bars.columns:
+            return ""
+        looks = note(self.attention.title) + self.attention.picture() if self._looks else ""
+        return note(self.bars.title) + self.bars.picture() + note(self.bars.note) + looks
+
+
+def _report_words(grid: PatchGrid, report: CellReport) -> str:
+    """The effect; of several cells, beside what they do one by one."""
+    if not isinstance(report, JointReport):
+        return effect_words(grid, report)
+    singles = f": {' '.join(f'{one:+.2f}' for one in report.singles)}" if len(report.singles) <= 8 else ""
+    words = f"together {effect_words(grid, report)}\none by one {report.sum:+.2f} in sum{singles}"
+    return words.replace("-", "−")
+
+
+def _marked(lm: LanguageModel, grid: PatchGrid) -> list[str]:
+    ids = [id for id in answer_ids(lm, grid.recipe) if id is not None]
+    return [token.display for token in describe(lm.tokenizer, ids)]
+
+
+def effect_words(grid: PatchGrid, report: CellReport) -> str:
+    """The change of the metric, and where that is between the two runs."""
+    if not np.isfinite(report.effect):
+        return "not computed yet"
+    words = f"{report.effect:+.2f} {metric_words(grid)}"
+    if np.isfinite(report.normalized) and not grid.too_close:
+        words += f"\n{report.normalized:.2f} on the scale from corrupt (0) to clean (1)"
+    return words.replace("-", "−")
+
+
+def place_words(grid: PatchGrid, place: Place) -> str:
+    """A cell in words: `Layer 5, position 9 ·John`."""
+    labels = [grid.labels(axis)[grid.index[n].index(place[n])] for n, axis in enumerate(grid.over)]
+    return f"{grid.over[0].capitalize()} {labels[0]}, {grid.over[1]} {labels[1]}"
+
+
+def move_words(grid: PatchGrid, ends: tuple[Place, Place]) -> str:
+    """A drag in words."""
+    here, there = (place_words(grid, place) for place in ends)
+    return f"{here} → {there[:1].lower()}{there[1:]}"
+
+
+def joint_words(grid: PatchGrid, cells: Sequence[Place]) -> str:
+    """Several cells in words."""
+    if len(cells) > 4:
+        return f"{len(cells)} cells together"
+    return " + ".join(f"{grid.over[0]} {a} {grid.over[1]} {b}" for a, b in cells).capitalize()

@@ -1,0 +1,377 @@
+"""PatchLab: two prompts side by side, and what each activation of one does in the other.
+
+The tool is made of four parts, each a room of its own: the pair (`pair_editor`), the grid (`live_grid`), the close look
+(`inspector`) and the question whether it is real (`controls_face`). Here they are put together.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import numpy as np
+import traitlets as t
+
+from labkit.datasets.tasks import task
+from labkit.patching.cell_report import Move, Place, code_of, site_of
+from labkit.patching.grid import PatchGrid
+from labkit.patching.patch import DIRECTIONS
+from labkit.widgets.base.block import cell
+from labkit.widgets.base.job_queue import JobQueue
+from labkit.widgets.base.snapshot import card, note
+from labkit.widgets.base.tool import Tool, row
+from labkit.widgets.patch_lab.file import open_lab, save_lab
+from labkit.widgets.patch_lab.inspector import Inspector
+from labkit.widgets.patch_lab.live_grid import Known, LiveGrid, Question, metric_words, nothing_words
+from labkit.widgets.patch_lab.pair_editor import PairEditor
+from labkit.widgets.patch_lab.patch_controls import OVER, SITES, Over, PatchControls
+from labkit.widgets.patch_lab.sanity_panel import SanityPanel
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+    from labkit.sanity.report import Controls
+
+PAIRS = 12  # of the task that a pair comes from: for the control over many pairs
+
+
+class _Open:
+    """`PatchLab.open(lm, path)` opens a saved lab; `open()` of a widget is what ipywidgets opens its channel with."""
+
+    def __get__(self, lab: PatchLab | None, kind: type[PatchLab]) -> Callable[..., Any]:
+        return kind._open if lab is None else super(PatchLab, lab).open
+
+
+class PatchLab(Tool):
+    """Activation patching to watch: an estimate at once, exact cells over it as they are computed.
+
+    Click a cell for what the model would then write; Shift+click several to patch them together; drag a cell onto
+    another to put its activation there.
+
+    Args:
+        lm: the model.
+        clean: the prompt with the behaviour to explain.
+        corrupt: one with the same number of tokens that lacks it.
+        answer: the token that clean calls for, with its space: `" Mary"`.
+        foil: the token that corrupt calls for; may be empty.
+        site: which activation is patched.
+        over: the grid's axes: `("layer", "position")`; for a site by head also `("layer", "head")`, and in one layer
+            `("head", "position")`; for `mlp_act`, in one layer, `("neuron", "position")`.
+        layer: the layer of a grid that is over one; without it the middle one, or that of the last cell selected.
+        direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
+        chosen: cells to patch together, such as `[(23, 3), (20, 0)]`.
+        background: do the work in a thread of its own; by default everywhere but in Colab.
+
+    Traits:
+        clean, corrupt, answer, foil, site, over, layer, direction: the settings.
+        grid: the `PatchGrid`, as `labkit.patch` gives it; fills in with exact cells while the work goes on.
+        selection: (layer, position or head) of the cell that is looked at closely.
+        chosen: cells that are patched together.
+        arrow: ((layer, position), (layer, position)): the first one's activation is put where the second is.
+    """
+
+    clean = t.Unicode()
+    corrupt = t.Unicode()
+    answer = t.Unicode()
+    foil = t.Unicode()
+    site = t.Enum(SITES, "resid_pre")
+    over = t.Enum(list(OVER.values()), ("layer", "position"))
+    layer = t.Int(0)
+    direction = t.Enum(DIRECTIONS, "denoise")
+    grid = t.Any(None)
+    selection = cell()
+    chosen = t.List(t.Tuple(t.Int(), t.Int()))
+    arrow = t.Tuple(t.Tuple(t.Int(), t.Int()), t.Tuple(t.Int(), t.Int()), default_value=None, allow_none=True)
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        clean: str = "",
+        corrupt: str = "",
+        answer: str | None = None,
+        foil: str | None = None,
+        *,
+        site: str = "resid_pre",
+        over: Over | None = None,
+        layer: int | None = None,
+        direction: str = "denoise",
+        chosen: Sequence[Place] = (),
+        background: bool | None = None,
+    ) -> None:
+        super().__init__(lm, background=background)
+        # Desks of their own: a click or a keystroke does not cancel the grid.
+        self._close_look, self._offers, self._doubts = (JobQueue(lm, background=background) for _ in range(3))
+        self._paused = False
+        self._asked: Question | None = None
+        self._computing = 0  # grids asked for and not ended
+        self.pair = PairEditor(lm, ask=lambda work: self.do(work, queue=self._offers), submit=self.start)
+        self.live = LiveGrid(lm)
+        self.inspector = Inspector()
+        self.controls = SanityPanel(lm, check=self.begin_checks)
+        self.heatmap, self.bars = self.live.heatmap, self.inspector.bars
+        self.what = PatchControls(lm, site=site, over=over, layer=layer, direction=direction)
+        self.pause_button = widgets.Button(description="Pause", disabled=True, tooltip="Pause, and go on later")
+        self.stop_button.description = "Cancel"
+        for name in ("clean", "corrupt", "answer", "foil"):
+            t.link((self, name), (self.pair, name))
+        for name in ("site", "over", "layer", "direction"):
+            t.link((self.what, name), (self, name))
+        for name in ("grid", "selection", "chosen", "arrow"):
+            t.link((self, name), (self.live, name))
+        self.pair.use(clean, corrupt, answer or "", foil or "")
+        self.chosen = [tuple(place) for place in chosen]
+        self.observe(lambda _: self._again(), ["site", "over", "layer", "direction"])
+        self.observe(lambda _: self.controls.forget(ready=self.grid.complete), "grid")
+        self.observe(lambda _: self._look(), ["selection", "chosen", "arrow"])
+        self.pause_button.on_click(lambda _: self.start() if self._paused else self.pause())
+        self.heatmap.layout.flex = "1 1 420px"
+        self.inspector.layout.flex, self.inspector.layout.width = "0 0 auto", "280px"
+        self.children = [
+            self.pair,
+            self.what,
+            row(self.run_button, self.pause_button, self.stop_button, self.status),
+            row(self.heatmap, self.inspector, wide=True),
+            self.controls,
+        ]
+        if self.pair.fits and answer:
+            self.start()
+            if self.chosen:
+                self._look()
+        elif self.pair.fits:
+            self.status.say("Choose the answer and the foil from what the model would write, and run.")
+        self.pair.offer()
+
+    # -- the grid ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Compute what is not known yet of the present settings; what was going on here is cancelled."""
+        self._halt()
+        self._paused = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._computing += 1
+        self._asked = self.question()
+        self.pause_button.description, self.pause_button.disabled = "Pause", False
+        self.do(self._patch)
+
+    def run(self, timeout: float | None = None) -> PatchGrid:
+        """Compute the grid, and wait until it is done. Raises what `wait` raises."""
+        self.start()
+        self.wait(timeout)
+        return self.grid
+
+    def pause(self) -> None:
+        """Stop soon, to go on with `start()`; what is done is kept."""
+        self._paused = True
+        self._halt()
+
+    def stop(self) -> None:
+        """Cancel what is going on, or was paused; what is done is kept."""
+        paused, self._paused = self._paused, False
+        self._halt()
+        self._close_look.stop()
+        self._doubts.stop()
+        self.controls.stop()
+        if paused and not self._computing:
+            self._stopped()
+            self._settle()
+
+    def _halt(self) -> None:
+        super().stop()
+        if self._working is not None and (job := self._working.job) is not None:
+            job.cancel()  # it ends before the model's next block; the event alone, after the chunk
+
+    @property
+    def _working(self) -> Known | None:
+        """What is known of the question that is shown, and worked on."""
+        return None if self.live.question is None else self.live.known.get(self.live.question)
+
+    def wait(self, timeout: float | None = None) -> None:
+        super().wait(timeout)
+        for queue in (self._close_look, self._offers, self._doubts):
+            queue.wait(timeout)
+
+    def question(self) -> Question:
+        """What the present settings ask."""
+        what = self.what
+        layer = what.layer if what.one_layer else None
+        return Question(self.clean, self.corrupt, self.answer, self.foil, what.site, what.over, what.direction, layer)
+
+    def _patch(self, stop: threading.Event) -> None:
+        try:
+            self._fill(stop)
+        finally:
+            self._computing -= 1
+
+    def _fill(self, stop: threading.Event) -> None:
+        began, question = time.monotonic(), self.question()
+        before = self.live.known.get(question)
+        how = "computed before" if before is not None and before.grid.complete else ""
+        grid = None
+        if not stop.is_set():
+            self.status.say("Waiting for the model…", share=0.0)
+            grid = self.live.fill(question, stop, lambda text, share: self.status.say(text, share=share)).grid
+        if grid is None or not grid.complete:
+            self._stopped()
+            return
+        how = how or f"in {time.monotonic() - began:.1f} s"
+        self.controls.button.disabled = False
+        gap = f"{metric_words(grid)}: clean {grid.clean:.2f}, corrupt {grid.corrupt:.2f}"
+        self.status.say(f"{grid.values.size} cells {how} · {gap}{nothing_words(grid)}".replace("-", "−"))
+
+    def _stopped(self) -> None:
+        if self._computing > 1:
+            return  # another grid is to come, or this one again
+        what, grid = "Paused" if self._paused else "Stopped", self.grid
+        if grid is None:
+            self.status.say(f"{what}.")
+            return
+        goes_on = "Resume goes on." if self._paused else "what was computed is kept, and Run goes on from there."
+        self.status.say(f"{what} at {_exact(grid)} of {grid.values.size} cells; {goes_on}")
+
+    def _settle(self) -> None:
+        super()._settle()
+        self.stop_button.disabled = self.stop_button.disabled and not self._paused
+        self.pause_button.description = "Resume" if self._paused else "Pause"
+        self.pause_button.disabled = not (self._paused or self._computing)
+
+    def _again(self) -> None:
+        if self.grid is not None and self.question() != self._asked:
+            self.start()
+
+    # -- is it real? ---------------------------------------------------------------------------------------------
+
+    def check(self, timeout: float | None = None) -> Controls | None:
+        """Hold the finished grid against the usual doubts, and wait for it; `lk.controls` gives the same."""
+        self.begin_checks()
+        self._doubts.wait(timeout)
+        return self.controls.result
+
+    def begin_checks(self) -> None:
+        """Begin with the checks of the grid that is shown; they are listed as they are made."""
+        question, known = self.live.question, self._working
+        if question is None or known is None or not known.grid.complete:
+            self.status.complain("The grid has to be finished first: run it.")
+            return
+        if question.layer is not None:
+            self.status.complain("The checks are for grids over layers.")
+            return
+        name, seed = self.pair.task.value, 1 + self.pair.seed
+        pairs = task(name).pairs(self.lm, PAIRS, seed=seed) if name else []
+        self.do(lambda stop: self.controls.make(question, known, pairs, stop), queue=self._doubts)
+
+    # -- a closer look -------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Look closely at what was pointed out last: a drag, several cells, or one."""
+        grid = self.grid
+        if grid is None and not self.chosen:
+            return
+        if grid is None:
+            try:
+                grid = self.question().job(self.lm).grid
+            except ValueError:
+                return  # the run says so
+        work = self.inspector.look(
+            self.lm, grid, selection=self.live.selection, chosen=list(self.live.chosen), arrow=self.live.arrow
+        )
+        if self.live.selection is not None and grid.over[0] == "layer":
+            self.what.layer = self.live.selection[0]  # where to look closer, if heads or neurons are asked for next
+        if work is None:
+            self._close_look.stop()
+            return
+        # A look does not wait for the grid: the grid stops for it, and goes on.
+        if busy := self._computing > 0 and not self._paused:
+            self._halt()
+        self.do(work, queue=self._close_look)
+        if busy:
+            self._go_on()
+
+    # -- the rest ------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the settings and every grid that is known, finished or not, to one file (`.npz`)."""
+        names = ("clean", "corrupt", "answer", "foil", "site", "over", "layer", "direction", "chosen")
+        return save_lab(path, self.lm, {name: getattr(self, name) for name in names}, self.live.known)
+
+    @classmethod
+    def _open(cls, lm: LanguageModel, path: str | os.PathLike[str], *, background: bool | None = None) -> PatchLab:
+        """Open a lab that `save` wrote: nothing that is in it is computed again, and what is not done can go on.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a saved lab, or it is one of another model.
+        """
+        settings, known = open_lab(path, lm)
+        what = {name: settings[name] for name in ("site", "layer", "direction")}
+        lab = cls(lm, over=tuple(settings["over"]), background=background, **what)
+        lab.pair.use(*(settings[name] for name in ("clean", "corrupt", "answer", "foil")))
+        lab.live.known.update(known)
+        if lab.question() in known:
+            lab.live.show(lab.question())
+            lab.chosen = [tuple(place) for place in settings["chosen"]]
+            lab._paused = not lab.grid.complete
+            if lab._paused:
+                lab._stopped()
+                lab._settle()
+            else:
+                lab.start()
+        lab.pair.offer()
+        return lab
+
+    open = _Open()
+
+    def moves(self) -> list[Move]:
+        """What is looked at closely, as moves from the source run into the base run."""
+        if self.grid is None:
+            return []
+        if self.arrow is not None:
+            return [Move(*(site_of(self.grid, place) for place in self.arrow))]
+        places = self.chosen or ([self.selection] if self.selection else [])
+        return [Move(site, site) for site in (site_of(self.grid, place) for place in places)]
+
+    def code(self) -> str:
+        """The Python that computes the grid that is shown (or asked for), and makes the patch that is looked at."""
+        grid = self.grid
+        if grid is None:
+            given = [("clean", self.clean), ("corrupt", self.corrupt), ("answer", self.answer), ("foil", self.foil)]
+            given += [("site", self.site), ("direction", self.direction)]
+            arguments = "".join(f"    {name}={value!r},\n" for name, value in given if value)
+            return f"{self.lm.code()}grid = lk.patch(\n    lm,\n{arguments})\ngrid.figure()\n"
+        moves = self.moves()
+        return f"{grid.code()}grid.figure()\n" + (f"\n{code_of(grid, moves)}" if moves else "")
+
+    def snapshot(self) -> str:
+        title = f"PatchLab · {self.lm.name}" + (f" · {self.heatmap.title}" if self.grid is not None else "")
+        if self.grid is None:
+            return card(self.pair.strip.picture(), note(self.pair.status.text), title=title)
+        about = f"{metric_words(self.grid)}: clean {self.grid.clean:.2f}, corrupt {self.grid.corrupt:.2f}"
+        about += nothing_words(self.grid)
+        done = int((self.grid.values == self.grid.values).sum())
+        about += (
+            "" if self.grid.complete else f" · {done} of {self.grid.values.size} cells exact, dotted ones estimated"
+        )
+        code = (
+            '<details><summary style="color:#59636e">Code</summary>'
+            f'<pre style="font-size:12px;margin:4px 0">{escape(self.code())}</pre></details>'
+        )
+        return card(
+            self.pair.strip.picture(), f"<div>{self.heatmap.picture()}</div>", note(about.replace("-", "−")),
+            f"<div>{self.inspector.picture()}</div>", self.controls.list.picture(), code, title=title,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return (
+            f"PatchLab({self.lm.name!r}, clean={self.clean!r}, corrupt={self.corrupt!r}, answer={self.answer!r}, "
+            f"foil={self.foil!r}, site={self.site!r}, direction={self.direction!r})"
+        )
+
+
+def _exact(grid: PatchGrid) -> int:
+    return int(np.isfinite(grid.values).sum())

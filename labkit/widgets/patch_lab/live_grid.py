@@ -1,0 +1,294 @@
+"""The live grid: an estimate of every cell first, then exact cells over it, the most important ones first.
+
+What is known of a question is kept: switching the site or the direction and coming back computes nothing again, and a
+grid that was paused, stopped or saved half done goes on where it was.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import traitlets as t
+
+from labkit.activations.sites import layers_with
+from labkit.patching.cell_report import Place, cone
+from labkit.patching.grid import PatchGrid
+from labkit.patching.pair_runs import PairRuns
+from labkit.patching.patch import PatchJob
+from labkit.widgets.base.block import cell
+from labkit.widgets.base.tool import FRAME
+from labkit.widgets.blocks.heatmap import Heatmap
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+
+TOGETHER = ("resid_pre", "attn_out", "mlp_out", "z")  # estimated in one pass: what people switch between
+INTO = {"denoise": "clean into corrupt", "noise": "corrupt into clean"}
+Say = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a grid answers: a pair, and what of the one prompt is put into the other."""
+
+    clean: str
+    corrupt: str
+    answer: str
+    foil: str
+    site: str
+    over: tuple[str, ...]
+    direction: str
+    layer: int | None = None  # where it is no axis
+
+    def job(self, lm: LanguageModel, *, runs: PairRuns | None = None) -> PatchJob:
+        """The work that answers it; `runs` are those of the same pair, if they are there.
+
+        Raises:
+            ValueError: it cannot be answered; the message says why.
+        """
+        return PatchJob(
+            lm, self.clean, self.corrupt, self.answer or None, self.foil or None,
+            site=self.site, over=self.over, direction=self.direction, runs=runs,
+            layers=None if self.layer is None else [self.layer],
+        )  # fmt: skip
+
+
+@dataclass
+class Known:
+    """What is known of a question: exact cells (NaN where not computed), the estimate, the job that has the rest."""
+
+    grid: PatchGrid
+    estimate: np.ndarray | None = None
+    job: PatchJob | None = None
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Exact cells, and the estimate where there are none."""
+        if self.estimate is None:
+            return self.grid.values
+        return np.where(np.isnan(self.grid.values), self.estimate, self.grid.values)
+
+    @property
+    def estimated(self) -> np.ndarray:
+        """Where what is shown is an estimate, uint8."""
+        return (np.isnan(self.grid.values) & np.isfinite(self.shown)).astype(np.uint8)
+
+
+class LiveGrid(t.HasTraits):
+    """A heatmap that fills in, and all that is known so far.
+
+    Traits:
+        grid: the `PatchGrid` that is shown; exact cells only.
+        selection, chosen, arrow: a cell, several, and the last drag, as (layer, position or head).
+    """
+
+    grid = t.Any(None)
+    selection = cell()
+    chosen = t.List(t.Tuple(t.Int(), t.Int()))
+    arrow = t.Tuple(t.Tuple(t.Int(), t.Int()), t.Tuple(t.Int(), t.Int()), default_value=None, allow_none=True)
+
+    def __init__(self, lm: LanguageModel) -> None:
+        super().__init__()
+        self.lm = lm
+        self.known: dict[Question, Known] = {}
+        self.question: Question | None = None
+        self._pair: tuple[str, str] | None = None
+        self._runs: PairRuns | None = None
+        self.heatmap = Heatmap(centre=0.0, origin="bottom", max_height=480, gestures=True)
+        self.heatmap.observe(lambda change: self._from_heatmap(change), ["selection", "chosen", "arrow"])
+        self.observe(lambda change: self._to_heatmap(change), ["selection", "chosen", "arrow"])
+
+    # -- the work ------------------------------------------------------------------------------------------------
+
+    def fill(self, question: Question, stop: threading.Event, say: Say) -> Known:
+        """Answer a question as far as it goes until `stop`; the heatmap fills in on the way.
+
+        Raises:
+            ValueError: it cannot be answered; what is shown stays.
+        """
+        known = self.known.get(question)
+        if known is None or (known.job is None and not known.grid.complete):
+            job = self._job(question)
+            if known is None:
+                known = Known(job.grid)
+            else:  # saved half done
+                job.take(known.grid.values)
+            known.job = job
+        self.known[question] = known
+        self.show(question)
+        if known.job is not None and not stop.is_set():
+            if known.estimate is None:
+                say("Estimating every cell…", 0.0)
+                self._estimate(known, known.job)
+                self.draw()
+            self._compute(known, known.job, stop, say)
+        return known
+
+    def _job(self, question: Question) -> PatchJob:
+        """The work for a question; what the last pair left is used if it is the same."""
+        pair = question.clean, question.corrupt
+        job = question.job(self.lm, runs=self._runs if self._pair == pair else None)
+        if self._pair != pair:
+            job.runs.together = tuple(site for site in TOGETHER if layers_with(self.lm, site))
+            for known in self.known.values():
+                known.job = None  # another pair's activations; its cells are kept, and it can go on from them
+        self._pair, self._runs = pair, job.runs
+        return job
+
+    def _estimate(self, known: Known, job: PatchJob) -> None:
+        try:
+            known.estimate = job.estimates
+        except (RuntimeError, NotImplementedError):  # no gradients here, or no memory for them: exact cells need none
+            return
+        if known.grid is not job.grid:
+            known.grid.clean, known.grid.corrupt = job.grid.clean, job.grid.corrupt
+            known.grid.recipe |= {n: v for n, v in job.grid.recipe.items() if n in ("unit", "noise", "least_gap")}
+
+    def _compute(self, known: Known, job: PatchJob, stop: threading.Event, say: Say) -> None:
+        work, begun, due = _work(job), None, 0.0
+        try:
+            while not known.grid.complete and not stop.is_set():  # a cancel that came too early is asked for again
+                for done in job.steps():
+                    if stop.is_set():
+                        job.cancel()
+                    now = time.monotonic()
+                    if known.grid is not job.grid and done >= np.isfinite(known.grid.values).sum():
+                        self.grid = known.grid = job.grid  # it has taken over what was saved
+                    finished = float(work[~np.isnan(job.grid.values)].sum())
+                    begun = begun or (now, finished)
+                    if now < due:
+                        continue
+                    self.draw()
+                    say(f"{done} of {job.total} cells exact{_time_left(begun, now, finished, work)}", done / job.total)
+                    due = now + FRAME
+        finally:
+            if known.grid.complete:
+                known.job = None  # its activations are not needed any more
+            self.draw()
+
+    # -- what is shown -------------------------------------------------------------------------------------------
+
+    def show(self, question: Question) -> None:
+        """Show what is known of a question."""
+        known, before = self.known[question], self.question
+        if before is not None and before != question:
+            with self.hold_trait_notifications():
+                self.arrow = None  # type: ignore[assignment]
+                self.selection = None
+                if (before.site, before.over, before.layer) != (question.site, question.over, question.layer):
+                    self.chosen = []
+        self.question, self.grid = question, known.grid
+        grid, (down, across) = known.grid, known.grid.over
+        base = "corrupt" if grid.direction == "denoise" else "clean"
+        about = {"layer": "layer (0 at the bottom)", "position": f"position ({base} prompt)"}
+        differ = {
+            i for i, (a, b) in enumerate(zip(grid.clean_tokens, grid.corrupt_tokens, strict=True)) if a.id != b.id
+        }
+        with self.heatmap.hold_sync():
+            where = "" if question.layer is None else f" in layer {question.layer}"
+            self.heatmap.title = f"{grid.site}{where}: {INTO[grid.direction]}"
+            self.heatmap.row_labels, self.heatmap.column_labels = grid.labels(down), grid.labels(across)
+            self.heatmap.row_axis, self.heatmap.column_axis = about.get(down, down), about.get(across, across)
+            marked = [n for n, at in enumerate(grid.index[1]) if at in differ]
+            self.heatmap.column_marks = marked if across == "position" else []
+            self.draw()
+        for name in ("selection", "chosen", "arrow"):  # told before there was a grid to show them in
+            self._to_heatmap({"name": name, "new": getattr(self, name)})
+
+    def draw(self) -> None:
+        """Bring the heatmap up to what is known."""
+        assert self.question is not None
+        known = self.known[self.question]
+        values, unit = effects(known.grid, known.shown)
+        exact = np.abs(values[~np.isnan(known.grid.values)])
+        finite = exact if exact.any() else np.abs(values[np.isfinite(values)])
+        reach = float(finite.max(initial=0.0))
+        if known.grid.too_close:  # noise is not drawn in full colour
+            reach = max(reach, 2 * (known.grid.noise or 0.0)) or 1.0
+        else:
+            reach = 1.0 if reach < 1.1 else reach  # a little beyond the whole way is the whole way
+        with self.heatmap.hold_sync():
+            self.heatmap.low, self.heatmap.high, self.heatmap.unit = -reach, reach, unit
+            self.heatmap.estimated = known.estimated
+            self.heatmap.values = values
+
+    # -- rows and columns of the heatmap, and the numbers they stand for -------------------------------------------
+
+    def _row(self, place: Place) -> Place | None:
+        index = self.grid.index
+        inside = place[0] in index[0] and place[1] in index[1]
+        return (index[0].index(place[0]), index[1].index(place[1])) if inside else None
+
+    def _number(self, at: Place) -> Place:
+        return self.grid.index[0][at[0]], self.grid.index[1][at[1]]
+
+    def _from_heatmap(self, change: Any) -> None:
+        name, new = change["name"], change["new"]
+        if self.grid is None or new is None:
+            setattr(self, name, [] if name == "chosen" else None)
+        elif name == "selection":
+            self.selection = self._number(new)
+        else:
+            setattr(self, name, type(new)(self._number(at) for at in new))
+
+    def _to_heatmap(self, change: Any) -> None:
+        name, new = change["name"], change["new"]
+        if self.grid is None:
+            return
+        if name == "selection":
+            at = None if new is None else self._row(new)
+            with self.heatmap.hold_sync():
+                self.heatmap.selection = at
+                by_layer = self.grid.over[0] == "layer"  # in one layer nothing reaches anything else
+                self.heatmap.cone = cone(self.grid, new) if at is not None and by_layer else None
+        elif name == "chosen":
+            self.heatmap.chosen = [at for place in new if (at := self._row(place))]
+        else:
+            ends = () if new is None else tuple(self._row(place) for place in new)
+            self.heatmap.arrow = ends if ends and all(ends) else None  # type: ignore[assignment]
+
+
+def effects(grid: PatchGrid, values: np.ndarray | None = None) -> tuple[np.ndarray, str]:
+    """What to colour: the share of the way from the run that is patched to the other one, and what to call it."""
+    values = grid.values if values is None else values
+    base, source = (grid.corrupt, grid.clean) if grid.direction == "denoise" else (grid.clean, grid.corrupt)
+    if grid.too_close or not np.isfinite(source - base):
+        return values - base, f"change of {metric_words(grid)}"
+    names = ("corrupt", "clean") if grid.direction == "denoise" else ("clean", "corrupt")
+    return ((values - base) / (source - base)).astype(np.float32), "effect: 0 = {}, 1 = {}".format(*names)
+
+
+def metric_words(grid: PatchGrid) -> str:
+    """What the grid's metric is called in a sentence."""
+    metric = str(grid.recipe["metric"])
+    return {"logit_diff": "logit difference", "logprob": "log probability"}.get(metric, metric)
+
+
+def nothing_words(grid: PatchGrid) -> str:
+    """What to add where there is nothing to explain."""
+    if not grid.too_close:
+        return ""
+    if grid.recipe["clean_ids"] == grid.recipe["corrupt_ids"]:
+        return " · the two prompts are the same: nothing to explain"
+    moved = f" (re-batching alone moves it by {grid.noise:.2g})" if grid.noise else ""
+    return f" · clean and corrupt hardly differ{moved}: nothing to explain"
+
+
+def _work(job: PatchJob) -> np.ndarray:
+    """How much each cell costs, in blocks times positions, in the shape of the grid."""
+    cost = [(job.lm.n_layers - cell.layer) * (job.at + 1 - (cell.position or 0)) for cell in job.cells]
+    return np.array(cost, np.float64).reshape(job.grid.values.shape)
+
+
+def _time_left(begun: tuple[float, float], now: float, finished: float, work: np.ndarray) -> str:
+    """In words, once there is something to go by."""
+    seconds, share = now - begun[0], finished - begun[1]
+    if seconds < 0.5 or share <= 0:
+        return ""
+    left = seconds * (float(work.sum()) - finished) / share
+    return f" · about {left:.0f} s left" if left < 90 else f" · about {left / 60:.0f} min left"

@@ -1,0 +1,227 @@
+"""PairEditor: a clean and a corrupt prompt, token over token, and the answer and foil that the model itself offers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import traitlets as t
+
+from labkit.activations.unembedding import last_logits
+from labkit.datasets.tasks import PromptPair, task, tasks
+from labkit.text.alignment import SideBySide, begins, side_by_side
+from labkit.text.encode import single_token
+from labkit.text.tokens import describe
+from labkit.widgets.base.status_line import StatusLine
+from labkit.widgets.base.tool import column, in_words, row
+from labkit.widgets.blocks.pair_strip import PairStrip
+from labkit.widgets.blocks.prompt_box import PromptBox
+from labkit.widgets.blocks.token_strip import TokenStrip
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+
+NAMES = ("clean", "corrupt")
+OFFERED = 6  # tokens to choose the answer and the foil from
+_OWN = "a pair of your own"
+
+
+class PairEditor(widgets.VBox):
+    """Write a pair, or have one made; what does not fit is said as you type.
+
+    Args:
+        lm: the model.
+        ask: has model work done in the background: called with a function of the event that tells it to stop.
+        submit: called when the person asks for a run (Ctrl+Enter in a prompt).
+
+    Traits:
+        clean, corrupt, answer, foil: the pair.
+        fits: both prompts are there and have the same number of tokens.
+    """
+
+    clean = t.Unicode()
+    corrupt = t.Unicode()
+    answer = t.Unicode()
+    foil = t.Unicode()
+    fits = t.Bool(False)
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        *,
+        ask: Callable[[Callable[[threading.Event], None]], Any],
+        submit: Callable[[], Any] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self.add_class("labkit-column")
+        self.lm, self._ask = lm, ask
+        self.held: SideBySide | None = None
+        self._settling = False
+        self._offers_for: tuple[str, str] | None = None
+        self._offered: dict[str, list[str]] = {name: [] for name in NAMES}
+        self.seed = 0  # which pair of the task it is
+        self.task = widgets.Dropdown(options=[(_OWN, ""), *((n, n) for n in tasks().index)], description="start from")
+        self.another = widgets.Button(description="Another pair", tooltip="The next pair of this task", disabled=True)
+        self.boxes = {name: PromptBox(label=f"{name.capitalize()} prompt", delay=150) for name in NAMES}
+        self.strip = PairStrip()
+        self.status = StatusLine()
+        self.fix = widgets.Button(description="", layout={"display": "none"})
+        self.words = {name: widgets.Text(description=name) for name in ("answer", "foil")}
+        self.picks = {name: TokenStrip(unit="probability", low=0.0, high=1.0) for name in NAMES}
+        for control, width in ((self.task, "290px"), *((word, "150px") for word in self.words.values())):
+            control.style = {"description_width": "initial"}
+            control.layout.width = width
+        for name, control in {**self.boxes, **self.words}.items():
+            t.link((self, name), (control, "value"))
+        for box in self.boxes.values():
+            box.on_submit(submit)
+            box.layout.flex, box.layout.width = "1 1 380px", "auto"
+        for (name, pick), word in zip(self.picks.items(), self.words.values(), strict=True):
+            pick.add_class("labkit-picks")
+            pick.layout.flex, pick.layout.width = "1 1 300px", "auto"
+            pick.observe(lambda change, name=name, word=word: self._picked(name, word, change["new"]), "selection")
+        self.task.observe(lambda _: self._first_pair(), "value")
+        self.another.on_click(lambda _: self._next_pair())
+        self.fix.on_click(lambda _: self._mend())
+        self.observe(lambda _: self._changed(), ["clean", "corrupt", "answer", "foil"])
+        choices = [
+            row(word, pick) for word, pick in zip(self.words.values(), self.picks.values(), strict=True)
+        ]  # the answer from what follows clean, the foil from what follows corrupt
+        for choice in choices:
+            choice.layout.flex = "1 1 440px"
+        self.children = [
+            row(self.task, self.another),
+            row(*self.boxes.values(), wide=True),
+            column(self.strip, row(self.status, self.fix)),
+            row(*choices, wide=True),
+        ]
+        self.align()
+
+    def use(self, clean: str, corrupt: str, answer: str = "", foil: str = "") -> bool:
+        """Take this pair; says whether it fits."""
+        self._settling = True
+        try:
+            self.clean, self.corrupt, self.answer, self.foil = clean, corrupt, answer, foil
+        finally:
+            self._settling = False
+        return self.align()
+
+    # -- token over token ----------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        if not self._settling:
+            self.task.value = ""  # from here on it is the person's own
+            self.align()
+            self.offer()
+
+    def align(self) -> bool:
+        """Show both prompts token over token; say in plain words where they do not fit each other."""
+        try:
+            held = self.held = side_by_side(self.lm, self.clean, self.corrupt)
+        except ValueError as error:
+            self.held, self.fits = None, False
+            self.strip.show([], {}, [])
+            self._offer_fix()
+            self.status.complain(in_words(error))
+            return False
+        text = lambda side, at: None if at is None else side[at].display  # noqa: E731
+        columns = [(text(held.clean, i), text(held.corrupt, j)) for i, j in held.columns]
+        special = lambda side, at: at is not None and side[at].special  # noqa: E731
+        marks = {
+            "differs": held.differ,
+            "special": [
+                n for n, (i, j) in enumerate(held.columns) if special(held.clean, i) or special(held.corrupt, j)
+            ],
+        }
+        labels = [str(i) if i == j or j is None else str(j) if i is None else f"{i}/{j}" for i, j in held.columns]
+        if begins(self.lm, held.clean or held.corrupt):
+            marks["BOS"], labels[0] = [0], "0 BOS"
+        self.strip.show(columns, marks, labels)
+        self._offer_fix()
+        self.fits = held.fits
+        self._mark_picks()
+        if held.clean and held.corrupt and not held.fits:
+            self.status.complain(held.words)
+        elif held.fits and (wrong := self._wrong_word()):
+            self.status.complain(wrong)
+        else:
+            self.status.say(held.words)
+        return held.fits
+
+    def _wrong_word(self) -> str:
+        for name, prompt in zip(("answer", "foil"), NAMES, strict=True):
+            if value := getattr(self, name):
+                try:
+                    single_token(self.lm, value, role=name, after=self.lm.encode(getattr(self, prompt)))
+                except ValueError as error:
+                    return in_words(error)
+        return ""
+
+    def _offer_fix(self) -> None:
+        fix = self.held.fix if self.held else None
+        self.fix.layout.display = "none" if fix is None else ""
+        if fix is not None:
+            self.fix.description = fix.words[:1].upper() + fix.words[1:]
+
+    def _mend(self) -> None:
+        if self.held and self.held.fix:
+            setattr(self, self.held.fix.prompt, self.held.fix.text)
+
+    # -- answer and foil -----------------------------------------------------------------------------------------
+
+    def offer(self) -> None:
+        """Have the model say what it would write after each prompt, to choose the answer and the foil from."""
+        prompts = {name: getattr(self, name) for name in NAMES}
+        if not self.fits or self._offers_for == tuple(prompts.values()):
+            return
+
+        def work(stop: threading.Event) -> None:
+            if stop.is_set():
+                return
+            for name, prompt in prompts.items():
+                with self.lm.busy():
+                    shares, ids = last_logits(self.lm, self.lm.encode(prompt))[0].float().softmax(-1).topk(OFFERED)
+                tokens = describe(self.lm.tokenizer, ids.tolist())
+                with self.picks[name].hold_sync():
+                    self.picks[name].selection = None
+                    self.picks[name].tokens = [token.display for token in tokens]
+                    self.picks[name].values = shares.cpu().numpy()
+                    self.picks[name].title = f"likeliest after {name}"
+                self._offered[name] = [token.text for token in tokens]
+            self._offers_for = (prompts["clean"], prompts["corrupt"])
+            self._mark_picks()
+
+        self._ask(work)
+
+    def _picked(self, name: str, word: widgets.Text, at: int | None) -> None:
+        if at is not None and at < len(self._offered[name]):
+            word.value = self._offered[name][at]
+
+    def _mark_picks(self) -> None:
+        """The chosen answer and foil stand out among what is offered."""
+        for (name, pick), word in zip(self.picks.items(), ("answer", "foil"), strict=True):
+            offered, chosen = self._offered[name], getattr(self, word)
+            pick.selection = offered.index(chosen) if chosen in offered else None
+
+    # -- pairs of classic tasks ----------------------------------------------------------------------------------
+
+    def _first_pair(self) -> None:
+        self.seed = 0
+        self.another.disabled = not self.task.value
+        if self.task.value:
+            self._make()
+
+    def _next_pair(self) -> None:
+        self.seed += 1
+        self._make()
+
+    def _make(self) -> None:
+        try:
+            pair: PromptPair = task(self.task.value).pairs(self.lm, 1, seed=self.seed)[0]
+        except ValueError as error:
+            self.status.complain(in_words(error))
+            return
+        self.use(*pair)
+        self.offer()

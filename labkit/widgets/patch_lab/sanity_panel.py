@@ -1,0 +1,79 @@
+"""Is it real? The controls of a grid as a list that fills in: the face of `labkit.sanity.checks`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import traitlets as t
+
+from labkit.sanity.checks import ControlsJob
+from labkit.widgets.base.tool import row
+from labkit.widgets.blocks.check_list import CheckList
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+    from labkit.widgets.patch_lab.live_grid import Known, Question
+
+
+class SanityPanel(widgets.VBox):
+    """A button, and the checks below it as they are made.
+
+    Args:
+        lm: the model.
+        check: called when the person asks for the checks.
+
+    Traits:
+        result: the `Controls`, or None before the first check.
+    """
+
+    result = t.Any(None)
+
+    def __init__(self, lm: LanguageModel, *, check: Callable[[], Any]) -> None:
+        super().__init__()
+        self.add_class("labkit-column")
+        self.lm = lm
+        self._job: ControlsJob | None = None
+        self.button = widgets.Button(
+            description="Is it real?", disabled=True, tooltip="Hold the finished grid against the usual doubts"
+        )
+        self.button.on_click(lambda _: check())
+        self.list = CheckList()
+        self.children = [row(self.button), self.list]
+        self.forget()
+
+    def forget(self, *, ready: bool = False) -> None:
+        """Another grid: what was checked is not true of it. `ready`: it is finished, and can be checked."""
+        self.button.disabled = not ready
+        self.result = None
+        with self.list.hold_sync():
+            self.list.checks, self.list.title = [], ""
+
+    def make(self, question: Question, known: Known, pairs: Sequence[Any], stop: threading.Event) -> None:
+        """Make the checks of a finished grid, one after the other, until `stop`.
+
+        Raises:
+            ValueError: the grid cannot be checked; the message says why.
+        """
+        job = self._job = ControlsJob(
+            self.lm, question.clean, question.corrupt, question.answer or None, question.foil or None,
+            site=question.site, direction=question.direction, pairs=pairs, grid=known.grid,
+        )  # fmt: skip
+        self.list.title, self.list.checks = "Looking for doubts…", []
+        try:
+            for _ in job.steps():
+                self.result = job.result
+                self.list.checks = [[check.name, check.ok, check.says] for check in job.result.checks]
+                if stop.is_set():
+                    job.cancel()
+        finally:
+            self._job = None
+            done = len(job.result.checks) == len(job.names)
+            self.list.title = job.result.verdict if done else f"{job.result.verdict} Stopped before the rest."
+
+    def stop(self) -> None:
+        """End soon; the check that it is at is left out."""
+        if (job := self._job) is not None:
+            job.cancel()

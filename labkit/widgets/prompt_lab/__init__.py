@@ -1,0 +1,1 @@
+"""PromptLab: write, branch, compare, score."""

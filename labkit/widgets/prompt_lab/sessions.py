@@ -1,0 +1,79 @@
+"""The runs of a PromptLab, to go back to, to keep and to open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from labkit.generation.sampling import DEFAULTS
+from labkit.widgets.base.tool import in_words, shown
+from labkit.widgets.prompt_lab.parts import Lab
+from labkit.widgets.prompt_lab.session_file import Run, read, save
+
+
+class Sessions(widgets.HBox):
+    """A line to go back to an earlier run, and to save and open a session."""
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__()
+        wide = {"description_width": "initial"}
+        self.lab, self._listing = lab, False
+        self.history = widgets.Dropdown(description="runs", style=wide)
+        self.history.layout.width = "330px"
+        self.file = widgets.Text(description="session", placeholder="session.json", style=wide)
+        self.file.layout.width = "240px"
+        buttons = []
+        for words, tip, act in (("Save", "Write all runs to this file", self.keep), ("Open", "Read one", self.bring)):
+            button = widgets.Button(description=words, tooltip=tip)
+            button.on_click(lambda _, act=act: self._with_file(act))
+            buttons.append(button)
+        self.history.observe(self._choose, "value")
+        self.add_class("labkit-row")
+        self.children = [self.history, self.file, *buttons]
+        shown(self.history, False)
+
+    def list_runs(self) -> None:
+        """Offer the runs there are; the one that is shown is chosen."""
+        lab = self.lab
+        self._listing = True
+        try:
+            self.history.options = [(f"{n + 1} · {run.label}", n) for n, run in enumerate(lab.runs)]
+            self.history.value = lab.runs.index(lab.now) if lab.now is not None else None
+        finally:
+            self._listing = False
+        shown(self.history, bool(lab.runs))
+
+    def _choose(self, change: Any) -> None:
+        if not self._listing and change["new"] is not None:
+            self.lab.show_run(int(change["new"]))
+
+    def keep(self, path: str | Path) -> Path:
+        lab = self.lab
+        settings = {name: getattr(lab, name) for name in (*DEFAULTS, "measure", "template_arguments")}
+        file = save(path, lab.lms, settings, lab.runs)
+        lab.status.say(f"Saved {_count(lab.runs)} to {file}.")
+        return file
+
+    def bring(self, path: str | Path) -> None:
+        lab = self.lab
+        settings, runs, apart = read(path, lab.lms)
+        for name, value in settings.items():
+            if lab.has_trait(name):
+                setattr(lab, name, value)
+        lab.runs.extend(runs)
+        if runs:
+            lab.show_run(len(lab.runs) - 1)
+        lab.status.say(f"Opened {_count(runs)}{', ' * bool(apart)}{apart}.")
+
+    def _with_file(self, act: Callable[[str], Any]) -> None:
+        try:
+            act(self.file.value.strip() or self.file.placeholder)
+        except (ValueError, OSError) as error:
+            self.lab.status.complain(in_words(error))
+
+
+def _count(runs: Sequence[Run]) -> str:
+    return "1 run" if len(runs) == 1 else f"{len(runs)} runs"

@@ -1,0 +1,102 @@
+"""The controls of PromptLab that say how to sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets as widgets
+import traitlets as t
+
+from labkit.generation.sampling import CUTS, DEFAULTS, Sampling
+from labkit.widgets.base.tool import row, shown
+
+WIDE = {"description_width": "initial"}
+
+
+class Sampled(t.HasTraits):
+    """The settings of `generate` as traits."""
+
+    temperature = t.Float(0.0)
+    top_p = t.Float(1.0)
+    top_k = t.Int(0)
+    min_p = t.Float(0.0)
+    repetition_penalty = t.Float(1.0)
+    max_new_tokens = t.Int(64)
+    seed = t.Int(0)
+    stop_strings = t.List(t.Unicode())
+
+    def sampling(self) -> Sampling:
+        """The settings, without those that would change nothing at temperature 0."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in DEFAULTS}
+        if not self.temperature:
+            given |= {name: DEFAULTS[name] for name in CUTS}
+        return Sampling(**given | {"stop_strings": tuple(self.stop_strings)})
+
+    def idle(self) -> list[str]:
+        """Settings that wait for a temperature above 0."""
+        return [] if self.temperature else [name for name in CUTS if getattr(self, name) != DEFAULTS[name]]
+
+
+def slider(description: str, low: float, high: float, step: float, form: str, width: int = 210) -> widgets.FloatSlider:
+    made = widgets.FloatSlider(description=description, min=low, max=high, step=step, readout_format=form, style=WIDE)
+    made.layout.width = f"{width}px"
+    return made
+
+
+class Settings(widgets.VBox):
+    """Temperature, length and seed; the rest behind a button. Linked to the traits of a `Sampled`."""
+
+    def __init__(self, sampled: Sampled, *, longest: int, before: list[Any]) -> None:
+        super().__init__()
+        self.sampled = sampled
+        number = lambda words, low, high: widgets.BoundedIntText(description=words, min=low, max=high, style=WIDE)  # noqa: E731
+        self.controls: dict[str, Any] = {
+            "temperature": slider("temperature", 0, 2, 0.1, ".1f", 230),
+            "max_new_tokens": number("max tokens", 1, longest),
+            "seed": widgets.IntText(description="seed", style=WIDE),
+            "top_p": slider("top-p", 0.01, 1, 0.01, ".2f"),
+            "min_p": slider("min-p", 0, 1, 0.01, ".2f"),
+            "top_k": number("top-k (0: all)", 0, 1_000_000),
+            "repetition_penalty": slider("repetition penalty", 0.5, 2, 0.05, ".2f", 260),
+        }
+        self.controls["max_new_tokens"].layout.width, self.controls["seed"].layout.width = "150px", "110px"
+        self.controls["top_k"].layout.width = "150px"
+        for name, control in self.controls.items():
+            t.link((sampled, name), (control, "value"))
+        several = r"one or more, such as \n | END"
+        self.strings = widgets.Text(
+            description="stop strings", placeholder=several, style=WIDE, continuous_update=False
+        )
+        self.strings.layout.width = "300px"
+        self.strings.observe(lambda change: setattr(sampled, "stop_strings", parsed(change["new"])), "value")
+        sampled.observe(self._tell_strings, "stop_strings")
+        self.note = widgets.Label()
+        tip = "top-p, min-p, top-k, repetition penalty, stop strings"
+        self.more = widgets.ToggleButton(description="More settings", tooltip=tip)
+        sampled.observe(lambda _: self._tell_idle(), ["temperature", *CUTS])
+        self._often = [*(self.controls[name] for name in ("temperature", "max_new_tokens", "seed")), self.more]
+        rest = ("top_p", "min_p", "top_k", "repetition_penalty")
+        self._second = row(*(self.controls[name] for name in rest), self.strings, self.note)
+        self.add_class("labkit-column")
+        self.children = [row(*before, *self._often), self._second]
+        self.more.observe(lambda change: shown(self._second, change["new"]), "value")
+        shown(self._second, False)
+
+    def only_buttons(self, yes: bool) -> None:
+        """Scoring a text needs none of the settings."""
+        for control in self._often:
+            shown(control, not yes)
+        shown(self._second, self.more.value and not yes)
+
+    def _tell_strings(self, change: Any) -> None:
+        if parsed(self.strings.value) != change["new"]:
+            self.strings.value = " | ".join(text.replace("\n", r"\n").replace("\t", r"\t") for text in change["new"])
+
+    def _tell_idle(self) -> None:
+        words = " and ".join(name.replace("_", "-") for name in self.sampled.idle())
+        self.note.value = f"At temperature 0 the likeliest token is always taken: {words} waits." if words else ""
+
+
+def parsed(text: str) -> list[str]:
+    r"""Stop strings from a line: ` | ` between them, `\n` and `\t` for newline and tab."""
+    return [part.replace(r"\n", "\n").replace(r"\t", "\t") for part in text.split(" | ") if part]
