@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from labkit.models.catalog import catalog
     from labkit.patching.attribution import attribution_patch
     from labkit.patching.grid import PatchGrid
+    from labkit.patching.metrics import metric
     from labkit.patching.pair_runs import PairRuns
     from labkit.patching.patch import PatchJob, patch
     from labkit.patching.path_grid import PathGrid
@@ -73,6 +74,7 @@ _HOME = {
     "direct_logit_attribution": "labkit.lens.direct_attribution",
     "DirectAttribution": "labkit.lens.direct_attribution",
     "patch": "labkit.patching.patch",
+    "metric": "labkit.patching.metrics",
     "PairRuns": "labkit.patching.pair_runs",
     "PatchJob": "labkit.patching.patch",
     "PatchGrid": "labkit.patching.grid",
@@ -158,6 +160,7 @@ __all__ = [
     "knock_out",
     "load",
     "logit_lens",
+    "metric",
     "open_attention",
     "open_edges",
     "open_grid",

@@ -16,8 +16,8 @@ from torch import nn
 
 from labkit.activations.attention_interface import AttentionCall, Task, apply_pattern, attention_tasks, pattern_of
 from labkit.activations.head_layout import heads_of
-from labkit.activations.sites import ATTENTION_KINDS, HEAD_IN, HEAD_KINDS, KINDS
-from labkit.models.anatomy import Block, first_tensor, hidden_input, routing
+from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, HEAD_KINDS, KINDS
+from labkit.models.anatomy import first_tensor, hidden_input, routing
 from labkit.models.compiled import HIDDEN, uncompiled
 from labkit.models.weights import weight_of
 
@@ -135,20 +135,10 @@ def _by_module(lm: Model, tasks: Mapping[int, Task], here: _Here) -> dict[nn.Mod
 
 def _module_of(lm: Model, place: Place) -> tuple[nn.Module, bool]:
     """The module where a site passes, and whether as its input."""
-    kind, layer = place
-    block: Block = lm.anatomy.blocks[layer]
-    module, is_input = {
-        "embed": (lm.anatomy.embed, False),
-        "resid_pre": (block.module, True),
-        "resid_mid": (block.mid, True),
-        "resid_post": (block.module, False),
-        "attn_out": (block.attn_out, False),
-        "mlp_out": (block.mlp_out, False),
-        "mlp_act": (block.down_projection, True),
-        "latent": (block.latent, True),
-    }[kind]
+    kind, layer = KINDS[place[0]], place[1]
+    module = lm.anatomy.embed if kind.where is None else kind.where(lm.anatomy.blocks[layer])
     assert module is not None
-    return module, is_input
+    return module, kind.at_input
 
 
 @contextmanager

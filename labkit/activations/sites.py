@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from labkit.activations.head_layout import heads_of
+from labkit.activations.site_kinds import HEAD_IN, HEAD_KINDS, KINDS
 from labkit.models.unwrapped import MERGE
 
 if TYPE_CHECKING:
@@ -20,28 +21,6 @@ if TYPE_CHECKING:
 
     from labkit.models.handle import Model
 
-# What each kind is, and its shape for one layer. Heads come right before the last axis or the last two, as they do in
-# the literature: (batch, position, head, d_head) for vectors, (batch, head, query, key) for patterns.
-KINDS = {
-    "embed": ("token embeddings", "(batch, position, d_model)"),
-    "resid_pre": ("residual stream entering a layer", "(batch, position, d_model)"),
-    "resid_mid": ("residual stream between attention and MLP", "(batch, position, d_model)"),
-    "resid_post": ("residual stream leaving a layer", "(batch, position, d_model)"),
-    "attn_out": ("output of attention, all heads together", "(batch, position, d_model)"),
-    "mlp_out": ("output of the MLP", "(batch, position, d_model)"),
-    "mlp_act": ("neurons: what the MLP's output projection takes in", "(batch, position, d_mlp)"),
-    "q": ("queries by head, after rotary", "(batch, position, n_heads, d_head)"),
-    "k": ("keys by head, after rotary", "(batch, position, n_kv_heads, d_head)"),
-    "v": ("values by head", "(batch, position, n_kv_heads, d_head)"),
-    "pattern": ("attention pattern by head", "(batch, n_heads, query, key)"),
-    "z": ("pattern times values by head, before the output projection", "(batch, position, n_heads, d_head)"),
-    "head_out": ("what each head adds, after the output projection", "(batch, position, n_heads, d_model)"),
-    "router": ("weight with which each expert takes a token, 0 where it does not", "(batch, position, n_experts)"),
-    "latent": ("compressed keys and values of multi-head latent attention", "(batch, position, kv_lora_rank)"),
-}
-HEAD_KINDS = ("q", "k", "v", "pattern", "z", "head_out")
-ATTENTION_KINDS = ("q", "k", "v", "pattern", "z")  # those that the attention function sees
-HEAD_IN = "head_in"  # what the output projection takes in, by head: z, or z gated or normed; for the engine alone
 _FORM = re.compile(r"(?P<kind>[a-z_]+)(\.(?P<layer>-?\d+))?(\.(?P<head>-?\d+))?(@(?P<position>-?\d+))?")
 
 
@@ -146,28 +125,18 @@ def absent(lm: Model, kind: str, layer: int | None = None) -> str | None:
     return None if None in reasons else reasons[-1]
 
 
-_PARTS = {
-    "resid_mid": ("mid", "its blocks have no place between attention and MLP, which run side by side or alone"),
-    "attn_out": ("attn_out", "it has no attention"),
-    "mlp_out": ("mlp_out", "it has no MLP"),
-    "mlp_act": ("down_projection", "no single projection takes its neurons"),
-    "router": ("experts", "it is not a mixture of experts, or one whose routing has another form"),
-    "latent": ("latent", "its keys and values are not compressed"),
-}
-
-
 def _missing(lm: Model, kind: str, layer: int) -> str | None:
     if lm.anatomy.repeated:
         return "its layers run more than once in a pass, so a layer is not one place"
     block = lm.anatomy.blocks[layer]
-    if kind in _PARTS:
-        part, why = _PARTS[kind]
-        there = getattr(block, part) is not None or (kind == "router" and block.router is not None)
-        return None if there else why if kind != "mlp_act" else _or_adapter(lm, layer, why)
-    if kind in (*HEAD_KINDS, HEAD_IN):
-        why_not = heads_of(lm)[layer].missing.get("head_out" if kind == HEAD_IN else kind)
-        return _or_adapter(lm, layer, why_not) if why_not and kind in ("head_out", HEAD_IN) else why_not
-    return None
+    if kind == HEAD_IN or KINDS[kind].unit == "head":
+        why = heads_of(lm)[layer].missing.get("head_out" if kind == HEAD_IN else kind)
+    elif kind == "router":
+        why = None if block.experts is not None or block.router is not None else KINDS[kind].absent
+    else:
+        where = KINDS[kind].where
+        why = None if where is None or where(block) is not None else KINDS[kind].absent
+    return _or_adapter(lm, layer, why) if why and (kind == HEAD_IN or KINDS[kind].at_projection) else why
 
 
 def _or_adapter(lm: Model, layer: int, why: str) -> str:
@@ -182,9 +151,11 @@ def describe_sites(lm: Model) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for kind, (what, shape) in KINDS.items():
+    for kind in KINDS:
         layers = layers_with(lm, kind)
         where = "" if kind == "embed" else "all" if len(layers) == lm.n_layers else ", ".join(map(str, layers))
-        rows.append((kind, what, shape, bool(layers), where, "" if layers else absent(lm, kind)))
+        rows.append(
+            (kind, KINDS[kind].what, KINDS[kind].shape, bool(layers), where, "" if layers else absent(lm, kind))
+        )
     columns = ["site", "what", "shape", "available", "layers", "why not"]
     return pd.DataFrame(rows, columns=columns).set_index("site")

@@ -20,7 +20,8 @@ import torch
 
 from labkit.activations.attention_interface import AttentionCall, pattern_of
 from labkit.activations.hooks import hooked
-from labkit.activations.sites import HEAD_IN, checked, layers_with, n_heads_of
+from labkit.activations.site_kinds import HEAD_IN
+from labkit.activations.sites import checked, layers_with, n_heads_of
 from labkit.activations.unembedding import last_logits
 from labkit.attention_maps import weighting
 from labkit.attention_maps.base import ModelPatterns, frame_of, prompt_code, rows_of

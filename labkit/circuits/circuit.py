@@ -8,7 +8,6 @@ same senders share a row; those that keep none are as in the corrupt run.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,8 @@ from tqdm.auto import tqdm
 from labkit.circuits.graph import Wiring
 from labkit.circuits.prepare import Prepared, prepared
 from labkit.engine.decomposition import head_counts
+from labkit.patching.spec import PairSpec
+from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,10 +145,8 @@ class Circuit:
         numbers: list[tuple[float, float, float]] = []
         close: list[int] = []
         try:
-            for clean, corrupt, answer, foil in tqdm(
-                asked, desc="pairs", unit="pair", disable=len(asked) < _MANY, leave=False
-            ):
-                work = prepared(lm, clean, corrupt, answer, foil, metric=metric)
+            for pair in tqdm(asked, desc="pairs", unit="pair", disable=len(asked) < _MANY, leave=False):
+                work = prepared(lm, PairSpec(*pair, metric=metric))
                 if _wiring_of(work) != self.wiring:
                     raise ValueError(f"this circuit is of {self.scores.recipe['model']}, not of {lm.name}")
                 close += [len(numbers)] * work.too_close
@@ -155,12 +154,11 @@ class Circuit:
         except KeyboardInterrupt:
             if not numbers:
                 raise
-            warnings.warn(f"interrupted: this is of the first {len(numbers)} of {len(asked)} pairs", stacklevel=3)
+            warn(f"interrupted: this is of the first {len(numbers)} of {len(asked)} pairs")
         if close:
-            warnings.warn(
+            warn(
                 f"in {len(close)} of {len(numbers)} pairs clean and corrupt hardly differ, so that there is nothing to "
-                f"explain in them: {', '.join(map(str, close[:12]))}. They count with the gap they have",
-                stacklevel=3,
+                f"explain in them: {', '.join(map(str, close[:12]))}. They count with the gap they have"
             )
         clean_runs, corrupt_runs, circuit_runs = np.array(numbers, np.float64).T
         prompts = [(pair[0], pair[1]) for pair in asked[: len(numbers)]]

@@ -13,6 +13,7 @@ all senders say at once: nothing of the size senders x receivers x positions x w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,57 +28,55 @@ from labkit.engine.block_runner import BlockRunner
 from labkit.engine.decomposition import head_counts
 from labkit.patching import gap
 from labkit.patching.gradients import _differentiable
-from labkit.patching.metrics import MetricFunction
-from labkit.results.recipe import code_of, recipe_of
+from labkit.patching.spec import PairSpec, asks
+from labkit.results.recipe import code_of
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 
-def edge_attribution(
-    lm: LanguageModel,
-    clean: Prompt,
-    corrupt: Prompt,
-    answer: str | int | None = None,
-    foil: str | int | None = None,
-    *,
-    steps: int = 5,
-    metric: str | MetricFunction | None = None,
-    at: int = -1,
-    progress: bool = True,
-) -> EdgeScores:
+@dataclass(frozen=True, kw_only=True)
+class EdgeSpec(PairSpec):
+    """The scores of all edges.
+
+    Attributes:
+        steps: of integrated gradients, inputs between corrupt and clean; 1 is edge attribution patching without them.
+    """
+
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is at least 1; got {self.steps}")
+
+
+@asks(EdgeSpec)
+def edge_attribution(lm: LanguageModel, spec: EdgeSpec) -> EdgeScores:
     """How much every edge between two parts of a model carries toward the answer.
 
     Args:
         lm: the model, in any bits.
-        clean, corrupt, answer, foil, metric, at: as in `lk.patch`.
+        clean, corrupt, answer, foil, metric, at, progress: as in `lk.patch`.
         steps: of integrated gradients, inputs between corrupt and clean; 1 is edge attribution patching without them.
-        progress: show a progress bar.
 
     Raises:
         ValueError: bad input, or a model that cannot be taken apart so (`labkit.engine.decomposition`).
     """
-    if steps < 1:
-        raise ValueError(f"steps is at least 1; got {steps}")
-    work = prepared(lm, clean, corrupt, answer, foil, metric=metric, at=at)
+    work = prepared(lm, spec)
     heads, kv = head_counts(lm)
     wiring = Wiring.of(heads, kv, work.parts["clean"].parallel)
     values = np.full(wiring.exists.shape, np.nan, np.float32)
-    with tqdm(total=lm.n_layers, desc="edges", unit="layer", disable=not progress, leave=False) as bar:
-        for receivers, part in _Sweep(work, wiring, steps).scores():
+    with tqdm(total=lm.n_layers, desc="edges", unit="layer", disable=not spec.progress, leave=False) as bar:
+        for receivers, part in _Sweep(work, wiring, spec.steps).scores():
             values[:, receivers] = part
             bar.update()
     values[~wiring.exists] = np.nan
-    recipe = recipe_of(
-        lm, work.pair, clean, corrupt, answer=work.answer, foil=work.foil, metric=metric, steps=steps, at=at,
-        unit=work.metric.unit, kind="edges",
-    )  # fmt: skip
+    recipe = work.asked.recipe(steps=spec.steps, unit=work.metric.unit, kind="edges")
     recipe["code"] = code_of(recipe, "edges = lk.edge_attribution", [], usual={"steps": 5, "at": -1})
     if work.noise is not None:
         recipe |= {"noise": work.noise.noise, "least_gap": work.noise.least}
     if work.too_close:
-        gap.warn(recipe, work.metrics["clean"], work.metrics["corrupt"])
+        gap.warn_of(recipe, work.metrics["clean"], work.metrics["corrupt"])
     return EdgeScores(values, wiring, work.metrics["clean"], work.metrics["corrupt"], recipe)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from labkit.activations.site_kinds import KINDS, names
 from labkit.models.devices import to_index
 
-UNIT_KINDS = ("mlp_act", "router")  # whose last axis is one of units: neurons, experts
+UNIT_KINDS = names(kind for kind in KINDS.values() if kind.unit in ("neuron", "expert"))  # on the last axis
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from labkit.activations.hooks import Edit, Place
-from labkit.activations.sites import HEAD_IN, absent, layers_with, n_heads_of
+from labkit.activations.site_kinds import HEAD_IN
+from labkit.activations.sites import absent, layers_with, n_heads_of
 from labkit.engine.block_runner import BlockRunner
 from labkit.engine.recorded_run import RecordedRun
 

@@ -31,7 +31,7 @@ from labkit.activations.attention_interface import (
 )
 from labkit.activations.head_layout import heads_of
 from labkit.activations.hooks import hooked
-from labkit.activations.sites import HEAD_IN
+from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, MODULE_KINDS
 from labkit.engine.cells import Cell, put_cell, put_rows
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.models.anatomy import first_tensor
@@ -44,8 +44,7 @@ class Cancelled(Exception):
     """The caller asked to stop in the middle of a pass."""
 
 
-_MODULE_SITES = ("resid_mid", "attn_out", "mlp_out", "mlp_act", "router", "latent", HEAD_IN)
-_HEAD_SITES = ("q", "k", "v", "z", "pattern")
+_HOOKED = (*(kind for kind in MODULE_KINDS if kind not in ("resid_pre", "resid_post")), "router", HEAD_IN)
 
 
 RESTARTS: PerModel[dict[int, str]] = PerModel(dict)
@@ -165,9 +164,7 @@ class Wavefront:
         calls = [self.lanes[lane].base.calls[layer] for lane in used]
         args = tuple(_reindexed("", values, at, self.length) for values in zip(*(c[0] for c in calls), strict=True))
         kwargs = {name: _reindexed(name, [c[1][name] for c in calls], at, self.length) for name in calls[0][1]}
-        edits = (
-            {(self.site, layer): self._edit(layer, groups, new, cells)} if self.site in _MODULE_SITES and new else {}
-        )
+        edits = {(self.site, layer): self._edit(layer, groups, new, cells)} if self.site in _HOOKED and new else {}
         attention = heads_of(self.lm)[layer].attention
         assert attention is not None
         task = self._attend(layer, groups, new, cells)
@@ -193,7 +190,7 @@ class Wavefront:
         kwargs = {name: _expanded(value, len(indices)) for name, value in kwargs.items()}
         places = [(n, cells[index]) for n, index in enumerate(indices) if index in new]
         edits = {}
-        if places and self.site in (*_MODULE_SITES, *_HEAD_SITES):
+        if places and self.site in (*_HOOKED, *ATTENTION_KINDS):
             edits[self.site, layer] = self._edit_rows(layer, places)
         with hooked(self.lm, set(), edits):
             out = first_tensor(self.lm.anatomy.blocks[layer].module(torch.cat([prefix, x], 1), *args, **kwargs))
@@ -271,7 +268,7 @@ class Wavefront:
         self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
     ) -> Callable[[AttentionCall], torch.Tensor]:
         """Attention of packed rows: each group against its base run's keys and values before its start."""
-        by_head = self.site if self.site in _HEAD_SITES else None
+        by_head = self.site if self.site in ATTENTION_KINDS else None
 
         def task(call: AttentionCall) -> torch.Tensor:
             tokens = (_parts(groups, x[0].transpose(0, 1)) for x in (call.q, call.k, call.v))  # (tokens, head, d_head)

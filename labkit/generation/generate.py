@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -29,6 +28,7 @@ from labkit.models.processors import look_again
 from labkit.text.encode import TooLong, encode
 from labkit.text.prompts import asked, each_prompt, imports_of, written
 from labkit.text.tokens import Token
+from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -272,7 +272,7 @@ def write(
             )
         except KeyboardInterrupt:
             interrupted = True
-            warnings.warn(f"interrupted: the {len(record)} tokens written by then are kept", stacklevel=3)
+            warn(f"interrupted: the {len(record)} tokens written by then are kept")
     end = time.perf_counter()
     if interrupted:
         finish = "stopped"

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from labkit.activations.hooks import Place, hooked
-from labkit.activations.sites import HEAD_IN, absent, layers_with, n_heads_of
+from labkit.activations.site_kinds import HEAD_IN
+from labkit.activations.sites import absent, layers_with, n_heads_of
 from labkit.activations.unembedding import last_logits
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported

@@ -17,7 +17,7 @@ import torch
 
 from labkit.models import unpacked_layers as fast
 from labkit.models.catalog import that_fit
-from labkit.models.errors import LoadError, ModelNotFound, NotADecoder, NotEnoughMemory
+from labkit.models.errors import LoadError, NotADecoder, NotEnoughMemory
 from labkit.models.handle import Model
 from labkit.models.hub_errors import explained
 from labkit.models.memory import available, empty_model, in_words, predict
@@ -26,6 +26,7 @@ from labkit.models.processors import shared
 from labkit.models.quantisation import has_experts, quantisation_config
 from labkit.models.quiet import quiet
 from labkit.models.sources import default_model as packaged
+from labkit.models.sources import kinds as sources
 from labkit.models.sources import stored, text_part
 from labkit.models.sources.read import Plan, read
 from labkit.models.sources.tensors import adapter_alone, check_folder, check_tokenizer
@@ -56,9 +57,8 @@ def loaded(
         raise ValueError(f"bits is 4, 8, 16 or 32; got {bits!r}")
     asked = _dtype(dtype)
     where, spread = _device(device)
-    folder, label, pinned = _source(name, bits=bits or 4, progress=progress)
+    folder, label, pinned, ours = sources.find(None if name is None else str(name), bits=bits or 4, progress=progress)
     source = str(folder or name)
-    ours = folder is not None and not same_place(folder, name)
     with explained(label), quiet(progress=progress), torch.inference_mode(False):
         if folder is not None and not ours:
             check_folder(folder)
@@ -131,28 +131,7 @@ def _load_code(name: str, *, bits: int, dtype: torch.dtype | None, revision: str
     return f"lm = lk.load({', '.join(told)})"
 
 
-# -- where from -----------------------------------------------------------------------------------------------------
-
-
-def _source(name: str | os.PathLike[str] | None, *, bits: int, progress: bool) -> tuple[Path | None, str, str | None]:
-    """A local folder (None for the hub), what to call the model, and the pinned revision of a packaged one."""
-    if name is None or str(name) == packaged.NAME:
-        return packaged.default_checkpoint(bits=bits, progress=progress), packaged.NAME, packaged.REVISION
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        return packaged.gguf_checkpoint(path, bits=bits, progress=progress), str(name), None
-    if path.is_dir():
-        return path, str(name), None
-    if path.is_file():
-        raise ModelNotFound(f"{str(name)!r} is a file; labkit reads .gguf files and folders with safetensors weights")
-    if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
-        raise ModelNotFound(f"there is no folder or file {str(name)!r}")
-    return None, str(name), None
-
-
-def same_place(folder: Path, name: str | os.PathLike[str] | None) -> bool:
-    """Is this the folder that was asked for, and not one that labkit made in its cache?"""
-    return name is not None and Path(name).expanduser() == folder
+# -- how and what --------------------------------------------------------------------------------------------------
 
 
 def _device(asked: str | torch.device | None) -> tuple[torch.device, bool]:

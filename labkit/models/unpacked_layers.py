@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import platform
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
@@ -34,6 +33,7 @@ from labkit.models.bf16_matmul import has_bfloat16, is_slow, linear
 from labkit.models.memory import available, in_words, installed
 from labkit.models.quantisation import has_experts
 from labkit.models.weights import bias_of, has_kernel, is_plain, weight_of
+from labkit.text.warn import warn
 
 # Tokens from which bitsandbytes' CPU kernel is slower than a matmul in 16 bits.
 MANY = 32
@@ -210,12 +210,11 @@ class FastLayers:
         if self._warned:
             return
         self._warned = True
-        warnings.warn(
+        warn(
             f"{self._name} is slow here: there is no 4-bit kernel for this processor and no room to keep the weights "
             "unpacked, so every pass unpacks them again, and a token takes about three times as long as in 16 bits. "
             f"Unpacked they take {in_words(self._size())} more, and {in_words(available(torch.device('cpu')))} of "
-            f"{in_words(installed())} are free. Free some memory, or take a smaller model.",
-            stacklevel=2,
+            f"{in_words(installed())} are free. Free some memory, or take a smaller model."
         )
 
 

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from labkit.activations.sites import layers_with
 from labkit.patching.grid import PatchGrid
 from labkit.patching.pair_runs import engine_kind
 from labkit.patching.patch import PatchJob
+from labkit.patching.spec import PatchSpec, asks
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern")
 
 
-def attribution_patch(
-    lm: LanguageModel,
-    clean: Prompt,
-    corrupt: Prompt,
-    answer: str | int | None = None,
-    foil: str | int | None = None,
-    *,
-    sites: Sequence[str] | None = None,
-    **how: Any,
-) -> dict[str, PatchGrid]:
+@dataclass(frozen=True, kw_only=True)
+class EstimateSpec(PatchSpec):
+    """Gradient estimates at many sites.
+
+    Attributes:
+        sites: kinds of site; without it those of the residual stream, attention, MLPs and heads that the model has.
+    """
+
+    method: str = "attribution"
+    sites: Sequence[str] | None = None
+
+
+@asks(EstimateSpec)
+def attribution_patch(lm: LanguageModel, spec: EstimateSpec) -> dict[str, PatchGrid]:
     """Estimate what patching does at many sites, from one forward and one backward pass (Nanda 2023).
 
     The numbers are those of `lk.patch(..., method="attribution")`, which does one site. Use them to see where to look,
@@ -34,9 +39,8 @@ def attribution_patch(
 
     Args:
         lm: the model.
-        clean, corrupt, answer, foil: as for `labkit.patch`.
+        clean, corrupt, answer, foil, and all others but these: as for `labkit.patch`.
         sites: kinds of site; without it those of the residual stream, attention, MLPs and heads that this model has.
-        how: `metric`, `direction`, `over`, `layers`, `positions`, `at`, as for `labkit.patch`.
 
     Returns:
         A `PatchGrid` by kind of site.
@@ -44,11 +48,12 @@ def attribution_patch(
     Raises:
         ValueError: anything about the input that cannot work, before the model has run; a metric without a gradient.
     """
-    wanted = list(dict.fromkeys(sites)) if sites is not None else [kind for kind in SITES if layers_with(lm, kind)]
+    asked = spec.sites
+    wanted = list(dict.fromkeys(asked)) if asked is not None else [kind for kind in SITES if layers_with(lm, kind)]
     jobs: dict[str, PatchJob] = {}
     runs = None
     for site in wanted:
-        jobs[site] = PatchJob(lm, clean, corrupt, answer, foil, site=site, method="attribution", runs=runs, **how)
+        jobs[site] = PatchJob(lm, replace(spec, site=site, method="attribution"), runs=runs)
         runs = jobs[site].runs
     if runs is not None:
         runs.together = tuple(engine_kind(site) for site in wanted)

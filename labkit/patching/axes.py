@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from labkit.activations.sites import HEAD_KINDS, Site, checked, layers_with, n_heads_of, out_of_range
+from labkit.activations.site_kinds import KINDS
+from labkit.activations.sites import Site, checked, layers_with, n_heads_of, out_of_range
 from labkit.engine.cells import Cell
 from labkit.models.weights import width_in
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
-
-BY_POSITION = [("layer", "position")]
-BY_HEAD = [*BY_POSITION, ("layer", "head"), ("layer", "head", "position"), ("head", "position")]
-BY_NEURON = [*BY_POSITION, ("layer", "neuron"), ("neuron", "position")]
 
 
 @dataclass(frozen=True)
@@ -64,15 +61,14 @@ def axes_of(
     Raises:
         ValueError: axes that this site does not have, numbers out of range, or a layer that has no such site.
     """
-    allowed = BY_HEAD if site in HEAD_KINDS else BY_NEURON if site == "mlp_act" else BY_POSITION
-    usual = ("layer", "head") if site in HEAD_KINDS else ("layer", "position")
-    names = tuple(over) if over is not None else usual
-    if names not in allowed:
-        raise ValueError(f"over={names!r} is not possible for {site}; use one of {', '.join(map(str, allowed))}")
+    kind = KINDS[site]
+    names = tuple(over) if over is not None else kind.usual
+    if names not in kind.over:
+        raise ValueError(f"over={names!r} is not possible for {site}; use one of {', '.join(map(str, kind.over))}")
     sizes = {"layer": lm.n_layers, "position": length}
-    if site in HEAD_KINDS:
+    if kind.unit == "head":
         sizes["head"] = n_heads_of(lm, site)
-    if site == "mlp_act":
+    if kind.unit == "neuron":
         sizes["neuron"] = neurons_of(lm)
     asked = {"layer": layers, "head": heads, "neuron": neurons, "position": positions}
     layer = None
@@ -80,7 +76,7 @@ def axes_of(
         if layers is None or len(layers) != 1:
             raise ValueError(f"over={names!r} looks into one layer; say which, such as layers=[5]")
         (layer,) = _numbers(lm, site, "layer", layers, lm.n_layers)
-        if site in HEAD_KINDS:
+        if kind.unit == "head":
             sizes["head"] = n_heads_of(lm, site, layer)
         else:
             sizes["neuron"] = neurons_of(lm, layer)
@@ -90,7 +86,7 @@ def axes_of(
             index.append((names.index(name), _numbers(lm, site, name, numbers, sizes[name])))
         elif numbers is not None and name != "layer":
             raise ValueError(f"{name}s={list(numbers)!r} was given, but the grid is over {names!r}")
-    return Axes(names, tuple(numbers for _, numbers in sorted(index)), layer, sizes, usual)
+    return Axes(names, tuple(numbers for _, numbers in sorted(index)), layer, sizes, kind.usual)
 
 
 def neurons_of(lm: LanguageModel, layer: int | None = None) -> int:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from labkit.activations.run import Run, run_to_measure
-from labkit.activations.sites import HEAD_KINDS, Site, absent, n_heads_of
+from labkit.activations.site_kinds import HEAD_KINDS
+from labkit.activations.sites import Site, absent, n_heads_of
 from labkit.engine.cells import UNIT_KINDS
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import Metric, metric_of

@@ -11,7 +11,6 @@ is left of rounding; there a gap of logits is held against how far the logits of
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ import torch
 from labkit.activations.hooks import hooked
 from labkit.activations.unembedding import measured_logits
 from labkit.engine.recorded_run import several_alike
+from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 TIMES, TOKENS = 8, 1024  # each prompt is run again so often, less often where that were more tokens
 FAR = 16  # units of rounding of the largest logit: pairs that are further apart need no measuring
 SMALL = 0.02  # of the standard deviation of the logits over the vocabulary: a gap of logits below it is none
-_IN_LOGITS = ("logit_diff", "logprob", "kl")  # metrics that move about as far as logits do
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,15 @@ def measured(
     if not np.isfinite(gap):
         return None
     largest = max(float(row.abs().max()) for row in logits.values())
-    bounded = lm.bits != 8 and metric.name in _IN_LOGITS
+    kind = metric.kind if metric.kind is not None and metric.kind.moves_like_logits else None
+    bounded = lm.bits != 8 and kind is not None
     if bounded and gap > FAR * torch.finfo(lm.dtype).eps * largest:
         return None
     times = max(2, min(TIMES, TOKENS // ids["clean"].shape[1]))
     moved = [metric.of(rows.to(logits[name].device)) - values[name] for name, rows in _again(lm, ids, times).items()]
     found = torch.cat(moved).abs()
     noise = float(found[found.isfinite()].max()) if bool(found.isfinite().any()) else 0.0
-    small = SMALL * float(logits["clean"].std()) if metric.name in ("logit_diff", "logprob") else 0.0
+    small = SMALL * float(logits["clean"].std()) if kind is not None and "clean" not in kind.needs else 0.0
     return Measured(noise, max(2 * noise, small))
 
 
@@ -106,10 +106,9 @@ def words(recipe: Mapping[str, Any], clean: float, corrupt: float) -> str:
     return said + (f", and re-batching or rounding alone moves it by up to {noise:.2g}" if noise else "")
 
 
-def warn(recipe: Mapping[str, Any], clean: float, corrupt: float, *, stacklevel: int = 3) -> None:
+def warn_of(recipe: Mapping[str, Any], clean: float, corrupt: float) -> None:
     """Tell whoever patches such a pair."""
-    warnings.warn(
+    warn(
         f"{words(recipe, clean, corrupt)}. There is nothing to explain on a scale from corrupt (0) to clean (1); "
-        "figures show the metric's own unit. Choose prompts on which the model differs",
-        stacklevel=stacklevel,
+        "figures show the metric's own unit. Choose prompts on which the model differs"
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from labkit.patching import gap
+from labkit.patching.metrics import in_title
 from labkit.results.file import save_arrays
 from labkit.results.recipe import code_of
 from labkit.text.tokens import Token
@@ -95,7 +96,7 @@ class PatchGrid:
     def warned(self) -> Self:
         """The grid; if there is nothing to explain in it, whoever called the caller is told."""
         if self.too_close:
-            gap.warn(self.recipe, self.clean, self.corrupt, stacklevel=4)
+            gap.warn_of(self.recipe, self.clean, self.corrupt)
         return self
 
     def labels(self, axis: str) -> list[str]:
@@ -120,8 +121,7 @@ class PatchGrid:
     def title(self) -> str:
         """What the grid shows, in one line."""
         source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
-        what = f"{self.recipe['metric']} of {self.answer!r}" if self.answer else str(self.recipe["metric"])
-        what += f" minus {self.foil!r}" if self.foil and self.recipe["metric"] == "logit_diff" else ""
+        what = in_title(self.recipe["metric"], self.answer, self.foil)
         estimate = ", gradient estimate" if self.recipe.get("method") == "attribution" else ""
         where = "" if self.recipe.get("layer") is None else f" of layer {self.recipe['layer']}"
         return f"{self.site}{where}: {source} activation put into the {base} run ({what}{estimate})"

@@ -6,24 +6,129 @@ is (Heimersheim and Nanda 2024, "How to use and interpret activation patching").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+import inspect
+import textwrap
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 
+from labkit.results.recipe import usual_metric
+
 MetricFunction = Callable[[torch.Tensor], torch.Tensor]
-NAMES = ("logit_diff", "logprob", "kl", "rank")
+Need = Literal["answer", "foil", "clean"]
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """What is known of a metric whatever the pair.
+
+    Attributes:
+        name: what it is asked for by, and called in code and files.
+        unit: of its numbers.
+        label: how figures and widgets name it.
+        needs: what its function is given beside the logits.
+        function: the logits (rows, vocab), and by name the id of the `answer`, the id of the `foil`, or the logits
+            (vocab,) of the `clean` run -> (rows,).
+        of_columns: the function takes the columns of the answer and the foil alone, (rows, 2).
+        has_gradient: can it be estimated from a gradient?
+    """
+
+    name: str
+    unit: str
+    label: str
+    needs: tuple[Need, ...]
+    function: Callable[..., torch.Tensor]
+    of_columns: bool = False
+    has_gradient: bool = True
+
+    @property
+    def moves_like_logits(self) -> bool:
+        """Does it move about as far as logits do?"""
+        return self.unit in ("logits", "nats")
+
+
+METRICS: dict[str, MetricKind] = {}
+F = TypeVar("F", bound=Callable[..., torch.Tensor])
+
+
+def metric(
+    name: str,
+    *,
+    unit: str,
+    label: str | None = None,
+    needs: Sequence[Need] = (),
+    of_columns: bool = False,
+    has_gradient: bool = True,
+) -> Callable[[F], F]:
+    """Give a metric a name, by which everything that patches then knows it.
+
+        @lk.metric("entropy", unit="nats")
+        def entropy(logits):  # (rows, vocab) -> (rows,)
+            return torch.distributions.Categorical(logits=logits).entropy()
+
+        lk.patch(lm, clean, corrupt, metric="entropy")
+
+    Args:
+        name: what it is asked for by.
+        unit: of its numbers, for axes and colour bars.
+        label: how figures name it; without it its name, with spaces.
+        needs: any of `answer`, `foil` (ids) and `clean` (logits (vocab,) of the clean run): arguments of the function
+            besides the logits. A patch without an answer is then refused before it runs.
+        of_columns: give the function the logits of answer and foil alone, (rows, 2), which is faster.
+        has_gradient: False for one that steps, such as a rank, which cannot be estimated.
+
+    Raises:
+        ValueError: there is another metric of that name.
+    """
+
+    def named(function: F) -> F:
+        if name in METRICS and METRICS[name].function.__module__ != function.__module__:
+            raise ValueError(f"there is a metric {name!r} already; choose another name")
+        words = label or name.replace("_", " ")
+        METRICS[name] = MetricKind(name, unit, words, tuple(needs), function, of_columns, has_gradient)
+        return function
+
+    return named
+
+
+@metric("logit_diff", unit="logits", label="logit difference", needs=("answer", "foil"), of_columns=True)
+def logit_diff(logits: torch.Tensor) -> torch.Tensor:
+    """The answer's logit less the foil's."""
+    return logits[:, 0] - logits[:, 1]
+
+
+@metric("logprob", unit="nats", label="log probability", needs=("answer",))
+def logprob(logits: torch.Tensor, *, answer: int) -> torch.Tensor:
+    """The logarithm of the answer's probability."""
+    return logits.log_softmax(-1)[:, answer]
+
+
+@metric("kl", unit="nats", label="KL from the clean run", needs=("clean",))
+def kl(logits: torch.Tensor, *, clean: torch.Tensor) -> torch.Tensor:
+    """The Kullback-Leibler divergence from the clean run's distribution."""
+    target = clean.log_softmax(-1)
+    return (target.exp() * (target - logits.log_softmax(-1))).sum(-1)
+
+
+@metric("rank", unit="ranks", label="rank", needs=("answer",), has_gradient=False)
+def rank(logits: torch.Tensor, *, answer: int) -> torch.Tensor:
+    """How many tokens are at least as likely as the answer, itself included."""
+    return (logits > logits[:, answer, None]).sum(-1).float() + 1
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric with its name, its unit, and the vocabulary columns it needs (None: all of them)."""
+    """A metric for one pair: its name, its unit, and the vocabulary columns that it needs (None: all of them)."""
 
     name: str
     unit: str
     function: MetricFunction
     columns: tuple[int, ...] | None = None
     key: Hashable = None  # the same for metrics that give the same numbers
+    kind: MetricKind | None = None  # what is known of it; None for a function that says nothing
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """(rows, vocab or len(columns)) float32 -> (rows,) float32.
@@ -42,39 +147,61 @@ class Metric:
         return self(logits if self.columns is None else logits[:, list(self.columns)])
 
 
+def label_of(name: str) -> str:
+    """How figures and widgets name a metric, one of the user's own by its own name."""
+    return METRICS[name].label if name in METRICS else name
+
+
+def in_title(name: str, answer: str | None, foil: str | None) -> str:
+    """A metric in the title of a figure: `logit_diff of ' Mary' minus ' John'`."""
+    against = f" minus {foil!r}" if foil and name in METRICS and "foil" in METRICS[name].needs else ""
+    return (f"{name} of {answer!r}" if answer else name) + against
+
+
+def code_of_own(name: str) -> str:
+    """The Python that makes a metric of the user's own known again, where it can be had; "" for labkit's."""
+    if name not in METRICS or METRICS[name].function.__module__ == __name__:
+        return ""
+    try:
+        return f"{textwrap.dedent(inspect.getsource(METRICS[name].function))}\n"
+    except (OSError, TypeError):
+        return ""
+
+
 def metric_of(
-    metric: str | MetricFunction | None, *, answer: int | None, foil: int | None, reference: torch.Tensor
+    asked: str | MetricFunction | None, *, answer: int | None, foil: int | None, reference: torch.Tensor
 ) -> Metric:
     """The metric for a name, a callable, or None.
 
     Args:
-        metric: one of `NAMES`, a callable (rows, vocab) -> (rows,), or None for `logit_diff` of answer and foil, or
-            `logprob` where there is no foil.
+        asked: a name in `METRICS`, a callable (rows, vocab) -> (rows,), or None for `logit_diff` of answer and foil,
+            or `logprob` where there is no foil.
         answer: id of the answer token.
         foil: id of the foil token.
-        reference: logits (vocab,) that `kl` compares with: those of the clean run.
+        reference: logits (vocab,) of the clean run, for metrics that compare with it.
 
     Raises:
-        ValueError: an unknown name, or a name that needs an answer or a foil that was not given.
+        ValueError: an unknown name, or one that needs an answer or a foil that was not given.
     """
-    if callable(metric):
-        return Metric(getattr(metric, "__name__", "metric"), "", metric, key=metric)
-    name = metric or ("logit_diff" if foil is not None else "logprob")
-    if name not in NAMES:
-        raise ValueError(f"there is no metric {name!r}; use one of {', '.join(NAMES)}, or a function of the logits")
-    return replace(_named(name, answer, foil, reference), key=(name, answer, foil))
-
-
-def _named(name: str, answer: int | None, foil: int | None, reference: torch.Tensor) -> Metric:
-    if name == "kl":
-        target = reference.log_softmax(-1)
-        return Metric("kl", "nats", lambda logits: (target.exp() * (target - logits.log_softmax(-1))).sum(-1))
-    if answer is None:
-        raise ValueError(f"the metric {name} needs an answer: one token, such as answer=' Mary'")
-    if name == "logit_diff":
-        if foil is None:
-            raise ValueError("logit_diff needs a foil beside the answer, such as foil=' John'; or use metric='logprob'")
-        return Metric("logit_diff", "logits", lambda logits: logits[:, 0] - logits[:, 1], (answer, foil))
-    if name == "logprob":
-        return Metric("logprob", "nats", lambda logits: logits.log_softmax(-1)[:, answer])
-    return Metric("rank", "ranks", lambda logits: (logits > logits[:, answer, None]).sum(-1).float() + 1)
+    if callable(asked):
+        kind = next((kind for kind in METRICS.values() if kind.function is asked), None)
+        if kind is None:
+            return Metric(getattr(asked, "__name__", "metric"), "", asked, key=asked)
+    else:
+        name = asked or usual_metric(foil)
+        if name not in METRICS:
+            raise ValueError(
+                f"there is no metric {name!r}; use one of {', '.join(METRICS)}, or a function of the logits"
+            )
+        kind = METRICS[name]
+    if "answer" in kind.needs and answer is None:
+        raise ValueError(f"the metric {kind.name} needs an answer: one token, such as answer=' Mary'")
+    if "foil" in kind.needs and foil is None:
+        raise ValueError(f"{kind.name} needs a foil beside the answer, such as foil=' John'; or use metric='logprob'")
+    given: dict[str, Any] = {"answer": answer, "foil": foil, "clean": reference}
+    key = (kind.name, answer, foil)
+    if kind.of_columns:
+        columns = tuple(given[name] for name in ("answer", "foil") if name in kind.needs)
+        return Metric(kind.name, kind.unit, kind.function, columns, key, kind)
+    function = partial(kind.function, **{name: given[name] for name in kind.needs})
+    return Metric(kind.name, kind.unit, function, None, key, kind)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from labkit.activations.sites import HEAD_IN
+from labkit.activations.site_kinds import HEAD_IN
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported, record_together, recorded, several_alike
 from labkit.patching.gap import Measured, measured

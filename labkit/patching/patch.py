@@ -12,15 +12,15 @@ not agree with running the model whole on a few cells (looked at once a model an
 from __future__ import annotations
 
 import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from labkit.activations.hooks import hooked
-from labkit.activations.sites import HEAD_KINDS, checked
+from labkit.activations.site_kinds import PATCHED
+from labkit.activations.sites import checked
 from labkit.activations.unembedding import measured_logits
 from labkit.engine.batching import chunked, give_back, in_chunks, is_out_of_memory, tokens_at_once
 from labkit.engine.cells import Cell, at_cell, by_unit, put_whole
@@ -29,64 +29,29 @@ from labkit.engine.wavefront import Cancelled, Lane, Wavefront
 from labkit.models.handle import PerModel
 from labkit.patching.axes import axes_of
 from labkit.patching.grid import PatchGrid
-from labkit.patching.metrics import Metric, MetricFunction, metric_of
+from labkit.patching.metrics import Metric
 from labkit.patching.pair_runs import ENDS, PairRuns, engine_kind
-from labkit.results.recipe import recipe_of
-from labkit.text.encode import single_token
-from labkit.text.pair import align
+from labkit.patching.spec import PatchSpec, asks
+from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 CHECKED: PerModel[set[str]] = PerModel(set)
 """For each model the sites whose fast way was held against whole runs."""
 
-POSITION_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_act", "router", "latent")
-DIRECTIONS = ("denoise", "noise")
-METHODS = ("exact", "attribution")
 
-
-def patch(
-    lm: LanguageModel,
-    clean: Prompt,
-    corrupt: Prompt,
-    answer: str | int | None = None,
-    foil: str | int | None = None,
-    *,
-    site: str = "resid_pre",
-    metric: str | MetricFunction | None = None,
-    method: str = "exact",
-    direction: str = "denoise",
-    over: Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    neurons: Sequence[int] | None = None,
-    positions: Sequence[int] | None = None,
-    at: int = -1,
-    progress: bool = True,
-) -> PatchGrid:
+@asks(PatchSpec)
+def patch(lm: LanguageModel, spec: PatchSpec) -> PatchGrid:
     """Patch a site everywhere, one cell at a time, and measure the metric after each.
 
     Args:
         lm: the model.
-        clean: the prompt with the behaviour to explain.
-        corrupt: one with the same number of tokens that lacks it.
-        answer: the token that clean calls for, with its space: `" Mary"`.
-        foil: the token that corrupt calls for.
-        site: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `mlp_act` over layers x positions;
-            `q`, `k`, `v`, `pattern`, `z`, `head_out` over layers x heads, all positions together.
-        metric: `logit_diff`, `logprob`, `kl` (from the clean run), `rank`, or a function of the logits,
-            (rows, vocab) -> (rows,); without one `logit_diff`, or `logprob` where there is no foil.
-        method: `exact` reruns the model from each patch on; `attribution` is the gradient estimate of the same, from
-            one forward and one backward pass (`attribution_patch` has it for all sites at once).
-        direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
-        over: other axes: `("layer", "position")` or `("layer", "head", "position")` for a site by head,
-            `("layer", "neuron")` for `mlp_act`; and with one layer in `layers`, `("head", "position")` or
-            `("neuron", "position")`.
-        layers, heads, neurons, positions: only these.
-        at: the position whose logits the metric reads.
-        progress: show a progress bar.
+        clean, corrupt, answer, foil, metric, at, progress: as `PairSpec` has them: the prompt with the behaviour to
+            explain, one of the same length that lacks it, the tokens that each calls for, what is measured, and at
+            which position.
+        site, method, direction, over, layers, heads, neurons, positions: as `PatchSpec` has them: what is patched, how,
+            and over which axes.
 
     Returns:
         A `PatchGrid`; cells that an interrupt left are NaN. A warning where clean and corrupt hardly differ.
@@ -94,20 +59,17 @@ def patch(
     Raises:
         ValueError: anything about the input that cannot work, before the model has run.
     """
-    job = PatchJob(
-        lm, clean, corrupt, answer, foil, site=site, metric=metric, method=method, direction=direction,
-        over=over, layers=layers, heads=heads, neurons=neurons, positions=positions, at=at,
-    )  # fmt: skip
+    job = PatchJob(lm, spec)
     from tqdm.auto import tqdm
 
-    with tqdm(total=job.total, desc=f"patching {site}", unit="cell", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=job.total, desc=f"patching {spec.site}", unit="cell", disable=not spec.progress, leave=False
+    ) as bar:
         try:
             for _ in job.steps():
                 bar.update(job.done - bar.n)
         except KeyboardInterrupt:
-            warnings.warn(
-                f"interrupted: {job.done} of {job.total} cells are in the grid, the others are NaN", stacklevel=2
-            )
+            warn(f"interrupted: {job.done} of {job.total} cells are in the grid, the others are NaN")
         except Exception as error:
             error.grid = job.grid  # type: ignore[attr-defined]
             error.add_note(f"{job.done} of {job.total} cells were done; they are in the `grid` of this error")
@@ -122,70 +84,38 @@ class PatchJob:
     `job.cancel()`, from any thread, ends it soon; what is done is kept, and `steps()` goes on from there.
 
     Args:
+        lm: the model.
+        asked: a `PatchSpec`, or the arguments of `patch`.
         runs: the two runs of the same prompts, from another job's `runs`, so that they are not done again.
-        everything else: as for `patch`.
 
     Attributes:
+        spec: what was asked.
         grid: the `PatchGrid` so far.
         total, done: how many cells there are, and how many have their value.
         engine: `wavefront` or `whole runs`.
         runs: the two unpatched runs, and the gradient estimates.
     """
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        clean: Prompt,
-        corrupt: Prompt,
-        answer: str | int | None = None,
-        foil: str | int | None = None,
-        *,
-        site: str = "resid_pre",
-        metric: str | MetricFunction | None = None,
-        method: str = "exact",
-        direction: str = "denoise",
-        over: Sequence[str] | None = None,
-        layers: Sequence[int] | None = None,
-        heads: Sequence[int] | None = None,
-        neurons: Sequence[int] | None = None,
-        positions: Sequence[int] | None = None,
-        at: int = -1,
-        runs: PairRuns | None = None,
-    ) -> None:
-        if direction not in DIRECTIONS:
-            raise ValueError(f"direction is one of {', '.join(DIRECTIONS)}; got {direction!r}")
-        if method not in METHODS:
-            raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
-        self.method = method
-        self.lm = lm
-        self.site = checked(lm, site).kind
-        if self.site not in (*POSITION_SITES, *HEAD_KINDS):
-            raise ValueError(
-                f"{self.site} cannot be patched as a grid; use one of {', '.join((*POSITION_SITES, *HEAD_KINDS))}"
-            )
-        pair = align(lm, clean, corrupt)
-        length = pair.clean.shape[1]
-        if not -length <= at < length:
-            raise ValueError(f"at={at} is out of range; the prompts have positions 0 to {length - 1}")
-        self.at = at % length
-        clean_ids, corrupt_ids = (ids[:, : self.at + 1] for ids in (pair.clean, pair.corrupt))
+    def __init__(self, lm: LanguageModel, *asked: Any, runs: PairRuns | None = None, **how: Any) -> None:
+        spec: PatchSpec = asked[0] if asked and isinstance(asked[0], PatchSpec) else PatchSpec(*asked, **how)
+        self.lm, self.spec, self.method, self.direction = lm, spec, spec.method, spec.direction
+        self.site = checked(lm, spec.site).kind
+        if self.site not in PATCHED:
+            raise ValueError(f"{self.site} cannot be patched as a grid; use one of {', '.join(PATCHED)}")
+        self.pair = pair = spec.prepared(lm)
+        self.at, self.answer, self.foil = pair.length - 1, pair.answer, pair.foil
         if runs is not None and not (
-            runs.lm is lm
-            and torch.equal(runs.ids["clean"], clean_ids)
-            and torch.equal(runs.ids["corrupt"], corrupt_ids)
+            runs.lm is lm and all(torch.equal(runs.ids[name], ids) for name, ids in pair.ids.items())
         ):
             raise ValueError("`runs` belongs to another model or to other prompts; leave it out")
-        self.runs = runs or PairRuns(lm, clean_ids, corrupt_ids)
-        self.answer = None if answer is None else single_token(lm, answer, role="answer", after=clean_ids)
-        self.foil = None if foil is None else single_token(lm, foil, role="foil", after=corrupt_ids)
-        self.metric_asked = metric
-        metric_of(metric, answer=self.answer, foil=self.foil, reference=torch.zeros(1))  # a wrong one fails here
-        if metric == "rank" and method == "attribution":
-            raise ValueError("a rank has no gradient, so it cannot be estimated; use method='exact' or another metric")
-        self.direction = direction
+        self.runs = runs or PairRuns(lm, pair.ids["clean"], pair.ids["corrupt"])
+        kind = pair.metric(torch.zeros(1)).kind
+        if kind is not None and not kind.has_gradient and spec.method == "attribution":
+            raise ValueError(f"{kind.label} has no gradient, so it cannot be estimated; use method='exact'")
         axes = axes_of(
-            lm, self.site, over, length=self.at + 1, layers=layers, heads=heads, neurons=neurons, positions=positions
-        )
+            lm, self.site, spec.over, length=pair.length,
+            layers=spec.layers, heads=spec.heads, neurons=spec.neurons, positions=spec.positions,
+        )  # fmt: skip
         self.cells = axes.cells()
         self.engine = "wavefront"
         self._stop = threading.Event()
@@ -199,12 +129,10 @@ class PatchJob:
             axes.index,
             float("nan"),
             float("nan"),
-            pair.clean_tokens[: self.at + 1],
-            pair.corrupt_tokens[: self.at + 1],
-            recipe_of(
-                lm, pair, clean, corrupt, answer=self.answer, foil=self.foil, metric=metric, site=self.site,
-                direction=direction, method=method, at=-1 if self.at == length - 1 else self.at,
-                layer=axes.layer, usual_over=axes.usual, sizes=axes.sizes,
+            *pair.tokens,
+            pair.recipe(
+                site=self.site, direction=spec.direction, method=spec.method, layer=axes.layer,
+                usual_over=axes.usual, sizes=axes.sizes,
             ),
         )  # fmt: skip
 
@@ -286,7 +214,7 @@ class PatchJob:
         source, base = ENDS[self.direction]
         kind = engine_kind(self.site)
         activations, own = self.runs.activations(source, kind), self.runs.activations(base, kind)
-        metric = metric_of(self.metric_asked, answer=self.answer, foil=self.foil, reference=self.runs.logits("clean"))
+        metric = self.pair.metric(self.runs.logits("clean"))
         self.grid.clean, self.grid.corrupt = (
             float(metric.of(self.runs.logits(name)[None])[0]) for name in ("clean", "corrupt")
         )
@@ -425,4 +353,4 @@ class PatchJob:
 
     def _fall_back(self, why: str) -> None:
         self.engine, self._wavefront = "whole runs", None
-        warnings.warn(f"patching {self.site} with one full forward pass per cell, which is slow: {why}", stacklevel=4)
+        warn(f"patching {self.site} with one full forward pass per cell, which is slow: {why}")

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from labkit.activations.site_kinds import KINDS, names
 from labkit.activations.sites import Site, checked, n_heads_of
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
-RECEIVERS = ("q", "k", "v", "resid_pre", "resid_mid", "resid_post")
-SENDERS = ("z", "head_out", "mlp_out")
+RECEIVERS = names(kind for kind in KINDS.values() if kind.received)
+SENDERS = names(kind for kind in KINDS.values() if kind.sent)
 
 
 def receivers_of(lm: LanguageModel, asked: str | Site | Sequence[str | Site]) -> list[Site]:

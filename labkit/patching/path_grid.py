@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.patching.grid import PatchGrid
+from labkit.patching.metrics import in_title
 from labkit.results.recipe import code_of
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ class PathGrid(PatchGrid):
 
     def title(self) -> str:
         source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
-        what = f"{self.recipe['metric']} of {self.answer!r}" if self.answer else str(self.recipe["metric"])
-        what += f" minus {self.foil!r}" if self.foil and self.recipe["metric"] == "logit_diff" else ""
+        what = in_title(self.recipe["metric"], self.answer, self.foil)
         held = ", MLPs held" if self.recipe["mlps"] == "freeze" else ""
         return f"Paths to {self.receiver}: {source} sender in the {base} run ({what}{held})"
 

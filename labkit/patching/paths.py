@@ -16,8 +16,8 @@ nothing below the receiver, and all senders go up the blocks as the rows of one 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,23 +26,22 @@ from tqdm.auto import tqdm
 
 from labkit.activations.hooks import Edit, Place
 from labkit.activations.run import run, run_to_measure
-from labkit.activations.sites import HEAD_IN, Site, layers_with, n_heads_of
+from labkit.activations.site_kinds import HEAD_IN
+from labkit.activations.sites import Site, layers_with, n_heads_of
 from labkit.engine.batching import is_out_of_memory, tokens_at_once
 from labkit.engine.block_runner import BlockRunner
 from labkit.engine.readout import readout_of
 from labkit.engine.recorded_run import Unsupported, record
 from labkit.models.handle import PerModel
 from labkit.patching.gap import measured
-from labkit.patching.metrics import Metric, MetricFunction, metric_of
+from labkit.patching.metrics import Metric
 from labkit.patching.path_ends import RECEIVERS, comes_before, of_head, receivers_of, senders_of
 from labkit.patching.path_grid import PathGrid
-from labkit.results.recipe import recipe_of
-from labkit.text.encode import single_token
-from labkit.text.pair import align
+from labkit.patching.spec import DIRECTIONS, PairSpec, asks
+from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 CHECKED: PerModel[set[str]] = PerModel(set)
 """For each model the paths whose fast way was held against whole runs."""
@@ -50,26 +49,11 @@ CHECKED: PerModel[set[str]] = PerModel(set)
 MLPS = ("recompute", "freeze")
 
 
-def path_patch(
-    lm: LanguageModel,
-    clean: Prompt,
-    corrupt: Prompt,
-    answer: str | int | None = None,
-    foil: str | int | None = None,
-    *,
-    receiver: str | Site | Sequence[str | Site] = "logits",
-    senders: Sequence[str | Site] | str | None = None,
-    mlps: str = "recompute",
-    direction: str = "denoise",
-    metric: str | MetricFunction | None = None,
-    at: int = -1,
-    progress: bool = True,
-) -> PathGrid:
-    """Patch the direct path from each sender to a receiver, and measure the metric after each.
+@dataclass(frozen=True, kw_only=True)
+class PathSpec(PairSpec):
+    """Direct paths to a receiver.
 
-    Args:
-        lm: the model, in any bits.
-        clean, corrupt, answer, foil: as in `lk.patch`.
+    Attributes:
         receiver: `logits` (or `resid_post.last`, the same) for the direct effect on them; heads' inputs such as
             `q.23.3`, `k.20.1` or several of them, patched together; or one place in the residual stream, such as
             `resid_mid.20`. Where queries are grouped, `k` and `v` are counted by key and value head.
@@ -78,7 +62,27 @@ def path_patch(
         mlps: `recompute` lets the change pass through the MLPs between sender and receiver, as Wang et al. do;
             `freeze` holds their output, so that only the residual stream carries it.
         direction: `denoise` puts the clean sender into a corrupt run, `noise` (the paper's) the other way round.
-        metric, at, progress: as in `lk.patch`.
+    """
+
+    receiver: str | Site | Sequence[str | Site] = "logits"
+    senders: Sequence[str | Site] | str | None = None
+    mlps: str = "recompute"
+    direction: str = "denoise"
+
+    def __post_init__(self) -> None:
+        if self.mlps not in MLPS or self.direction not in DIRECTIONS:
+            got = f"{self.mlps!r}, {self.direction!r}"
+            raise ValueError(f"mlps is recompute or freeze, direction denoise or noise; got {got}")
+
+
+@asks(PathSpec)
+def path_patch(lm: LanguageModel, spec: PathSpec) -> PathGrid:
+    """Patch the direct path from each sender to a receiver, and measure the metric after each.
+
+    Args:
+        lm: the model, in any bits.
+        clean, corrupt, answer, foil, metric, at, progress: as in `lk.patch`.
+        receiver, senders, mlps, direction: as `PathSpec` has them: to whom, from whom, and what happens on the way.
 
     Returns:
         A `PathGrid`: `values` (layer, head) float32, one column more for MLPs where they send; NaN for what was not
@@ -87,16 +91,13 @@ def path_patch(
     Raises:
         ValueError: anything about the input that cannot work, before the model has run.
     """
-    job = _Paths(
-        lm, clean, corrupt, answer, foil, receiver=receiver, senders=senders, mlps=mlps, direction=direction,
-        metric=metric, at=at,
-    )  # fmt: skip
-    with tqdm(total=len(job.senders), desc="paths", unit="sender", disable=not progress, leave=False) as bar:
+    job = _Paths(lm, spec)
+    with tqdm(total=len(job.senders), desc="paths", unit="sender", disable=not spec.progress, leave=False) as bar:
         try:
             for done in job.steps():
                 bar.update(done)
         except KeyboardInterrupt:
-            warnings.warn(f"interrupted: {job.done} of {len(job.senders)} senders are in the grid", stacklevel=2)
+            warn(f"interrupted: {job.done} of {len(job.senders)} senders are in the grid")
         except Exception as error:
             error.grid = job.grid  # type: ignore[attr-defined]
             error.add_note(f"{job.done} of {len(job.senders)} senders were done; they are in the `grid` of this error")
@@ -107,55 +108,30 @@ def path_patch(
 class _Paths:
     """The work of one `path_patch`: the input is held against the model here, before anything runs."""
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        clean: Prompt,
-        corrupt: Prompt,
-        answer: str | int | None,
-        foil: str | int | None,
-        *,
-        receiver: str | Site | Sequence[str | Site],
-        senders: Sequence[str | Site] | str | None,
-        mlps: str,
-        direction: str,
-        metric: str | MetricFunction | None,
-        at: int,
-    ) -> None:
-        if mlps not in MLPS or direction not in ("denoise", "noise"):
-            raise ValueError(f"mlps is recompute or freeze, direction denoise or noise; got {mlps!r}, {direction!r}")
-        for kind in ("attn_out", "mlp_out") if mlps == "freeze" else ("attn_out",):
+    def __init__(self, lm: LanguageModel, spec: PathSpec) -> None:
+        for kind in ("attn_out", "mlp_out") if spec.mlps == "freeze" else ("attn_out",):
             if len(layers_with(lm, kind)) < lm.n_layers:
                 raise ValueError(f"{lm.name} has no paths to patch: not every layer has {kind}, which has to be held")
-        self.lm, self.mlps, self.direction, self.metric_asked = lm, mlps, direction, metric
-        self.receivers = receivers_of(lm, receiver)
-        self.senders = senders_of(lm, senders)
-        pair = align(lm, clean, corrupt)
-        length = pair.clean.shape[1]
-        if not -length <= at < length:
-            raise ValueError(f"at={at} is out of range; the prompts have positions 0 to {length - 1}")
-        end = at % length + 1
-        self.ids = {"clean": pair.clean[:, :end], "corrupt": pair.corrupt[:, :end]}
-        self.answer = None if answer is None else single_token(lm, answer, role="answer", after=self.ids["clean"])
-        self.foil = None if foil is None else single_token(lm, foil, role="foil", after=self.ids["corrupt"])
-        metric_of(metric, answer=self.answer, foil=self.foil, reference=torch.zeros(1))  # a wrong one fails here
-        self.source, self.base = ("clean", "corrupt") if direction == "denoise" else ("corrupt", "clean")
+        self.lm, self.spec, self.mlps = lm, spec, spec.mlps
+        self.receivers = receivers_of(lm, spec.receiver)
+        self.senders = senders_of(lm, spec.senders)
+        self.pair = spec.prepared(lm)
+        self.ids = self.pair.ids
+        self.source, self.base = ("clean", "corrupt") if spec.direction == "denoise" else ("corrupt", "clean")
         self.heads = HEAD_IN if layers_with(lm, HEAD_IN) else "z"
         self.done = 0
         layers = sorted({s.layer for s in self.senders if s.layer is not None})
         n_heads = n_heads_of(lm, "z")
         columns = list(range(n_heads)) if any(s.kind == "z" for s in self.senders) else []
         columns += [n_heads] if any(s.kind == "mlp_out" for s in self.senders) else []
-        recipe = recipe_of(
-            lm, pair, clean, corrupt, answer=self.answer, foil=self.foil, metric=metric, direction=direction,
-            at=-1 if end == length else end - 1, mlps=mlps, n_heads=n_heads, kind="paths", site="path", method="exact",
-            usual_over=("layer", "head"),
-            receiver=[str(r) for r in self.receivers] or "logits",
-            senders=None if senders is None else [str(s) for s in self.senders],
+        recipe = self.pair.recipe(
+            direction=spec.direction, mlps=spec.mlps, n_heads=n_heads, kind="paths", site="path", method="exact",
+            usual_over=("layer", "head"), receiver=[str(r) for r in self.receivers] or "logits",
+            senders=None if spec.senders is None else [str(s) for s in self.senders],
         )  # fmt: skip
         self.grid = PathGrid(
             np.full((len(layers), len(columns)), np.nan, np.float32), ("layer", "head"), (layers, columns),
-            float("nan"), float("nan"), pair.clean_tokens[:end], pair.corrupt_tokens[:end], recipe,
+            float("nan"), float("nan"), *self.pair.tokens, recipe,
         )  # fmt: skip
 
     # -- the work ------------------------------------------------------------------------------------------------
@@ -230,7 +206,7 @@ class _Paths:
         self._measure({self.base: base.logits, self.source: source.logits})
 
     def _measure(self, logits: dict[str, torch.Tensor]) -> None:
-        self.metric = metric_of(self.metric_asked, answer=self.answer, foil=self.foil, reference=logits["clean"])
+        self.metric = self.pair.metric(logits["clean"])
         self.grid.clean, self.grid.corrupt = (
             float(self.metric.of(logits[name][None])[0]) for name in ("clean", "corrupt")
         )
@@ -255,7 +231,7 @@ class _Paths:
         self.start, self.rows = 0, self.whole_rows
 
     def _fall_back(self, why: str) -> None:
-        warnings.warn(f"patching paths with two full forward passes per sender, which is slow: {why}", stacklevel=4)
+        warn(f"patching paths with two full forward passes per sender, which is slow: {why}")
         self.fast = False
         if self.metric is None:
             runs = {name: run_to_measure(self.lm, ids).logits[0, -1] for name, ids in self.ids.items()}

@@ -45,6 +45,18 @@ KINDS = {
         Kind("sweep shard", "a part of a sweep", "lk.open_sweep(its folder)"),
     )
 }
+
+
+def register(kind: Kind) -> None:
+    """Make a kind of file known: every opener then names it and what opens it.
+
+    Raises:
+        ValueError: there is a kind of that name.
+    """
+    if KINDS.setdefault(kind.name, kind) is not kind:
+        raise ValueError(f"there is a kind of file {kind.name!r} already")
+
+
 MANIFEST = "sweep.json"
 """The file that makes a folder a sweep."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,8 @@ def recipe_of(
     *,
     answer: int | None,
     foil: int | None,
-    metric: str | Callable[..., Any] | None,
+    metric: str,
+    own_metric: bool,
     **more: Any,
 ) -> dict[str, Any]:
     """Model, prompts, metric, versions and whatever else it takes, as JSON can hold it."""
@@ -51,8 +52,8 @@ def recipe_of(
         "said_by_id": [
             name for name, (id, after) in tokens.items() if id is not None and word_for(lm, id, after=after) == id
         ],
-        "metric": getattr(metric, "__name__", "metric") if callable(metric) else (metric or _usual_metric(foil)),
-        "own_metric": callable(metric),
+        "metric": metric,
+        "own_metric": own_metric,
         "versions": versions(),
         **more,
     }
@@ -75,11 +76,11 @@ def code_of(recipe: dict[str, Any], call: str, own: Sequence[str], *, usual: dic
         if recipe[name] is not None
     ]
     arguments += own
-    if recipe["metric"] != _usual_metric(recipe["foil"]):
+    if recipe["metric"] != usual_metric(recipe["foil"]):
         arguments.append(f"metric={recipe['metric'] if recipe['own_metric'] else repr(recipe['metric'])}")
     arguments += [f"{name}={recipe[name]!r}" for name, value in usual.items() if recipe[name] != value]
     lines = ",\n    ".join(arguments)
-    return f"{recipe['load']}{call}(\n    lm,\n    {lines},\n)\n"
+    return f"{recipe['load']}{recipe.get('metric_code', '')}{call}(\n    lm,\n    {lines},\n)\n"
 
 
 def answer_ids(lm: Model, recipe: dict[str, Any]) -> tuple[int | None, int | None]:
@@ -102,5 +103,6 @@ def versions() -> dict[str, str]:
     return {"labkit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def _usual_metric(foil: object) -> str:
+def usual_metric(foil: object) -> str:
+    """The metric where none is asked for."""
     return "logprob" if foil is None else "logit_diff"

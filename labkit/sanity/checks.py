@@ -10,8 +10,8 @@ Shares are used throughout: 0 is the run that is patched into, 1 the run that th
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,48 +22,55 @@ from labkit.activations.sites import Site, absent
 from labkit.datasets.words import PLAIN
 from labkit.engine.cells import Cell, put_whole
 from labkit.patching.grid import PatchGrid
-from labkit.patching.metrics import Metric, MetricFunction, metric_of
 from labkit.patching.patch import PatchJob
+from labkit.patching.spec import PatchSpec, asks, given
 from labkit.results.bootstrap import rank_correlation
 from labkit.sanity.report import Check, Controls
 from labkit.sweeps.result import Sweep, layout_of
+from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 NOTHING = "Nothing to explain: clean and corrupt hardly differ."
 
 
-def controls(
-    lm: LanguageModel,
-    clean: Prompt,
-    corrupt: Prompt,
-    answer: str | int | None = None,
-    foil: str | int | None = None,
-    *,
-    site: str = "resid_pre",
-    metric: str | MetricFunction | None = None,
-    direction: str = "denoise",
-    pairs: Sequence[Sequence[Any]] = (),
-    grid: PatchGrid | None = None,
-    cells: int = 3,
-    n: int = 8,
-    seed: int = 0,
-    progress: bool = True,
-) -> Controls:
-    """Hold a grid against the doubts that one should have about it.
+@dataclass(frozen=True, kw_only=True)
+class ControlsSpec(PatchSpec):
+    """The checks of a grid.
 
-    Args:
-        lm: the model.
-        clean, corrupt, answer, foil, site, metric, direction: as for `lk.patch`.
+    Attributes:
         pairs: more pairs of the same kind, such as `lk.task("indirect object").pairs(lm, n=50)`: they show whether this
             pair is typical, and are what unrelated prompts are drawn from.
         grid: the exact grid, if it is there already; otherwise it is computed.
         cells: how many of its strongest cells to look at.
         n: how many random positions and prompts to try with each.
         seed: of the random choices.
-        progress: show a progress bar.
+    """
+
+    pairs: Sequence[Sequence[Any]] = ()
+    grid: PatchGrid | None = None
+    cells: int = 3
+    n: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cells < 1 or self.n < 1:
+            raise ValueError(
+                f"cells={self.cells} and n={self.n}: look at one cell at least, and try one activation at least"
+            )
+
+
+@asks(ControlsSpec)
+def controls(lm: LanguageModel, spec: ControlsSpec) -> Controls:
+    """Hold a grid against the doubts that one should have about it.
+
+    Args:
+        lm: the model.
+        clean, corrupt, answer, foil, site, metric, direction and so on: as for `lk.patch`.
+        pairs, grid, cells, n, seed: as `ControlsSpec` has them: more pairs of the same kind, the grid where it is there
+            already, how many cells to look at and how many random choices to try, and their seed.
 
     Returns:
         A `Controls`, after an interrupt with the checks made by then.
@@ -73,16 +80,13 @@ def controls(
     """
     from tqdm.auto import tqdm
 
-    job = ControlsJob(
-        lm, clean, corrupt, answer, foil, site=site, metric=metric, direction=direction, pairs=pairs, grid=grid,
-        cells=cells, n=n, seed=seed,
-    )  # fmt: skip
-    with tqdm(total=len(job.names), desc="is it real?", unit="check", disable=not progress, leave=False) as bar:
+    job = ControlsJob(lm, spec)
+    with tqdm(total=len(job.names), desc="is it real?", unit="check", disable=not spec.progress, leave=False) as bar:
         try:
             for _ in job.steps():
                 bar.update()
         except KeyboardInterrupt:
-            warnings.warn(f"interrupted: {len(job.result.checks)} of {len(job.names)} checks were made", stacklevel=2)
+            warn(f"interrupted: {len(job.result.checks)} of {len(job.names)} checks were made")
     job.result.grid.warned()
     return job.result
 
@@ -99,31 +103,16 @@ class ControlsJob:
         "ablation", "estimate", "many pairs",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        clean: Prompt,
-        corrupt: Prompt,
-        answer: str | int | None = None,
-        foil: str | int | None = None,
-        *,
-        site: str = "resid_pre",
-        metric: str | MetricFunction | None = None,
-        direction: str = "denoise",
-        pairs: Sequence[Sequence[Any]] = (),
-        grid: PatchGrid | None = None,
-        cells: int = 3,
-        n: int = 8,
-        seed: int = 0,
-    ) -> None:
-        if cells < 1 or n < 1:
-            raise ValueError(f"cells={cells} and n={n}: look at one cell at least, and try one activation at least")
-        at = -1 if grid is None else grid.recipe["at"]
-        self._how: dict[str, Any] = {"site": site, "metric": metric, "direction": direction, "at": at}
-        self._all = {} if grid is None else _axes(grid, grid.index)
+    def __init__(self, lm: LanguageModel, *asked: Any, **how: Any) -> None:
+        spec: ControlsSpec = asked[0] if asked and isinstance(asked[0], ControlsSpec) else ControlsSpec(*asked, **how)
+        grid = spec.grid
+        own = [one.name for one in fields(ControlsSpec) if one.name not in {f.name for f in fields(PatchSpec)}]
+        at = spec.at if grid is None else grid.recipe["at"]
+        self.spec = PatchSpec(**{**given(spec, but=own), "at": at})
+        if grid is not None:
+            self.spec = replace(self.spec, **_axes(grid, grid.index))
         self.lm = lm
-        self._exact = self._job(clean, corrupt, answer, foil)
-        self._pair = clean, corrupt, answer, foil
+        self._exact = PatchJob(lm, self.spec)
         if grid is not None:
             ours, theirs = self._exact.grid.recipe, grid.recipe
             for name in ("clean_ids", "corrupt_ids", "site", "direction", "metric"):
@@ -135,9 +124,9 @@ class ControlsJob:
                 raise ValueError("the grid has to be exact and complete; leave it out and it is computed")
             self._exact.grid = grid
         self.site = self._exact.site
-        self.pairs = [tuple(pair) for pair in pairs]
-        self.cells, self.n = cells, n
-        self._random = np.random.default_rng(seed)
+        self.pairs = [tuple(pair) for pair in spec.pairs]
+        self.cells, self.n = spec.cells, spec.n
+        self._random = np.random.default_rng(spec.seed)
         self._stop = threading.Event()
         self._inner: PatchJob | None = None
         self.result = Controls(self._exact.grid, [], [])
@@ -172,15 +161,13 @@ class ControlsJob:
 
     def _begin(self) -> None:
         self.grid = self._finished(self._exact)
-        source, base = ("clean", "corrupt") if self._how["direction"] == "denoise" else ("corrupt", "clean")
+        source, base = ("clean", "corrupt") if self.spec.direction == "denoise" else ("corrupt", "clean")
         self._ids = self._exact.runs.ids
         self._source, self._base = self._ids[source], self._ids[base]
         self._from, self._to = getattr(self.grid, base), getattr(self.grid, source)
         if torch.equal(self._source, self._base):
             raise ValueError("clean and corrupt are one prompt, so the metric is the same on both prompts")
-        reference = run_to_measure(self.lm, self._ids["clean"]).logits[0, -1]
-        answer, foil = self._exact.answer, self._exact.foil
-        self._metric: Metric = metric_of(self._how["metric"], answer=answer, foil=foil, reference=reference)
+        self._metric = self._exact.pair.metric(run_to_measure(self.lm, self._ids["clean"]).logits[0, -1])
         self.grid.measured_in(self._metric.unit, self._exact.runs.noise(self._metric))
         self._top: list[dict[str, int]] = []
         if self.grid.too_close:  # each check says that there is nothing to explain
@@ -197,9 +184,9 @@ class ControlsJob:
         self._pool = [ids for ids in map(self.lm.encode, pool) if ids.shape == self._ids["clean"].shape]
 
     def _job(self, *pair: Any, **other: Any) -> PatchJob:
-        """A grid like ours, of another pair or in another way."""
-        settings: dict[str, Any] = {**self._how, **self._all, **other}
-        return PatchJob(self.lm, *pair, **settings)
+        """A grid like ours, of another pair."""
+        prompts = dict(zip(("clean", "corrupt", "answer", "foil"), (*pair, None, None), strict=False))
+        return PatchJob(self.lm, replace(self.spec, **prompts, **other))
 
     def _strongest(self) -> list[tuple[int, ...]]:
         """The strongest cells, no two of one position: neighbouring layers of a residual stream say the same."""
@@ -354,7 +341,7 @@ class ControlsJob:
         return Check(name, agree, said, rows)
 
     def _estimate(self, name: str) -> Check:
-        rough = self._finished(self._job(*self._pair, method="attribution", runs=self._exact.runs))
+        rough = self._finished(PatchJob(self.lm, replace(self.spec, method="attribution"), runs=self._exact.runs))
         exact, guess = self._shares.ravel(), self._share(rough.values).ravel()
         felt = (exact != 0) | (guess != 0)
         rho = rank_correlation(exact[felt], guess[felt])
@@ -385,7 +372,7 @@ class ControlsJob:
         swept = Sweep(self.pairs, grids, {})
         if len(swept.done) - len(swept.too_close) < 2:
             return Check(name, None, "Not done: fewer than two pairs have this one's layout, and a gap to explain.", {})
-        noise = self._how["direction"] == "noise"
+        noise = self.spec.direction == "noise"
         away = lambda x: 1 - float(x.ravel()[0]) if noise else float(x.ravel()[0])  # noqa: E731
         mean, (low, high) = away(swept.normalized), sorted(map(away, swept.interval()))
         shares = [away(grid.normalized) for grid in swept.done if not grid.too_close]

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from filelock import FileLock, Timeout
 from labkit.patching.grid import PatchGrid, about_of
 from labkit.patching.saved_grid import grid_of
 from labkit.results.file import KINDS, MANIFEST, described, open_about, reading, written_whole
+from labkit.text.warn import warn
 
 LOCK = ".lock"
 Results = dict[int, PatchGrid | str]
@@ -156,7 +156,7 @@ class Store:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            warnings.warn(f"{path.name} is damaged ({error}); its pairs are computed again", stacklevel=2)
+            warn(f"{path.name} is damaged ({error}); its pairs are computed again")
             return {}
         return results
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +21,14 @@ import torch
 from labkit.language_model import LanguageModel
 from labkit.models.processors import usable
 from labkit.patching.grid import PatchGrid
-from labkit.patching.metrics import MetricFunction
 from labkit.patching.patch import PatchJob
+from labkit.patching.spec import PAIR, PatchSpec, spelled
 from labkit.results.recipe import versions
 from labkit.sweeps.result import Sweep
 from labkit.sweeps.store import Results, Store
 from labkit.sweeps.workers import ModelSource, Plan, each, plan_for, whole_shard
 from labkit.text.prompts import asked, packed, unpacked
+from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -37,24 +38,21 @@ Pairs = Sequence[Sequence[Any]]
 needs none."""
 
 
+NUMBERS = ("layers", "heads", "neurons", "positions")
+USUAL = {one.name: one.default for one in fields(PatchSpec) if one.name not in (*PAIR, "progress")}
+"""What of a patch all pairs of a sweep share, and what it is where nothing is asked for."""
+
+
+@spelled(PatchSpec, but=PAIR)
 def sweep(
     lm: ModelSource,
     pairs: Pairs,
     *,
-    site: str = "resid_pre",
-    metric: str | MetricFunction | None = None,
-    direction: str = "denoise",
-    method: str = "exact",
-    over: Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    neurons: Sequence[int] | None = None,
-    positions: Sequence[int] | None = None,
-    at: int = -1,
     executor: Executor | Client | None = None,
     store: str | os.PathLike[str] | None = None,
     shard: int | None = None,
     progress: bool = True,
+    **how: Any,
 ) -> Sweep:
     """Patch the same site in many pairs, and average.
 
@@ -62,7 +60,8 @@ def sweep(
         lm: the model; or, to load it only where the work is done, a name for `lk.load`, a dict of its arguments, or a
             function that returns a model.
         pairs: tuples `(clean, corrupt, answer, foil)`, such as `lk.task("indirect object").pairs(lm, n=200)`.
-        site, metric, direction, method, over, layers, heads, neurons, positions, at: as for `lk.patch`.
+        how: `site`, `metric`, `direction`, `method`, `over`, `layers`, `heads`, `neurons`, `positions`, `at`, as for
+            `lk.patch`.
         executor: who does the work. None: this thread. A `concurrent.futures.Executor`: its threads, which share this
             model, or its processes, which load their own. A `distributed.Client`: the workers of a Dask cluster, each
             of which loads the model once; where a machine has several GPUs, each takes one of its own.
@@ -79,12 +78,9 @@ def sweep(
         ValueError: anything about the input that cannot work, before the model has run; a store that holds another
             sweep. An error that ends the sweep has what was computed in its attribute `sweep`.
     """
-    numbers = {"layers": layers, "heads": heads, "neurons": neurons, "positions": positions}
-    settings: dict[str, Any] = {
-        "site": site, "metric": metric, "direction": direction, "method": method, "at": at,
-        "over": None if over is None else tuple(over),
-        **{name: None if asked is None else list(map(int, asked)) for name, asked in numbers.items()},
-    }  # fmt: skip
+    settings: dict[str, Any] = {**USUAL, **how}
+    settings |= {name: list(map(int, settings[name])) for name in NUMBERS if settings[name] is not None}
+    settings["over"] = None if settings["over"] is None else tuple(settings["over"])
     _check(lm, pairs, settings, shard)
     kept = [
         (*(asked(lm, prompt) if isinstance(lm, LanguageModel) else prompt for prompt in pair[:2]), *pair[2:])
@@ -156,7 +152,7 @@ class _Work:
                     bar.update(n)
             except KeyboardInterrupt:
                 left = sum(not isinstance(self.results.get(i), PatchGrid) for i in range(len(self.pairs)))
-                warnings.warn(f"interrupted: {left} of {len(self.pairs)} pairs are open", stacklevel=3)
+                warn(f"interrupted: {left} of {len(self.pairs)} pairs are open")
             except Exception as error:
                 error.sweep = self._swept()  # type: ignore[attr-defined]
                 error.add_note(f"{self._swept()!r} was computed before; it is in the `sweep` of this error")
@@ -170,10 +166,9 @@ class _Work:
         """Say which pairs failed or show nothing; if all failed, there is no result but the reason."""
         if swept.too_close:
             numbers = ", ".join(map(str, swept.too_close[:12])) + ", …" * (len(swept.too_close) > 12)
-            warnings.warn(
+            warn(
                 f"in {len(swept.too_close)} of {len(swept.done)} pairs clean and corrupt hardly differ in the metric: "
-                f"there is nothing to explain in {numbers}. They are left out of the normalised mean",
-                stacklevel=4,
+                f"there is nothing to explain in {numbers}. They are left out of the normalised mean"
             )
         if not swept.failures:
             return swept
@@ -185,7 +180,7 @@ class _Work:
             error = RuntimeError(said)
             error.sweep = swept  # type: ignore[attr-defined]
             raise error
-        warnings.warn(f"{said}. The others are in the sweep; `failures` has the reasons", stacklevel=4)
+        warn(f"{said}. The others are in the sweep; `failures` has the reasons")
         return swept
 
     def _here(self) -> Iterator[int]:
@@ -272,7 +267,7 @@ def _workers(executor: Any) -> tuple[Executor | None, int | None]:
         if not hasattr(executor, "get_executor"):
             raise TypeError(f"give the Client of the cluster, distributed.Client(...), not {executor!r:.80}")
         if not executor.scheduler_info()["workers"]:
-            warnings.warn("the Dask cluster has no workers yet; waiting for the first", stacklevel=3)
+            warn("the Dask cluster has no workers yet; waiting for the first")
         return executor.get_executor(pure=False), None  # Dask itself keeps its workers to one thread
     if not isinstance(executor, Executor):
         raise TypeError(f"executor is a concurrent.futures.Executor or a distributed.Client; got {executor!r:.80}")

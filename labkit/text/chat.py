@@ -16,8 +16,8 @@ from functools import lru_cache
 from inspect import signature
 from typing import Any, overload
 
-from labkit.text.once import first_time
 from labkit.text.types import TextModel
+from labkit.text.warn import first_time
 
 ANSWERS = ("assistant", "model")
 """The roles of the model's own messages."""

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from labkit.text.chat import is_chat, render
-from labkit.text.once import first_time
 from labkit.text.prompts import several
 from labkit.text.tokens import Token, describe
 from labkit.text.types import Prompt, TextModel
+from labkit.text.warn import first_time
 
 
 class TooLong(ValueError):

@@ -8,9 +8,9 @@ import torch
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
+from labkit.attention_maps.base import without_sink
 from labkit.attention_maps.head_scores import SCORES, Tally, repeated_tokens
 from labkit.attention_maps.patterns import AttentionPatterns
-from labkit.attention_maps.weighting import without_sink
 
 LONG = "The weather was fine, and everybody in the village was out on the green. " * 6
 

@@ -11,8 +11,8 @@ import traitlets
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
+from labkit.attention_maps.base import without_sink
 from labkit.attention_maps.head_scores import SCORES
-from labkit.attention_maps.weighting import without_sink
 from labkit.widgets.attention_view.head_finder import ranks
 from labkit.widgets.attention_view.view import thumbnail_side
 from labkit.widgets.blocks.head_picture import as_bytes, pooled

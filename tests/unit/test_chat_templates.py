@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import labkit as lk
 from labkit.text.chat import GEMMA, LLAMA_2
+from labkit.text.regions import Region
 from labkit.text.tokens import bytes_of
 
 DEFAULT = "You are a helpful AI assistant named Bot"
@@ -250,7 +251,7 @@ def test_a_thought_that_is_not_closed_ends_with_its_message(use):
     lm = use(CHATML)
     chat = [*talk("s", "q", "<think> well"), {"role": "user", "content": "more"}]
     kinds = {r.kind: r for r in lm.regions(chat)}
-    assert kinds["thinking"] == lk.regions.Region("thinking", kinds["assistant"].start, kinds["assistant"].stop)
+    assert kinds["thinking"] == Region("thinking", kinds["assistant"].start, kinds["assistant"].stop)
 
 
 def test_messages_in_parts_are_found(use):

@@ -15,6 +15,7 @@ import labkit as lk
 from labkit.circuits.circuit import patched
 from labkit.circuits.graph import Wiring
 from labkit.circuits.prepare import prepared
+from labkit.patching.spec import PairSpec
 
 PAIR = (IDS, CORRUPT_IDS, ANSWER, FOIL)
 REAL = (CLEAN, CORRUPT, " Mary", " John")
@@ -117,7 +118,7 @@ def test_a_circuit_alone_equals_a_forward_pass_written_out(llama, scored):
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "qwen3", "gpt_neox", "cohere", "granite", "gpt_oss"])
 def test_all_edges_are_the_clean_run_and_none_the_corrupt_one(model_type):
     lm = loud(model_type)
-    work = prepared(lm, *PAIR)
+    work = prepared(lm, PairSpec(*PAIR))
     edges = lk.edge_attribution(lm, *PAIR, steps=1, progress=False)
     every = edges.wiring.exists
     scale = max(1.0, abs(edges.clean), abs(edges.corrupt))

@@ -244,7 +244,7 @@ def test_a_float32_input_meets_a_16_bit_weight_in_float32():
 def test_layers_in_16_bits_are_multiplied_in_float32_where_there_are_no_units(monkeypatch):
     lm = lk.load(bits=16, progress=False)
     plain = lm.run(CLEAN).logits
-    for module in ("product", "fast"):
+    for module in ("bf16_matmul", "unpacked_layers"):
         monkeypatch.setattr(f"labkit.models.{module}.has_bfloat16", lambda: False)
     lm.fast._layers = None
     with lm.busy():
@@ -267,7 +267,7 @@ def test_the_experts_of_a_mixture_are_multiplied_in_float32_as_well(lm4, tmp_pat
     lm = lk.load(tmp_path, progress=False, device="cpu")
     ids, seen = torch.arange(100, 120)[None], []
     plain = lm.run(ids).logits
-    for module in ("product", "fast"):
+    for module in ("bf16_matmul", "unpacked_layers"):
         monkeypatch.setattr(f"labkit.models.{module}.has_bfloat16", lambda: False)
     monkeypatch.setattr(fast, "linear", lambda *args: seen.append(tuple(args[1].shape)) or linear(*args))
     lm.fast._layers = None

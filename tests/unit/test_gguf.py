@@ -142,7 +142,7 @@ def test_converting_shows_its_progress(made, capsys):
 
 
 def test_one_too_large_to_convert_is_told_before_it_is_read(made, monkeypatch):
-    monkeypatch.setattr("labkit.models.memory.available", lambda device: 1e5)
+    monkeypatch.setattr("labkit.models.sources.default_model.available", lambda device: 1e5)
     with pytest.raises(NotEnoughMemory, match="while it is converted"):
         lk.load(made[1], progress=False)
 

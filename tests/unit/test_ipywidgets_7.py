@@ -96,6 +96,7 @@ def test_text_streams_in_the_foreground_while_the_cell_runs(kernel: Kernel) -> N
 @pytest.mark.long
 def test_branches_scores_and_chat_work_on_it(kernel: Kernel) -> None:
     code = (
+        "lab = lk.PromptLab(lm, 'Once upon a time', max_new_tokens=6); lab.run()\n"
         "lab.branch(0, ' in'); lab.wait(); print(len(lab.columns[0].tree), repr(lab.text[:3]))\n"
         "lab.mode, lab.prompt = 'score', 'One two three'; print(lab.run())\n"
         "lab.mode, lab.prompt, lab.max_new_tokens = 'chat', 'Hi', 3; lab.run(); print(len(lab.messages))\n"

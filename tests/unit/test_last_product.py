@@ -131,7 +131,7 @@ def test_the_real_model_in_4_bits_reads_its_metric_so(lm4):
     grid = lk.patch(lm4, clean, corrupt, " Mary", " John", layers=[5, 20], progress=False)
     mary, john = (lm4.tokenizer(word).input_ids[0] for word in (" Mary", " John"))
     for prompt, value in ((clean, grid.clean), (corrupt, grid.corrupt)):
-        with torch.no_grad():
+        with lm4.busy(), lm4.for_patching():
             hidden = lm4.hf.model(lm4.encode(prompt)).last_hidden_state[0, -1].float()
         row = lm4.hf.lm_head.weight[[mary, john]].detach().float()
         assert abs(float(hidden @ (row[0] - row[1])) - value) < 0.1  # of re-batching, less than a step of bfloat16

@@ -22,8 +22,8 @@ from labkit.models.errors import (
     NotADecoder,
     NotEnoughMemory,
     UnsafeWeights,
-    told,
 )
+from labkit.models.hub_errors import explained
 from labkit.models.memory import empty_model, predict
 from labkit.models.sources import default_model as packaged
 
@@ -203,7 +203,7 @@ def test_errors_of_the_hub_say_what_to_do(cause, name, becomes, says):
         except Exception as error:
             raise OSError("something about it") from error
 
-    with pytest.raises(becomes, match=says), told(name):
+    with pytest.raises(becomes, match=says), explained(name):
         as_transformers_does()
 
 

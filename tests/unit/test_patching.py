@@ -10,6 +10,8 @@ import torch
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
+from labkit.activations.site_kinds import HEAD_KINDS, PATCHED
+from labkit.models.handle import PerModel
 from labkit.patching import joint, pair_runs
 from labkit.patching import patch as patching
 from labkit.patching.cell_report import inspect
@@ -22,8 +24,8 @@ LONG = (
     "a drink to"
 )
 PAIR = (CLEAN, CORRUPT, " Mary", " John")
-BY_POSITION = [site for site in patching.POSITION_SITES if site not in ("router", "latent")]  # no Llama has those
-BY_HEAD = ("q", "k", "v", "pattern", "z", "head_out")
+BY_HEAD = HEAD_KINDS
+BY_POSITION = [site for site in PATCHED if site not in (*BY_HEAD, "router", "latent")]  # no Llama has those
 QUICK = ("resid_pre", "attn_out", "q", "pattern", "head_out")  # one of each way to be patched
 
 
@@ -350,7 +352,7 @@ def test_a_failure_half_way_hands_over_what_was_computed(lm32, monkeypatch):
 
 def test_a_wrong_fast_path_is_found_out_and_not_used(lm32, monkeypatch):
     right = lk.patch(lm32, *PAIR, layers=[5], site="attn_out", progress=False)
-    monkeypatch.setattr(lm32, "checked", set())
+    monkeypatch.setattr(patching, "CHECKED", PerModel(set))
     real = patching.Wavefront.__call__
     monkeypatch.setattr(patching.Wavefront, "__call__", lambda self, cells, **kw: real(self, cells, **kw) * 1.5 + 1)
     with pytest.warns(UserWarning, match="where whole runs gave"):

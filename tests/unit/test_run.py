@@ -4,7 +4,8 @@ import pytest
 import torch
 from pair import CLEAN, CORRUPT
 
-from labkit.activations.sites import ATTENTION_KINDS, KINDS, Site
+from labkit.activations.site_kinds import ATTENTION_KINDS, KINDS
+from labkit.activations.sites import Site
 from labkit.models.bf16_matmul import has_bfloat16
 
 READABLE = [kind for kind in KINDS if kind not in ("router", "latent")]

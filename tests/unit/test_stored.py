@@ -317,7 +317,15 @@ def test_a_format_that_loads_is_read_right_or_refused(tmp_path, tokenizer):
         packed[name.replace("weight", "weight_scale")] = torch.tensor([2.0]).bfloat16()
     write(tmp_path, packed)
     configure(tmp_path, quantization_config={"quant_method": "bitnet", "linear_class": "bitlinear"})
-    lm = load(tmp_path)
+    lm, refused = None, ""
+    try:
+        lm = load(tmp_path)
+    except LoadError as error:
+        refused = str(error)
+    if lm is None:  # its compiled layers give NaN where a processor is told to have no AVX-512
+        assert "is stored as BitNet" in refused
+        assert "direct attribution would be wrong" in refused
+        return
     run = lm.run(TEXT, read=["head_out", "attn_out"])
     both = run["head_out"].float().sum(-2), run["attn_out"].float()
     torch.testing.assert_close(*both, atol=0.05 * float(both[1].abs().max()), rtol=0)

@@ -229,7 +229,8 @@ def check_weights(stored: Stored, label: str, hf: nn.Module) -> None:
                 f"be looked into ({type(error).__name__}: {error}). {_otherwise(stored)}"
             ) from error
         if not far < 0.05:
+            by = f"by {far:.0%} " if far == far else "(in numbers that are none, NaN) "
             raise LoadError(
-                f"{label} is stored as {stored.name}; it was loaded, but the weight read of {name} differs by "
-                f"{far:.0%} from what the layer computes, so direct attribution would be wrong. {_otherwise(stored)}"
+                f"{label} is stored as {stored.name}; it was loaded, but the weight read of {name} differs {by}"
+                f"from what the layer computes, so direct attribution would be wrong. {_otherwise(stored)}"
             )

@@ -8,7 +8,6 @@ unembedding, layers that predict several tokens ahead) is no fault.
 from __future__ import annotations
 
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import torch
 from labkit.models.errors import LoadError
 from labkit.models.sources.tensors import Tensor
 from labkit.models.sources.text_part import text_of
+from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,10 +150,9 @@ def judge(
             "so its weights would be misread. Its config.json lacks the part quantization_config; fetch it again"
         )
     if unexpected:
-        warnings.warn(
+        warn(
             f"{label} has tensors that its model has no place for: {_some(unexpected)}. If the model that they come "
-            "from used them, its results differ from these",
-            stacklevel=2,
+            "from used them, its results differ from these"
         )
 
 

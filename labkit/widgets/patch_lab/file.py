@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.patching.grid import about_of
 from labkit.patching.saved_grid import grid_of
+from labkit.patching.spec import PatchSpec
 from labkit.results.file import open_arrays, reading, save_arrays
-from labkit.widgets.patch_lab.live_grid import Known, Question
+from labkit.widgets.patch_lab.live_grid import Known
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
 
 def save_lab(
-    path: str | os.PathLike[str], lm: LanguageModel, settings: dict[str, Any], known: Mapping[Question, Known]
+    path: str | os.PathLike[str], lm: LanguageModel, settings: dict[str, Any], known: Mapping[PatchSpec, Known]
 ) -> Path:
     """Write settings and grids to one file (`.npz`), in one step: the file is whole or not there."""
     arrays = {}
@@ -26,12 +26,12 @@ def save_lab(
         arrays[f"values_{n}"] = one.grid.values
         if one.estimate is not None:
             arrays[f"estimate_{n}"] = one.estimate
-    grids = [{"question": asdict(q), "grid": about_of(one.grid)} for q, one in known.items()]
+    grids = [{"question": _asked(spec), "grid": about_of(one.grid)} for spec, one in known.items()]
     about = {"model": _model(lm), "settings": settings, "grids": grids}
     return save_arrays(path, "lab", about, **arrays)
 
 
-def open_lab(path: str | os.PathLike[str], lm: LanguageModel) -> tuple[dict[str, Any], dict[Question, Known]]:
+def open_lab(path: str | os.PathLike[str], lm: LanguageModel) -> tuple[dict[str, Any], dict[PatchSpec, Known]]:
     """The settings and the grids, as `save_lab` wrote them.
 
     Raises:
@@ -44,12 +44,26 @@ def open_lab(path: str | os.PathLike[str], lm: LanguageModel) -> tuple[dict[str,
         saved, here = (f"{m['name']} in {m['bits']} bits" for m in (about["model"], _model(lm)))
         same, settings = about["model"] == _model(lm), about["settings"]
         for n, saved_grid in enumerate(about["grids"]):
-            asked = saved_grid["question"]
-            question = Question(**{**asked, "over": tuple(asked["over"])})
-            known[question] = Known(grid_of(arrays[f"values_{n}"], saved_grid["grid"]), arrays.get(f"estimate_{n}"))
+            grid = grid_of(arrays[f"values_{n}"], saved_grid["grid"])
+            known[_spec(saved_grid["question"])] = Known(grid, arrays.get(f"estimate_{n}"))
     if not same:
         raise ValueError(f"{str(path)!r} holds grids of {saved}; this model is {here}. Load that model to open it.")
     return settings, known
+
+
+def _asked(spec: PatchSpec) -> dict[str, Any]:
+    return {
+        "clean": spec.clean, "corrupt": spec.corrupt, "answer": spec.answer or "", "foil": spec.foil or "",
+        "site": spec.site, "over": spec.over, "direction": spec.direction, "layer": spec.layer,
+    }  # fmt: skip
+
+
+def _spec(asked: dict[str, Any]) -> PatchSpec:
+    return PatchSpec(
+        asked["clean"], asked["corrupt"], asked["answer"] or None, asked["foil"] or None, site=asked["site"],
+        over=tuple(asked["over"]), direction=asked["direction"],
+        layers=None if asked["layer"] is None else (asked["layer"],),
+    )  # fmt: skip
 
 
 def _model(lm: LanguageModel) -> dict[str, Any]:

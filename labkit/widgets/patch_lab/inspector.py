@@ -11,13 +11,13 @@ import numpy as np
 
 from labkit.patching.cell_report import CellReport, JointReport, Place, inspect, together, transplant
 from labkit.patching.grid import PatchGrid
+from labkit.patching.metrics import label_of
 from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
 from labkit.widgets.base.job_queue import Work
 from labkit.widgets.base.snapshot import note
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
-from labkit.widgets.patch_lab.live_grid import metric_words
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
@@ -163,7 +163,7 @@ def effect_words(grid: PatchGrid, report: CellReport) -> str:
     """The change of the metric, and where that is between the two runs."""
     if not np.isfinite(report.effect):
         return "not computed yet"
-    words = f"{report.effect:+.2f} {metric_words(grid)}"
+    words = f"{report.effect:+.2f} {label_of(grid.recipe['metric'])}"
     if np.isfinite(report.normalized) and not grid.too_close:
         words += f"\n{report.normalized:.2f} on the scale from corrupt (0) to clean (1)"
     return words.replace("-", "−")

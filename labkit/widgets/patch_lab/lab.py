@@ -21,14 +21,16 @@ import traitlets as t
 from labkit.datasets.tasks import task
 from labkit.patching.cell_report import Move, Place, code_of, site_of
 from labkit.patching.grid import PatchGrid
-from labkit.patching.patch import DIRECTIONS
+from labkit.patching.metrics import label_of
+from labkit.patching.patch import PatchJob
+from labkit.patching.spec import DIRECTIONS, PatchSpec
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.job_queue import JobQueue
 from labkit.widgets.base.snapshot import card, note
 from labkit.widgets.base.tool import Tool, row
 from labkit.widgets.patch_lab.file import open_lab, save_lab
 from labkit.widgets.patch_lab.inspector import Inspector
-from labkit.widgets.patch_lab.live_grid import Known, LiveGrid, Question, metric_words, nothing_words
+from labkit.widgets.patch_lab.live_grid import Known, LiveGrid, nothing_words
 from labkit.widgets.patch_lab.pair_editor import PairEditor
 from labkit.widgets.patch_lab.patch_controls import OVER, SITES, Over, PatchControls
 from labkit.widgets.patch_lab.sanity_panel import SanityPanel
@@ -107,7 +109,7 @@ class PatchLab(Tool):
         # Desks of their own: a click or a keystroke does not cancel the grid.
         self._close_look, self._offers, self._doubts = (JobQueue(lm, background=background) for _ in range(3))
         self._paused = False
-        self._asked: Question | None = None
+        self._asked: PatchSpec | None = None
         self._computing = 0  # grids asked for and not ended
         self.pair = PairEditor(lm, ask=lambda work: self.do(work, queue=self._offers), submit=self.start)
         self.live = LiveGrid(lm)
@@ -156,7 +158,7 @@ class PatchLab(Tool):
 
     def _go_on(self) -> None:
         self._computing += 1
-        self._asked = self.question()
+        self._asked = self.spec()
         self.pause_button.description, self.pause_button.disabled = "Pause", False
         self.do(self._patch)
 
@@ -190,18 +192,20 @@ class PatchLab(Tool):
     @property
     def _working(self) -> Known | None:
         """What is known of the question that is shown, and worked on."""
-        return None if self.live.question is None else self.live.known.get(self.live.question)
+        return None if self.live.spec is None else self.live.known.get(self.live.spec)
 
     def wait(self, timeout: float | None = None) -> None:
         super().wait(timeout)
         for queue in (self._close_look, self._offers, self._doubts):
             queue.wait(timeout)
 
-    def question(self) -> Question:
+    def spec(self) -> PatchSpec:
         """What the present settings ask."""
         what = self.what
-        layer = what.layer if what.one_layer else None
-        return Question(self.clean, self.corrupt, self.answer, self.foil, what.site, what.over, what.direction, layer)
+        return PatchSpec(
+            self.clean, self.corrupt, self.answer or None, self.foil or None, site=what.site, over=what.over,
+            direction=what.direction, layers=(what.layer,) if what.one_layer else None,
+        )  # fmt: skip
 
     def _patch(self, stop: threading.Event) -> None:
         try:
@@ -210,19 +214,19 @@ class PatchLab(Tool):
             self._computing -= 1
 
     def _fill(self, stop: threading.Event) -> None:
-        began, question = time.monotonic(), self.question()
-        before = self.live.known.get(question)
+        began, spec = time.monotonic(), self.spec()
+        before = self.live.known.get(spec)
         how = "computed before" if before is not None and before.grid.complete else ""
         grid = None
         if not stop.is_set():
             self.status.say("Waiting for the model…", share=0.0)
-            grid = self.live.fill(question, stop, lambda text, share: self.status.say(text, share=share)).grid
+            grid = self.live.fill(spec, stop, lambda text, share: self.status.say(text, share=share)).grid
         if grid is None or not grid.complete:
             self._stopped()
             return
         how = how or f"in {time.monotonic() - began:.1f} s"
         self.controls.button.disabled = False
-        gap = f"{metric_words(grid)}: clean {grid.clean:.2f}, corrupt {grid.corrupt:.2f}"
+        gap = f"{label_of(grid.recipe['metric'])}: clean {grid.clean:.2f}, corrupt {grid.corrupt:.2f}"
         self.status.say(f"{grid.values.size} cells {how} · {gap}{nothing_words(grid)}".replace("-", "−"))
 
     def _stopped(self) -> None:
@@ -242,7 +246,7 @@ class PatchLab(Tool):
         self.pause_button.disabled = not (self._paused or self._computing)
 
     def _again(self) -> None:
-        if self.grid is not None and self.question() != self._asked:
+        if self.grid is not None and self.spec() != self._asked:
             self.start()
 
     # -- is it real? ---------------------------------------------------------------------------------------------
@@ -255,16 +259,16 @@ class PatchLab(Tool):
 
     def begin_checks(self) -> None:
         """Begin with the checks of the grid that is shown; they are listed as they are made."""
-        question, known = self.live.question, self._working
-        if question is None or known is None or not known.grid.complete:
+        spec, known = self.live.spec, self._working
+        if spec is None or known is None or not known.grid.complete:
             self.status.complain("The grid has to be finished first: run it.")
             return
-        if question.layer is not None:
+        if spec.layer is not None:
             self.status.complain("The checks are for grids over layers.")
             return
         name, seed = self.pair.task.value, 1 + self.pair.seed
         pairs = task(name).pairs(self.lm, PAIRS, seed=seed) if name else []
-        self.do(lambda stop: self.controls.make(question, known, pairs, stop), queue=self._doubts)
+        self.do(lambda stop: self.controls.make(spec, known, pairs, stop), queue=self._doubts)
 
     # -- a closer look -------------------------------------------------------------------------------------------
 
@@ -275,7 +279,7 @@ class PatchLab(Tool):
             return
         if grid is None:
             try:
-                grid = self.question().job(self.lm).grid
+                grid = PatchJob(self.lm, self.spec()).grid
             except ValueError:
                 return  # the run says so
         work = self.inspector.look(
@@ -313,8 +317,8 @@ class PatchLab(Tool):
         lab = cls(lm, over=tuple(settings["over"]), background=background, **what)
         lab.pair.use(*(settings[name] for name in ("clean", "corrupt", "answer", "foil")))
         lab.live.known.update(known)
-        if lab.question() in known:
-            lab.live.show(lab.question())
+        if lab.spec() in known:
+            lab.live.show(lab.spec())
             lab.chosen = [tuple(place) for place in settings["chosen"]]
             lab._paused = not lab.grid.complete
             if lab._paused:
@@ -351,7 +355,7 @@ class PatchLab(Tool):
         title = f"PatchLab · {self.lm.name}" + (f" · {self.heatmap.title}" if self.grid is not None else "")
         if self.grid is None:
             return card(self.pair.strip.picture(), note(self.pair.status.text), title=title)
-        about = f"{metric_words(self.grid)}: clean {self.grid.clean:.2f}, corrupt {self.grid.corrupt:.2f}"
+        about = f"{label_of(self.grid.recipe['metric'])}: clean {self.grid.clean:.2f}, corrupt {self.grid.corrupt:.2f}"
         about += nothing_words(self.grid)
         done = int((self.grid.values == self.grid.values).sum())
         about += (

@@ -18,8 +18,10 @@ import traitlets as t
 from labkit.activations.sites import layers_with
 from labkit.patching.cell_report import Place, cone
 from labkit.patching.grid import PatchGrid
+from labkit.patching.metrics import label_of
 from labkit.patching.pair_runs import PairRuns
 from labkit.patching.patch import PatchJob
+from labkit.patching.spec import PatchSpec
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.tool import FRAME
 from labkit.widgets.blocks.heatmap import Heatmap
@@ -32,35 +34,9 @@ INTO = {"denoise": "clean into corrupt", "noise": "corrupt into clean"}
 Say = Callable[[str, float | None], None]
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a grid answers: a pair, and what of the one prompt is put into the other."""
-
-    clean: str
-    corrupt: str
-    answer: str
-    foil: str
-    site: str
-    over: tuple[str, ...]
-    direction: str
-    layer: int | None = None  # where it is no axis
-
-    def job(self, lm: LanguageModel, *, runs: PairRuns | None = None) -> PatchJob:
-        """The work that answers it; `runs` are those of the same pair, if they are there.
-
-        Raises:
-            ValueError: it cannot be answered; the message says why.
-        """
-        return PatchJob(
-            lm, self.clean, self.corrupt, self.answer or None, self.foil or None,
-            site=self.site, over=self.over, direction=self.direction, runs=runs,
-            layers=None if self.layer is None else [self.layer],
-        )  # fmt: skip
-
-
 @dataclass
 class Known:
-    """What is known of a question: exact cells (NaN where not computed), the estimate, the job that has the rest."""
+    """What is known of what is asked: exact cells (NaN where not computed), the estimate, the job that has the rest."""
 
     grid: PatchGrid
     estimate: np.ndarray | None = None
@@ -95,9 +71,9 @@ class LiveGrid(t.HasTraits):
     def __init__(self, lm: LanguageModel) -> None:
         super().__init__()
         self.lm = lm
-        self.known: dict[Question, Known] = {}
-        self.question: Question | None = None
-        self._pair: tuple[str, str] | None = None
+        self.known: dict[PatchSpec, Known] = {}
+        self.spec: PatchSpec | None = None
+        self._pair: tuple[Any, Any] | None = None
         self._runs: PairRuns | None = None
         self.heatmap = Heatmap(centre=0.0, origin="bottom", max_height=480, gestures=True)
         self.heatmap.observe(lambda change: self._from_heatmap(change), ["selection", "chosen", "arrow"])
@@ -105,22 +81,22 @@ class LiveGrid(t.HasTraits):
 
     # -- the work ------------------------------------------------------------------------------------------------
 
-    def fill(self, question: Question, stop: threading.Event, say: Say) -> Known:
-        """Answer a question as far as it goes until `stop`; the heatmap fills in on the way.
+    def fill(self, spec: PatchSpec, stop: threading.Event, say: Say) -> Known:
+        """Compute what is asked as far as it goes until `stop`; the heatmap fills in on the way.
 
         Raises:
             ValueError: it cannot be answered; what is shown stays.
         """
-        known = self.known.get(question)
+        known = self.known.get(spec)
         if known is None or (known.job is None and not known.grid.complete):
-            job = self._job(question)
+            job = self._job(spec)
             if known is None:
                 known = Known(job.grid)
             else:  # saved half done
                 job.take(known.grid.values)
             known.job = job
-        self.known[question] = known
-        self.show(question)
+        self.known[spec] = known
+        self.show(spec)
         if known.job is not None and not stop.is_set():
             if known.estimate is None:
                 say("Estimating every cell…", 0.0)
@@ -129,10 +105,10 @@ class LiveGrid(t.HasTraits):
             self._compute(known, known.job, stop, say)
         return known
 
-    def _job(self, question: Question) -> PatchJob:
-        """The work for a question; what the last pair left is used if it is the same."""
-        pair = question.clean, question.corrupt
-        job = question.job(self.lm, runs=self._runs if self._pair == pair else None)
+    def _job(self, spec: PatchSpec) -> PatchJob:
+        """The work for what is asked; what the last pair left is used if it is the same."""
+        pair = spec.clean, spec.corrupt
+        job = PatchJob(self.lm, spec, runs=self._runs if self._pair == pair else None)
         if self._pair != pair:
             job.runs.together = tuple(site for site in TOGETHER if layers_with(self.lm, site))
             for known in self.known.values():
@@ -173,16 +149,16 @@ class LiveGrid(t.HasTraits):
 
     # -- what is shown -------------------------------------------------------------------------------------------
 
-    def show(self, question: Question) -> None:
-        """Show what is known of a question."""
-        known, before = self.known[question], self.question
-        if before is not None and before != question:
+    def show(self, spec: PatchSpec) -> None:
+        """Show what is known of a spec."""
+        known, before = self.known[spec], self.spec
+        if before is not None and before != spec:
             with self.hold_trait_notifications():
                 self.arrow = None  # type: ignore[assignment]
                 self.selection = None
-                if (before.site, before.over, before.layer) != (question.site, question.over, question.layer):
+                if (before.site, before.over, before.layer) != (spec.site, spec.over, spec.layer):
                     self.chosen = []
-        self.question, self.grid = question, known.grid
+        self.spec, self.grid = spec, known.grid
         grid, (down, across) = known.grid, known.grid.over
         base = "corrupt" if grid.direction == "denoise" else "clean"
         about = {"layer": "layer (0 at the bottom)", "position": f"position ({base} prompt)"}
@@ -190,7 +166,7 @@ class LiveGrid(t.HasTraits):
             i for i, (a, b) in enumerate(zip(grid.clean_tokens, grid.corrupt_tokens, strict=True)) if a.id != b.id
         }
         with self.heatmap.hold_sync():
-            where = "" if question.layer is None else f" in layer {question.layer}"
+            where = "" if spec.layer is None else f" in layer {spec.layer}"
             self.heatmap.title = f"{grid.site}{where}: {INTO[grid.direction]}"
             self.heatmap.row_labels, self.heatmap.column_labels = grid.labels(down), grid.labels(across)
             self.heatmap.row_axis, self.heatmap.column_axis = about.get(down, down), about.get(across, across)
@@ -202,8 +178,8 @@ class LiveGrid(t.HasTraits):
 
     def draw(self) -> None:
         """Bring the heatmap up to what is known."""
-        assert self.question is not None
-        known = self.known[self.question]
+        assert self.spec is not None
+        known = self.known[self.spec]
         values, unit = effects(known.grid, known.shown)
         exact = np.abs(values[~np.isnan(known.grid.values)])
         finite = exact if exact.any() else np.abs(values[np.isfinite(values)])
@@ -258,15 +234,9 @@ def effects(grid: PatchGrid, values: np.ndarray | None = None) -> tuple[np.ndarr
     values = grid.values if values is None else values
     base, source = (grid.corrupt, grid.clean) if grid.direction == "denoise" else (grid.clean, grid.corrupt)
     if grid.too_close or not np.isfinite(source - base):
-        return values - base, f"change of {metric_words(grid)}"
+        return values - base, f"change of {label_of(grid.recipe['metric'])}"
     names = ("corrupt", "clean") if grid.direction == "denoise" else ("clean", "corrupt")
     return ((values - base) / (source - base)).astype(np.float32), "effect: 0 = {}, 1 = {}".format(*names)
-
-
-def metric_words(grid: PatchGrid) -> str:
-    """What the grid's metric is called in a sentence."""
-    metric = str(grid.recipe["metric"])
-    return {"logit_diff": "logit difference", "logprob": "log probability"}.get(metric, metric)
 
 
 def nothing_words(grid: PatchGrid) -> str:

@@ -7,29 +7,22 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 import traitlets as t
 
-from labkit.activations.sites import HEAD_KINDS, absent
-from labkit.patching.patch import DIRECTIONS
+from labkit.activations.site_kinds import KINDS, PATCHED
+from labkit.activations.sites import absent
+from labkit.patching.spec import DIRECTIONS
 from labkit.widgets.patch_lab.live_grid import INTO
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
 Over = tuple[str, str]
-SITES = (
-    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_act", "router", "latent",  # by position
-    "z", "q", "k", "v", "pattern", "head_out",  # by head
-)  # fmt: skip
+SITES = tuple(sorted(PATCHED, key=lambda name: KINDS[name].unit == "head"))  # those by head after the others
 OVER: dict[str, Over] = {
     "layers × positions": ("layer", "position"),
     "layers × heads": ("layer", "head"),
     "heads × positions": ("head", "position"),
     "neurons × positions": ("neuron", "position"),
 }
-
-
-def usual_over(site: str) -> Over:
-    """The axes that a site has if none are asked for."""
-    return ("layer", "head") if site in HEAD_KINDS else ("layer", "position")
 
 
 class PatchControls(widgets.HBox):
@@ -60,7 +53,7 @@ class PatchControls(widgets.HBox):
             control.layout.width = width
         self._offering = False
         self.site, self.direction = site, direction
-        self.over = over or usual_over(site)
+        self.over = over or KINDS[site].usual
         self.layer = lm.n_layers // 2 if layer is None else layer
         self.observe(lambda change: self._new_site(change["old"]), "site")  # before anybody else hears of it
         for name, control in {"site": self._site, "layer": self._layer, "direction": self._direction}.items():
@@ -77,16 +70,15 @@ class PatchControls(widgets.HBox):
 
     def _new_site(self, old: str) -> None:
         """Axes stay where the new site has them too; a site by head that follows another kind shows its heads."""
-        alike = (self.site in HEAD_KINDS) == (old in HEAD_KINDS)
+        alike = (KINDS[self.site].unit == "head") == (KINDS[old].unit == "head")
         if not alike or self.over not in self.overs(self.site).values():
-            self.over = usual_over(self.site)
+            self.over = KINDS[self.site].usual
         self._offer()
 
     @staticmethod
     def overs(site: str) -> dict[str, Over]:
         """The axes that a site can have, by name."""
-        lacks = {"head": site not in HEAD_KINDS, "neuron": site != "mlp_act"}
-        return {name: over for name, over in OVER.items() if not any(lacks.get(axis) for axis in over)}
+        return {name: over for name, over in OVER.items() if over in KINDS[site].over}
 
     def _offer(self) -> None:
         """Offer the axes that the site has, and those asked for, so that what is wrong with them can be said."""

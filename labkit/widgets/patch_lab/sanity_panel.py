@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 import traitlets as t
 
-from labkit.sanity.checks import ControlsJob
+from labkit.patching.spec import PatchSpec, given
+from labkit.sanity.checks import ControlsJob, ControlsSpec
 from labkit.widgets.base.tool import row
 from labkit.widgets.blocks.check_list import CheckList
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
-    from labkit.widgets.patch_lab.live_grid import Known, Question
+    from labkit.widgets.patch_lab.live_grid import Known
 
 
 class SanityPanel(widgets.VBox):
@@ -51,16 +52,13 @@ class SanityPanel(widgets.VBox):
         with self.list.hold_sync():
             self.list.checks, self.list.title = [], ""
 
-    def make(self, question: Question, known: Known, pairs: Sequence[Any], stop: threading.Event) -> None:
+    def make(self, spec: PatchSpec, known: Known, pairs: Sequence[Any], stop: threading.Event) -> None:
         """Make the checks of a finished grid, one after the other, until `stop`.
 
         Raises:
             ValueError: the grid cannot be checked; the message says why.
         """
-        job = self._job = ControlsJob(
-            self.lm, question.clean, question.corrupt, question.answer or None, question.foil or None,
-            site=question.site, direction=question.direction, pairs=pairs, grid=known.grid,
-        )  # fmt: skip
+        job = self._job = ControlsJob(self.lm, ControlsSpec(**given(spec), pairs=pairs, grid=known.grid))
         self.list.title, self.list.checks = "Looking for doubts…", []
         try:
             for _ in job.steps():

@@ -1,0 +1,213 @@
+"""What is asked of a pair of prompts: said once, checked once, and carried by whatever answers it.
+
+A spec is what was asked, as it was asked. `prepared` holds it against a model: ids, answer and foil as tokens, the
+metric. Functions that take a spec's fields as their arguments are made by `asks`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+
+from labkit.patching.metrics import Metric, MetricFunction, code_of_own, metric_of
+from labkit.results.recipe import recipe_of, usual_metric
+from labkit.text.encode import single_token
+from labkit.text.pair import Pair, align
+from labkit.text.types import Prompt
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., Any])
+PAIR = ("clean", "corrupt", "answer", "foil")
+DIRECTIONS = ("denoise", "noise")
+METHODS = ("exact", "attribution")
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """A pair of prompts, and what is measured on it.
+
+    Attributes:
+        clean: the prompt with the behaviour to explain.
+        corrupt: one with the same number of tokens that lacks it.
+        answer: the token that clean calls for, with its space: `" Mary"`.
+        foil: the token that corrupt calls for.
+        metric: a name (docs/reference.md has them), or a function of the logits, (rows, vocab) -> (rows,); without one
+            `logit_diff`, or `logprob` where there is no foil.
+        at: the position whose logits the metric reads.
+        progress: show a progress bar. No part of what is asked: specs that differ in it alone are equal.
+    """
+
+    clean: Prompt
+    corrupt: Prompt
+    answer: str | int | None = None
+    foil: str | int | None = None
+    _: KW_ONLY
+    metric: str | MetricFunction | None = None
+    at: int = -1
+    progress: bool = field(default=True, compare=False, repr=False)
+
+    def prepared(self, lm: LanguageModel) -> PreparedPair:
+        """The pair as this model sees it.
+
+        Raises:
+            ValueError: prompts of different lengths, an answer of several tokens, a metric that lacks something, ...
+        """
+        pair = align(lm, self.clean, self.corrupt)
+        length = pair.clean.shape[1]
+        if not -length <= self.at < length:
+            raise ValueError(f"at={self.at} is out of range; the prompts have positions 0 to {length - 1}")
+        end = self.at % length + 1
+        ids = {"clean": pair.clean[:, :end], "corrupt": pair.corrupt[:, :end]}
+        answer, foil = (
+            None if word is None else single_token(lm, word, role=role, after=ids[side])
+            for word, role, side in ((self.answer, "answer", "clean"), (self.foil, "foil", "corrupt"))
+        )
+        metric_of(self.metric, answer=answer, foil=foil, reference=torch.zeros(1))  # a wrong one fails here
+        return PreparedPair(lm, self, pair, ids, answer, foil)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSpec(PairSpec):
+    """A grid of patches.
+
+    Attributes:
+        site: any kind that `lm.sites()` lists but `embed`: those by head over layers x heads, all positions together,
+            the others over layers x positions.
+        method: `exact` reruns the model from each patch on; `attribution` is the gradient estimate of the same, from
+            one forward and one backward pass (`attribution_patch` has it for all sites at once).
+        direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
+        over: other axes: `("layer", "position")` or `("layer", "head", "position")` for a site by head,
+            `("layer", "neuron")` for `mlp_act`; and with one layer in `layers`, `("head", "position")` or
+            `("neuron", "position")`.
+        layers, heads, neurons, positions: only these.
+    """
+
+    site: str = "resid_pre"
+    method: str = "exact"
+    direction: str = "denoise"
+    over: Sequence[str] | None = None
+    layers: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    neurons: Sequence[int] | None = None
+    positions: Sequence[int] | None = None
+
+    @property
+    def layer(self) -> int | None:
+        """The one layer that it looks into, where layers are no axis."""
+        return self.layers[0] if self.layers and self.over is not None and "layer" not in self.over else None
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise ValueError(f"direction is one of {', '.join(DIRECTIONS)}; got {self.direction!r}")
+        if self.method not in METHODS:
+            raise ValueError(f"method is one of {', '.join(METHODS)}; got {self.method!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPair:
+    """A spec held against a model.
+
+    Attributes:
+        pair: both prompts whole, as they align.
+        ids: of `clean` and `corrupt`, (1, seq), up to the position that the metric reads.
+        answer, foil: their ids.
+    """
+
+    lm: LanguageModel
+    spec: PairSpec
+    pair: Pair
+    ids: Mapping[str, torch.Tensor]
+    answer: int | None
+    foil: int | None
+
+    @property
+    def length(self) -> int:
+        """Positions up to the one that the metric reads."""
+        return self.ids["clean"].shape[1]
+
+    @property
+    def tokens(self) -> tuple[list[Any], list[Any]]:
+        """The tokens of clean and corrupt up to there."""
+        return self.pair.clean_tokens[: self.length], self.pair.corrupt_tokens[: self.length]
+
+    def metric(self, reference: torch.Tensor) -> Metric:
+        """The metric, given the clean run's logits (vocab,) at the position that it reads."""
+        return metric_of(self.spec.metric, answer=self.answer, foil=self.foil, reference=reference)
+
+    def recipe(self, **more: Any) -> dict[str, Any]:
+        """What repeats it, as JSON can hold it."""
+        asked = self.spec.metric
+        name = getattr(asked, "__name__", "metric") if callable(asked) else asked or usual_metric(self.foil)
+        at = -1 if self.length == self.pair.clean.shape[1] else self.length - 1
+        if (code := code_of_own(name)) and not callable(asked):
+            more["metric_code"] = code
+        return recipe_of(
+            self.lm, self.pair, self.spec.clean, self.spec.corrupt, answer=self.answer, foil=self.foil, metric=name,
+            own_metric=callable(asked), at=at, **more,
+        )  # fmt: skip
+
+
+def asks(
+    kind: Callable[P, S],
+) -> Callable[[Callable[[LanguageModel, S], R]], Callable[Concatenate[LanguageModel, P], R]]:
+    """From a function of a model and a spec to one of a model and the spec's fields, one argument each."""
+
+    def of_fields(answer: Callable[[LanguageModel, S], R]) -> Callable[Concatenate[LanguageModel, P], R]:
+        first = next(iter(inspect.signature(answer).parameters.values()))
+        spelled = inspect.signature(kind)
+        signature = spelled.replace(parameters=[first, *spelled.parameters.values()])
+
+        @wraps(answer)
+        def of_arguments(lm: LanguageModel, *args: P.args, **kwargs: P.kwargs) -> R:
+            signature.bind(lm, *args, **kwargs)  # a wrong argument is an error of this function, not of the spec
+            return answer(lm, kind(*args, **kwargs))
+
+        of_arguments.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            return_annotation=inspect.signature(answer).return_annotation
+        )
+        return of_arguments
+
+    return of_fields
+
+
+def spelled(kind: Callable[..., Any], *, but: Sequence[str] = ()) -> Callable[[F], F]:
+    """Spell out a spec's fields where a function takes them as `**how`: in its signature, and in what it refuses."""
+
+    def with_signature(function: F) -> F:
+        own = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
+        named = {one.name for one in own}
+        more = [
+            one.replace(kind=one.KEYWORD_ONLY)
+            for one in inspect.signature(kind).parameters.values()
+            if one.name not in named and one.name not in but
+        ]
+        signature = inspect.signature(function).replace(
+            parameters=[one for one in own if one.kind is not one.KEYWORD_ONLY]
+            + more
+            + [one for one in own if one.kind is one.KEYWORD_ONLY]
+        )
+
+        @wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            signature.bind(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        checked.__signature__ = signature  # type: ignore[attr-defined]
+        return checked  # type: ignore[return-value]
+
+    return with_signature
+
+
+def given(spec: PairSpec, *, but: Sequence[str] = ()) -> dict[str, Any]:
+    """A spec's fields by name, for another spec that has them too."""
+    return {one.name: getattr(spec, one.name) for one in fields(spec) if one.name not in but}

@@ -1,0 +1,63 @@
+"""Write docs/reference.md: the sites, metrics, model sources and kinds of file that there are, from their lists.
+
+python tools/reference.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from labkit.activations import site_kinds
+from labkit.models.sources import kinds as model_sources
+from labkit.patching import metrics as metric_kinds
+from labkit.results import file
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head), *(list(row) for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def reference() -> str:
+    """The page, as it should be now."""
+    sites = (
+        (
+            f"`{kind.name}`",
+            kind.what,
+            f"`{kind.shape}`",
+            ", ".join(" × ".join(f"{axis}s" for axis in over) for over in kind.over) or "not patched",
+            " and ".join(word for word, yes in (("sender", kind.sent), ("receiver", kind.received)) if yes),
+        )
+        for kind in site_kinds.KINDS.values()
+    )
+    metrics = (
+        (f"`{kind.name}`", kind.label, kind.unit, ", ".join(kind.needs), "" if kind.has_gradient else "no")
+        for kind in metric_kinds.METRICS.values()
+    )
+    sources = ((source.name, source.written) for source in model_sources.SOURCES)
+    files = ((kind.words, f"`{kind.opener}`", str(kind.newest)) for kind in file.KINDS.values())
+    return "\n".join(
+        [
+            "# Reference\n",
+            "Written by `python tools/reference.py` from the lists that labkit itself uses.\n",
+            "## Sites\n",
+            "A site is written `kind.layer`, `kind.layer.head`, with `@` one position: `z.5.3@-1`. `lm.sites()` says",
+            "which of them a model has, and why not the others.\n",
+            table(("site", "what passes there", "shape of one layer", "patched over", "paths"), sites),
+            "## Metrics\n",
+            "`metric=` takes one of these names, or a function of the logits; `lk.metric` gives a function a name.\n",
+            table(("metric", "in figures", "unit", "needs", "gradient"), metrics),
+            "## Where models come from\n",
+            table(("source", "`lk.load(...)` takes"), sources),
+            "## Files\n",
+            table(("a file holds", "opened by", "format"), files),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference())
