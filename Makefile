@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip $(QUIET) --constraint constraints.txt
 
 .PHONY: lab test test-quick test-unit test-zoo test-browser test-notebooks test-portable test-native test-avx2 \
-	test-default test-colab test-oldest notebooks links lint bench bench-gpu clean help
+	test-default test-colab test-oldest notebooks links lint bench bench-avx2 bench-gpu clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -131,6 +131,10 @@ bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run 
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 	$(BIN)/python benchmarks/attention.py
+
+bench-avx2: $(VENV)/.test .venv-peers/.ready  ## the first table as on a processor with AVX2 and without AVX-512
+	ATEN_CPU_CAPABILITY=avx2 $(AVX2) PYTHONPATH=tests/without_avx512 \
+		$(BIN)/python benchmarks/compare.py --name compare-avx2 $(ARGS)
 
 bench-gpu: $(VENV)/.test  ## labkit on the GPU there is, in under 9 minutes (small models on a CPU); see benchmarks/README.md
 	$(BIN)/python benchmarks/gpu.py $(ARGS)

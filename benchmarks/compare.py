@@ -2,6 +2,8 @@
 
 The default model in fp32, the same prompts, the same threads. Peers run in an environment of their own (`--peers`),
 one after another, never beside labkit. Usage: python benchmarks/compare.py [--peers PYTHON] [--out FOLDER]
+
+`make bench-avx2` does the same as on a processor with AVX2 and without AVX-512, and writes `compare-avx2.md`.
 """
 
 from __future__ import annotations
@@ -119,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", default=str(HERE.parent / ".venv-peers/bin/python"), help="the peers' Python")
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--name", default="compare", help="what the files are called")
     options = parser.parse_args()
     rows: list[tuple[str, str, str, str, str]] = []
     show = lambda what, ours, peer, ratio, asked="": rows.append((what, ours, peer, ratio, asked))  # noqa: E731
@@ -194,6 +197,15 @@ def main() -> None:
             f"{ratio:.3f}",
             "<= 1.03",
         )
+
+    lm16 = lk.load(bits=16, progress=False)
+    for what, work in (
+        ("forward of 14 tokens", lambda lm: lm.run(PAIRS["short"][0], logits="last")),
+        ("generation of 64 tokens, the first included", lambda lm: lm.generate(PAIRS["short"][0], max_new_tokens=64)),
+    ):
+        a, b, ratio = side_by_side(lambda: work(lm4), lambda: work(lm16), times=9)  # noqa: B023
+        show(f"{what}, NF4", f"{a * 1e3:.0f} ms", f"16 bits {b * 1e3:.0f} ms", f"{ratio:.3f}", "<= 1.11")
+    del lm16
 
     # one pair of each task, the first that the model does
     done = {task.name: task.verify(lm32, task.pairs(lm32, n=8)).done for task in TASKS}
@@ -288,15 +300,15 @@ def main() -> None:
     about = describe()
     lines = ["| what | labkit | beside it | ratio | asked |", "|---|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    head = f"{date.today()}: {about['cpu']}, {about['threads']} threads, " + ", ".join(
+    head = f"{date.today()}: {about['cpu']}, {about['instructions']}, {about['threads']} threads, " + ", ".join(
         f"{name} {about[name]}" for name in ("torch", "transformers", "bitsandbytes", "labkit")
     )
     table = "\n".join([head, "", *lines, ""])
     print(table)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "compare.md").write_text(table)
+    (options.out / f"{options.name}.md").write_text(table)
     record = {"machine": about, "date": str(date.today()), "rows": rows, "differences": differences}
-    (options.out / "compare.json").write_text(json.dumps(record, indent=1))
+    (options.out / f"{options.name}.json").write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":
