@@ -205,7 +205,6 @@ def main() -> None:
     ):
         a, b, ratio = side_by_side(lambda: work(lm4), lambda: work(lm16), times=9)  # noqa: B023
         show(f"{what}, NF4", f"{a * 1e3:.0f} ms", f"16 bits {b * 1e3:.0f} ms", f"{ratio:.3f}", "<= 1.11")
-    del lm16
 
     # one pair of each task, the first that the model does
     done = {task.name: task.verify(lm32, task.pairs(lm32, n=8)).done for task in TASKS}
