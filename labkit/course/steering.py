@@ -89,7 +89,7 @@ def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
         return Verdict(False, "Those are the pairs of this notebook. Make others, about something else.")
     if len(positive) != len(negative) or len(positive) < 4:
         return Verdict(
-            False, f"Four pairs at least, please; that is {len(positive)} positive and {len(negative)} negative."
+            False, f"At least four pairs are needed; got {len(positive)} positive and {len(negative)} negative."
         )
     agree = 0
     for left in range(len(positive)):

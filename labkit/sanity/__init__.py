@@ -1,1 +1,1 @@
-"""Is it real? Controls for a finished grid."""
+"""Sanity checks: controls for a finished grid."""

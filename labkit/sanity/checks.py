@@ -1,4 +1,4 @@
-"""Is it real? The checks that a patching grid has to stand before it is believed.
+"""Sanity checks that a patching grid has to stand before it is believed.
 
 A grid shows that some cell moves the answer. That need not mean what it seems to: any disturbance moves a logit
 difference towards nothing, an engine can be wrong, an estimate can miss, and one pair is one example. Each check here
@@ -64,7 +64,7 @@ class ControlsSpec(PatchSpec):
 
 @asks(ControlsSpec)
 def controls(lm: LanguageModel, spec: ControlsSpec) -> Controls:
-    """Hold a grid against the doubts that one should have about it.
+    """Run the standard controls on a grid: would it look the same if there were nothing to find?
 
     Args:
         lm: the model.
@@ -81,7 +81,7 @@ def controls(lm: LanguageModel, spec: ControlsSpec) -> Controls:
     from tqdm.auto import tqdm
 
     job = ControlsJob(lm, spec)
-    with tqdm(total=len(job.names), desc="is it real?", unit="check", disable=not spec.progress, leave=False) as bar:
+    with tqdm(total=len(job.names), desc="sanity checks", unit="check", disable=not spec.progress, leave=False) as bar:
         try:
             for _ in job.steps():
                 bar.update()

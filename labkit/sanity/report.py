@@ -20,7 +20,7 @@ BLUE, GREY, ORANGE = "#0b66c3", "#8a929b", "#d9730d"
 
 @dataclass(frozen=True)
 class Check:
-    """One doubt and its answer: `ok` is None where the check could not be made; `says` has the numbers in words."""
+    """One check and its result: `ok` is None where the check could not be made; `says` has the numbers in words."""
 
     name: str
     ok: bool | None
@@ -29,7 +29,7 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        return {True: "as it should be", False: "look again", None: "not done"}[self.ok]
+        return {True: "passed", False: "check this", None: "not done"}[self.ok]
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,8 @@ class Controls:
         if not made:
             return "No check has been made."
         if not wrong:
-            return f"All {len(made)} checks are as they should be."
-        return (
-            f"{len(made) - len(wrong)} of {len(made)} checks are as they should be; look again at: {', '.join(wrong)}."
-        )
+            return f"All {len(made)} checks passed."
+        return f"{len(made) - len(wrong)} of {len(made)} checks passed; check these: {', '.join(wrong)}."
 
     def table(self) -> pd.DataFrame:
         """One row a check: its verdict, and what it says."""
@@ -113,7 +111,7 @@ class Controls:
         shares = self._numbers("many pairs").get("shares", [])
         figure.update_xaxes(range=[min(0.0, *shares, 0.0) - 0.06, max(1.0, *shares, 1.0) + 0.06], row=2, col=2)
         figure.update_layout(
-            title={"text": f"Is it real? {self.verdict}", "font": {"size": 14}},
+            title={"text": f"Sanity checks: {self.verdict}", "font": {"size": 14}},
             width=1000, height=760, margin={"t": 90, "r": 20, "b": 110}, barmode="group", template="plotly_white",
             legend={"orientation": "h", "y": -0.1, "x": 0},
         )  # fmt: skip

@@ -85,16 +85,16 @@ class SteerLab(Tool):
         self._known: dict[str, tuple[Any, Any]] = {}  # what was computed last, by name: (from what, what)
         self.box = GivenPrompt(lm, label="Prompt to continue")
         self.sides = {
-            "positive": PromptBox(label="Towards: one prompt a line", rows=5),
-            "negative": PromptBox(label="Away from: one prompt a line, in the same order", rows=5),
+            "positive": PromptBox(label="Towards: one prompt per line", rows=5),
+            "negative": PromptBox(label="Away from: one prompt per line, in the same order", rows=5),
         }
-        self._layer = widgets.IntSlider(description="after layer", min=0, max=lm.n_layers - 1, continuous_update=False)
+        self._layer = widgets.IntSlider(description="After layer", min=0, max=lm.n_layers - 1, continuous_update=False)
         self._strength = widgets.FloatSlider(
-            description="strength", min=-REACH, max=REACH, step=0.1, readout_format="+.1f",
+            description="Strength", min=-REACH, max=REACH, step=0.1, readout_format="+.1f",
             continuous_update=self.queue.background,
         )  # fmt: skip
-        self._control = widgets.Checkbox(description="random instead", indent=False)
-        self._most = widgets.BoundedIntText(description="max tokens", min=1, max=lm.context or 100_000)
+        self._control = widgets.Checkbox(description="Random baseline", indent=False)
+        self._most = widgets.BoundedIntText(description="Max tokens", min=1, max=lm.context or 100_000)
         for control_, width in ((self._layer, "240px"), (self._strength, "300px"), (self._most, "150px")):
             control_.style, control_.layout.width = {"description_width": "initial"}, width
         self._control.layout.width = "auto"
@@ -125,7 +125,7 @@ class SteerLab(Tool):
             row(*self.strips.values(), wide=True),
         ]
         self.children = [self.box, *self.panel]
-        self.status.say("Move the strength, or press Run.")
+        self.status.say("Move the slider, or press Run.")
 
     def _widen(self, strength: float) -> None:
         reach = max(REACH, abs(strength))
@@ -158,7 +158,7 @@ class SteerLab(Tool):
             raise ValueError("the prompt is empty; write at least one character")
         strength, prompt = self.strength, self.prompt
         pairs = tuple(tuple(lines(side)) for side in (self.positive, self.negative))
-        self.status.say("Taking the direction from the pairs…")
+        self.status.say("Computing the direction from the pairs…")
         vector: SteeringVector = self._kept(
             "vector", (pairs, self.layer), lambda: steering_vector(self.lm, list(pairs[0]), list(pairs[1]), self.layer)
         )

@@ -68,9 +68,9 @@ def test_a_token_shows_where_it_looks_and_what_looks_at_it(view: Locator) -> Non
     table = view.locator(".labkit-token-bars table").first
     expect(table.locator("caption")).to_have_text("Where ·to (13) looks")
     expect(table.locator("tr")).to_have_count(5)
-    view.get_by_label("show", exact=True).select_option("what looks at it")
+    view.get_by_label("Looks", exact=True).select_option("what looks at it")
     expect(title).to_have_text("What looks at ·to (13)")
-    view.get_by_label("show", exact=True).select_option("where a token looks")
+    view.get_by_label("Looks", exact=True).select_option("where a token looks")
     token.click()
 
 
@@ -90,7 +90,7 @@ def test_heads_are_put_in_order_and_filtered_by_a_score(page: Page, view: Locato
 
 
 def test_a_search_finds_heads_where_one_token_looks_at_another(view: Locator) -> None:
-    view.get_by_label("heads where", exact=True).select_option("13 ·to")
+    view.get_by_label("Heads where", exact=True).select_option("13 ·to")
     view.get_by_label("looks at", exact=True).select_option("1 ·Mary")
     expect(view.locator(".labkit-heads .labkit-title")).to_have_text("Heads where ·to looks at ·Mary")
     view.locator(".labkit-heads .labkit-stage").click(position={"x": 20, "y": 20})
@@ -136,7 +136,7 @@ def test_heads_are_knocked_out_and_the_change_is_read(page: Page, view: Locator)
 
 
 def test_two_prompts_are_compared_side_by_side_and_as_a_difference(page: Page, view: Locator) -> None:
-    view.get_by_label("beside").select_option("another prompt")
+    view.get_by_label("Compare with").select_option("another prompt")
     expect(view.get_by_role("alert")).to_have_text("Write another prompt to compare with")
     box = view.locator("textarea").nth(1)
     box.fill(CORRUPT)
@@ -144,12 +144,12 @@ def test_two_prompts_are_compared_side_by_side_and_as_a_difference(page: Page, v
     titles = view.locator(".labkit-heatmap .labkit-title")
     expect(titles).to_have_text(["Layer 23, head 3", "other prompt · Layer 23, head 3", "First minus second"])
     expect(view.locator(".labkit-status").first).to_have_attribute("data-kind", "info")
-    view.get_by_label("beside").select_option("nothing")
+    view.get_by_label("Compare with").select_option("nothing")
     expect(titles).to_have_count(1)
 
 
 def test_weights_say_what_they_are(page: Page, view: Locator) -> None:
-    weigh = view.get_by_label("weigh", exact=True)
+    weigh = view.get_by_label("Show", exact=True)
     weigh.select_option("value-weighted attention")
     expect(large(view).locator(".labkit-title")).to_have_text("Value-weighted, layer 23, head 3")
     weigh.select_option("contribution to a logit")

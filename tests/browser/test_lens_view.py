@@ -111,7 +111,7 @@ def test_the_slider_writes_the_text_anew_beside_the_old_one(page: Page) -> None:
     expect(said).to_contain_text("Added after layer 18 at every position")
     old, new = before.locator(".labkit-tokens").inner_text(), after.locator(".labkit-tokens").inner_text()
     assert old != new
-    handle = view.locator(".widget-slider").filter(has_text="strength").locator(".noUi-handle")
+    handle = view.locator(".widget-slider").filter(has_text="Strength").locator(".noUi-handle")
     handle.focus()
     for _ in range(5):
         page.keyboard.press("ArrowRight")

@@ -200,8 +200,8 @@ def test_another_site_runs_anew_and_the_first_is_still_known(page: Page) -> None
     expect(grid_of(tool).locator(".labkit-title")).to_have_text("z: clean into corrupt")
     assert kernel_says(page, "print(patching.grid)").startswith("PatchGrid(z, denoise, 30 layers x 9 heads")
     tool.get_by_label("over").select_option("heads × positions")
-    tool.get_by_label("of layer").fill("23")
-    tool.get_by_label("of layer").press("Enter")
+    tool.get_by_label("Layer", exact=True).fill("23")
+    tool.get_by_label("Layer", exact=True).press("Enter")
     expect(grid_of(tool).locator(".labkit-title")).to_have_text("z in layer 23: clean into corrupt")
     tool.get_by_label("site").select_option("resid_pre")
     expect(status_of(tool)).to_contain_text("420 cells computed before")
@@ -209,10 +209,10 @@ def test_another_site_runs_anew_and_the_first_is_still_known(page: Page) -> None
 
 def test_the_checks_are_listed(page: Page) -> None:
     tool = tool_of(page, "patch")
-    button(tool, "Is it real?").click()
+    button(tool, "Sanity checks").click()
     expect(tool.locator(".labkit-check")).to_have_count(8)
     expect(tool.locator(".labkit-check[data-ok='true'] dt").nth(1)).to_have_text("identical prompts")
-    expect(tool.locator(".labkit-checks .labkit-title")).to_contain_text("checks are as they should be")
+    expect(tool.locator(".labkit-checks .labkit-title")).to_contain_text("checks passed")
 
 
 def test_the_estimate_turns_exact_and_can_be_paused_resumed_and_cancelled(page: Page) -> None:

@@ -246,8 +246,8 @@ def test_from_a_token_one_looks_inside(page: Page, name: str) -> None:
         expect(inner.locator(".labkit-heatmap").first).to_be_visible()
     else:
         expect(inner.get_by_label("Clean prompt")).to_have_value(CLEAN)
-        expect(inner.get_by_label("answer", exact=True)).to_have_value(" Mary")
-        expect(inner.get_by_label("foil", exact=True)).to_have_value(" the")
+        expect(inner.get_by_label("Answer", exact=True)).to_have_value(" Mary")
+        expect(inner.get_by_label("Foil", exact=True)).to_have_value(" the")
     button(lab, "Close").click()
     expect(inner).to_have_count(0)
     written(lab).first.press("Escape")

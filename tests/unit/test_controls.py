@@ -1,4 +1,4 @@
-"""Is it real? The checks see what is there, see through what is not, and can be watched and stopped."""
+"""The checks see what is there, see through what is not, and can be watched and stopped."""
 
 import numpy as np
 import pytest
@@ -47,11 +47,11 @@ def test_what_the_estimate_missed_is_named(made):
 def test_the_result_speaks(made):
     table = made.table()
     assert list(table.index) == list(lk.ControlsJob.names)
-    assert set(table.verdict) <= {"as it should be", "look again", "not done"}
-    assert made.verdict.count("checks are as they should be") == 1
+    assert set(table.verdict) <= {"passed", "check this", "not done"}
+    assert made.verdict.count("checks passed") == 1
     assert "random prompts" in repr(made)
     figure = made.figure()
-    assert figure.layout.title.text == f"Is it real? {made.verdict}"
+    assert figure.layout.title.text == f"Sanity checks: {made.verdict}"
     assert {trace.name for trace in figure.data} >= {"right activation", "random positions", "random prompts", "mean"}
     with pytest.raises(KeyError, match="there is no check 'luck'"):
         made["luck"]

@@ -35,14 +35,21 @@ class HeadAction(widgets.VBox):
         self.bars = TokenBars()
         self._names = widgets.Label()
         how = widgets.Dropdown(
-            options=[(words, name) for name, words in HOW.items()], description="their", layout={"width": "auto"},
+            options=[(words, name) for name, words in HOW.items()],
+            description="Replace with",
+            layout={"width": "auto"},
             style={"description_width": "initial"},
         )  # fmt: skip
-        self.knock_button = widgets.Button(description="Knock out", tooltip="See the next token without these heads")
+        self.knock_button = widgets.Button(description="Knock out", tooltip="The next token without these heads")
         self.send_button = widgets.Button(description="Send to PatchLab", tooltip="Patch these heads, exactly")
         words = [
-            widgets.Text(description=name, placeholder=example, continuous_update=False, layout={"width": "170px"},
-                         style={"description_width": "initial"})
+            widgets.Text(
+                description=name.capitalize(),
+                placeholder=example,
+                continuous_update=False,
+                layout={"width": "170px"},
+                style={"description_width": "initial"},
+            )
             for name, example in (("answer", "· Mary"), ("foil", "· John"))
         ]  # fmt: skip
         super().__init__(**traits)

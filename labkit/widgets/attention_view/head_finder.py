@@ -47,13 +47,13 @@ class HeadFinder(widgets.VBox):
         side = max(12, min(28, 556 // n_layers))
         self.width = max(250, min(n_heads * side + 64, 420))
         self.heads = HeadGrid(title="Heads", side=side, max_height=600)
-        self._score = choice("order by", [("layer and head", "")])
+        self._score = choice("Order by", [("layer and head", "")])
         self._least = widgets.FloatSlider(
-            description="at least", min=0.0, max=1.0, step=0.05, continuous_update=False, disabled=True,
+            description="At least", min=0.0, max=1.0, step=0.05, continuous_update=False, disabled=True,
             layout={"width": "230px"}, style={"description_width": "initial"},
         )  # fmt: skip
-        self._ranked = widgets.Checkbox(value=True, description="in a row", indent=False, layout={"width": "auto"})
-        self._from, self._to = choice("heads where", [("any token", -1)]), choice("looks at", [("any", -1)])
+        self._ranked = widgets.Checkbox(value=True, description="Rank", indent=False, layout={"width": "auto"})
+        self._from, self._to = choice("Heads where", [("any token", -1)]), choice("looks at", [("any", -1)])
         super().__init__()
         t.link((self, "selection"), (self.heads, "selection"))
         t.link((self, "chosen"), (self.heads, "chosen"))

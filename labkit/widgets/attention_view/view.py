@@ -139,12 +139,12 @@ class AttentionView(Tool):
         self.action = HeadAction()
         models = self.other_lm is not None
         self._choices = {
-            "weighting": choice("weigh", WEIGHTINGS),
-            "compare": choice("beside", {k: v for k, v in COMPARE.items() if models or k != "model"}),
+            "weighting": choice("Show", WEIGHTINGS),
+            "compare": choice("Compare with", {k: v for k, v in COMPARE.items() if models or k != "model"}),
         }
-        self._sink = widgets.Checkbox(description="hide the first token", indent=False, layout={"width": "auto"})
+        self._sink = widgets.Checkbox(description="Hide the first token", indent=False, layout={"width": "auto"})
         self._other_head = widgets.Text(
-            description="head", placeholder="layer.head", continuous_update=False, layout={"width": "130px"},
+            description="Head", placeholder="layer.head", continuous_update=False, layout={"width": "130px"},
             style={"description_width": "initial"},
         )  # fmt: skip
         self._beside = column()
@@ -288,7 +288,7 @@ class AttentionView(Tool):
         sides = self._sides()
         if not self.maps.show(sides, self.weighting):
             lengths = " and ".join(str(len(matrix)) for *_, matrix in sides)
-            self.status.say(f"{lengths} tokens: side by side, but no difference, which takes the same number")
+            self.status.say(f"{lengths} tokens: shown side by side; a difference needs two prompts of the same length")
         self.looks.show(self._over_chosen(sides[0][2]), unit=UNITS[self.weighting])
 
     def _sides(self) -> list[Side]:

@@ -38,7 +38,7 @@ class TokenLooks(widgets.VBox):
         self.strip.add_class("labkit-short")
         self.bars = TokenBars()
         self._unit, self._one = "attention", ""
-        direction, over = choice("show", DIRECTIONS), choice("of", OVER)
+        direction, over = choice("Looks", DIRECTIONS), choice("of", OVER)
         super().__init__()
         t.link((self, "direction"), (direction, "value"))
         t.link((self, "over"), (over, "value"))

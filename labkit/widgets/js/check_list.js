@@ -1,6 +1,6 @@
 // CheckList: checks that were made, with their verdicts, one line each.
 
-const VERDICTS = { true: ["✓", "as it should be"], false: ["!", "look again"], null: ["–", "not done"] };
+const VERDICTS = { true: ["✓", "passed"], false: ["!", "check this"], null: ["–", "not done"] };
 
 function render({ model, el }) {
   blockRoot(el, "labkit-checks");

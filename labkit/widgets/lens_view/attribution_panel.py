@@ -38,7 +38,7 @@ class AttributionPanel(widgets.VBox):
     def __init__(self, lm: LanguageModel, ask: Callable[[], None]) -> None:
         self.lm = lm
         self._auto: tuple[Token, Token] | None = None  # the model's own two likeliest
-        self._words = {name: widgets.Text(description=name) for name in ("answer", "foil")}
+        self._words = {name: widgets.Text(description=name.capitalize()) for name in ("answer", "foil")}
         for word in self._words.values():
             word.continuous_update = False
             word.style, word.layout.width = {"description_width": "initial"}, "230px"

@@ -62,11 +62,11 @@ class LensPanel(widgets.VBox):
         self.lm = lm
         self._reading = False
         self._followed: Any = None
-        self._site = widgets.Dropdown(options=[(_SITE_WORDS[name], name) for name in SITES], description="site")
-        self._shade = widgets.Dropdown(options=[(_SHADE_WORDS[name], name) for name in SHADES], description="colour")
-        self._follow = widgets.Text(description="follow")
+        self._site = widgets.Dropdown(options=[(_SITE_WORDS[name], name) for name in SITES], description="Site")
+        self._shade = widgets.Dropdown(options=[(_SHADE_WORDS[name], name) for name in SHADES], description="Colour")
+        self._follow = widgets.Text(description="Follow")
         self._follow.continuous_update = False
-        self._window = widgets.IntRangeSlider(description="positions", continuous_update=False)
+        self._window = widgets.IntRangeSlider(description="Positions", continuous_update=False)
         for control, width in ((self._site, "250px"), (self._shade, "234px"), (self._follow, "200px")):
             control.style, control.layout.width = {"description_width": "initial"}, width
         self._window.style, self._window.layout.width = {"description_width": "initial"}, "340px"

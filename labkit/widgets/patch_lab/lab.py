@@ -117,7 +117,7 @@ class PatchLab(Tool):
         self.controls = SanityPanel(lm, check=self.begin_checks)
         self.heatmap, self.bars = self.live.heatmap, self.inspector.bars
         self.what = PatchControls(lm, site=site, over=over, layer=layer, direction=direction)
-        self.pause_button = widgets.Button(description="Pause", disabled=True, tooltip="Pause, and go on later")
+        self.pause_button = widgets.Button(description="Pause", disabled=True, tooltip="Pause; Resume continues")
         self.stop_button.description = "Cancel"
         for name in ("clean", "corrupt", "answer", "foil"):
             t.link((self, name), (self.pair, name))
@@ -145,7 +145,7 @@ class PatchLab(Tool):
             if self.chosen:
                 self._look()
         elif self.pair.fits:
-            self.status.say("Choose the answer and the foil from what the model would write, and run.")
+            self.status.say("Choose an answer and a foil from the model's own predictions, then run.")
         self.pair.offer()
 
     # -- the grid ------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ class PatchLab(Tool):
         if grid is None:
             self.status.say(f"{what}.")
             return
-        goes_on = "Resume goes on." if self._paused else "what was computed is kept, and Run goes on from there."
+        goes_on = "Resume continues." if self._paused else "what was computed is kept; Run continues from there."
         self.status.say(f"{what} at {_exact(grid)} of {grid.values.size} cells; {goes_on}")
 
     def _settle(self) -> None:
@@ -249,10 +249,10 @@ class PatchLab(Tool):
         if self.grid is not None and self.spec() != self._asked:
             self.start()
 
-    # -- is it real? ---------------------------------------------------------------------------------------------
+    # -- sanity checks -------------------------------------------------------------------------------------------
 
     def check(self, timeout: float | None = None) -> Controls | None:
-        """Hold the finished grid against the usual doubts, and wait for it; `lk.controls` gives the same."""
+        """Run the standard controls on the finished grid, and wait for them; `lk.controls` gives the same."""
         self.begin_checks()
         self._doubts.wait(timeout)
         return self.controls.result
@@ -261,10 +261,10 @@ class PatchLab(Tool):
         """Begin with the checks of the grid that is shown; they are listed as they are made."""
         spec, known = self.live.spec, self._working
         if spec is None or known is None or not known.grid.complete:
-            self.status.complain("The grid has to be finished first: run it.")
+            self.status.complain("Finish the grid first: press Run.")
             return
         if spec.layer is not None:
-            self.status.complain("The checks are for grids over layers.")
+            self.status.complain("Sanity checks need a grid over layers.")
             return
         name, seed = self.pair.task.value, 1 + self.pair.seed
         pairs = task(name).pairs(self.lm, PAIRS, seed=seed) if name else []

@@ -62,13 +62,13 @@ class PairEditor(widgets.VBox):
         self._offers_for: tuple[str, str] | None = None
         self._offered: dict[str, list[str]] = {name: [] for name in NAMES}
         self.seed = 0  # which pair of the task it is
-        self.task = widgets.Dropdown(options=[(_OWN, ""), *((n, n) for n in tasks().index)], description="start from")
+        self.task = widgets.Dropdown(options=[(_OWN, ""), *((n, n) for n in tasks().index)], description="Start from")
         self.another = widgets.Button(description="Another pair", tooltip="The next pair of this task", disabled=True)
         self.boxes = {name: PromptBox(label=f"{name.capitalize()} prompt", delay=150) for name in NAMES}
         self.strip = PairStrip()
         self.status = StatusLine()
         self.fix = widgets.Button(description="", layout={"display": "none"})
-        self.words = {name: widgets.Text(description=name) for name in ("answer", "foil")}
+        self.words = {name: widgets.Text(description=name.capitalize()) for name in ("answer", "foil")}
         self.picks = {name: TokenStrip(unit="probability", low=0.0, high=1.0) for name in NAMES}
         for control, width in ((self.task, "290px"), *((word, "150px") for word in self.words.values())):
             control.style = {"description_width": "initial"}

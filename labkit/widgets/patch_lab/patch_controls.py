@@ -42,9 +42,9 @@ class PatchControls(widgets.HBox):
         self.add_class("labkit-row")
         # the sites that the model has, and the one asked for, so that what is wrong with it can be said
         sites = [name for name in SITES if name == site or absent(lm, name) is None]
-        self._site = widgets.Dropdown(options=sites, description="site")
-        self._over = widgets.Dropdown(options=list(OVER.items()), description="over")
-        self._layer = widgets.BoundedIntText(min=0, max=lm.n_layers - 1, description="of layer")
+        self._site = widgets.Dropdown(options=sites, description="Site")
+        self._over = widgets.Dropdown(options=list(OVER.items()), description="Over")
+        self._layer = widgets.BoundedIntText(min=0, max=lm.n_layers - 1, description="Layer")
         self._direction = widgets.Dropdown(options=[(f"{name}: {INTO[name]}", name) for name in DIRECTIONS])
         for control, width in zip(
             (self._site, self._over, self._layer, self._direction), ("160px", "196px", "120px", "210px"), strict=True

@@ -1,4 +1,4 @@
-"""Is it real? The controls of a grid as a list that fills in: the face of `labkit.sanity.checks`."""
+"""Sanity checks: the controls of a grid as a list that fills in: the face of `labkit.sanity.checks`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SanityPanel(widgets.VBox):
         self.lm = lm
         self._job: ControlsJob | None = None
         self.button = widgets.Button(
-            description="Is it real?", disabled=True, tooltip="Hold the finished grid against the usual doubts"
+            description="Sanity checks", disabled=True, tooltip="Run the standard controls on the finished grid"
         )
         self.button.on_click(lambda _: check())
         self.list = CheckList()
@@ -59,7 +59,7 @@ class SanityPanel(widgets.VBox):
             ValueError: the grid cannot be checked; the message says why.
         """
         job = self._job = ControlsJob(self.lm, ControlsSpec(**given(spec), pairs=pairs, grid=known.grid))
-        self.list.title, self.list.checks = "Looking for doubts…", []
+        self.list.title, self.list.checks = "Running the checks…", []
         try:
             for _ in job.steps():
                 self.result = job.result

@@ -24,7 +24,7 @@ class BranchActions:
         if tree is None or parent is None:
             return
         if at < len(parent) and id == parent.record.ids[at]:
-            lab.status.say("That is what the branch has there already.")
+            lab.status.say("The branch already has that token there.")
             return
 
         def work(stop: threading.Event) -> None:

@@ -75,7 +75,7 @@ class ChatTurns(widgets.VBox):
         self._rows: list[tuple[PromptBox, widgets.Button, widgets.HBox]] = []
         self._drawing = False
         self.system_box = PromptBox(
-            label=WORDS["system"][0], rows=1, placeholder="Empty: the template's own, if it has one."
+            label=WORDS["system"][0], rows=1, placeholder="Leave empty for the template's own, if it has one."
         )
         t.link((self, "system"), (self.system_box, "value"))
         self.add_class("labkit-column")

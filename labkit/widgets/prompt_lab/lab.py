@@ -118,7 +118,7 @@ class PromptLab(Sampled, Tool):
         chats = any(template_of(lm) is not None for lm in self.lms)
         modes = [(words, name) for name, words in MODES.items() if chats or name != "chat"]
         self._mode = widgets.ToggleButtons(options=modes, value="text", style={"button_width": "auto"})
-        self._measure = widgets.Dropdown(options=MEASURES, description="colour by", style=WIDE)
+        self._measure = widgets.Dropdown(options=MEASURES, description="Colour by", style=WIDE)
         self._measure.layout.width = "180px"
         longest = min(lm.context or 100_000 for lm in self.lms)
         self.settings = Settings(self, longest=longest, before=[self.run_button, self.stop_button])

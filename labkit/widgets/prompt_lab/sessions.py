@@ -21,9 +21,9 @@ class Sessions(widgets.HBox):
         super().__init__()
         wide = {"description_width": "initial"}
         self.lab, self._listing = lab, False
-        self.history = widgets.Dropdown(description="runs", style=wide)
+        self.history = widgets.Dropdown(description="Runs", style=wide)
         self.history.layout.width = "330px"
-        self.file = widgets.Text(description="session", placeholder="session.json", style=wide)
+        self.file = widgets.Text(description="Session", placeholder="session.json", style=wide)
         self.file.layout.width = "240px"
         buttons = []
         for words, tip, act in (("Save", "Write all runs to this file", self.keep), ("Open", "Read one", self.bring)):

@@ -51,13 +51,13 @@ class Settings(widgets.VBox):
         self.sampled = sampled
         number = lambda words, low, high: widgets.BoundedIntText(description=words, min=low, max=high, style=WIDE)  # noqa: E731
         self.controls: dict[str, Any] = {
-            "temperature": slider("temperature", 0, 2, 0.1, ".1f", 230),
-            "max_new_tokens": number("max tokens", 1, longest),
-            "seed": widgets.IntText(description="seed", style=WIDE),
-            "top_p": slider("top-p", 0.01, 1, 0.01, ".2f"),
-            "min_p": slider("min-p", 0, 1, 0.01, ".2f"),
-            "top_k": number("top-k (0: all)", 0, 1_000_000),
-            "repetition_penalty": slider("repetition penalty", 0.5, 2, 0.05, ".2f", 260),
+            "temperature": slider("Temperature", 0, 2, 0.1, ".1f", 230),
+            "max_new_tokens": number("Max tokens", 1, longest),
+            "seed": widgets.IntText(description="Seed", style=WIDE),
+            "top_p": slider("Top-p", 0.01, 1, 0.01, ".2f"),
+            "min_p": slider("Min-p", 0, 1, 0.01, ".2f"),
+            "top_k": number("Top-k (0: all)", 0, 1_000_000),
+            "repetition_penalty": slider("Repetition penalty", 0.5, 2, 0.05, ".2f", 260),
         }
         self.controls["max_new_tokens"].layout.width, self.controls["seed"].layout.width = "150px", "110px"
         self.controls["top_k"].layout.width = "150px"
@@ -65,7 +65,7 @@ class Settings(widgets.VBox):
             t.link((sampled, name), (control, "value"))
         several = r"one or more, such as \n | END"
         self.strings = widgets.Text(
-            description="stop strings", placeholder=several, style=WIDE, continuous_update=False
+            description="Stop strings", placeholder=several, style=WIDE, continuous_update=False
         )
         self.strings.layout.width = "300px"
         self.strings.observe(lambda change: setattr(sampled, "stop_strings", parsed(change["new"])), "value")
