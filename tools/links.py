@@ -22,6 +22,7 @@ from urllib.parse import quote, urlencode
 ROOT = Path(__file__).parents[1]
 DISTRIBUTION = str(runpy.run_path(str(ROOT / "labkit" / "_version.py"))["DISTRIBUTION"])
 TABLE = re.compile(r"^\[tool\.labkit\.links\]\n(?:[a-z]+ = .*\n)*", re.MULTILINE)
+URLS = re.compile(r"^# Project URLs.*\n(?:\[project\.urls\]\n(?:\w+ = .*\n)*)?", re.MULTILINE)
 SECTION = re.compile(r"<!-- links:[^>]*-->\n(.*?)<!-- /links -->\n", re.DOTALL)
 OPENING = "<!-- links: the third column and what stands below the table are written by `make links` -->\n"
 ROW = re.compile(r"^\| \[[^\]]*\]\((?P<path>notebooks/[^)]+)\) \| [^|]* \|")
@@ -96,6 +97,16 @@ def first_cell(links: Links, notebook: str) -> str:
     )
 
 
+def project_urls(links: Links) -> str:
+    """The table of addresses that the package index shows; a comment alone while there is no repository."""
+    text = "# Project URLs, written by `make links`; none while no repository is named.\n"
+    if links.repository:
+        home = f"https://github.com/{links.repository}"
+        text += f'[project.urls]\nRepository = "{home}"\nIssues = "{home}/issues"\n'
+        text += f'Changelog = "{home}/blob/{links.branch}/CHANGELOG.md"\n'
+    return text
+
+
 def section(links: Links, rows: list[str]) -> str:
     """The README's table of notebooks, and below it how to install and to open them on a hub."""
     columns = 3 if links.repository else 2
@@ -130,7 +141,11 @@ def written(links: Links, root: Path = ROOT) -> dict[Path, str]:
     table = "[tool.labkit.links]\n" + "".join(
         f"{name} = {json.dumps(value)}\n" for name, value in asdict(links).items()
     )
-    texts = {project: _put(TABLE, table, project)}
+    text = _put(TABLE, table, project)
+    found = URLS.search(text)
+    if not found:
+        raise ValueError("pyproject.toml has no place for the project's addresses: a line that begins '# Project URLs'")
+    texts = {project: text[: found.start()] + project_urls(links) + text[found.end() :]}
     rows = [line for line in _found(SECTION, readme)[1].splitlines() if line.startswith("|")]
     texts[readme] = _put(SECTION, section(links, rows), readme)
     for file in sorted((root / "notebooks").glob("*.ipynb")):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -67,6 +68,19 @@ def test_without_a_repository_a_kernel_that_lacks_labkit_is_told_in_one_sentence
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: labkit is not installed in this kernel: run pip install ")
     assert last.endswith("then restart the kernel.")
+
+
+def test_the_package_index_is_told_the_addresses_once_there_are_any(tree):
+    def urls():
+        return tomllib.loads((tree / "pyproject.toml").read_text("utf-8"))["project"].get("urls")
+
+    before = (tree / "pyproject.toml").read_text("utf-8")
+    assert urls() is None
+    assert main(["--repo", "ada/looking-in", "--ref", "v0.2.0"], tree) == 0
+    assert urls()["Repository"] == "https://github.com/ada/looking-in"
+    assert urls()["Changelog"].endswith("/blob/main/CHANGELOG.md")
+    assert main(["--repo", "none"], tree) == 0
+    assert (tree / "pyproject.toml").read_text("utf-8") == before
 
 
 def test_every_link_leads_to_a_file_of_the_repository_at_the_tag(tree):
