@@ -162,6 +162,8 @@ def _module_hook(
             return through(place, x.movedim(0, 2)).movedim(2, 0)
         if x.ndim == 2:
             return through(place, x.unflatten(0, shape)).flatten(0, 1)
+        if kind == "latent" and x.ndim == 4:  # an axis of one, for the heads to come
+            return through(place, x[:, 0])[:, None]
         return through(place, x)
 
     def on_input(
@@ -172,11 +174,10 @@ def _module_hook(
         x = hidden_input(args, kwargs)
         assert x is not None
         new = passed(x)
-        if not written:
-            return None
-        if kind == "resid_mid":
+        if kind == "resid_mid" and written:
             # The block still holds this very tensor for its residual connection, so it is changed where it lies.
             x.copy_(new)
+        if kind == "resid_mid" or not (written or _in_a_gradient(new, x)):
             return None
         return ((new, *args[1:]), kwargs) if args and args[0] is x else (args, {**kwargs, "hidden_states": new})
 
@@ -186,7 +187,7 @@ def _module_hook(
         x = first_tensor(output)
         assert x is not None
         new = passed(x)
-        if not written:
+        if not (written or _in_a_gradient(new, x)):
             return None
         return new if isinstance(output, torch.Tensor) else type(output)(new if item is x else item for item in output)
 
@@ -198,6 +199,11 @@ def _module_hook(
         else:
             stack.callback(module.register_forward_hook(on_output).remove)
         yield
+
+
+def _in_a_gradient(new: torch.Tensor, own: torch.Tensor) -> bool:
+    """Has what was read to go on through the model, so that a gradient reaches it? What is the model's own does."""
+    return new is not own and new.requires_grad
 
 
 @contextmanager
@@ -240,7 +246,7 @@ def _router_hook(
         index, weight = chosen
         spread = weight.new_zeros(len(weight), n_experts(module)).scatter_add(1, index.long(), weight)
         new = through(place, spread.view(*shape, -1)).flatten(0, 1)
-        if not written:
+        if not (written or _in_a_gradient(new, weight)):
             return None
         most = max(1, int((new != 0).sum(-1).max()))
         new_index = new.abs().topk(most).indices
@@ -250,7 +256,7 @@ def _router_hook(
 
     def on_output(module: nn.Module, args: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> Any:
         new = through(place, output[0].view(*shape, -1)).flatten(0, 1)
-        return (new, *output[1:]) if written else None
+        return (new, *output[1:]) if written or _in_a_gradient(new, output[0]) else None
 
     with _noted(lm, block.module, shape), ExitStack() as stack:
         if block.experts is not None:
@@ -317,7 +323,7 @@ def _projection_hook(
         if not here.is_in(layer):
             return None
         z = through(place, args[0].unflatten(-1, (heads, -1)))
-        return (z.flatten(-2), *args[1:]) if written else None
+        return (z.flatten(-2), *args[1:]) if written or _in_a_gradient(z, args[0]) else None
 
     def on_output(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not here.is_in(layer):

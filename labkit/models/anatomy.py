@@ -394,6 +394,8 @@ def _latent(attention: nn.Module | None, rank: int | None, flow: _Flow) -> nn.Mo
     if attention is None or not rank:
         return None
     inner = [c.module for c in flow.inside(attention) if _is_projection(c.module, flow)]
-    named = [m for m in inner if flow.shapes[m][-1] == rank and flow.shapes[m][:2] == (1, _WATCHED)]
+    # with an axis of one for the heads to come, in some versions of transformers
+    seen = ((1, _WATCHED, rank), (1, 1, _WATCHED, rank))
+    named = [m for m in inner if tuple(flow.shapes[m]) in seen]
     keys = {plain_name(name).rsplit(".", 1)[-1]: m for name, m in attention.named_modules() if m in named}
     return next((m for name, m in keys.items() if "kv" in name), None)

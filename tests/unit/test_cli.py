@@ -39,8 +39,12 @@ def test_pull_of_what_is_not_there_fails_with_a_message():
     assert "there is no file" in done.stderr
 
 
-def test_help_is_quick_and_an_unknown_command_is_refused():
-    assert "lab" in labkit("--help").stdout
+def test_help_waits_for_nothing_heavy_and_an_unknown_command_is_refused():
+    script = "import sys, labkit.cli\ntry:\n    labkit.cli.main(['--help'])\nfinally:\n    print(sorted(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "lab" in said
+    for heavy in ("torch", "transformers", "ipywidgets", "plotly", "pandas", "jupyterlab"):
+        assert f"'{heavy}'" not in said.splitlines()[-1]
     assert labkit("dance").returncode == 2
 
 

@@ -44,7 +44,7 @@ WRONG = {
     "02.3": ((23, 3), "Look for less than -0.5"),
     "06.1": (0, "Look for more than +4"),
     "06.2": (3.0, "That costs too much"),
-    "06.3": ((["one"], ["two"]), "Four pairs at least"),
+    "06.3": ((["one"], ["two"]), "At least four pairs"),
     "01.2": ("Purple seven runs the quietly of because green to and a", "Look for less than 2"),
     "01.3": ((0, "."), "Greedy has log-probability"),
     "01.4": ("word", "tokens. What is rare"),
@@ -87,9 +87,9 @@ def test_the_heads_that_the_notebook_finds_are_right(lm4, capsys):
 
 
 def test_some_layer_is_where_the_answer_moves(lm4, capsys):
-    for layer in range(lm4.n_layers - 1, 0, -3):
+    for layer in range(lm4.n_layers):
         check("04.1", layer, lm4)
-    assert "Right." in capsys.readouterr().out
+    assert 1 <= capsys.readouterr().out.count("Right.") <= 3  # and everywhere else it does not
 
 
 def test_some_pair_misleads_and_others_do_not(lm4, capsys):

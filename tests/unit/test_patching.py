@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
@@ -281,8 +282,28 @@ def test_a_job_cancelled_before_it_begins_does_nothing_and_can_go_on(lm4):
 def test_cancelling_from_another_thread_ends_soon(lm32):
     clean, corrupt = LONG.format("John", "John"), LONG.format("Mary", "Mary")
     job = PatchJob(lm32, clean, corrupt, " Mary", " John")
-    threading.Timer(1.5, job.cancel).start()
-    list(job.steps())
+    assert job.ready()
+    assert job.estimates.shape == job.grid.values.shape  # cells go in the order of these
+    blocks, cancelled_at = [0], []
+    handles = [block.module.register_forward_pre_hook(lambda *_: blocks.__setitem__(0, blocks[0] + 1))
+               for block in lm32.anatomy.blocks]  # fmt: skip
+    mlps = [block.mlp.register_forward_pre_hook(lambda *_: cancel()) for block in lm32.anatomy.blocks[12:13]]
+
+    def cancel():
+        """From another thread, in the middle of a pass."""
+        if not cancelled_at:
+            thread = threading.Thread(target=job.cancel)
+            thread.start()
+            thread.join()
+            cancelled_at.append(blocks[0])
+
+    try:
+        list(job.steps())
+    finally:
+        for handle in (*handles, *mlps):
+            handle.remove()
+    assert cancelled_at
+    assert blocks[0] - cancelled_at[0] <= 1  # it ends before the next block
     assert job.done < job.total
 
 
@@ -414,12 +435,39 @@ def test_attribution_ranks_cells_much_as_exact_patching_does(lm32):
     assert "gradient estimate" in quick.title()
 
 
-def test_attribution_is_exact_at_the_last_residual_stream_of_a_linear_readout(lm32):
-    """Where the metric is linear in the site the estimate is the effect: a metric on the last layer's own sum."""
-    exact = lk.patch(lm32, *PAIR, site="mlp_out", layers=[29], positions=[13], progress=False)
-    quick = lk.patch(lm32, *PAIR, site="mlp_out", layers=[29], positions=[13], method="attribution", progress=False)
-    # the final norm is all that is not linear there
-    assert quick.values[0, 0] - quick.corrupt == pytest.approx(exact.values[0, 0] - exact.corrupt, rel=0.5)
+@pytest.mark.parametrize("site", ["mlp_out", "attn_out", "z", "head_out", "resid_mid"])
+def test_attribution_is_exact_where_everything_after_the_site_is_linear(site):
+    """In a last layer whose MLP adds nothing, under a final norm that is none, the estimate is the effect."""
+    lm = loud("llama")
+    last = lm.n_layers - 1
+    lm.hf.model.norm = torch.nn.Identity()
+    if site != "mlp_out":
+        lm.hf.model.layers[last].mlp.down_proj.weight.data.zero_()
+    lm = lk.wrap(lm.hf, lm.tokenizer)
+    how = {"site": site, "layers": [last], "progress": False}
+    exact = lk.patch(lm, IDS, CORRUPT_IDS, ANSWER, FOIL, **how)
+    quick = lk.patch(lm, IDS, CORRUPT_IDS, ANSWER, FOIL, method="attribution", **how)
+    effects = exact.values - exact.corrupt
+    assert np.abs(effects).max() > 0.01
+    np.testing.assert_allclose(quick.values - quick.corrupt, effects, atol=1e-4 * np.abs(effects).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "sites"),
+    [
+        ("llama", [site for site in PATCHED if site not in ("router", "latent")]),
+        ("gpt2", ["head_out", "mlp_act"]),
+        ("mixtral", ["router"]),
+        ("deepseek_v3", ["latent", "head_out"]),
+    ],
+)
+def test_a_gradient_reaches_every_site(name, sites):
+    lm = loud(name)
+    for site in sites:
+        exact = lk.patch(lm, IDS, CORRUPT_IDS, ANSWER, FOIL, site=site, progress=False)
+        quick = lk.patch(lm, IDS, CORRUPT_IDS, ANSWER, FOIL, site=site, method="attribution", progress=False)
+        assert np.abs(exact.values - exact.corrupt).max() > 1e-3, site
+        assert np.abs(quick.values - quick.corrupt).max() > 1e-3, site
 
 
 def test_attribution_goes_through_four_bit_layers(lm4):
@@ -460,6 +508,7 @@ def test_attribution_goes_through_four_bit_layers(lm4):
     ],
 )
 def test_wrong_input_is_told_before_the_model_runs(lm4, change, says):
+    lm4.sites()  # what a model has is looked at once, with a pass of its own
     lm4.hf.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     try:
         arguments = {"clean": CLEAN, "corrupt": CORRUPT, "answer": " Mary", "foil": " John", **change}

@@ -1,5 +1,8 @@
 """Every promise on every architecture, held against the table in docs/architectures.md."""
 
+import re
+from pathlib import Path
+
 import pytest
 import table
 import torch
@@ -8,6 +11,7 @@ from shrink import LEFT_OUT, TYPES, ZOO, tiny
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import labkit as lk
+from labkit.activations.sites import absent
 from labkit.engine.readout import readout_of
 from labkit.engine.recorded_run import Unsupported, record, record_together, several_alike
 from labkit.engine.wavefront import RESTARTS, Lane, Wavefront
@@ -61,12 +65,28 @@ def test_prompts_recorded_together_are_each_recorded_as_alone(name, tmp_path):
     assert several_alike(lm) is (name not in ONE_BY_ONE)
 
 
-def test_the_table_has_every_decoder_that_transformers_loads_and_112_keep_every_promise():
+def test_the_table_has_every_decoder_that_transformers_loads_and_as_many_keep_every_promise_as_the_readme_says():
     rows = table.written()
     assert {name for name, _ in rows} == set(ZOO)
     assert set(TYPES) | set(LEFT_OUT) >= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     good = [name for name in TYPES if all("no" not in rows[name, bits] for bits in (32, 4))]
-    assert len(good) >= 112
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text("utf-8").split())
+    said = re.search(r"each of the (\d+) decoder-only types that transformers [\d.]+ loads.*?: all (\d+) keep", readme)
+    assert said is not None
+    assert [int(number) for number in said.groups()] == [len(TYPES), len(good)]
+
+
+@pytest.mark.long
+def test_compressed_keys_and_values_are_found_wherever_a_configuration_declares_them():
+    declared, found = [], []
+    for name in TYPES:
+        hf = tiny(name)
+        if getattr(hf.config.get_text_config(decoder=True), "kv_lora_rank", None):
+            declared.append(name)
+            if absent(lk.wrap(hf, tokenizer()), "latent") is None:
+                found.append(name)
+    assert len(declared) >= 8
+    assert found == declared
 
 
 # -- mixtures of experts in 4 bits ------------------------------------------------------------------------------------
