@@ -135,7 +135,7 @@ def grids(table: Table, at: Device, lm: lk.LanguageModel, limits: Limits, *, len
         exact: list[tuple[PatchJob, float]] = []
 
         def grid(site: str = site, asked: Limits = asked, exact: list = exact) -> Row:
-            job(site, "exact")  # kernels are chosen, and the engine held against whole runs, once a model
+            job(site, "exact")  # kernels are chosen, and the engine held against whole runs, once per model
             found: list[PatchJob] = []
             peak = at.peak(lambda: found.append(job(site, "exact")))
             taken = [at.seconds(lambda: found.append(job(site, "exact"))) for _ in range(2)]

@@ -84,7 +84,7 @@ Task = Callable[[AttentionCall], torch.Tensor]
 """What to do in one layer: from the call to z (batch, query, head, d_head)."""
 
 _here = threading.local()
-_SINKS = ("s_aux", "sinks")  # one learnt score a head, or one a query, that takes a share of the attention
+_SINKS = ("s_aux", "sinks")  # one learnt score per head, or one per query, that takes a share of the attention
 
 
 def needs_pattern(options: Mapping[str, Any]) -> bool:
@@ -93,7 +93,7 @@ def needs_pattern(options: Mapping[str, Any]) -> bool:
 
 
 def shared_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
-    """Key or value heads (batch, kv_head, key, d_head) repeated to one a query head."""
+    """Key or value heads (batch, kv_head, key, d_head) repeated to one per query head."""
     return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], 1)
 
 

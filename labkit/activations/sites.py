@@ -147,7 +147,7 @@ def _or_adapter(lm: Model, layer: int, why: str) -> str:
 
 
 def describe_sites(lm: Model) -> pd.DataFrame:
-    """One row a kind: what it is, its shape, in which layers this model has it, and why not where it has none."""
+    """One row per kind: what it is, its shape, in which layers this model has it, and why not where it has none."""
     import pandas as pd
 
     rows = []

@@ -123,7 +123,7 @@ def _exactly(
     if not taken or taken[0].dtype == torch.float32 or taken[0].ndim != 3 or not is_plain(unembed):
         return None
     x = taken[0][:, -1]
-    if lm not in _ends:  # once a model: does it do what can be done anew?
+    if lm not in _ends:  # once per model: does it do what can be done anew?
         with torch.no_grad():
             _ends[lm] = _end_of(lm, unembedded(unembed, x)[0], own[0])
     end = _ends[lm]

@@ -55,7 +55,7 @@ class Patterns:
     Attributes:
         tokens: the prompt's tokens.
         layers: those that have patterns; in a hybrid not all do.
-        n_layers, n_heads: how many layers the model has, and how many heads a layer, at most.
+        n_layers, n_heads: how many layers the model has, and how many heads per layer, at most.
     """
 
     tokens: list[Token]
@@ -144,7 +144,7 @@ def rows_of(call: AttentionCall, start: int, stop: int, heads: slice = slice(Non
 
 
 def frame_of(grids: Mapping[str, np.ndarray], layers: Sequence[int]) -> pd.DataFrame:
-    """Grids (layer, head) as one row a head."""
+    """Grids (layer, head) as one row per head."""
     import pandas as pd
 
     n_heads = next(iter(grids.values())).shape[1]

@@ -55,7 +55,7 @@ class SavedAttention(Patterns):
         return self._read("thumbnails")
 
     def scores(self) -> pd.DataFrame:
-        """One row a head, a column a score, of every layer of the model."""
+        """One row per head, a column per score, of every layer of the model."""
         return frame_of(
             {name: self._read(f"score_{name}") for name in self._about["scores"]}, self._about["all_layers"]
         )

@@ -37,7 +37,7 @@ class Tally:
     def __init__(self, ids: torch.Tensor, side: int) -> None:
         """For the prompt `ids` (seq,), with thumbnails of at most `side` rows."""
         self.length = len(ids)
-        self.step = max(1, -(-self.length // side))  # tokens a row of a thumbnail stands for
+        self.step = max(1, -(-self.length // side))  # tokens that a row of a thumbnail stands for
         self.side = -(-self.length // self.step)
         earlier = (ids[:, None] == ids[None]).tril(-1)
         self._copies = earlier.nonzero()  # (pairs, 2): query, key

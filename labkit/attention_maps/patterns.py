@@ -228,7 +228,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         return found
 
     def scores(self, own: Mapping[str, HeadScore] | None = None) -> pd.DataFrame:
-        """One row a head: `layer`, `head`, and a column a score; `head_scores.SCORES` says what each is.
+        """One row per head: `layer`, `head`, and a column per score; `head_scores.SCORES` says what each is.
 
         Args:
             own: scores of one's own by name, each from a head's pattern (query, key) to a number.

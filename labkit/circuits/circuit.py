@@ -184,7 +184,7 @@ class Faithfulness:
         return self.value
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a pair: the prompts, the metric of `clean`, `corrupt` and `circuit`, and `normalized`."""
+        """One row per pair: the prompts, the metric of `clean`, `corrupt` and `circuit`, and `normalized`."""
         import pandas as pd
 
         gap = np.where(self.clean == self.corrupt, np.nan, self.clean - self.corrupt)

@@ -34,7 +34,7 @@ def _easy_text(answer: Any, lm: LanguageModel) -> Verdict:
     scored = score(lm, answer)
     bits = -scored.logprob / math.log(2) / (len(scored.record) - 1)
     place, token = scored.surprises(1)[0]
-    said = f"{bits:.1f} bits a token; the hardest is {token.token.text!r} at {place} with {token.surprisal:.0f}."
+    said = f"{bits:.1f} bits per token; the hardest is {token.token.text!r} at {place} with {token.surprisal:.0f}."
     return Verdict(bits < 2, said if bits < 2 else f"{said} Look for less than 2.")
 
 

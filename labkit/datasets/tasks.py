@@ -43,7 +43,7 @@ class TaskCheck:
 
     Attributes:
         pairs: what was looked at.
-        clean, corrupt: the logit of the answer minus that of the foil after each prompt, one number a pair.
+        clean, corrupt: the logit of the answer minus that of the foil after each prompt, one number per pair.
     """
 
     pairs: list[PromptPair] = field(repr=False)

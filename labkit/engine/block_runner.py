@@ -1,9 +1,9 @@
 """Rows through single blocks: many variants of one run, each layer by itself, with reads and edits on the way.
 
-A block is called as it was called in the recorded run (`recording.record`), with a batch of residual streams in place
-of the one. Unlike the wavefront, nothing has to go on from one layer to the next: paths and circuits give every layer
-inputs that no ordinary run has. Each block is tried once a model, whether several rows in a batch give what each gives
-alone, and whether what a block adds is added to its input unchanged.
+A block is called as it was called in the recorded run (`recorded_run.record`), with a batch of residual streams in
+place of the one. Unlike the wavefront, nothing has to go on from one layer to the next: paths and circuits give every
+layer inputs that no ordinary run has. Each block is tried once per model: whether several rows in a batch give what
+each gives alone, and whether what a block adds is added to its input unchanged.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def at_cell(table: np.ndarray, cell: Cell) -> np.ndarray:
     return part if cell.head is None else part[:, cell.head]
 
 
-# -- writing into many rows at once, with no copy to the host and no kernel a row ------------------------------------
+# -- writing into many rows at once, with no copy to the host and no kernel per row ------------------------------------
 
 
 def put_rows(x: torch.Tensor, source: torch.Tensor, cells: Sequence[Cell]) -> None:

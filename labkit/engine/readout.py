@@ -52,7 +52,7 @@ _agrees: WeakSet[Model] = WeakSet()  # models whose logits it gives without a sc
 
 
 def readout_of(base: RecordedRun) -> Readout:
-    """The readout, held against the logits that the model itself gave; one without a scale once a model.
+    """The readout, held against the logits that the model itself gave; one without a scale once per model.
 
     Raises:
         Unsupported: norm and unembedding do not give the model's logits, with any declared scale or soft cap.

@@ -66,7 +66,7 @@ def record_together(
 ) -> list[tuple[RecordedRun, dict[str, dict[int, torch.Tensor]]]]:
     """`record` for several prompts of one length (prompt, seq), in one pass where that gives what each gives alone.
 
-    Once a model a pass over several prompts is held against one over each.
+    Once per model a pass over several prompts is held against one over each.
     """
     if len(ids) == 1 or ids.shape[1] == len(ids) or _alike.get(lm) is False:
         return [record(lm, row[None], sites=sites) for row in ids]

@@ -9,7 +9,7 @@ position that the metric reads is unembedded.
 What a block is called with (position ids, rotary tables, whatever an architecture hands down) is recorded from one
 plain run and re-indexed for the packed tokens, so no architecture needs a table here. Layers that mix positions in
 another way than attention does (state spaces, convolutions, attention of their own) are run on whole rows, the base
-run's prefix put back in front; once a model each layer is tried, which way gives what the layer itself gives.
+run's prefix put back in front; once per model each layer is tried, which way gives what the layer itself gives.
 `readout_of` holds the stored run against the model's own logits before anything is trusted.
 """
 

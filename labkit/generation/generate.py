@@ -73,7 +73,7 @@ class Generation:
         return speed(len(self.record), self.seconds, self.first_seconds)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
+        """One row per token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
         return frame_of(self.tokens)
 
     def code(self) -> str:

@@ -67,7 +67,7 @@ class Score:
         return [(int(place), self.tokens[place]) for place in places if bits[place] >= 0]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
+        """One row per token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
         return frame_of(self.tokens)
 
     def code(self) -> str:

@@ -1,6 +1,6 @@
 """What a model made of each token of a text: how probable it was, and what else could have stood there.
 
-One row a token in one array: 76 bytes with ten alternatives, their probabilities in half precision.
+One row per token in one array: 76 bytes with ten alternatives, their probabilities in half precision.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def frame_of(tokens: Sequence[GeneratedToken]) -> pd.DataFrame:
-    """One row a token, with `COLUMNS`; what has nothing before it has no probability and no rank."""
+    """One row per token, with `COLUMNS`; what has nothing before it has no probability and no rank."""
     import pandas as pd
 
     return pd.DataFrame(frame_rows(tokens), columns=COLUMNS).astype({"rank": "Int64"})

@@ -308,7 +308,7 @@ class Tree(RefersToModel):
         return torch.cat([self.ids, head], 1)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a token of every branch: branch, place, then as in `Generation.to_frame`."""
+        """One row per token of every branch: branch, place, then as in `Generation.to_frame`."""
         import pandas as pd
 
         rows = [

@@ -69,7 +69,7 @@ class DirectAttribution:
     made_by: str = field(default="", repr=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a part: `part`, `layer`, `head`, `share`. Heads stand beside the attention that they add up to."""
+        """One row per part: `part`, `layer`, `head`, `share`. Heads stand beside the attention that they add up to."""
         import pandas as pd
 
         rows: list[tuple[str, int | None, int | None, float]] = [("embed", None, None, self.embed)]

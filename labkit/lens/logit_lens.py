@@ -151,8 +151,8 @@ class LogitLens(RefersToModel):
         return [f"{n} {self.tokens[n].display}" for n in self.positions]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer and position: the token there, the likeliest next one with its probability, entropy, KL, and
-        the rank of every followed token."""
+        """One row per layer and position: the token there, the likeliest next one with its probability, entropy, KL,
+        and the rank of every followed token."""
         import pandas as pd
 
         rows, columns = np.indices(self.entropy.shape)

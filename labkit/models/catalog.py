@@ -169,7 +169,7 @@ def computed(config: dict[str, Any]) -> tuple[float, list[int]]:
 
 
 def main() -> None:
-    """Compute parameters and memory again and write them to catalog.json, one line a model."""
+    """Compute parameters and memory again and write them to catalog.json, one line per model."""
     data = json.loads(DATA.read_text())
     for model, _, _ in _entries(data):
         model["parameters"], model["bytes"] = computed(model["config"])

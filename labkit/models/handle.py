@@ -81,7 +81,7 @@ class Model:
 
     @property
     def n_heads(self) -> int:
-        """Attention heads a layer; 0 for a model without any."""
+        """Attention heads per layer; 0 for a model without any."""
         return int(getattr(self.config, "num_attention_heads", None) or 0)
 
     @property

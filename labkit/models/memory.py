@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes a weight in NF4 with double quantisation: half a byte, an 8-bit scale for 64 weights, and a float32 for 256 of
-those scales (Dettmers et al. 2023, section 3)."""
+"""Bytes per weight in NF4 with double quantisation: half a byte, an 8-bit scale for 64 weights, and a float32 for 256
+of those scales (Dettmers et al. 2023, section 3)."""
 
 
 def in_words(size: float) -> str:
@@ -45,7 +45,7 @@ class MemoryReport:
         return sum(self.parts.values())
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a part: bytes and share of the whole."""
+        """One row per part: bytes and share of the whole."""
         import pandas as pd
 
         rows = [(name, size, size / self.total) for name, size in self.parts.items()]
@@ -124,7 +124,7 @@ def predict(skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype) -> int:
     """Bytes of weights that a model will take, from one without weights (`empty_model`)."""
     size = torch.finfo(dtype).bits / 8
     head = skeleton.get_output_embeddings()
-    table = min(size, 2) if bits < 16 else size  # bytes a weight of an embedding
+    table = min(size, 2) if bits < 16 else size  # bytes per weight of an embedding
     kept = {skeleton.get_submodule(name) for name in kept_layers(skeleton)} | {head}
     experts = {id(getattr(module, name)) for module, name, _ in fused(skeleton)}
     total, seen = 0.0, set()

@@ -197,7 +197,7 @@ class FastLayers:
         return sum(_size(layer) for layer in self._layers or () if _is_packed(layer))
 
     def _look_after(self) -> None:
-        """Keep nothing where memory runs short; looked at once a second at most."""
+        """Keep nothing where memory runs short; looked at once per second at most."""
         if (now := time.monotonic()) - self._looked < 1:
             return
         self._looked = now

@@ -107,7 +107,7 @@ class PatchGrid:
         return [str(n) for n in numbers]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a cell: its place on the axes, the token at its position, the value and the normalised value."""
+        """One row per cell: its place on the axes, the token at its position, the value and the normalised value."""
         import pandas as pd
 
         places = np.meshgrid(*[np.array(numbers) for numbers in self.index], indexing="ij")

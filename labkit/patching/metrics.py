@@ -1,4 +1,4 @@
-"""Metrics: from the logits at the position that is read, (rows, vocab), to one number a row.
+"""Metrics: from the logits at the position that is read, (rows, vocab), to one number per row.
 
 `logit_diff` is the usual choice for activation patching: it is linear in the logits and not bounded, as a probability
 is (Heimersheim and Nanda 2024, "How to use and interpret activation patching").
@@ -134,7 +134,7 @@ class Metric:
         """(rows, vocab or len(columns)) float32 -> (rows,) float32.
 
         Raises:
-            ValueError: a metric of the user's own does not give one number a row.
+            ValueError: a metric of the user's own does not give one number per row.
         """
         values = self.function(logits)
         if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:1]:

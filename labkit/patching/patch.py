@@ -6,7 +6,7 @@ corrupt into clean: what the answer cannot do without.
 
 `PatchJob` does the work in chunks of cells, so that results can be watched, stopped and kept; `patch` runs one to its
 end. The engine is `engine.wavefront`; where an architecture cannot be restarted in the middle, or the fast path does
-not agree with running the model whole on a few cells (looked at once a model and site), every cell is run whole.
+not agree with running the model whole on a few cells (looked at once per model and site), every cell is run whole.
 """
 
 from __future__ import annotations

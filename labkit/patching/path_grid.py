@@ -33,7 +33,7 @@ class PathGrid(PatchGrid):
         return ["MLP" if n == n_heads else name for n, name in zip(self.index[1], names, strict=True)]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a sender that was asked for: `sender`, `layer`, `head` (none for an MLP), `value`, `normalized`."""
+        """One row per sender that was asked for: `sender`, `layer`, `head` (none for an MLP), `value`, `normalized`."""
         frame = super().to_frame()
         mlp = frame["head"] == self.recipe["n_heads"]
         places = zip(frame["layer"], frame["head"], mlp, strict=True)

@@ -67,7 +67,7 @@ class Controls:
         return f"{len(made) - len(wrong)} of {len(made)} checks passed; check these: {', '.join(wrong)}."
 
     def table(self) -> pd.DataFrame:
-        """One row a check: its verdict, and what it says."""
+        """One row per check: its verdict, and what it says."""
         import pandas as pd
 
         rows = [{"check": c.name, "verdict": c.verdict, "says": c.says} for c in self.checks]

@@ -206,8 +206,8 @@ class Sweep:
         ]
 
     def to_frame(self, *, level: float = LEVEL) -> pd.DataFrame:
-        """One row a cell: its place, the mean of the metric with its standard error, the normalised mean with the ends
-        of its bootstrap interval, and the number of pairs."""
+        """One row per cell: its place, the mean of the metric with its standard error, the normalised mean with the
+        ends of its bootstrap interval, and the number of pairs."""
         import pandas as pd
 
         places = np.meshgrid(*[np.array(numbers) for numbers in self.index], indexing="ij")

@@ -266,5 +266,5 @@ class SteerLab(Tool):
 
 
 def lines(text: str) -> list[str]:
-    """The prompts in a text with one a line; empty lines are none."""
+    """The prompts in a text with one per line; empty lines are none."""
     return [line for line in text.splitlines() if line.strip()]

@@ -99,7 +99,7 @@ def test_pictures_of_lens_and_steering(lab: Lab, browser: Browser, theme: str) -
 
         view = to_top(tools.nth(0))
         expect(view.locator(".labkit-status").first).to_contain_text("positions in")
-        view.locator(".labkit-heatmap .labkit-stage").first.hover(position={"x": 760, "y": 110})
+        view.locator(".labkit-heatmap .labkit-stage").first.hover(position={"x": 560, "y": 110})
         expect(view.locator(".labkit-note:visible")).to_have_count(1)
         picture(page, 0, f"lens_view_{theme}")
 

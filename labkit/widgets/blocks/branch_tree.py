@@ -18,12 +18,12 @@ _MOST_TEXT = 100  # characters of a branch in a picture
 class BranchTree(Block):
     """Branches below the ones they left.
 
-    Arrow keys move, Enter selects, F2 renames, Delete prunes, c compares, + goes on.
+    Arrow keys move, Enter selects, F2 renames, Delete prunes, c compares, + continues.
 
     Args:
         branches: in the order in which they grew, each `{"name": "B", "parent": 0, "at": 12, "taken": "·John",
             "instead": "·Mary", "text": "what follows", "tokens": 40, "bits": 1.2, "finish": "length"}`; `parent` is an
-            index or None, `bits` the surprisal a token.
+            index or None, `bits` the surprisal per token.
         title: a line above.
         actions: which of `continue`, `compare`, `rename` and `prune` are offered.
 

@@ -1,4 +1,4 @@
-"""Curve: one number a layer as a line, such as a token's rank on its way through the model."""
+"""Curve: one number per layer as a line, such as a token's rank on its way through the model."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class TokenStrip(Block):
 
     Args:
         tokens: texts, or tokens as `lm.tokens(prompt)` gives them.
-        values: a number a token (seq,), float32; NaN leaves a token plain.
+        values: a number per token (seq,), float32; NaN leaves a token plain.
         marks: names for positions, such as `{"differs": [9], "special": [0], "prompt": range(9)}`; those, `template`,
             `system`, `user`, `assistant`, `branched` and `surprise` have a look of their own, any name is read out and
             becomes the css class `labkit-is-<name>`.

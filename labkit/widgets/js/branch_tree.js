@@ -1,6 +1,6 @@
 // BranchTree: the ways a text went, each below the one it left. What a person asks for goes to the kernel as a message.
 
-const WORDS = { continue: "Go on", compare: "Compare", rename: "Rename", prune: "Prune" };
+const WORDS = { continue: "Continue", compare: "Compare", rename: "Rename", prune: "Prune" };
 const SHORTCUTS = { F2: "rename", Delete: "prune", c: "compare", "+": "continue" };
 
 function render({ model, el }) {
@@ -75,7 +75,7 @@ function render({ model, el }) {
       if (branch.instead) text.append(element("span", "labkit-muted", ` not ${branch.instead} `));
     }
     text.append(element("bdi", "", branch.text || ""));
-    const bits = Number.isFinite(branch.bits) ? ` · ${branch.bits.toFixed(2)} bits a token` : "";
+    const bits = Number.isFinite(branch.bits) ? ` · ${branch.bits.toFixed(2)} bits per token` : "";
     node.append(text, element("span", "labkit-muted labkit-branch-size", `${branch.tokens} tokens${bits}`));
     const row = { node, branch, index, depth };
     const buttons = element("span", "labkit-branch-actions");

@@ -107,7 +107,7 @@ function render({ model, el }) {
     const source = sources();
     context.fillStyle = get("triangular") ? colours.page : hatching(context);
     context.fillRect(left, top, width, height);
-    // One dot a cell; where cells are smaller than a dot, the strongest of the cells in it.
+    // One dot per cell; where cells are smaller than a dot, the strongest of the cells in it.
     const wide = Math.min(columns, Math.round(width * ratio));
     const high = Math.min(rows, Math.round(height * ratio));
     const picture = new ImageData(wide, high);

@@ -1,4 +1,4 @@
-// The numbers of a strip, one row a token, in arrays with room to grow: appending touches only the new rows.
+// The numbers of a strip, one row per token, in arrays with room to grow: appending touches only the new rows.
 
 const COLUMNS = { values: { float32: Float32Array }, top: { int32: Int32Array }, chances: { float16: Uint16Array }, facts: { float32: Float32Array } };
 const EMPTY = { values: NaN, top: -1, chances: 0, facts: NaN };

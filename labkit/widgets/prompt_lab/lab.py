@@ -382,7 +382,7 @@ class PromptLab(Sampled, Tool):
     # -- the rest ----------------------------------------------------------------------------------------------------
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a token of everything that is shown, with its model, and of what was written the branch and place."""
+        """One row per token of everything that is shown, with its model, its branch and place."""
         import pandas as pd
 
         frames = []
