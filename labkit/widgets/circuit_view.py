@@ -8,7 +8,7 @@ import numpy as np
 import traitlets as t
 
 from labkit.circuits.graph import is_mlp, layer_of
-from labkit.widgets.base.block import Array, Block, module, style
+from labkit.widgets.base.block import Array, Block, module
 from labkit.widgets.base.colour_scales import colour
 from labkit.widgets.base.picture import image, xml
 from labkit.widgets.base.snapshot import card, note
@@ -33,7 +33,6 @@ class CircuitView(Block):
     """
 
     _esm = module("circuit_view")
-    _css = style("circuit_view")
 
     nodes: t.List[Any] = t.List(help="name, label, place across (0 to 1), row from the bottom").tag(sync=True)
     rows = t.List(t.Unicode(), help="what stands at the left of each row").tag(sync=True)

@@ -7,6 +7,10 @@ nothing fetched.
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +25,37 @@ from labkit.widgets.base.snapshot import HasSnapshot
 _FRONT = Path(__file__).parents[1] / "js"
 
 
+_PACKED = """// {name}.js of labkit with what it shares and its css, packed; the source is in labkit/widgets/js.
+const bytes = Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0));
+const text = new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+const url = URL.createObjectURL(new Blob([await text], {{ type: "text/javascript" }}));
+const block = await import(url);
+URL.revokeObjectURL(url);
+export default block.default;
+"""
+_STYLED = """const sheet = {id};
+if (!document.getElementById(sheet)) {{
+  const style = Object.assign(document.createElement("style"), {{ id: sheet, textContent: {css} }});
+  document.head.append(style);
+}}
+"""
+
+
+def source(*names: str) -> str:
+    """A block as its browser runs it: the theme and what else it shares with others first, its own file last, then css.
+
+    The last name is the block's own.
+    """
+    script = "\n".join((_FRONT / f"{name}.js").read_text("utf-8") for name in ("theme", *names))
+    css = "\n".join((_FRONT / f"{name}.css").read_text("utf-8") for name in ("theme", names[-1]))
+    name = f"labkit-{names[-1]}-{hashlib.sha256(css.encode()).hexdigest()[:8]}"
+    return f"{_STYLED.format(id=json.dumps(name), css=json.dumps(css))}{script}\n//# sourceURL=labkit/{names[-1]}.js\n"
+
+
 def module(*names: str) -> str:
-    """The ES module of a block, ready for the browser: what it shares with others first, its own file last."""
-    return "\n".join((_FRONT / f"{name}.js").read_text("utf-8") for name in ("theme", *names))
-
-
-def style(name: str) -> str:
-    """The css of a block."""
-    return (_FRONT / "theme.css").read_text("utf-8") + "\n" + (_FRONT / f"{name}.css").read_text("utf-8")
+    """The ES module of a block, as it travels: each instance sends its own, so it is packed to a third."""
+    data = base64.b64encode(gzip.compress(source(*names).encode(), mtime=0)).decode()
+    return _PACKED.format(name=names[-1], data=data)
 
 
 class Array(t.TraitType):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traitlets as t
 
-from labkit.widgets.base.block import Block, module, style
+from labkit.widgets.base.block import Block, module
 from labkit.widgets.base.snapshot import card, note
 
 
@@ -12,7 +12,6 @@ class StatusLine(Block):
     """One line of plain text that screen readers announce; `kind` is `info` or `error`, `share` done is 0 to 1."""
 
     _esm = module("status_line")
-    _css = style("status_line")
 
     text = t.Unicode().tag(sync=True)
     kind = t.Enum(["info", "error"], "info").tag(sync=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import traitlets as t
 
-from labkit.widgets.base.block import Block, module, style
+from labkit.widgets.base.block import Block, module
 from labkit.widgets.base.picture import lines
 from labkit.widgets.base.snapshot import card
 
@@ -34,7 +34,6 @@ class BranchTree(Block):
     """
 
     _esm = module("branch_tree")
-    _css = style("branch_tree")
 
     branches = t.List(t.Dict()).tag(sync=True)
     title = t.Unicode().tag(sync=True)

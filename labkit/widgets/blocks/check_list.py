@@ -8,7 +8,7 @@ from typing import Any
 
 import traitlets as t
 
-from labkit.widgets.base.block import Block, module, style
+from labkit.widgets.base.block import Block, module
 from labkit.widgets.base.snapshot import card, note
 
 SIGNS = {True: "✓", False: "!", None: "–"}
@@ -23,7 +23,6 @@ class CheckList(Block):
     """
 
     _esm = module("check_list")
-    _css = style("check_list")
 
     checks: t.List = t.List().tag(sync=True)
     title = t.Unicode().tag(sync=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import traitlets as t
 
-from labkit.widgets.base.block import Array, Block, literal, module, style
+from labkit.widgets.base.block import Array, Block, literal, module
 from labkit.widgets.base.picture import image, xml
 from labkit.widgets.base.snapshot import card
 
@@ -29,7 +29,6 @@ class Curve(Block):
     """
 
     _esm = module("curve")
-    _css = style("curve")
 
     values = Array(1)
     labels = t.List(t.Unicode()).tag(sync=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import traitlets as t
 
-from labkit.widgets.base.block import Array, Block, cell, module, style
+from labkit.widgets.base.block import Array, Block, cell, module
 from labkit.widgets.base.picture import image, painted, png
 from labkit.widgets.base.snapshot import card
 
@@ -29,7 +29,6 @@ class HeadGrid(Block):
     """
 
     _esm = module("cell_grid", "head_grid")
-    _css = style("head_grid")
 
     thumbnails = Array(4)
     title = t.Unicode().tag(sync=True)

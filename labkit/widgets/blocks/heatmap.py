@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import traitlets as t
 
-from labkit.widgets.base.block import Array, Block, cell, literal, module, style, texts, to_wire
+from labkit.widgets.base.block import Array, Block, cell, literal, module, texts, to_wire
 from labkit.widgets.base.snapshot import card
 from labkit.widgets.blocks.heatmap_picture import heatmap_picture
 
@@ -71,7 +71,6 @@ class Heatmap(Block):
         "heatmap_gestures",
         "heatmap",
     )
-    _css = style("heatmap")
 
     values = Array(2).tag(to_json=_values_to_wire)
     extent = cell().tag(sync=True)

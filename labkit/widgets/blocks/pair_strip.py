@@ -7,7 +7,7 @@ from typing import Any
 
 import traitlets as t
 
-from labkit.widgets.base.block import Block, module, style
+from labkit.widgets.base.block import Block, module
 from labkit.widgets.base.picture import pairs
 from labkit.widgets.base.snapshot import card
 
@@ -28,7 +28,6 @@ class PairStrip(Block):
     """
 
     _esm = module("pair_strip")
-    _css = style("pair_strip")
 
     columns: t.List = t.List().tag(sync=True)
     marks = t.Dict().tag(sync=True)

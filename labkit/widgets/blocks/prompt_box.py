@@ -7,7 +7,7 @@ from typing import Any
 
 import traitlets as t
 
-from labkit.widgets.base.block import Block, module, style
+from labkit.widgets.base.block import Block, module
 from labkit.widgets.base.snapshot import card, note
 
 
@@ -15,7 +15,6 @@ class PromptBox(Block):
     """A text box that grows with its text. `value` is the text; `on_submit` is called on Ctrl+Enter or Cmd+Enter."""
 
     _esm = module("prompt_box")
-    _css = style("prompt_box")
 
     value = t.Unicode().tag(sync=True)
     label = t.Unicode("Prompt").tag(sync=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import traitlets as t
 
-from labkit.widgets.base.block import Block, module, style
+from labkit.widgets.base.block import Block, module
 from labkit.widgets.base.picture import cut, image, xml
 from labkit.widgets.base.snapshot import card
 
@@ -22,7 +22,6 @@ class TokenBars(Block):
     """
 
     _esm = module("token_bars")
-    _css = style("token_bars")
 
     columns: t.List = t.List().tag(sync=True)
     marked = t.List(t.Unicode()).tag(sync=True)

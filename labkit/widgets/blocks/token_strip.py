@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import traitlets as t
 
-from labkit.widgets.base.block import Array, Block, literal, module, style, texts
+from labkit.widgets.base.block import Array, Block, literal, module, texts
 from labkit.widgets.base.snapshot import card, token_row
 
 Alternatives = Sequence[Sequence[Any]]
@@ -45,7 +45,6 @@ class TokenStrip(Block):
     """
 
     _esm = module("token_strip_rows", "token_strip_note", "token_strip")
-    _css = style("token_strip")
 
     tokens = t.List(t.Unicode()).tag(sync=True)
     values = Array(1, grows=True)
