@@ -7,7 +7,10 @@ and ipywidgets are imported only by the names that need them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from labkit import _moved
 from labkit._version import __version__ as __version__
+
+_moved.install()
 
 if TYPE_CHECKING:
     from labkit.activations.run import Run

@@ -69,7 +69,8 @@ def hooked(
         for kind, layer in sorted(touched, key=lambda place: (place[1], [*KINDS, HEAD_IN].index(place[0]))):
             place = (kind, layer)
             if kind in ATTENTION_KINDS and heads_of(lm)[layer].attention is not None:
-                tasks.setdefault(layer, _head_task(layer, touched, through))
+                if layer not in tasks:
+                    tasks[layer] = _head_task(layer, touched, through)
                 continue
             at_projection = kind in ("z", "head_out", HEAD_IN)
             hook = _router_hook if kind == "router" else _projection_hook if at_projection else _module_hook

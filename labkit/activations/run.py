@@ -187,12 +187,11 @@ def _keeps(
     lm: Model, wanted: Sequence[Site], rows: Batch, kept: dict[Site, torch.Tensor], to: Any
 ) -> dict[Place, Callable[[torch.Tensor], torch.Tensor]]:
     """For each place that is read what keeps of it what was asked for, each part once and in memory of its own."""
-    parts = list(dict.fromkeys(one for site in wanted for one in _by_layer(lm, site)))
-    parts = [one for one in parts if not any(covers(other, one) for other in parts if other != one)]
-    at: dict[Place, list[Site]] = {}
-    for one in parts:
-        assert one.layer is not None
-        at.setdefault((one.kind, one.layer), []).append(one)
+    at: dict[Place, dict[Site, None]] = {}
+    for site in wanted:
+        for one in _by_layer(lm, site):
+            assert one.layer is not None
+            at.setdefault((one.kind, one.layer), {})[one] = None
 
     def keep(sites: list[Site]) -> Callable[[torch.Tensor], torch.Tensor]:
         def keep(x: torch.Tensor) -> torch.Tensor:
@@ -203,7 +202,11 @@ def _keeps(
 
         return keep
 
-    return {place: keep(sites) for place, sites in at.items()}
+    least = {
+        place: [one for one in parts if not any(covers(other, one) for other in parts if other != one)]
+        for place, parts in at.items()
+    }
+    return {place: keep(sites) for place, sites in least.items()}
 
 
 def _by_layer(lm: Model, site: Site) -> list[Site]:

@@ -47,15 +47,22 @@ class _Packed:
     def __init__(self, layer: Any, of: FastLayers) -> None:
         self.layer, self.of = layer, of
         self.kept: torch.Tensor | None = None  # (out, in), in the order oneDNN reads it where that is faster
-        self._packed, self._version = layer.weight.detach(), layer.weight._version  # what `kept` is unpacked from
+        self._looked_at(layer.weight)
         self._plain = type(layer).forward
         self.forward: Callable[[torch.Tensor], Any] = self._few_by_kernel if has_kernel(layer) else self._unpacking
 
+    def _looked_at(self, weight: torch.Tensor) -> None:
+        """This is what `kept` is unpacked from; it is held on to, so that no other comes to lie where it lies."""
+        self._packed, self._version = weight.detach(), weight._version
+        self._pointer = self._packed.data_ptr()
+
     def holds(self) -> bool:
         """Does the layer still have the weight that was looked at?"""
-        now, then = self.layer._parameters["weight"], self._packed
+        now = self.layer._parameters["weight"]
+        if now is None or now._version != self._version:
+            return False
         with torch._C.DisableTorchFunctionSubclass():  # bitsandbytes' parameters take ten times as long to ask
-            return now is not None and now.data_ptr() == then.data_ptr() and bool(now._version == self._version)
+            return bool(now.data_ptr() == self._pointer)
 
     def readable(self) -> torch.Tensor | None:
         """The kept weight (out, in) as anything can read it, or None."""
@@ -95,7 +102,7 @@ class _Packed:
         if has_kernel(layer) and not getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
             # the kernel rounds the scales when it packs; have it do so now, for its numbers are those of the layer
             self._plain(layer, torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
-            self._packed, self._version = layer.weight.detach(), layer.weight._version
+            self._looked_at(layer.weight)
         weight = _unpacked(layer)
         if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_bfloat16() and _has_onednn():
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, 2048)
@@ -143,18 +150,20 @@ class FastLayers:
         ours: list[dict[str, Any]] = []
         try:
             self._look_after()
-            for layer in self._layers:
-                own = layer.__dict__
-                if "forward" in own:  # somebody else has laid hands on it
-                    continue
-                ours.append(own)
-                way = self._ways.get(layer)
-                if way is None or not way.holds():
-                    if not _is_packed(layer):
-                        own["forward"] = partial(_in_float32, layer)
+            ways = self._ways
+            with torch._C.DisableTorchFunctionSubclass():  # as in `holds`, once for all
+                for layer in self._layers:
+                    own = layer.__dict__
+                    if "forward" in own:  # somebody else has laid hands on it
                         continue
-                    way = self._ways[layer] = _Packed(layer, self)
-                own["forward"], own["unpacked"] = way.forward, way.readable
+                    ours.append(own)
+                    way = ways.get(layer)
+                    if way is None or not way.holds():
+                        if not _is_packed(layer):
+                            own["forward"] = partial(_in_float32, layer)
+                            continue
+                        way = ways[layer] = _Packed(layer, self)
+                    own["forward"], own["unpacked"] = way.forward, way.readable
             with _ExpertsInFloat32() if self._experts else nullcontext():
                 yield
         finally:

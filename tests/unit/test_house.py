@@ -82,3 +82,27 @@ def test_no_room_hides_a_public_function() -> None:
 
     rooms = {name.split(".")[1] for name in FILES if name.count(".")}
     assert not rooms & set(labkit.__all__)
+
+
+def test_modules_of_the_version_before_are_found_by_their_names() -> None:
+    import importlib
+
+    from labkit._moved import MOVED
+
+    for old, places in MOVED.items():
+        assert old not in FILES
+        importlib.import_module(old)
+        assert all(place in FILES for place in places)
+    with pytest.warns(DeprecationWarning, match=r"labkit\.tokens\.align is in labkit\.text\.pair now"):
+        from labkit.tokens import align
+    with pytest.warns(DeprecationWarning, match=r"is in labkit\.patching\.cell_report now"):
+        from labkit.analysis.inspect import transplant
+    with pytest.warns(DeprecationWarning, match=r"is in labkit\.activations\.sites now"):
+        from labkit.internals.sites import HEAD_KINDS
+    assert callable(align)
+    assert callable(transplant)
+    assert "z" in HEAD_KINDS
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from labkit.tokens import nothing  # noqa: F401
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("labkit.analysis.nowhere")

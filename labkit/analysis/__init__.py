@@ -1,1 +1,0 @@
-"""Moved to rooms of their own (`labkit.patching`, `labkit.lens`, ...); here for notebooks of version 0.1."""
