@@ -158,7 +158,7 @@ def test_two_heads_prompts_or_models_are_compared(lm4, lm32, view):
     shown(view, against=CORRUPT + " a", compare="nothing")
     shown(view, compare="prompt")
     assert view.difference.values is None
-    assert view.status.text.startswith("14 and 15 tokens: side by side, but no difference")
+    assert view.status.text.startswith("14 and 15 tokens: shown side by side; a difference needs")
 
     two = lk.AttentionView([lm4, lm32], CLEAN, selection=(24, 4), compare="model")
     two.wait(300)

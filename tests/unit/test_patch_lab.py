@@ -622,7 +622,7 @@ def test_code_and_snapshot_repeat_the_grid_to_the_last_digit_in_a_fresh_python(
 def test_the_checks_of_a_finished_grid_are_listed(lm4: lk.LanguageModel) -> None:
     lab = PatchLab(lm4, CLEAN, CORRUPT)
     lab.begin_checks()
-    assert lab.status.text.startswith("The grid has to be finished first")
+    assert lab.status.text.startswith("Finish the grid first")
     assert lab.controls.button.disabled
     lab.answer, lab.foil = " Mary", " John"
     lab.run(300)
