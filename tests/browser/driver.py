@@ -105,12 +105,17 @@ def run_all(page: Page, *, minutes: float = 10) -> None:
 
 
 def until_it_runs(page: Page, prompt: Locator, ask: Callable[[], None]) -> None:
-    """Ask for a cell to be run until its prompt says that it is: Jupyter drops what it is asked while it still puts
-    the page together, and says nothing."""
+    """Ask for a cell to be run until it is, or the kernel is at it: Jupyter drops what it is asked while it still puts
+    the page together, and says nothing; a cell can then wait ([*]) for a kernel that was never told."""
+    done = prompt.filter(has_text=re.compile(r"^\[\d+\]:$"))
+    indicator = page.locator(".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator")
+    busy = page.locator('.jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator[data-status="busy"]')
+    if indicator.count() == 0:  # Notebook 7
+        busy = prompt.filter(has_text=re.compile(r"^\[\*\]:$"))
     for seconds in (2, 5, 15, 30, 60):
         ask()
         try:
-            expect(prompt).not_to_have_text(re.compile(r"^\[ ?\]:$"), timeout=seconds * 1000)
+            expect(done.or_(busy)).not_to_have_count(0, timeout=seconds * 1000)
         except AssertionError:
             continue
         return
