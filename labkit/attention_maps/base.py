@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def without_sink(pattern: np.ndarray, *, renormalise: bool = True) -> np.ndarray
     return np.divide(rest, left, out=np.zeros_like(rest), where=left > 1e-6)
 
 
-class Patterns:
+class Patterns(ABC):
     """What can be read of patterns wherever they come from, a model or a file.
 
     Attributes:
@@ -63,6 +64,7 @@ class Patterns:
     n_layers: int
     n_heads: int
 
+    @abstractmethod
     def pattern(self, layer: int, head: int | None = None) -> np.ndarray:
         """The pattern of a layer (head, query, key), or of one head (query, key), float32; rows sum to 1, less a sink's
         share.
@@ -70,11 +72,10 @@ class Patterns:
         Raises:
             ValueError: layer or head out of range.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def code(self) -> str:
         """The Python that computes the same patterns."""
-        raise NotImplementedError
 
     def figure(self, layer: int, head: int, *, weighting: str = "pattern", hide_sink: bool = False) -> go.Figure:
         """A plotly heatmap of one head: queries down, keys across.
@@ -123,17 +124,17 @@ class ModelPatterns(Patterns):
     lm: LanguageModel
     ids: torch.Tensor
 
+    @abstractmethod
     def call(self, layer: int) -> AttentionCall:
         """What a layer's attention was called with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def before_projection(self, layer: int) -> torch.Tensor:
         """What the output projection took in at the last token, (head, d_head)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blocks(self, call: AttentionCall, heads: slice = slice(None)) -> Iterator[tuple[int, torch.Tensor]]:
         """The pattern of a call in blocks of queries: where each begins, and (head, query, key) up to its last."""
-        raise NotImplementedError
 
 
 def rows_of(call: AttentionCall, start: int, stop: int, heads: slice = slice(None)) -> torch.Tensor:

@@ -109,9 +109,8 @@ class PatchJob:
         ):
             raise ValueError("`runs` belongs to another model or to other prompts; leave it out")
         self.runs = runs or PairRuns(lm, pair.ids["clean"], pair.ids["corrupt"])
-        kind = pair.metric(torch.zeros(1)).kind
-        if kind is not None and not kind.has_gradient and spec.method == "attribution":
-            raise ValueError(f"{kind.label} has no gradient, so it cannot be estimated; use method='exact'")
+        if pair.kind is not None and not pair.kind.has_gradient and spec.method == "attribution":
+            raise ValueError(f"{pair.kind.label} has no gradient, so it cannot be estimated; use method='exact'")
         axes = axes_of(
             lm, self.site, spec.over, length=pair.length,
             layers=spec.layers, heads=spec.heads, neurons=spec.neurons, positions=spec.positions,

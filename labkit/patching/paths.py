@@ -35,6 +35,7 @@ from labkit.engine.recorded_run import Unsupported, record
 from labkit.models.handle import PerModel
 from labkit.patching.gap import measured
 from labkit.patching.metrics import Metric
+from labkit.patching.pair_runs import ENDS
 from labkit.patching.path_ends import RECEIVERS, comes_before, of_head, receivers_of, senders_of
 from labkit.patching.path_grid import PathGrid
 from labkit.patching.spec import DIRECTIONS, PairSpec, asks
@@ -117,7 +118,7 @@ class _Paths:
         self.senders = senders_of(lm, spec.senders)
         self.pair = spec.prepared(lm)
         self.ids = self.pair.ids
-        self.source, self.base = ("clean", "corrupt") if spec.direction == "denoise" else ("corrupt", "clean")
+        self.source, self.base = ENDS[spec.direction]
         self.heads = HEAD_IN if layers_with(lm, HEAD_IN) else "z"
         self.done = 0
         layers = sorted({s.layer for s in self.senders if s.layer is not None})

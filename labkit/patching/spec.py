@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from labkit.patching.metrics import Metric, MetricFunction, code_of_own, metric_of
+from labkit.patching.metrics import Metric, MetricFunction, MetricKind, code_of_own, metric_of
 from labkit.results.recipe import recipe_of, usual_metric
 from labkit.text.encode import single_token
 from labkit.text.pair import Pair, align
@@ -72,8 +72,8 @@ class PairSpec:
             None if word is None else single_token(lm, word, role=role, after=ids[side])
             for word, role, side in ((self.answer, "answer", "clean"), (self.foil, "foil", "corrupt"))
         )
-        metric_of(self.metric, answer=answer, foil=foil, reference=torch.zeros(1))  # a wrong one fails here
-        return PreparedPair(lm, self, pair, ids, answer, foil)
+        kind = metric_of(self.metric, answer=answer, foil=foil, reference=torch.zeros(1)).kind  # a wrong one fails here
+        return PreparedPair(lm, self, pair, ids, answer, foil, kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,7 @@ class PreparedPair:
         pair: both prompts whole, as they align.
         ids: of `clean` and `corrupt`, (1, seq), up to the position that the metric reads.
         answer, foil: their ids.
+        kind: what is known of the metric; None for a function that says nothing.
     """
 
     lm: LanguageModel
@@ -129,6 +130,7 @@ class PreparedPair:
     ids: Mapping[str, torch.Tensor]
     answer: int | None
     foil: int | None
+    kind: MetricKind | None
 
     @property
     def length(self) -> int:
@@ -164,8 +166,8 @@ def asks(
 
     def of_fields(answer: Callable[[LanguageModel, S], R]) -> Callable[Concatenate[LanguageModel, P], R]:
         first = next(iter(inspect.signature(answer).parameters.values()))
-        spelled = inspect.signature(kind)
-        signature = spelled.replace(parameters=[first, *spelled.parameters.values()])
+        arguments = inspect.signature(kind)
+        signature = arguments.replace(parameters=[first, *arguments.parameters.values()])
 
         @wraps(answer)
         def of_arguments(lm: LanguageModel, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -208,6 +210,6 @@ def spelled(kind: Callable[..., Any], *, but: Sequence[str] = ()) -> Callable[[F
     return with_signature
 
 
-def given(spec: PairSpec, *, but: Sequence[str] = ()) -> dict[str, Any]:
-    """A spec's fields by name, for another spec that has them too."""
-    return {one.name: getattr(spec, one.name) for one in fields(spec) if one.name not in but}
+def given(spec: PairSpec, kind: type[PairSpec] | None = None) -> dict[str, Any]:
+    """A spec's fields by name, all of them or those of a simpler kind, for another spec that has them too."""
+    return {one.name: getattr(spec, one.name) for one in fields(kind or spec)}

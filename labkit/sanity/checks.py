@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from labkit.activations.sites import Site, absent
 from labkit.datasets.words import PLAIN
 from labkit.engine.cells import Cell, put_whole
 from labkit.patching.grid import PatchGrid
+from labkit.patching.pair_runs import ENDS
 from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PatchSpec, asks, given
 from labkit.results.bootstrap import rank_correlation
@@ -106,9 +107,8 @@ class ControlsJob:
     def __init__(self, lm: LanguageModel, *asked: Any, **how: Any) -> None:
         spec: ControlsSpec = asked[0] if asked and isinstance(asked[0], ControlsSpec) else ControlsSpec(*asked, **how)
         grid = spec.grid
-        own = [one.name for one in fields(ControlsSpec) if one.name not in {f.name for f in fields(PatchSpec)}]
         at = spec.at if grid is None else grid.recipe["at"]
-        self.spec = PatchSpec(**{**given(spec, but=own), "at": at})
+        self.spec = PatchSpec(**{**given(spec, PatchSpec), "at": at})
         if grid is not None:
             self.spec = replace(self.spec, **_axes(grid, grid.index))
         self.lm = lm
@@ -161,7 +161,7 @@ class ControlsJob:
 
     def _begin(self) -> None:
         self.grid = self._finished(self._exact)
-        source, base = ("clean", "corrupt") if self.spec.direction == "denoise" else ("corrupt", "clean")
+        source, base = ENDS[self.spec.direction]
         self._ids = self._exact.runs.ids
         self._source, self._base = self._ids[source], self._ids[base]
         self._from, self._to = getattr(self.grid, base), getattr(self.grid, source)

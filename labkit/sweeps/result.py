@@ -16,6 +16,7 @@ import numpy as np
 
 from labkit.patching.grid import PatchGrid
 from labkit.results.bootstrap import LEVEL, RESAMPLES, interval
+from labkit.results.recipe import usual_metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -282,7 +283,7 @@ class Sweep:
     def code(self) -> str:
         """The Python that computes this sweep again, pairs and all."""
         recipe, index = self.one.recipe, self.index
-        usual = {"metric": "logit_diff" if self.one.foil else "logprob", "direction": "denoise", "method": "exact"}
+        usual = {"metric": usual_metric(self.one.foil), "direction": "denoise", "method": "exact"}
         arguments = [f"site={recipe['site']!r}"]
         for name, default in {**usual, "at": -1}.items():
             if recipe[name] != default:
