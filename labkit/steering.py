@@ -23,6 +23,8 @@ from labkit.activations.hooks import hooked, never_reached
 from labkit.activations.run import run
 from labkit.activations.sites import checked
 from labkit.results.file import open_arrays, reading, save_arrays
+from labkit.results.recipe import made_with
+from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import asked, packed, prompts_of
 
 if TYPE_CHECKING:
@@ -124,12 +126,11 @@ def steering_vector(
         apart = (found["positive"] - found["negative"]).flatten(1) @ vector.flatten() / vector.norm() ** 2
         spread = tuple(round(float(x), 4) for x in apart)
     typical = float(torch.cat(list(found.values())).flatten(1).norm(dim=-1).mean())
-    shown = ", ".join(repr([_shown(p) for p in prompts]) for prompts in sides.values())
-    how = "" if at == "last" else f", at={at!r}"
+    how = {} if at == "last" else {"at": at}
     recipe = {
-        "code": f"{lm.code()}vector = lk.steering_vector(lm, {shown}, {site.layer}{how})\n",
+        "code": as_code(lm.code(), "vector = lk.steering_vector", LM, *sides.values(), site.layer, **how),
         "about": f"{len(sides['positive'])} positive and {len(sides['negative'])} negative prompts",
-        "model": lm.name, "revision": lm.revision, "bits": lm.bits,
+        **made_with(lm),
         **{name: [packed(_shown(prompt)) for prompt in prompts] for name, prompts in sides.items()},
     }  # fmt: skip
     return SteeringVector(vector, site.layer, typical, spread, recipe)

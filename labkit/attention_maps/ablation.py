@@ -15,8 +15,8 @@ import torch
 
 from labkit.activations.run import run
 from labkit.activations.sites import checked
-from labkit.attention_maps.base import prompt_code
 from labkit.models.reference import RefersToModel
+from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
 from labkit.text.pair import align
 from labkit.text.prompts import asked
@@ -126,12 +126,12 @@ def knock_out(
     sites = [checked(lm, f"{kind}.{layer}.{head}") for layer, head in heads]
     prompt, other = asked(lm, prompt), None if other is None else asked(lm, other)
     ids = lm.encode(prompt)
-    given = ""
+    given = {}
     if how.startswith("other"):
         if other is None or (isinstance(other, str) and not other):
             raise ValueError(f"how={how!r} takes the heads from another prompt; give other=, of the same length")
         pair = align(lm, prompt, other)
-        ids, given = pair.clean, f", other={prompt_code(other)}"
+        ids, given = pair.clean, {"other": other}
         source = run(lm, pair.corrupt, read=sites)
         values = {site: source[site] for site in sites}
         before = run(lm, ids)
@@ -145,6 +145,6 @@ def knock_out(
         }
     after = run(lm, ids, write=values)
     chosen = [(int(layer), int(head)) for layer, head in heads]
-    code = f"{lm.code()}found = lk.knock_out(lm, {prompt_code(prompt)}, heads={chosen}, how={how!r}{given})\n"
+    code = as_code(lm.code(), "found = lk.knock_out", LM, prompt, heads=chosen, how=how, **given)
     first, second = (one.logits[0, -1].float().cpu() for one in (before, after))
     return KnockOut(chosen, how, first, second, lm, code, ids)

@@ -11,8 +11,8 @@ import torch
 
 from labkit.activations.attention_interface import AttentionCall, pattern_of
 from labkit.language_model import LanguageModel
+from labkit.results.figures import heatmap
 from labkit.text.tokens import Token
-from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,33 +85,24 @@ class Patterns(ABC):
             weighting: `pattern`, or of a model's patterns `value` or `rollout` (up to this layer, all heads).
             hide_sink: leave the first token out, and show what the others get of the rest.
         """
-        import plotly.graph_objects as go
-
         shown = weighted(self, layer, head, weighting, hide_sink=hide_sink)
         labels = [f"{n} {token.display}" for n, token in enumerate(self.tokens)]
-        figure = go.Figure(
-            go.Heatmap(
-                z=shown,
-                x=labels,
-                y=labels,
-                zmin=0,
-                zmax=1 if weighting == "pattern" else float(shown.max()),
-                colorscale="Blues",
-                colorbar={"title": {"text": UNITS[weighting], "side": "right"}},
-                hovertemplate="from %{y}<br>to %{x}<br>%{z:.3f}<extra></extra>",
-            )
-        )
         side = min(1100, max(420, 180 + 20 * len(labels)))
         what = {"pattern": "Attention of", "value": "Value-weighted attention of", "rollout": "Rollout to"}[weighting]
         name = f"layer {layer}" if weighting == "rollout" else f"layer {layer}, head {head}"
-        figure.update_layout(
+        figure = heatmap(
+            shown,
+            x=labels,
+            y=labels,
+            axes=("key: the token looked at", "query: the token that looks"),
             title=f"{what} {name}" + (", first token left out" if hide_sink else ""),
-            xaxis={"title": "key: the token looked at", "tickangle": -45, "type": "category"},
-            yaxis={"title": "query: the token that looks", "autorange": "reversed", "type": "category"},
-            width=side,
-            height=side,
+            unit=UNITS[weighting],
+            hover="from %{y}<br>to %{x}<br>%{z:.3f}",
+            size=(side, side),
+            colours="Blues",
+            ends=(0, 1 if weighting == "pattern" else float(shown.max())),
         )
-        return figure
+        return figure.update_yaxes(autorange="reversed")
 
 
 class ModelPatterns(Patterns):
@@ -153,10 +144,3 @@ def frame_of(grids: Mapping[str, np.ndarray], layers: Sequence[int]) -> pd.DataF
     columns: dict[str, Any] = {"layer": [layer for layer, _ in places], "head": [head for _, head in places]}
     frame = pd.DataFrame(columns | {name: [grid[at] for at in places] for name, grid in grids.items()})
     return frame.astype(dict.fromkeys(grids, "float32"))
-
-
-def prompt_code(prompt: Prompt) -> str:
-    """A prompt as Python."""
-    if isinstance(prompt, torch.Tensor):
-        return f"__import__('torch').tensor({prompt.reshape(1, -1).tolist()})"
-    return repr(prompt)

@@ -24,11 +24,12 @@ from labkit.activations.site_kinds import HEAD_IN
 from labkit.activations.sites import checked, layers_with, n_heads_of
 from labkit.activations.unembedding import last_logits
 from labkit.attention_maps import weighting
-from labkit.attention_maps.base import ModelPatterns, frame_of, prompt_code, rows_of
+from labkit.attention_maps.base import ModelPatterns, frame_of, rows_of
 from labkit.attention_maps.file import save
 from labkit.attention_maps.head_scores import SCORES, HeadScore, Tally, repeated_tokens
 from labkit.attention_maps.weighting import LogitContribution
 from labkit.models.reference import RefersToModel
+from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import asked, each_prompt
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
 
     def code(self) -> str:
         """The Python that computes the same patterns."""
-        return f"{self.lm.code()}patterns = lk.attention(lm, {prompt_code(self.prompt)})\n"
+        return as_code(self.lm.code(), "patterns = lk.attention", LM, self.prompt)
 
     def __repr__(self) -> str:
         return f"AttentionPatterns({len(self.tokens)} tokens, {self.n_layers} layers x {self.n_heads} heads)"

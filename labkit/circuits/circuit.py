@@ -8,19 +8,19 @@ same senders share a row; those that keep none are as in the corrupt run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from labkit.circuits.graph import Wiring
 from labkit.circuits.prepare import Prepared, prepared
 from labkit.engine.decomposition import head_counts
 from labkit.patching.spec import PairSpec
+from labkit.results.job import finish
 from labkit.text.warn import warn
 
 if TYPE_CHECKING:
@@ -139,30 +139,55 @@ class Circuit:
         return f"Circuit({self.n_edges} edges, {share:.2%} of all, between {heads} heads and {mlps} MLPs)"
 
     def _measured(self, lm: LanguageModel, pairs: Iterable[Any], kept: np.ndarray, metric: Any) -> Faithfulness:
-        asked = [_pair(pair) for pair in pairs]
-        if not asked:
+        job = _Measuring(self, lm, [_pair(pair) for pair in pairs], kept, metric)
+        if not job.pairs:
             raise ValueError("faithfulness needs at least one pair: [(clean, corrupt, answer, foil)]")
-        numbers: list[tuple[float, float, float]] = []
-        close: list[int] = []
-        try:
-            for pair in tqdm(asked, desc="pairs", unit="pair", disable=len(asked) < _MANY, leave=False):
-                work = prepared(lm, PairSpec(*pair, metric=metric))
-                if _wiring_of(work) != self.wiring:
-                    raise ValueError(f"this circuit is of {self.scores.recipe['model']}, not of {lm.name}")
-                close += [len(numbers)] * work.too_close
-                numbers.append((work.metrics["clean"], work.metrics["corrupt"], patched(work, kept, self.wiring)))
-        except KeyboardInterrupt:
-            if not numbers:
-                raise
-            warn(f"interrupted: this is of the first {len(numbers)} of {len(asked)} pairs")
-        if close:
+        finish(job, "pairs", unit="pair", kept="faithfulness", progress=job.total >= _MANY)
+        if not job.done:
+            raise KeyboardInterrupt
+        if close := job.close:
             warn(
-                f"in {len(close)} of {len(numbers)} pairs clean and corrupt hardly differ, so that there is nothing to "
+                f"in {len(close)} of {job.done} pairs clean and corrupt hardly differ, so that there is nothing to "
                 f"explain in them: {', '.join(map(str, close[:12]))}. They count with the gap they have"
             )
-        clean_runs, corrupt_runs, circuit_runs = np.array(numbers, np.float64).T
-        prompts = [(pair[0], pair[1]) for pair in asked[: len(numbers)]]
-        return Faithfulness(clean_runs, corrupt_runs, circuit_runs, prompts)
+        return job.faithfulness
+
+
+@dataclass
+class _Measuring:
+    """The three runs of each pair."""
+
+    circuit: Circuit
+    lm: LanguageModel
+    pairs: list[tuple[Any, ...]]
+    kept: np.ndarray
+    metric: Any
+    numbers: list[tuple[float, float, float]] = field(default_factory=list)  # clean, corrupt, circuit
+    close: list[int] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def done(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def faithfulness(self) -> Faithfulness:
+        clean, corrupt, circuit = np.array(self.numbers, np.float64).reshape(-1, 3).T
+        return Faithfulness(clean, corrupt, circuit, [(pair[0], pair[1]) for pair in self.pairs[: self.done]])
+
+    def steps(self) -> Iterator[None]:
+        wiring = self.circuit.wiring
+        for pair in self.pairs:
+            work = prepared(self.lm, PairSpec(*pair, metric=self.metric))
+            if _wiring_of(work) != wiring:
+                raise ValueError(f"this circuit is of {self.circuit.scores.recipe['model']}, not of {self.lm.name}")
+            measured = patched(work, self.kept, wiring)
+            self.close += [self.done] * work.too_close
+            self.numbers.append((work.metrics["clean"], work.metrics["corrupt"], measured))
+            yield
 
 
 @dataclass(repr=False)

@@ -25,8 +25,9 @@ from transformers.generation.streamers import BaseStreamer
 from labkit.generation.sampling import Sampling
 from labkit.generation.token_table import Distribution, GeneratedToken, Record, frame_of
 from labkit.models.processors import look_again
+from labkit.text.as_code import as_code
 from labkit.text.encode import TooLong, encode
-from labkit.text.prompts import asked, each_prompt, imports_of, written
+from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token
 from labkit.text.warn import warn
 
@@ -78,10 +79,8 @@ class Generation:
 
     def code(self) -> str:
         """The Python that generates it again."""
-        recipe = dict(self.recipe)
-        load, prompt = recipe.pop("load"), recipe.pop("prompt")
-        settings = "".join(f", {name}={value!r}" for name, value in recipe.items())
-        return f"{load}{imports_of(prompt)}generation = lm.generate({written(prompt)}{settings})\n"
+        settings = {name: value for name, value in self.recipe.items() if name not in ("load", "prompt")}
+        return as_code(self.recipe["load"], "generation = lm.generate", self.recipe["prompt"], **settings)
 
     def __repr__(self) -> str:
         return f"Generation({len(self.record)} tokens, finish={self.finish!r}: {self.text!r:.80})"

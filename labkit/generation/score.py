@@ -13,7 +13,8 @@ import torch
 from labkit.activations.run import run
 from labkit.generation.generate import room_for
 from labkit.generation.token_table import Distribution, GeneratedToken, Record, frame_of
-from labkit.text.prompts import asked, each_prompt, imports_of, written
+from labkit.text.as_code import LM, as_code
+from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token, bytes_of
 
 if TYPE_CHECKING:
@@ -72,8 +73,7 @@ class Score:
 
     def code(self) -> str:
         """The Python that scores the text again."""
-        prompt = self.recipe["prompt"]
-        return f"{self.recipe['load']}{imports_of(prompt)}score = lk.score(lm, {written(prompt)})\n"
+        return as_code(self.recipe["load"], "score = lk.score", LM, self.recipe["prompt"])
 
     def __repr__(self) -> str:
         return f"Score({len(self.record)} tokens, logprob={self.logprob:.1f}, perplexity={self.perplexity:.2f})"

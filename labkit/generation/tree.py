@@ -19,8 +19,9 @@ from labkit.generation.generate import OnToken, is_end, room_for, speed, tuple_o
 from labkit.generation.sampling import Sampling
 from labkit.generation.token_table import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
 from labkit.models.reference import RefersToModel
+from labkit.text.as_code import as_code
 from labkit.text.encode import single_token
-from labkit.text.prompts import asked, imports_of, packed, unpacked, written
+from labkit.text.prompts import asked, packed, unpacked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -323,17 +324,15 @@ class Tree(RefersToModel):
         given = (self.branches[0] if self.branches else self).sampling.given()
         if self.truncated:
             given["truncate_left"] = True
-        settings = "".join(f", {name}={value!r}" for name, value in given.items())
-        lines = f"{self.lm.code()}{imports_of(self.prompt)}tree = lm.tree({written(self.prompt)}{settings})\n"
+        code = as_code(self.lm.code(), "tree = lm.tree", self.prompt, **given)
         for one in reversed(self.lineage(branch or self.branches[-1])[:-1] if self.branches else []):
             assert one.parent is not None
             parent = one.parent.sampling.given()
             changed = {k: v for k, v in one.sampling.given().items() if parent.get(k) != v}
-            more = "".join(f", {name}={value!r}" for name, value in changed.items())
             token = int(one.own.rows["id"][0])
-            shown = self.lm.tokenizer.decode([token])
-            lines += f"tree.branch({one.parent.name!r}, {one.at}, {token}, name={one.name!r}{more})  # {shown!r}\n"
-        return lines
+            call = as_code("", "tree.branch", one.parent.name, one.at, token, name=one.name, **changed)
+            code += f"{call[:-1]}  # {self.lm.tokenizer.decode([token])!r}\n"
+        return code
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 

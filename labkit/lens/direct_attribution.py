@@ -25,8 +25,9 @@ from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.models.anatomy import first_tensor
 from labkit.models.devices import copied, runs_on
 from labkit.models.weights import bias_of, is_plain, weight_of
+from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
-from labkit.text.prompts import asked, each_prompt, imports_of, written
+from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token
 
 if TYPE_CHECKING:
@@ -154,8 +155,7 @@ def direct_logit_attribution(
     rest = way.total - embed - float(attn.sum()) - float(mlp.sum()) - way.bias
     tokens = lm.tokens(ids)
     words = [None if id is None else lm.tokenizer.decode([id]) for id in (chosen, against)]
-    call = f"lk.direct_logit_attribution(lm, {written(prompt)}, {answer!r}, {foil!r})"
-    code = f"{lm.code()}{imports_of(prompt)}found = {call}\n"
+    code = as_code(lm.code(), "found = lk.direct_logit_attribution", LM, prompt, answer, foil)
     return DirectAttribution(
         way.total, embed, attn, mlp, heads, attn_bias, way.bias, rest, tokens, words[0] or "", words[1], code
     )

@@ -29,9 +29,12 @@ from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.engine.wavefront import Cancelled
 from labkit.models.reference import RefersToModel
+from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
+from labkit.results.recipe import made_with
+from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
-from labkit.text.prompts import asked, each_prompt, imports_of, written
+from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token, describe
 
 if TYPE_CHECKING:
@@ -171,36 +174,24 @@ class LogitLens(RefersToModel):
 
     def figure(self, shade: str = "probability", token: str | int | None = None) -> go.Figure:
         """A plotly heatmap, the likeliest token written in each cell; coloured by what `shade()` knows."""
-        import plotly.graph_objects as go
-
         values = self.shade(shade, token)
-        shown = -np.log10(values) if shade == "rank" else values
         words = [[self.words[int(id)].display for id in row] for row in self.top_ids[:, :, 0]]
         units = {"probability": "probability", "entropy": "entropy (nats)", "kl": "KL to the final layer (nats)"}
         of = "" if shade != "rank" else f" of {(self.followed[0].text if token is None else token)!r}"
-        hover = "layer %{y}, %{x}<br>%{text}<br>" + f"{shade} " + "%{customdata:.3g}<extra></extra>"
-        figure = go.Figure(
-            go.Heatmap(
-                z=shown,
-                x=self.labels(),
-                y=self.layers,
-                text=words,
-                texttemplate="%{text}",
-                customdata=values,
-                colorscale="Blues" if shade in ("probability", "rank") else "Oranges",
-                colorbar={"title": {"text": units.get(shade, f"−log10(rank){of}"), "side": "right"}},
-                hovertemplate=hover,
-            )
-        )
-        figure.update_layout(
+        return heatmap(
+            -np.log10(values) if shade == "rank" else values,
+            x=self.labels(),
+            y=self.layers,
+            axes=("position", "layer"),
             title=f"Logit lens on {self.site}: the likeliest next token, by {shade}{of}",
-            xaxis={"title": "position", "tickangle": -45, "type": "category"},
-            yaxis={"title": "layer"},
-            width=max(520, 160 + 62 * len(self.positions)),
-            height=max(360, 180 + 19 * len(self.layers)),
-            margin={"t": 60},
+            unit=units.get(shade, f"−log10(rank){of}"),
+            hover="layer %{y}, %{x}<br>%{text}<br>" + f"{shade} " + "%{customdata:.3g}",
+            size=(max(520, 160 + 62 * len(self.positions)), max(360, 180 + 19 * len(self.layers))),
+            colours="Blues" if shade in ("probability", "rank") else "Oranges",
+            text=words,
+            texttemplate="%{text}",
+            customdata=values,
         )
-        return figure
 
     def code(self) -> str:
         """The Python that does it again."""
@@ -298,8 +289,8 @@ def logit_lens(
         np.zeros((len(chosen), *shape), np.float32),
         {},
         {
-            "model": lm.name, "revision": lm.revision, "bits": lm.bits, "n_layers": lm.n_layers,
-            "ids": ids[0].tolist(), "code": _code(lm, prompt, site, positions, follow, k),
+            **made_with(lm), "n_layers": lm.n_layers, "ids": ids[0].tolist(),
+            "code": _code(lm, prompt, site, positions, follow, k),
         },
         lm,
     )  # fmt: skip
@@ -410,5 +401,4 @@ def _code(lm: LanguageModel, prompt: Prompt, site: str, positions: Any, follow: 
     given |= {"positions": list(positions)} if positions is not None else {}
     given |= {"follow": follow} if follow not in ((), []) else {}
     given |= {"k": k} if k != 10 else {}
-    settings = "".join(f", {name}={value!r}" for name, value in given.items())
-    return f"{lm.code()}{imports_of(prompt)}lens = lk.logit_lens(lm, {written(prompt)}{settings})\n"
+    return as_code(lm.code(), "lens = lk.logit_lens", LM, prompt, **given)

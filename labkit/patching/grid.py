@@ -11,6 +11,7 @@ import numpy as np
 
 from labkit.patching import gap
 from labkit.patching.metrics import in_title
+from labkit.results.figures import of_patching
 from labkit.results.file import save_arrays
 from labkit.results.recipe import code_of
 from labkit.text.tokens import Token
@@ -18,6 +19,9 @@ from labkit.text.tokens import Token
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
+USUAL = {"direction": "denoise", "method": "exact", "at": -1}
+"""What need not be said in the code of a grid or a sweep."""
 
 
 @dataclass
@@ -135,55 +139,23 @@ class PatchGrid:
         Raises:
             ValueError: the grid has three axes; select one of them first.
         """
-        import plotly.graph_objects as go
-
         if len(self.over) != 2:
             raise ValueError(f"a figure has two axes; this grid has {self.over}: use to_frame() and select one")
         normalized = not self.too_close if normalized is None else normalized
-        values = self.normalized if normalized else self.values
-        unit = "0 = corrupt, 1 = clean" if normalized else (self.recipe.get("unit") or self.recipe["metric"])
-        # White is the run that is patched into: no effect. Equal colour steps on both sides, no wider than needed.
-        nothing = self.corrupt if self.direction == "denoise" else self.clean
-        middle = nothing if not normalized else float(self.direction == "noise")
-        # Noise is not drawn in full colour.
-        least = 1e-9 if normalized or not self.noise else 2 * self.noise
-        reach = max(least, float(np.nanmax(np.abs(values - middle), initial=0.0)))
-        figure = go.Figure(
-            go.Heatmap(
-                z=values,
-                x=self.labels(self.over[1]),
-                y=self.labels(self.over[0]),
-                zmin=middle - reach,
-                zmax=middle + reach,
-                colorscale="RdBu",
-                colorbar={"title": {"text": unit, "side": "right"}},
-                hovertemplate=f"{self.over[0]} %{{y}}<br>{self.over[1]} %{{x}}<br>%{{z:.3f}}<extra></extra>",
-                hoverongaps=False,
-            )
+        unpatched = self.corrupt if self.direction == "denoise" else self.clean
+        return of_patching(
+            self.normalized if normalized else self.values,
+            self.over,
+            (self.labels(self.over[0]), self.labels(self.over[1])),
+            nothing=float(self.direction == "noise") if normalized else unpatched,
+            least=1e-9 if normalized or not self.noise else 2 * self.noise,
+            title=self.title() + "<br>Clean and corrupt hardly differ" * self.too_close,
+            unit="0 = corrupt, 1 = clean" if normalized else (self.recipe.get("unit") or self.recipe["metric"]),
         )
-        figure.update_layout(
-            title={"text": self.title() + "<br>Clean and corrupt hardly differ" * self.too_close, "font": {"size": 14}},
-            xaxis={"title": self.over[1], "type": "category", "tickangle": -45 if self.over[1] == "position" else 0},
-            yaxis={"title": self.over[0], "type": "category"},
-            width=max(480, 120 + 34 * values.shape[1]),
-            height=max(320, 180 + 14 * values.shape[0]),
-            margin={"t": 60},
-        )
-        return figure
 
     def code(self) -> str:
         """The Python that computes this grid again."""
-        recipe = self.recipe
-        own = [f"site={recipe['site']!r}"]
-        if self.over != recipe["usual_over"]:
-            own.append(f"over={self.over!r}")
-        if recipe.get("layer") is not None:
-            own.append(f"layers=[{recipe['layer']}]")
-        for axis, numbers in zip(self.over, self.index, strict=True):
-            if numbers != list(range(recipe["sizes"][axis])):
-                own.append(f"{axis}s={numbers!r}")
-        usual = {"direction": "denoise", "method": "exact", "at": -1}
-        return code_of(recipe, "grid = lk.patch", own, usual=usual)
+        return code_of(self.recipe, "grid = lk.patch", axes_asked(self.recipe, self.over, self.index), usual=USUAL)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write values and recipe to one file (`.npz`), in one step: the file is whole or not there."""
@@ -197,6 +169,17 @@ class PatchGrid:
             f"PatchGrid({self.site}, {self.direction}, {shape}, {self.recipe['metric']}: "
             f"clean {self.clean:.3f}, corrupt {self.corrupt:.3f}{partly})"
         )
+
+
+def axes_asked(recipe: dict[str, Any], over: tuple[str, ...], index: tuple[list[int], ...]) -> dict[str, Any]:
+    """The arguments that give a grid its site and its axes, without those that are as usual."""
+    asked: dict[str, Any] = {"site": recipe["site"]}
+    if over != recipe["usual_over"]:
+        asked["over"] = over
+    if recipe.get("layer") is not None:
+        asked["layers"] = [recipe["layer"]]
+    numbers = dict(zip(over, index, strict=True))
+    return asked | {f"{axis}s": n for axis, n in numbers.items() if n != list(range(recipe["sizes"][axis]))}
 
 
 def about_of(grid: PatchGrid) -> dict[str, Any]:

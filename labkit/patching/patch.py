@@ -32,6 +32,7 @@ from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import Metric
 from labkit.patching.pair_runs import ENDS, PairRuns, engine_kind
 from labkit.patching.spec import PatchSpec, asks
+from labkit.results.job import finish
 from labkit.text.warn import warn
 
 if TYPE_CHECKING:
@@ -60,20 +61,7 @@ def patch(lm: LanguageModel, spec: PatchSpec) -> PatchGrid:
         ValueError: anything about the input that cannot work, before the model has run.
     """
     job = PatchJob(lm, spec)
-    from tqdm.auto import tqdm
-
-    with tqdm(
-        total=job.total, desc=f"patching {spec.site}", unit="cell", disable=not spec.progress, leave=False
-    ) as bar:
-        try:
-            for _ in job.steps():
-                bar.update(job.done - bar.n)
-        except KeyboardInterrupt:
-            warn(f"interrupted: {job.done} of {job.total} cells are in the grid, the others are NaN")
-        except Exception as error:
-            error.grid = job.grid  # type: ignore[attr-defined]
-            error.add_note(f"{job.done} of {job.total} cells were done; they are in the `grid` of this error")
-            raise
+    finish(job, f"patching {spec.site}", unit="cell", kept="grid", progress=spec.progress)
     return job.grid.warned()
 
 

@@ -57,7 +57,7 @@ class PathGrid(PatchGrid):
         """The Python that computes this grid again."""
         receivers, senders = self.recipe["receiver"], self.recipe["senders"]
         one = receivers if isinstance(receivers, str) or len(receivers) > 1 else receivers[0]
-        own = [f"receiver={one!r}"] + ([] if senders is None else [f"senders={senders!r}"])
+        own = {"receiver": one} | ({} if senders is None else {"senders": senders})
         usual = {"mlps": "recompute", "direction": "denoise", "at": -1}
         return code_of(self.recipe, "paths = lk.path_patch", own, usual=usual)
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from labkit.activations.hooks import Edit, Place
 from labkit.activations.run import run, run_to_measure
@@ -39,6 +38,7 @@ from labkit.patching.pair_runs import ENDS
 from labkit.patching.path_ends import RECEIVERS, comes_before, of_head, receivers_of, senders_of
 from labkit.patching.path_grid import PathGrid
 from labkit.patching.spec import DIRECTIONS, PairSpec, asks
+from labkit.results.job import finish
 from labkit.text.warn import warn
 
 if TYPE_CHECKING:
@@ -93,16 +93,7 @@ def path_patch(lm: LanguageModel, spec: PathSpec) -> PathGrid:
         ValueError: anything about the input that cannot work, before the model has run.
     """
     job = _Paths(lm, spec)
-    with tqdm(total=len(job.senders), desc="paths", unit="sender", disable=not spec.progress, leave=False) as bar:
-        try:
-            for done in job.steps():
-                bar.update(done)
-        except KeyboardInterrupt:
-            warn(f"interrupted: {job.done} of {len(job.senders)} senders are in the grid")
-        except Exception as error:
-            error.grid = job.grid  # type: ignore[attr-defined]
-            error.add_note(f"{job.done} of {len(job.senders)} senders were done; they are in the `grid` of this error")
-            raise
+    finish(job, "paths", unit="sender", kept="grid", progress=spec.progress)
     return job.grid.warned()
 
 
@@ -137,13 +128,18 @@ class _Paths:
 
     # -- the work ------------------------------------------------------------------------------------------------
 
-    def steps(self) -> Iterator[int]:
-        """Do the work; yields after every chunk how many senders it was."""
+    @property
+    def total(self) -> int:
+        return len(self.senders)
+
+    def steps(self) -> Iterator[None]:
+        """Do the work; yields after every chunk."""
         try:
             self._prepare()
         except Unsupported as why:
             self._fall_back(str(why))
-        yield self._fill_in_zeros()
+        self._fill_in_zeros()
+        yield
         waiting = [[s for s in self.senders if np.isnan(self.grid.values[self._cell(s)])]]
         most = max(1, tokens_at_once(self.lm) // self.ids["clean"].shape[1])
         waiting = [chunk[n : n + most] for chunk in waiting for n in range(0, len(chunk), most)]
@@ -164,7 +160,7 @@ class _Paths:
             for sender, value in zip(chunk, values, strict=True):
                 self.grid.values[self._cell(sender)] = value
             self.done += len(chunk)
-            yield len(chunk)
+            yield
 
     def _cell(self, sender: Site) -> tuple[int, int]:
         layers, columns = self.grid.index
@@ -172,7 +168,7 @@ class _Paths:
         assert sender.layer is not None
         return layers.index(sender.layer), columns.index(head)
 
-    def _fill_in_zeros(self) -> int:
+    def _fill_in_zeros(self) -> None:
         """A sender above every receiver says nothing to them."""
         above = (
             [s for s in self.senders if not any(comes_before(s, r) for r in self.receivers)] if self.receivers else []
@@ -180,7 +176,6 @@ class _Paths:
         for sender in above:
             self.grid.values[self._cell(sender)] = self._unpatched
         self.done += len(above)
-        return len(above)
 
     @property
     def _unpatched(self) -> float:

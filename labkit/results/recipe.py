@@ -1,16 +1,16 @@
-"""What repeats a result that was made from a pair of prompts: as data in its file, and as Python to run."""
+"""What repeats a result: as data in its file, and as Python to run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from labkit._version import __version__
+from labkit.text.as_code import LM, Name, as_code, changed
 from labkit.text.encode import single_token, word_for
 from labkit.text.pair import Pair
-from labkit.text.prompts import asked, packed, unpacked
+from labkit.text.prompts import asked, packed
 from labkit.text.tokens import describe
 
 if TYPE_CHECKING:
@@ -30,17 +30,13 @@ def recipe_of(
     own_metric: bool,
     **more: Any,
 ) -> dict[str, Any]:
-    """Model, prompts, metric, versions and whatever else it takes, as JSON can hold it."""
+    """Model, prompts, metric and whatever else it takes, as JSON can hold it."""
     texts = lambda prompt: None if isinstance(prompt, torch.Tensor) else packed(asked(lm, prompt))  # noqa: E731
     word = lambda id: None if id is None else describe(lm.tokenizer, [id])[0].text  # noqa: E731
     end = more.get("at", -1) % pair.clean.shape[1] + 1
     tokens = {"answer": (answer, pair.clean[:, :end]), "foil": (foil, pair.corrupt[:, :end])}
     return {
-        "model": lm.name,
-        "load": lm.code(),
-        "revision": lm.revision,
-        "bits": lm.bits,
-        "dtype": str(lm.dtype).removeprefix("torch."),
+        **made_with(lm),
         "clean": texts(clean) or pair.clean[0].tolist(),
         "corrupt": texts(corrupt) or pair.corrupt[0].tolist(),
         "clean_ids": pair.clean[0].tolist(),
@@ -54,33 +50,45 @@ def recipe_of(
         ],
         "metric": metric,
         "own_metric": own_metric,
-        "versions": versions(),
         **more,
     }
 
 
-def code_of(recipe: dict[str, Any], call: str, own: Sequence[str], *, usual: dict[str, Any]) -> str:
+def made_with(lm: Model) -> dict[str, Any]:
+    """What any result comes from: the model as it was loaded, and the libraries."""
+    return {
+        "model": lm.name,
+        "load": lm.code(),
+        "revision": lm.revision,
+        "bits": lm.bits,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+
+
+def code_of(recipe: dict[str, Any], call: str, own: dict[str, Any], *, usual: dict[str, Any]) -> str:
     """The Python that makes a result again.
 
     Args:
         recipe: as `recipe_of` gives it.
         call: what is called, and the name of what it gives: `grid = lk.patch`.
-        own: the arguments that only this call has, `name=value` each.
+        own: the arguments that only this call has.
         usual: of arguments that the recipe has under their own names, the value that need not be said.
     """
     by_id = recipe.get("said_by_id", ())  # those whose text would be taken as other tokens
-    arguments = [f"{name}={unpacked(recipe[name])!r}" for name in ("clean", "corrupt")]
-    arguments += [
-        f"{name}={recipe[f'{name}_id' if name in by_id else name]!r}"
-        for name in ("answer", "foil")
-        if recipe[name] is not None
-    ]
-    arguments += own
-    if recipe["metric"] != usual_metric(recipe["foil"]):
-        arguments.append(f"metric={recipe['metric'] if recipe['own_metric'] else repr(recipe['metric'])}")
-    arguments += [f"{name}={recipe[name]!r}" for name, value in usual.items() if recipe[name] != value]
-    lines = ",\n    ".join(arguments)
-    return f"{recipe['load']}{recipe.get('metric_code', '')}{call}(\n    lm,\n    {lines},\n)\n"
+    words = {name: recipe[f"{name}_id" if name in by_id else name] for name in ("answer", "foil")}
+    asked = {name: recipe[name] for name in ("clean", "corrupt")}
+    asked |= {name: word for name, word in words.items() if word is not None}
+    how = measured_by(recipe) | changed(usual, recipe)
+    return as_code(f"{recipe['load']}{recipe.get('metric_code', '')}", call, LM, **asked, **own, **how)
+
+
+def measured_by(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The metric of a recipe as an argument, where it is not the usual one."""
+    name = recipe["metric"]
+    if name == usual_metric(recipe["foil"]):
+        return {}
+    return {"metric": Name(name) if recipe["own_metric"] else name}
 
 
 def answer_ids(lm: Model, recipe: dict[str, Any]) -> tuple[int | None, int | None]:

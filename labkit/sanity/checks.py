@@ -26,9 +26,9 @@ from labkit.patching.pair_runs import ENDS
 from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PatchSpec, asks, given
 from labkit.results.bootstrap import rank_correlation
+from labkit.results.job import finish
 from labkit.sanity.report import Check, Controls
 from labkit.sweeps.result import Sweep, layout_of
-from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
@@ -79,15 +79,8 @@ def controls(lm: LanguageModel, spec: ControlsSpec) -> Controls:
     Raises:
         ValueError: anything that `lk.patch` refuses; two prompts that are the same; a grid of another pair.
     """
-    from tqdm.auto import tqdm
-
     job = ControlsJob(lm, spec)
-    with tqdm(total=len(job.names), desc="sanity checks", unit="check", disable=not spec.progress, leave=False) as bar:
-        try:
-            for _ in job.steps():
-                bar.update()
-        except KeyboardInterrupt:
-            warn(f"interrupted: {len(job.result.checks)} of {len(job.names)} checks were made")
+    finish(job, "sanity checks", unit="check", kept="result", progress=spec.progress)
     job.result.grid.warned()
     return job.result
 
@@ -130,6 +123,14 @@ class ControlsJob:
         self._stop = threading.Event()
         self._inner: PatchJob | None = None
         self.result = Controls(self._exact.grid, [], [])
+
+    @property
+    def total(self) -> int:
+        return len(self.names)
+
+    @property
+    def done(self) -> int:
+        return len(self.result.checks)
 
     def cancel(self) -> None:
         """Ask the job to end; the check that it is at is left out."""

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from labkit.patching.grid import PatchGrid
+from labkit.patching.grid import USUAL, PatchGrid, axes_asked
 from labkit.results.bootstrap import LEVEL, RESAMPLES, interval
-from labkit.results.recipe import usual_metric
+from labkit.results.figures import of_patching
+from labkit.results.recipe import measured_by
+from labkit.text.as_code import LM, Name, as_code, as_python, changed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,65 +241,37 @@ class Sweep:
         Raises:
             ValueError: the sweep has three axes, or positions that cannot be averaged.
         """
-        import plotly.graph_objects as go
-
         if len(self.over) != 2:
             raise ValueError(f"a figure has two axes; this sweep has {self.over}: use to_frame() and select one")
         scaled = len(self.too_close) < len(self.done)
         shown = self.normalized if scaled else self.mean
-        middle = float(self.one.direction == "noise")
+        nothing = float(self.one.direction == "noise")
         if not scaled:
-            middle = self.corrupt if self.one.direction == "denoise" else self.clean
+            nothing = self.corrupt if self.one.direction == "denoise" else self.clean
         count = int(self._apart.sum()) if scaled else len(self.done)
         ends = self.interval(normalized=scaled, level=level) if count > 1 else None
         if sure and ends is not None:
-            shown = np.where((ends[0] <= middle) & (middle <= ends[1]), middle, shown)
-        least = 1e-9 if scaled else 2 * max(grid.noise or 0.0 for grid in self.done) or 1e-9
-        reach = max(least, float(np.nanmax(np.abs(shown - middle), initial=0.0)))
-        unit = "0 = corrupt, 1 = clean" if scaled else str(self.one.recipe.get("unit") or self.one.recipe["metric"])
-        hover = f"{self.over[0]} %{{y}}<br>{self.over[1]} %{{x}}<br>%{{z:.3f}}"
-        hover += f"<br>{level:.0%} interval %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}" if ends else ""
-        figure = go.Figure(
-            go.Heatmap(
-                z=shown,
-                x=self.labels(self.over[1]),
-                y=self.labels(self.over[0]),
-                customdata=None if ends is None else np.stack(ends, -1),
-                zmin=middle - reach,
-                zmax=middle + reach,
-                colorscale="RdBu",
-                colorbar={"title": {"text": unit, "side": "right"}},
-                hovertemplate=hover + "<extra></extra>",
-            )
+            shown = np.where((ends[0] <= nothing) & (nothing <= ends[1]), nothing, shown)
+        interval = f"<br>{level:.0%} interval %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}"
+        return of_patching(
+            shown,
+            self.over,
+            (self.labels(self.over[0]), self.labels(self.over[1])),
+            nothing=nothing,
+            least=1e-9 if scaled else 2 * max(grid.noise or 0.0 for grid in self.done) or 1e-9,
+            title=self.title(),
+            unit="0 = corrupt, 1 = clean" if scaled else str(self.one.recipe.get("unit") or self.one.recipe["metric"]),
+            hover="" if ends is None else interval,
+            customdata=None if ends is None else np.stack(ends, -1),
         )
-        figure.update_layout(
-            title={"text": self.title(), "font": {"size": 14}},
-            xaxis={"title": self.over[1], "type": "category", "tickangle": -45 if self.over[1] == "position" else 0},
-            yaxis={"title": self.over[0], "type": "category"},
-            width=max(520, 120 + 34 * shown.shape[1]),
-            height=max(320, 180 + 14 * shown.shape[0]),
-            margin={"t": 60},
-        )
-        return figure
 
     def code(self) -> str:
         """The Python that computes this sweep again, pairs and all."""
-        recipe, index = self.one.recipe, self.index
-        usual = {"metric": usual_metric(self.one.foil), "direction": "denoise", "method": "exact"}
-        arguments = [f"site={recipe['site']!r}"]
-        for name, default in {**usual, "at": -1}.items():
-            if recipe[name] != default:
-                own = name == "metric" and recipe["own_metric"]
-                arguments.append(f"{name}={recipe[name] if own else repr(recipe[name])}")
-        if self.over != recipe["usual_over"]:
-            arguments.append(f"over={self.over!r}")
-        if recipe["layer"] is not None:
-            arguments.append(f"layers=[{recipe['layer']}]")
-        for axis, numbers in zip(self.over, index, strict=True):
-            if numbers != list(range(recipe["sizes"][axis])):
-                arguments.append(f"{axis}s={numbers!r}")
-        pairs = "".join(f"    {tuple(pair)!r},\n" for pair in self.pairs)
-        return f"{self.load}pairs = [\n{pairs}]\nsweep = lk.sweep(lm, pairs, {', '.join(arguments)})\n"
+        recipe = self.one.recipe
+        how = axes_asked(recipe, self.over, self.index) | measured_by(recipe) | changed(USUAL, recipe)
+        pairs = "".join(f"    {as_python(tuple(pair))},\n" for pair in self.pairs)
+        before = f"{self.load}{recipe.get('metric_code', '')}pairs = [\n{pairs}]\n"
+        return as_code(before, "sweep = lk.sweep", LM, Name("pairs"), **how)
 
     def __repr__(self) -> str:
         if not self.done:

@@ -23,6 +23,7 @@ from labkit.models.processors import usable
 from labkit.patching.grid import PatchGrid
 from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PAIR, PatchSpec, spelled
+from labkit.results.job import finish
 from labkit.results.recipe import versions
 from labkit.sweeps.result import Sweep
 from labkit.sweeps.store import Results, Store
@@ -138,29 +139,30 @@ class _Work:
             self.results |= place.read(number)
             if todo := [(i, pairs[i]) for i in members if not isinstance(self.results.get(i), PatchGrid)]:
                 self.open[number] = todo
+                for i, _ in todo:
+                    self.results.pop(i, None)  # one that failed before is tried again
 
     def run(self, executor: Executor | None, *, progress: bool) -> Sweep:
-        from tqdm.auto import tqdm
+        self.executor = executor
+        finish(self, f"sweeping {self.plan.settings['site']}", unit="pair", kept="sweep", progress=progress)
+        return self._told(self.sweep)
 
-        done = len(self.pairs) - sum(map(len, self.open.values()))
-        description = f"sweeping {self.plan.settings['site']}"
-        with tqdm(
-            total=len(self.pairs), initial=done, desc=description, unit="pair", disable=not progress, leave=False
-        ) as bar:
-            try:
-                for n in self._here() if executor is None else self._there(executor):
-                    bar.update(n)
-            except KeyboardInterrupt:
-                left = sum(not isinstance(self.results.get(i), PatchGrid) for i in range(len(self.pairs)))
-                warn(f"interrupted: {left} of {len(self.pairs)} pairs are open")
-            except Exception as error:
-                error.sweep = self._swept()  # type: ignore[attr-defined]
-                error.add_note(f"{self._swept()!r} was computed before; it is in the `sweep` of this error")
-                raise
-        return self._told(self._swept())
-
-    def _swept(self) -> Sweep:
+    @property
+    def sweep(self) -> Sweep:
+        """What there is by now."""
         return _swept(self.pairs, self.results, self.notes)
+
+    @property
+    def total(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def done(self) -> int:
+        return self.total - sum(i not in self.results for todo in self.open.values() for i, _ in todo)
+
+    def steps(self) -> Iterator[None]:
+        """Do what is open; yields when there is more."""
+        return self._here() if self.executor is None else self._there(self.executor)
 
     def _told(self, swept: Sweep) -> Sweep:
         """Say which pairs failed or show nothing; if all failed, there is no result but the reason."""
@@ -183,15 +185,15 @@ class _Work:
         warn(f"{said}. The others are in the sweep; `failures` has the reasons")
         return swept
 
-    def _here(self) -> Iterator[int]:
+    def _here(self) -> Iterator[None]:
         """In this thread, pair by pair: even within a shard nothing is lost to an interrupt."""
         for number, todo in self.open.items():
             for i, result in each(self.plan, todo):
                 self.results[i] = result
-                yield 1
+                yield
             self._keep(number)
 
-    def _there(self, executor: Executor) -> Iterator[int]:
+    def _there(self, executor: Executor) -> Iterator[None]:
         """By an executor, shard by shard, in whichever order they come back."""
         numbers = {executor.submit(whole_shard, self.plan, todo): number for number, todo in self.open.items()}
         waiting: set[Future[Results]] = set(numbers)
@@ -202,7 +204,7 @@ class _Work:
                     number = numbers[future]
                     self.results |= self._result(future, number)
                     self._keep(number)
-                    yield len(self.open[number])
+                    yield
         finally:
             for future in waiting:
                 future.cancel()

@@ -1,4 +1,4 @@
-"""What a prompt is, wherever one goes in: one or several, as it was asked, as Python and as JSON."""
+"""What a prompt is, wherever one goes in: one or several, as it was asked, and as JSON."""
 
 from __future__ import annotations
 
@@ -83,16 +83,6 @@ def asked(lm: TextModel, prompt: Prompt) -> Prompt:
         return prompt  # an error says so where it is encoded
     chat = dated(lm, prompt)
     return chat if chat.options else [dict(message) for message in chat]
-
-
-def written(prompt: Prompt) -> str:
-    """A prompt as Python text."""
-    return f"torch.tensor({prompt.tolist()})" if isinstance(prompt, torch.Tensor) else repr(prompt)
-
-
-def imports_of(prompt: Prompt) -> str:
-    """What that Python text needs imported."""
-    return "import torch\n\n" if isinstance(prompt, torch.Tensor) else ""
 
 
 def packed(prompt: Any) -> Any:

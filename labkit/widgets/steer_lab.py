@@ -6,13 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import traitlets as t
 
 from labkit.steering import SteeringVector, steering_vector
-from labkit.text.prompts import asked, imports_of, written
+from labkit.text.as_code import LM, TORCH, as_code
+from labkit.text.prompts import asked
 from labkit.widgets.base.snapshot import card, note
 from labkit.widgets.base.tool import FRAME, Tool, row, special
 from labkit.widgets.blocks.given_prompt import GivenPrompt, share_prompt
@@ -236,16 +238,13 @@ class SteerLab(Tool):
     # -- the rest ----------------------------------------------------------------------------------------------------
 
     def code(self) -> str:
-        shown, imports = written(self.prompt), imports_of(self.prompt)
-        sides = "".join(f"    {lines(side)!r},\n" for side in (self.positive, self.negative))
-        control = "vector = vector.random()  # the control\n" if self.control else ""
-        made = f"vector = lk.steering_vector(\n    lm,\n{sides}    layer={self.layer},\n)\n{control}"
+        sides, how = map(lines, (self.positive, self.negative)), {"max_new_tokens": self.max_new_tokens}
+        code = as_code(self.lm.code(), "vector = lk.steering_vector", LM, *sides, layer=self.layer)
+        code += "vector = vector.random()  # the control\n" if self.control else ""
+        code = as_code(code, "plain = lm.generate", self.prompt, **how)
+        steered = indent(as_code("", "steered = lm.generate", self.prompt, **how).removeprefix(TORCH), "    ")
         return (
-            f"{imports}{self.lm.code()}{made}"
-            f"prompt = {shown}\n"
-            f"print(lm.generate(prompt, max_new_tokens={self.max_new_tokens}).text)\n"
-            f"with lm.steer(vector, {self.strength:g}):\n"
-            f"    print(lm.generate(prompt, max_new_tokens={self.max_new_tokens}).text)\n"
+            f"{code}with lm.steer(vector, {self.strength:g}):\n{steered}print(plain.text, steered.text, sep='\\n\\n')\n"
         )
 
     def picture(self) -> str:

@@ -110,8 +110,9 @@ def looks(lm):
         found["no edges"] = str(error)
     else:
         found["edges"] = torch.tensor(edges.values)
+        # in the metric's unit: on the scale of the gap, which is small here, rounding would be as large
         found["circuit"] = torch.tensor(
-            edges.circuit(n_edges=30).faithfulness(lm, [(IDS, CORRUPT, ANSWER, FOIL)]).value
+            edges.circuit(n_edges=30).faithfulness(lm, [(IDS, CORRUPT, ANSWER, FOIL)]).circuit
         )
     return found
 

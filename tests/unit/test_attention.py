@@ -91,8 +91,8 @@ def test_looks_finds_the_heads_of_one_look(lm4):
 def test_messages_and_ids_are_prompts_too(lm4, prompt):
     patterns = lk.attention(lm4, prompt)
     assert [token.id for token in patterns.tokens] == lm4.encode(prompt)[0].tolist()
-    scope = {"lm": lm4, "lk": lk}
-    exec(patterns.code().splitlines()[-1], scope)
+    scope = {"lm": lm4}
+    exec(patterns.code().replace("lm = lk.load(bits=4)\n", ""), scope)
     np.testing.assert_array_equal(scope["patterns"].pattern(2, 2), patterns.pattern(2, 2))
 
 
@@ -274,7 +274,7 @@ def test_a_knock_out_is_the_site_written_by_hand(lm, how):
         found.logits_before, lm.run(CLEAN).logits[0, -1].float(), rtol=0, atol=0.3 if lm.bits == 4 else 1e-3
     )
     scope = {"lm": lm, "lk": lk}
-    exec(found.code().splitlines()[-1], scope)
+    exec(found.code().split(lm.code())[1], scope)
     torch.testing.assert_close(scope["found"].logits_after, found.logits_after)
 
 

@@ -255,8 +255,8 @@ def test_messages_and_ids_are_prompts_too(lm4, prompt):
     view.wait(300)
     patterns = lk.attention(lm4, prompt)
     np.testing.assert_array_equal(view.heatmap.values, patterns.pattern(3, 2))
-    scope = {"lm": lm4, "lk": lk}
-    exec(view.code().split("bits=4)\n")[1], scope)
+    scope = {"lm": lm4}
+    exec(view.code().replace("lm = lk.load(bits=4)\n", ""), scope)
     np.testing.assert_array_equal(scope["patterns"].pattern(3, 2), patterns.pattern(3, 2))
     view.text = "Another text"  # from now on it is this text
     view.run(300)

@@ -281,3 +281,12 @@ def test_a_circuit_view_shows_the_circuit_and_leaves_a_picture(lm4, real):
             setattr(view, trait, wrong)
     evil = lk.CircuitView(circuit, title="<script>harm()</script>")
     assert "<script" not in opened(evil.snapshot())
+
+
+def test_pairs_that_were_measured_survive_one_that_fails(llama, scored):
+    pairs = [PAIR, (CORRUPT_IDS, IDS, FOIL, ANSWER), (IDS, IDS[:, :-1], ANSWER, FOIL)]
+    whole = scored.circuit(n_edges=20).faithfulness(llama, pairs[:2])
+    with pytest.raises(ValueError, match="tokens") as failed:
+        scored.circuit(n_edges=20).faithfulness(llama, pairs)
+    np.testing.assert_array_equal(failed.value.faithfulness.circuit, whole.circuit)
+    assert "2 of 3 pairs were done" in failed.value.__notes__[0]

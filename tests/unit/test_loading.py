@@ -121,6 +121,31 @@ def test_wrap_looks_into_a_model_without_changing_it(tiny):
     assert all(torch.equal(p, before[name]) for name, p in hf.state_dict().items())
 
 
+def test_a_model_trained_with_capped_scores_runs_with_them(tmp_path):
+    """Fused attention of older transformers leaves the cap out, and z and pattern were refused."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "zoo"))
+    from conformance import IDS, tokenizer
+    from shrink import tiny as small
+
+    hf = small("gemma2")
+    hf.config.attn_logit_softcapping = 0.05  # so low that it shows
+    with torch.no_grad():
+        for layer in hf.model.layers:
+            layer.self_attn.attn_logit_softcapping = 0.05
+            layer.self_attn.q_proj.weight.mul_(30)
+            layer.self_attn.k_proj.weight.mul_(30)
+            layer.self_attn.v_proj.weight.mul_(10)
+    hf.config._attn_implementation = "eager"
+    right = hf(input_ids=IDS).logits
+    hf.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    lm = lk.load(tmp_path, bits=32)
+    found = lm.run(IDS, read=["z.0", "pattern.0"])
+    torch.testing.assert_close(found.logits, right, rtol=0, atol=1e-4)
+    looked = found["pattern.0"][found["pattern.0"] > 0].reshape(lm.n_heads, -1)
+    assert looked[:, -4:].std() < 0.02  # capped so low, they are nearly even
+
+
 def test_chat_and_text_have_one_bos_at_most(lm4):
     ids = lm4.encode([{"role": "user", "content": "Hi"}])[0].tolist()
     assert ids[0] == lm4.tokenizer.bos_token_id

@@ -92,8 +92,9 @@ def certainty(logits: torch.Tensor, *, clean: torch.Tensor) -> torch.Tensor:
     return logits.softmax(-1)[:, int(clean.argmax())]
 
 
-def test_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
+def test_a_metric(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    before = dict(metrics.METRICS)
+    request.addfinalizer(lambda: (metrics.METRICS.clear(), metrics.METRICS.update(before)))
     lk.metric("certainty", unit="probability", label="certainty of the clean answer", needs=("clean",))(certainty)
     lm = loud("llama")
     grid = lk.patch(lm, IDS, CORRUPT_IDS, metric="certainty", site="z", progress=False)
@@ -109,6 +110,8 @@ def test_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "metric='certainty'" in grid.code()
     assert "def certainty(logits" in grid.code()
     assert "certainty of the clean answer" in reference()
+    lab = lk.PatchLab(lm, background=False)
+    assert ("certainty of the clean answer", "certainty") in lab.what._metric.options
     assert metrics.label_of("certainty") == "certainty of the clean answer"
     estimate = lk.patch(lm, IDS, CORRUPT_IDS, metric="certainty", site="z", method="attribution", progress=False)
     assert estimate.complete

@@ -75,6 +75,25 @@ def logit_diff(lm: lk.LanguageModel, **run: Any) -> float:
     return float(logits[lm.encode(" Mary")[0, 0]] - logits[lm.encode(" John")[0, 0]])
 
 
+def test_the_metric_is_chosen_from_those_there_are_and_kept_with_the_lab(lm4: lk.LanguageModel, tmp_path: Path) -> None:
+    lab = PatchLab(lm4, *PAIR, site="z")
+    lab.wait(300)
+    assert lab.grid.recipe["metric"] == "logit_diff"
+    for name in ("rank", "kl"):
+        lab.what._metric.value = name
+        lab.wait(300)
+        assert lab.grid.recipe["metric"] == lab.metric == name
+        same = lk.patch(lm4, *PAIR, site="z", metric=name, progress=False)
+        np.testing.assert_allclose(lab.grid.values, same.values, atol=1e-4)
+        assert f"metric={name!r}" in lab.code()
+    again = PatchLab.open(lm4, lab.save(tmp_path / "lab.npz"))
+    again.wait(300)
+    assert (again.metric, again.grid.recipe["metric"]) == ("kl", "kl")
+    again.metric = ""
+    again.wait(300)
+    assert again.status.text.startswith("270 cells computed before")
+
+
 # -- the pair ----------------------------------------------------------------------------------------------------------
 
 

@@ -332,7 +332,7 @@ def test_an_interrupt_keeps_what_was_done(lm4, pairs, tmp_path):
             raise KeyboardInterrupt
         return logits[:, 0] - logits[:, 1]
 
-    with pytest.warns(UserWarning, match="interrupted: . of 8 pairs are open"):
+    with pytest.warns(UserWarning, match="interrupted: . of 8 pairs are in the sweep"):
         partial = lk.sweep(lm4, pairs, **FEW, metric=metric, store=tmp_path, shard=1)
     assert 0 < len(partial.done) < 8
     before = times(tmp_path)

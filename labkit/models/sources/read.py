@@ -99,9 +99,18 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 def _finished(plan: Plan, hf: PreTrainedModel, info: Mapping[str, Any], *, extra: bool) -> PreTrainedModel:
     whole.judge(plan.label, info, hf, extra=extra, buffers=plan.way == "package")
     finish(hf, plan.bits, plan.dtype)
+    _cap_scores(hf)
     if plan.stored is not None and plan.way == "package":
         check_weights(plan.stored, plan.label, hf)
     return hf
+
+
+def _cap_scores(hf: PreTrainedModel) -> None:
+    """Have a model that was trained with soft-capped attention scores (Gemma 2) run with them: older versions of
+    transformers run it with fused attention, which leaves the cap out."""
+    config = hf.config.get_text_config(decoder=True)
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        hf.set_attn_implementation("eager")
 
 
 def _from_source(plan: Plan, source: str, revision: str | None, settings: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -11,10 +11,11 @@ import numpy as np
 import traitlets as t
 
 from labkit.attention_maps.ablation import KnockOut
-from labkit.attention_maps.base import UNITS, prompt_code
+from labkit.attention_maps.base import UNITS
 from labkit.attention_maps.head_scores import HeadScore
 from labkit.attention_maps.patterns import AttentionPatterns, attention
 from labkit.attention_maps.weighting import LogitContribution
+from labkit.text.as_code import LM, as_code, as_python, changed
 from labkit.text.prompts import asked
 from labkit.widgets.attention_view.head_actions import HeadAction
 from labkit.widgets.attention_view.head_finder import HeadFinder
@@ -315,7 +316,7 @@ class AttentionView(Tool):
         return {"value": "Value-weighted, l", "rollout": "Rollout to l"}.get(self.weighting, "L") + where
 
     def _other(self, lm: LanguageModel, prompt: Prompt) -> AttentionPatterns:
-        key = (str(id(lm)), prompt_code(prompt))
+        key = (str(id(lm)), as_python(prompt))
         if key not in self._others:
             self._others[key] = attention(lm, prompt)
         return self._others[key]
@@ -386,18 +387,18 @@ class AttentionView(Tool):
 
     def code(self) -> str:
         layer, head = self.selection or (0, 0)
-        lines = [f"{self.lm.code()}patterns = lk.attention(lm, {prompt_code(self.prompt)})"]
+        code = as_code(self.lm.code(), "patterns = lk.attention", LM, self.prompt)
         if self.weighting == "logit":
-            words = f"{self.answer!r}, {self.foil!r}" if self.foil else repr(self.answer)
-            lines.append(f"patterns.contribution({words}).values[{layer}, {head}]  # (key,)")
+            words = (self.answer, self.foil) if self.foil else (self.answer,)
+            code += f"{as_code('', 'patterns.contribution', *words)[:-1]}.values[{layer}, {head}]  # (key,)\n"
         else:
-            how = "" if self.weighting == "pattern" else f", weighting={self.weighting!r}"
-            how += ", hide_sink=True" if self.hide_sink else ""
-            lines.append(f"patterns.pattern({layer}, {head})  # (query, key)")
-            lines.append(f"patterns.figure({layer}, {head}{how})")
+            shown = {"weighting": self.weighting, "hide_sink": self.hide_sink}
+            how = changed({"weighting": "pattern", "hide_sink": False}, shown)
+            code += f"patterns.pattern({layer}, {head})  # (query, key)\n"
+            code += as_code("", "patterns.figure", layer, head, **how)
         if self.action.found is not None:
-            lines.append(self.action.found.code().splitlines()[-1])
-        return "\n".join(lines) + "\n"
+            code += self.action.found.code().split(self.lm.code(), 1)[1]
+        return code
 
     def snapshot(self) -> str:
         title = f"AttentionView · {self.lm.name}"

@@ -54,13 +54,15 @@ def open_lab(path: str | os.PathLike[str], lm: LanguageModel) -> tuple[dict[str,
 def _asked(spec: PatchSpec) -> dict[str, Any]:
     return {
         "clean": spec.clean, "corrupt": spec.corrupt, "answer": spec.answer or "", "foil": spec.foil or "",
-        "site": spec.site, "over": spec.over, "direction": spec.direction, "layer": spec.layer,
+        "metric": spec.metric or "", "site": spec.site, "over": spec.over, "layer": spec.layer,
+        "direction": spec.direction,
     }  # fmt: skip
 
 
 def _spec(asked: dict[str, Any]) -> PatchSpec:
     return PatchSpec(
-        asked["clean"], asked["corrupt"], asked["answer"] or None, asked["foil"] or None, site=asked["site"],
+        asked["clean"], asked["corrupt"], asked["answer"] or None, asked["foil"] or None,
+        metric=asked.get("metric") or None, site=asked["site"],
         over=tuple(asked["over"]), direction=asked["direction"],
         layers=None if asked["layer"] is None else (asked["layer"],),
     )  # fmt: skip

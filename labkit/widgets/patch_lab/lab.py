@@ -1,7 +1,7 @@
 """PatchLab: two prompts side by side, and what each activation of one does in the other.
 
 The tool is made of four parts, each a room of its own: the pair (`pair_editor`), the grid (`live_grid`), the close look
-(`inspector`) and the question whether it is real (`controls_face`). Here they are put together.
+(`inspector`) and the sanity checks (`sanity_panel`). What they share is in `state`. Here they are put together.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import numpy as np
-import traitlets as t
 
+from labkit.activations.site_kinds import KINDS
 from labkit.datasets.tasks import task
 from labkit.patching.cell_report import Move, Place, code_of, site_of
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import label_of
 from labkit.patching.patch import PatchJob
-from labkit.patching.spec import DIRECTIONS, PatchSpec
-from labkit.widgets.base.block import cell
+from labkit.patching.spec import PatchSpec
+from labkit.text.as_code import LM, as_code
 from labkit.widgets.base.job_queue import JobQueue
 from labkit.widgets.base.snapshot import card, note
 from labkit.widgets.base.tool import Tool, row
@@ -32,8 +32,9 @@ from labkit.widgets.patch_lab.file import open_lab, save_lab
 from labkit.widgets.patch_lab.inspector import Inspector
 from labkit.widgets.patch_lab.live_grid import Known, LiveGrid, nothing_words
 from labkit.widgets.patch_lab.pair_editor import PairEditor
-from labkit.widgets.patch_lab.patch_controls import OVER, SITES, Over, PatchControls
+from labkit.widgets.patch_lab.patch_controls import PatchControls
 from labkit.widgets.patch_lab.sanity_panel import SanityPanel
+from labkit.widgets.patch_lab.state import ASKED, PAIR, POINTED, Over, PatchState
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
@@ -49,7 +50,7 @@ class _Open:
         return kind._open if lab is None else super(PatchLab, lab).open
 
 
-class PatchLab(Tool):
+class PatchLab(Tool, PatchState):
     """Activation patching to watch: an estimate at once, exact cells over it as they are computed.
 
     Click a cell for what the model would then write; Shift+click several to patch them together; drag a cell onto
@@ -61,6 +62,7 @@ class PatchLab(Tool):
         corrupt: one with the same number of tokens that lacks it.
         answer: the token that clean calls for, with its space: `" Mary"`.
         foil: the token that corrupt calls for; may be empty.
+        metric: the name of what is measured, as for `lk.patch`.
         site: which activation is patched.
         over: the grid's axes: `("layer", "position")`; for a site by head also `("layer", "head")`, and in one layer
             `("head", "position")`; for `mlp_act`, in one layer, `("neuron", "position")`.
@@ -70,25 +72,12 @@ class PatchLab(Tool):
         background: do the work in a thread of its own; by default everywhere but in Colab.
 
     Traits:
-        clean, corrupt, answer, foil, site, over, layer, direction: the settings.
+        clean, corrupt, answer, foil, metric, site, over, layer, direction: the settings.
         grid: the `PatchGrid`, as `labkit.patch` gives it; fills in with exact cells while the work goes on.
         selection: (layer, position or head) of the cell that is looked at closely.
         chosen: cells that are patched together.
         arrow: ((layer, position), (layer, position)): the first one's activation is put where the second is.
     """
-
-    clean = t.Unicode()
-    corrupt = t.Unicode()
-    answer = t.Unicode()
-    foil = t.Unicode()
-    site = t.Enum(SITES, "resid_pre")
-    over = t.Enum(list(OVER.values()), ("layer", "position"))
-    layer = t.Int(0)
-    direction = t.Enum(DIRECTIONS, "denoise")
-    grid = t.Any(None)
-    selection = cell()
-    chosen = t.List(t.Tuple(t.Int(), t.Int()))
-    arrow = t.Tuple(t.Tuple(t.Int(), t.Int()), t.Tuple(t.Int(), t.Int()), default_value=None, allow_none=True)
 
     def __init__(
         self,
@@ -98,6 +87,7 @@ class PatchLab(Tool):
         answer: str | None = None,
         foil: str | None = None,
         *,
+        metric: str | None = None,
         site: str = "resid_pre",
         over: Over | None = None,
         layer: int | None = None,
@@ -111,25 +101,22 @@ class PatchLab(Tool):
         self._paused = False
         self._asked: PatchSpec | None = None
         self._computing = 0  # grids asked for and not ended
-        self.pair = PairEditor(lm, ask=lambda work: self.do(work, queue=self._offers), submit=self.start)
-        self.live = LiveGrid(lm)
+        self.site, self.direction, self.metric = site, direction, metric or ""
+        self.over = over or KINDS[site].usual
+        self.layer = lm.n_layers // 2 if layer is None else layer
+        self.pair = PairEditor(lm, self, ask=lambda work: self.do(work, queue=self._offers), submit=self.start)
+        self.live = LiveGrid(lm, self)
         self.inspector = Inspector()
         self.controls = SanityPanel(lm, check=self.begin_checks)
         self.heatmap, self.bars = self.live.heatmap, self.inspector.bars
-        self.what = PatchControls(lm, site=site, over=over, layer=layer, direction=direction)
+        self.what = PatchControls(lm, self)
         self.pause_button = widgets.Button(description="Pause", disabled=True, tooltip="Pause; Resume continues")
         self.stop_button.description = "Cancel"
-        for name in ("clean", "corrupt", "answer", "foil"):
-            t.link((self, name), (self.pair, name))
-        for name in ("site", "over", "layer", "direction"):
-            t.link((self.what, name), (self, name))
-        for name in ("grid", "selection", "chosen", "arrow"):
-            t.link((self, name), (self.live, name))
         self.pair.use(clean, corrupt, answer or "", foil or "")
         self.chosen = [tuple(place) for place in chosen]
-        self.observe(lambda _: self._again(), ["site", "over", "layer", "direction"])
+        self.observe(lambda _: self._again(), [name for name in ASKED if name not in PAIR])
         self.observe(lambda _: self.controls.forget(ready=self.grid.complete), "grid")
-        self.observe(lambda _: self._look(), ["selection", "chosen", "arrow"])
+        self.observe(lambda _: self._look(), POINTED)
         self.pause_button.on_click(lambda _: self.start() if self._paused else self.pause())
         self.heatmap.layout.flex = "1 1 420px"
         self.inspector.layout.flex, self.inspector.layout.width = "0 0 auto", "280px"
@@ -198,14 +185,6 @@ class PatchLab(Tool):
         super().wait(timeout)
         for queue in (self._close_look, self._offers, self._doubts):
             queue.wait(timeout)
-
-    def spec(self) -> PatchSpec:
-        """What the present settings ask."""
-        what = self.what
-        return PatchSpec(
-            self.clean, self.corrupt, self.answer or None, self.foil or None, site=what.site, over=what.over,
-            direction=what.direction, layers=(what.layer,) if what.one_layer else None,
-        )  # fmt: skip
 
     def _patch(self, stop: threading.Event) -> None:
         try:
@@ -282,11 +261,9 @@ class PatchLab(Tool):
                 grid = PatchJob(self.lm, self.spec()).grid
             except ValueError:
                 return  # the run says so
-        work = self.inspector.look(
-            self.lm, grid, selection=self.live.selection, chosen=list(self.live.chosen), arrow=self.live.arrow
-        )
-        if self.live.selection is not None and grid.over[0] == "layer":
-            self.what.layer = self.live.selection[0]  # where to look closer, if heads or neurons are asked for next
+        work = self.inspector.look(self.lm, grid, selection=self.selection, chosen=list(self.chosen), arrow=self.arrow)
+        if self.selection is not None and grid.over[0] == "layer":
+            self.layer = self.selection[0]  # where to look closer, if heads or neurons are asked for next
         if work is None:
             self._close_look.stop()
             return
@@ -301,8 +278,7 @@ class PatchLab(Tool):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the settings and every grid that is known, finished or not, to one file (`.npz`)."""
-        names = ("clean", "corrupt", "answer", "foil", "site", "over", "layer", "direction", "chosen")
-        return save_lab(path, self.lm, {name: getattr(self, name) for name in names}, self.live.known)
+        return save_lab(path, self.lm, {name: getattr(self, name) for name in (*ASKED, "chosen")}, self.live.known)
 
     @classmethod
     def _open(cls, lm: LanguageModel, path: str | os.PathLike[str], *, background: bool | None = None) -> PatchLab:
@@ -314,8 +290,9 @@ class PatchLab(Tool):
         """
         settings, known = open_lab(path, lm)
         what = {name: settings[name] for name in ("site", "layer", "direction")}
+        what["metric"] = settings.get("metric")  # an older file has none
         lab = cls(lm, over=tuple(settings["over"]), background=background, **what)
-        lab.pair.use(*(settings[name] for name in ("clean", "corrupt", "answer", "foil")))
+        lab.pair.use(*(settings[name] for name in PAIR))
         lab.live.known.update(known)
         if lab.spec() in known:
             lab.live.show(lab.spec())
@@ -344,10 +321,9 @@ class PatchLab(Tool):
         """The Python that computes the grid that is shown (or asked for), and makes the patch that is looked at."""
         grid = self.grid
         if grid is None:
-            given = [("clean", self.clean), ("corrupt", self.corrupt), ("answer", self.answer), ("foil", self.foil)]
-            given += [("site", self.site), ("direction", self.direction)]
-            arguments = "".join(f"    {name}={value!r},\n" for name, value in given if value)
-            return f"{self.lm.code()}grid = lk.patch(\n    lm,\n{arguments})\ngrid.figure()\n"
+            names = (*PAIR, "metric", "site", "direction")
+            given = {name: value for name in names if (value := getattr(self, name))}
+            return as_code(self.lm.code(), "grid = lk.patch", LM, **given) + "grid.figure()\n"
         moves = self.moves()
         return f"{grid.code()}grid.figure()\n" + (f"\n{code_of(grid, moves)}" if moves else "")
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import traitlets as t
 
 from labkit.activations.sites import layers_with
 from labkit.patching.cell_report import Place, cone
@@ -22,9 +21,9 @@ from labkit.patching.metrics import label_of
 from labkit.patching.pair_runs import PairRuns
 from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PatchSpec
-from labkit.widgets.base.block import cell
 from labkit.widgets.base.tool import FRAME
 from labkit.widgets.blocks.heatmap import Heatmap
+from labkit.widgets.patch_lab.state import POINTED, PatchState
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
@@ -55,29 +54,19 @@ class Known:
         return (np.isnan(self.grid.values) & np.isfinite(self.shown)).astype(np.uint8)
 
 
-class LiveGrid(t.HasTraits):
-    """A heatmap that fills in, and all that is known so far.
+class LiveGrid:
+    """A heatmap that fills in, and all that is known so far. The grid that is shown is the state's, and so is what is
+    pointed out in it."""
 
-    Traits:
-        grid: the `PatchGrid` that is shown; exact cells only.
-        selection, chosen, arrow: a cell, several, and the last drag, as (layer, position or head).
-    """
-
-    grid = t.Any(None)
-    selection = cell()
-    chosen = t.List(t.Tuple(t.Int(), t.Int()))
-    arrow = t.Tuple(t.Tuple(t.Int(), t.Int()), t.Tuple(t.Int(), t.Int()), default_value=None, allow_none=True)
-
-    def __init__(self, lm: LanguageModel) -> None:
-        super().__init__()
-        self.lm = lm
+    def __init__(self, lm: LanguageModel, state: PatchState) -> None:
+        self.lm, self.state = lm, state
         self.known: dict[PatchSpec, Known] = {}
         self.spec: PatchSpec | None = None
         self._pair: tuple[Any, Any] | None = None
         self._runs: PairRuns | None = None
         self.heatmap = Heatmap(centre=0.0, origin="bottom", max_height=480, gestures=True)
-        self.heatmap.observe(lambda change: self._from_heatmap(change), ["selection", "chosen", "arrow"])
-        self.observe(lambda change: self._to_heatmap(change), ["selection", "chosen", "arrow"])
+        self.heatmap.observe(lambda change: self._from_heatmap(change), POINTED)
+        state.observe(lambda change: self._to_heatmap(change), POINTED)
 
     # -- the work ------------------------------------------------------------------------------------------------
 
@@ -119,7 +108,11 @@ class LiveGrid(t.HasTraits):
     def _estimate(self, known: Known, job: PatchJob) -> None:
         try:
             known.estimate = job.estimates
-        except (RuntimeError, NotImplementedError):  # no gradients here, or no memory for them: exact cells need none
+        except (
+            RuntimeError,
+            NotImplementedError,
+            ValueError,
+        ):  # no gradient, or no memory for it: exact cells need none
             return
         if known.grid is not job.grid:
             known.grid.clean, known.grid.corrupt = job.grid.clean, job.grid.corrupt
@@ -134,7 +127,7 @@ class LiveGrid(t.HasTraits):
                         job.cancel()
                     now = time.monotonic()
                     if known.grid is not job.grid and done >= np.isfinite(known.grid.values).sum():
-                        self.grid = known.grid = job.grid  # it has taken over what was saved
+                        self.state.grid = known.grid = job.grid  # it has taken over what was saved
                     finished = float(work[~np.isnan(job.grid.values)].sum())
                     begun = begun or (now, finished)
                     if now < due:
@@ -153,12 +146,12 @@ class LiveGrid(t.HasTraits):
         """Show what is known of a spec."""
         known, before = self.known[spec], self.spec
         if before is not None and before != spec:
-            with self.hold_trait_notifications():
-                self.arrow = None  # type: ignore[assignment]
-                self.selection = None
+            with self.state.hold_trait_notifications():
+                self.state.arrow = None  # type: ignore[assignment]
+                self.state.selection = None
                 if (before.site, before.over, before.layer) != (spec.site, spec.over, spec.layer):
-                    self.chosen = []
-        self.spec, self.grid = spec, known.grid
+                    self.state.chosen = []
+        self.spec, self.state.grid = spec, known.grid
         grid, (down, across) = known.grid, known.grid.over
         base = "corrupt" if grid.direction == "denoise" else "clean"
         about = {"layer": "layer (0 at the bottom)", "position": f"position ({base} prompt)"}
@@ -173,8 +166,8 @@ class LiveGrid(t.HasTraits):
             marked = [n for n, at in enumerate(grid.index[1]) if at in differ]
             self.heatmap.column_marks = marked if across == "position" else []
             self.draw()
-        for name in ("selection", "chosen", "arrow"):  # told before there was a grid to show them in
-            self._to_heatmap({"name": name, "new": getattr(self, name)})
+        for name in POINTED:  # told before there was a grid to show them in
+            self._to_heatmap({"name": name, "new": getattr(self.state, name)})
 
     def draw(self) -> None:
         """Bring the heatmap up to what is known."""
@@ -196,32 +189,33 @@ class LiveGrid(t.HasTraits):
     # -- rows and columns of the heatmap, and the numbers they stand for -------------------------------------------
 
     def _row(self, place: Place) -> Place | None:
-        index = self.grid.index
+        index = self.state.grid.index
         inside = place[0] in index[0] and place[1] in index[1]
         return (index[0].index(place[0]), index[1].index(place[1])) if inside else None
 
     def _number(self, at: Place) -> Place:
-        return self.grid.index[0][at[0]], self.grid.index[1][at[1]]
+        index = self.state.grid.index
+        return index[0][at[0]], index[1][at[1]]
 
     def _from_heatmap(self, change: Any) -> None:
         name, new = change["name"], change["new"]
-        if self.grid is None or new is None:
-            setattr(self, name, [] if name == "chosen" else None)
+        if self.state.grid is None or new is None:
+            setattr(self.state, name, [] if name == "chosen" else None)
         elif name == "selection":
-            self.selection = self._number(new)
+            self.state.selection = self._number(new)
         else:
-            setattr(self, name, type(new)(self._number(at) for at in new))
+            setattr(self.state, name, type(new)(self._number(at) for at in new))
 
     def _to_heatmap(self, change: Any) -> None:
         name, new = change["name"], change["new"]
-        if self.grid is None:
+        if (grid := self.state.grid) is None:
             return
         if name == "selection":
             at = None if new is None else self._row(new)
             with self.heatmap.hold_sync():
                 self.heatmap.selection = at
-                by_layer = self.grid.over[0] == "layer"  # in one layer nothing reaches anything else
-                self.heatmap.cone = cone(self.grid, new) if at is not None and by_layer else None
+                by_layer = grid.over[0] == "layer"  # in one layer nothing reaches anything else
+                self.heatmap.cone = cone(grid, new) if at is not None and by_layer else None
         elif name == "chosen":
             self.heatmap.chosen = [at for place in new if (at := self._row(place))]
         else:

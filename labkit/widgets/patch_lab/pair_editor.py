@@ -19,6 +19,7 @@ from labkit.widgets.base.tool import column, in_words, row
 from labkit.widgets.blocks.pair_strip import PairStrip
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_strip import TokenStrip
+from labkit.widgets.patch_lab.state import PAIR, PatchState
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
@@ -33,30 +34,27 @@ class PairEditor(widgets.VBox):
 
     Args:
         lm: the model.
+        state: the pair is in its `clean`, `corrupt`, `answer` and `foil`.
         ask: has model work done in the background: called with a function of the event that tells it to stop.
         submit: called when the person asks for a run (Ctrl+Enter in a prompt).
 
     Traits:
-        clean, corrupt, answer, foil: the pair.
         fits: both prompts are there and have the same number of tokens.
     """
 
-    clean = t.Unicode()
-    corrupt = t.Unicode()
-    answer = t.Unicode()
-    foil = t.Unicode()
     fits = t.Bool(False)
 
     def __init__(
         self,
         lm: LanguageModel,
+        state: PatchState,
         *,
         ask: Callable[[Callable[[threading.Event], None]], Any],
         submit: Callable[[], Any] = lambda: None,
     ) -> None:
         super().__init__()
         self.add_class("labkit-column")
-        self.lm, self._ask = lm, ask
+        self.lm, self.state, self._ask = lm, state, ask
         self.held: SideBySide | None = None
         self._settling = False
         self._offers_for: tuple[str, str] | None = None
@@ -74,7 +72,7 @@ class PairEditor(widgets.VBox):
             control.style = {"description_width": "initial"}
             control.layout.width = width
         for name, control in {**self.boxes, **self.words}.items():
-            t.link((self, name), (control, "value"))
+            t.link((state, name), (control, "value"))
         for box in self.boxes.values():
             box.on_submit(submit)
             box.layout.flex, box.layout.width = "1 1 380px", "auto"
@@ -85,7 +83,7 @@ class PairEditor(widgets.VBox):
         self.task.observe(lambda _: self._first_pair(), "value")
         self.another.on_click(lambda _: self._next_pair())
         self.fix.on_click(lambda _: self._mend())
-        self.observe(lambda _: self._changed(), ["clean", "corrupt", "answer", "foil"])
+        state.observe(lambda _: self._changed(), PAIR)
         choices = [
             row(word, pick) for word, pick in zip(self.words.values(), self.picks.values(), strict=True)
         ]  # the answer from what follows clean, the foil from what follows corrupt
@@ -103,7 +101,8 @@ class PairEditor(widgets.VBox):
         """Take this pair; says whether it fits."""
         self._settling = True
         try:
-            self.clean, self.corrupt, self.answer, self.foil = clean, corrupt, answer, foil
+            for name, value in zip(PAIR, (clean, corrupt, answer, foil), strict=True):
+                setattr(self.state, name, value)
         finally:
             self._settling = False
         return self.align()
@@ -119,7 +118,7 @@ class PairEditor(widgets.VBox):
     def align(self) -> bool:
         """Show both prompts token over token; say in plain words where they do not fit each other."""
         try:
-            held = self.held = side_by_side(self.lm, self.clean, self.corrupt)
+            held = self.held = side_by_side(self.lm, self.state.clean, self.state.corrupt)
         except ValueError as error:
             self.held, self.fits = None, False
             self.strip.show([], {}, [])
@@ -152,9 +151,9 @@ class PairEditor(widgets.VBox):
 
     def _wrong_word(self) -> str:
         for name, prompt in zip(("answer", "foil"), NAMES, strict=True):
-            if value := getattr(self, name):
+            if value := getattr(self.state, name):
                 try:
-                    single_token(self.lm, value, role=name, after=self.lm.encode(getattr(self, prompt)))
+                    single_token(self.lm, value, role=name, after=self.lm.encode(getattr(self.state, prompt)))
                 except ValueError as error:
                     return in_words(error)
         return ""
@@ -167,13 +166,13 @@ class PairEditor(widgets.VBox):
 
     def _mend(self) -> None:
         if self.held and self.held.fix:
-            setattr(self, self.held.fix.prompt, self.held.fix.text)
+            setattr(self.state, self.held.fix.prompt, self.held.fix.text)
 
     # -- answer and foil -----------------------------------------------------------------------------------------
 
     def offer(self) -> None:
         """Have the model say what it would write after each prompt, to choose the answer and the foil from."""
-        prompts = {name: getattr(self, name) for name in NAMES}
+        prompts = {name: getattr(self.state, name) for name in NAMES}
         if not self.fits or self._offers_for == tuple(prompts.values()):
             return
 
@@ -202,7 +201,7 @@ class PairEditor(widgets.VBox):
     def _mark_picks(self) -> None:
         """The chosen answer and foil stand out among what is offered."""
         for (name, pick), word in zip(self.picks.items(), ("answer", "foil"), strict=True):
-            offered, chosen = self._offered[name], getattr(self, word)
+            offered, chosen = self._offered[name], getattr(self.state, word)
             pick.selection = offered.index(chosen) if chosen in offered else None
 
     # -- pairs of classic tasks ----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.text.prompts import written
+from labkit.text.as_code import as_python
 from labkit.widgets.prompt_lab.parts import Lab
 from labkit.widgets.prompt_lab.session_file import template_mark
 
@@ -28,7 +28,7 @@ def written_code(lab: Lab) -> str:
 def _prompt(lab: Lab) -> str:
     tree = lab.columns[0].tree
     if lab.mode == "chat" and tree is not None:
-        return written(tree.prompt)
+        return as_python(tree.prompt)
     if lab.mode == "chat":
         try:
             return repr(lab.asked(0, lab.turns_to_answer()))

@@ -1,0 +1,88 @@
+"""The one heatmap that every result is drawn as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+def heatmap(
+    values: np.ndarray,
+    *,
+    x: Sequence[Any],
+    y: Sequence[Any],
+    axes: tuple[str, str],
+    title: str,
+    unit: str,
+    hover: str,
+    size: tuple[int, int],
+    colours: str = "RdBu",
+    ends: tuple[float, float] | None = None,
+    slanted: bool = True,
+    **more: Any,
+) -> go.Figure:
+    """A plotly heatmap with its colour bar.
+
+    Args:
+        values: (rows, columns); NaN is left blank.
+        x, y: labels of the columns and of the rows.
+        axes: what the columns are, and what the rows are.
+        unit: of the values, beside the colour bar.
+        hover: what is said of the cell at the pointer.
+        size: width and height in pixels.
+        colours, ends: the colour scale, and the values at its ends.
+        slanted: write the labels of the columns at an angle.
+        more: what else `plotly.graph_objects.Heatmap` takes.
+    """
+    import plotly.graph_objects as go
+
+    low, high = ends or (None, None)
+    bar = {"title": {"text": unit, "side": "right"}}
+    drawn = go.Heatmap(
+        z=values, x=x, y=y, zmin=low, zmax=high, colorscale=colours, colorbar=bar, hoverongaps=False,
+        hovertemplate=f"{hover}<extra></extra>", **more,
+    )  # fmt: skip
+    return go.Figure(drawn).update_layout(
+        title={"text": title, "font": {"size": 14}},
+        xaxis={"title": axes[0], "type": "category", "tickangle": -45 if slanted else 0},
+        yaxis={"title": axes[1], "type": "category"},
+        width=size[0],
+        height=size[1],
+        margin={"t": 60},
+    )
+
+
+def of_patching(
+    values: np.ndarray,
+    over: tuple[str, ...],
+    labels: tuple[Sequence[str], Sequence[str]],
+    *,
+    nothing: float,
+    least: float,
+    title: str,
+    unit: str,
+    hover: str = "",
+    **more: Any,
+) -> go.Figure:
+    """The effects of patching: white where there is none, with equal colour steps on both sides of it.
+
+    Args:
+        values: (rows, columns), NaN where not computed.
+        over, labels: the two axes, rows first, and what is written along them.
+        nothing: the value of the run that is patched into.
+        least: what is less than this away from `nothing` is not drawn in full colour.
+        hover: what is said of a cell beside its value.
+    """
+    reach = max(least, float(np.nanmax(np.abs(values - nothing), initial=0.0)))
+    rows, columns = values.shape
+    return heatmap(
+        values, x=labels[1], y=labels[0], axes=(over[1], over[0]), title=title, unit=unit,
+        ends=(nothing - reach, nothing + reach), slanted=over[1] == "position",
+        hover=f"{over[0]} %{{y}}<br>{over[1]} %{{x}}<br>%{{z:.3f}}{hover}",
+        size=(max(520, 120 + 34 * columns), max(320, 180 + 14 * rows)), **more,
+    )  # fmt: skip

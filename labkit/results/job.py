@@ -1,0 +1,42 @@
+"""Work with a bar that may end early: what was done by then is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from tqdm.auto import tqdm
+
+from labkit.text.warn import warn
+
+
+class Job(Protocol):
+    """Work in steps, of which `done` of `total` parts are done."""
+
+    @property
+    def total(self) -> int: ...
+    @property
+    def done(self) -> int: ...
+    def steps(self) -> Iterator[Any]: ...
+
+
+def finish(job: Job, doing: str, *, unit: str, kept: str, progress: bool) -> None:
+    """Take a job through its steps. An interrupt ends it with a warning; an error goes on, with what was done on it.
+
+    Args:
+        job: the work.
+        doing: what the bar says.
+        unit: what is counted: `cell`.
+        kept: the attribute of the job that has its result so far, and of an error that ended it.
+        progress: show the bar.
+    """
+    with tqdm(total=job.total, initial=job.done, desc=doing, unit=unit, disable=not progress, leave=False) as bar:
+        try:
+            for _ in job.steps():
+                bar.update(job.done - bar.n)
+        except KeyboardInterrupt:
+            warn(f"interrupted: {job.done} of {job.total} {unit}s are in the {kept}")
+        except Exception as error:
+            setattr(error, kept, getattr(job, kept))
+            error.add_note(f"{job.done} of {job.total} {unit}s were done; they are in the `{kept}` of this error")
+            raise

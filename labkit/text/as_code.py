@@ -1,0 +1,58 @@
+"""Results as the Python that makes them again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from labkit.text.prompts import unpacked
+
+TORCH = "import torch\n\n"
+"""What stands first in code with token ids in it."""
+WIDTH = 110
+"""Longer calls have one line per argument."""
+
+
+class Name(str):
+    """A word that stands for a variable in code, where a text would be quoted."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+LM = Name("lm")
+
+
+def as_python(value: Any) -> str:
+    """A value as it is written in code: prompts of any kind, numbers, texts, and lists and tuples of these."""
+    if isinstance(value, torch.Tensor):
+        return f"torch.tensor({value.tolist()})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_python, value))}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(as_python, value))}{',' * (len(value) == 1)})"
+    return repr(unpacked(value))
+
+
+def as_code(before: str, call: str, /, *given: Any, **settings: Any) -> str:
+    """The code of one call, with what comes before it, and with the imports that its arguments take.
+
+    Args:
+        before: the lines that load the model, and whatever else the call takes.
+        call: what is called, and the name of what it gives: `lens = lk.logit_lens`.
+        given, settings: its arguments.
+    """
+    arguments = [as_python(one) for one in given] + [f"{name}={as_python(one)}" for name, one in settings.items()]
+    line = f"{call}({', '.join(arguments)})"
+    if len(line) > WIDTH:
+        line = f"{call}(\n" + "".join(f"    {one},\n" for one in arguments) + ")"
+    imported = TORCH if "torch.tensor(" in before + line and not before.startswith(TORCH) else ""
+    return f"{imported}{before}{line}\n"
+
+
+def changed(usual: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The settings that need to be said: those that are not as usual."""
+    return {name: given[name] for name, value in usual.items() if given[name] != value}

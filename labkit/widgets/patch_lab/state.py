@@ -1,0 +1,59 @@
+"""What a PatchLab asks and shows: one set of traits that all its parts read and change."""
+
+from __future__ import annotations
+
+import traitlets as t
+
+from labkit.activations.site_kinds import KINDS, PATCHED
+from labkit.patching.spec import DIRECTIONS, PatchSpec
+from labkit.widgets.base.block import cell
+
+Over = tuple[str, str]
+SITES = tuple(sorted(PATCHED, key=lambda name: KINDS[name].unit == "head"))  # those by head after the others
+OVER: dict[str, Over] = {
+    "layers × positions": ("layer", "position"),
+    "layers × heads": ("layer", "head"),
+    "heads × positions": ("head", "position"),
+    "neurons × positions": ("neuron", "position"),
+}
+PAIR = ("clean", "corrupt", "answer", "foil")
+ASKED = (*PAIR, "metric", "site", "over", "layer", "direction")
+POINTED = ("selection", "chosen", "arrow")
+
+
+class PatchState(t.HasTraits):
+    """A question, the grid that answers it, and what is pointed out in the grid.
+
+    Traits:
+        clean, corrupt, answer, foil: the pair.
+        metric: the name of what is measured; "" for the usual one.
+        site, over, layer, direction: what is patched; `layer` counts only where it is no axis.
+        grid: the `PatchGrid` that is shown; exact cells only.
+        selection, chosen, arrow: a cell, several, and the last drag, as (layer, position or head).
+    """
+
+    clean = t.Unicode()
+    corrupt = t.Unicode()
+    answer = t.Unicode()
+    foil = t.Unicode()
+    metric = t.Unicode()
+    site = t.Enum(SITES, "resid_pre")
+    over = t.Enum(list(OVER.values()), ("layer", "position"))
+    layer = t.Int(0)
+    direction = t.Enum(DIRECTIONS, "denoise")
+    grid = t.Any(None)
+    selection = cell()
+    chosen = t.List(t.Tuple(t.Int(), t.Int()))
+    arrow = t.Tuple(t.Tuple(t.Int(), t.Int()), t.Tuple(t.Int(), t.Int()), default_value=None, allow_none=True)
+
+    @property
+    def one_layer(self) -> bool:
+        """Is the grid over one layer?"""
+        return "layer" not in self.over
+
+    def spec(self) -> PatchSpec:
+        """What the present settings ask."""
+        return PatchSpec(
+            self.clean, self.corrupt, self.answer or None, self.foil or None, metric=self.metric or None,
+            site=self.site, over=self.over, direction=self.direction, layers=(self.layer,) if self.one_layer else None,
+        )  # fmt: skip
