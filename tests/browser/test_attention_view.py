@@ -90,7 +90,7 @@ def test_heads_are_put_in_order_and_filtered_by_a_score(page: Page, view: Locato
 
 
 def test_a_search_finds_heads_where_one_token_looks_at_another(view: Locator) -> None:
-    view.get_by_label("Heads where", exact=True).select_option("13 ·to")
+    view.get_by_label("Where", exact=True).select_option("13 ·to")
     view.get_by_label("looks at", exact=True).select_option("1 ·Mary")
     expect(view.locator(".labkit-heads .labkit-title")).to_have_text("Heads where ·to looks at ·Mary")
     view.locator(".labkit-heads .labkit-stage").click(position={"x": 20, "y": 20})
@@ -149,7 +149,7 @@ def test_two_prompts_are_compared_side_by_side_and_as_a_difference(page: Page, v
 
 
 def test_weights_say_what_they_are(page: Page, view: Locator) -> None:
-    weigh = view.get_by_label("Show", exact=True)
+    weigh = view.get_by_label("Values", exact=True)
     weigh.select_option("value-weighted attention")
     expect(large(view).locator(".labkit-title")).to_have_text("Value-weighted, layer 23, head 3")
     weigh.select_option("contribution to a logit")

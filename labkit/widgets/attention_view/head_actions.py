@@ -47,7 +47,7 @@ class HeadAction(widgets.VBox):
                 description=name.capitalize(),
                 placeholder=example,
                 continuous_update=False,
-                layout={"width": "170px"},
+                layout={"width": "136px"},
                 style={"description_width": "initial"},
             )
             for name, example in (("answer", "· Mary"), ("foil", "· John"))
@@ -57,8 +57,8 @@ class HeadAction(widgets.VBox):
         t.link((self, "answer"), (words[0], "value"))
         t.link((self, "foil"), (words[1], "value"))
         self.observe(lambda _: self._name(), "heads")
-        self.controls = row(self._names, how, self.knock_button, *words, self.send_button)
-        self.children = [self.controls, self.bars]
+        self.children = [row(self._names, *words), row(how, self.knock_button, self.send_button), self.bars]
+        self.add_class("labkit-column")
         self._name()
 
     def _name(self) -> None:

@@ -12,7 +12,7 @@ import traitlets as t
 from labkit.attention_maps.head_scores import SCORES, HeadScore
 from labkit.attention_maps.patterns import AttentionPatterns
 from labkit.widgets.base.block import cell
-from labkit.widgets.base.tool import row
+from labkit.widgets.base.tool import row, shown
 from labkit.widgets.blocks.head_grid import HeadGrid
 from labkit.widgets.blocks.token_looks import choice
 
@@ -45,7 +45,7 @@ class HeadFinder(widgets.VBox):
         self.own = dict(own or {})
         self.given: dict[str, Callable[[], np.ndarray]] = {}  # scores that the owner computes, by name
         side = max(12, min(28, 556 // n_layers))
-        self.width = max(250, min(n_heads * side + 64, 420))
+        self.width = max(330, min(n_heads * side + 64, 420))
         self.heads = HeadGrid(title="Heads", side=side, max_height=600)
         self._score = choice("Order by", [("layer and head", "")])
         self._least = widgets.FloatSlider(
@@ -53,7 +53,7 @@ class HeadFinder(widgets.VBox):
             layout={"width": "230px"}, style={"description_width": "initial"},
         )  # fmt: skip
         self._ranked = widgets.Checkbox(value=True, description="Rank", indent=False, layout={"width": "auto"})
-        self._from, self._to = choice("Heads where", [("any token", -1)]), choice("looks at", [("any", -1)])
+        self._from, self._to = choice("Where", [("any token", -1)]), choice("looks at", [("any", -1)])
         super().__init__()
         t.link((self, "selection"), (self.heads, "selection"))
         t.link((self, "chosen"), (self.heads, "chosen"))
@@ -63,8 +63,10 @@ class HeadFinder(widgets.VBox):
         for box in (self._from, self._to):
             box.observe(lambda _: self._search(), "value")
         self.observe(lambda _: self._ask_for(self.arrange), ["score", "look", "at_least", "ranked"])
-        self.controls = row(self._score, self._least, self._ranked, self._from, self._to)
-        self.children = [self.heads]
+        self.children = [
+            row(self._score, self._ranked), self._least, row(self._from, self._to), self.heads,
+        ]  # fmt: skip
+        self.add_class("labkit-column")
 
     def show(self, patterns: AttentionPatterns, thumbnails: np.ndarray) -> None:
         """Other patterns: their thumbnails, and searches over their tokens."""
@@ -103,6 +105,8 @@ class HeadFinder(widgets.VBox):
         heads = self.heads
         with heads.hold_sync():
             heads.scores, self._least.disabled = grid, grid is None
+            for control in (self._least, self._ranked):  # there is nothing to cut off or rank without an order
+                shown(control, grid is not None)
             if grid is None:
                 heads.order, heads.faint, heads.title, heads.score = None, [], "Heads", ""
                 return
@@ -115,12 +119,12 @@ class HeadFinder(widgets.VBox):
             heads.order = order[:MOST] if self.ranked else None
             low = np.argwhere(~(grid >= self.at_least))
             heads.faint = [] if self.ranked else [(int(layer), int(head)) for layer, head in low]
-            shown = f"{len(order)} of {int(np.isfinite(grid).sum())} heads" if self.at_least > 0 else "Heads"
+            counted = f"{len(order)} of {int(np.isfinite(grid).sum())} heads" if self.at_least > 0 else "Heads"
             if self.look is not None and self.patterns is not None:
                 query, key = (self.patterns.tokens[at].display for at in self.look)
-                heads.title = f"{shown} where {query} looks at {key}"
+                heads.title = f"{counted} where {query} looks at {key}"
             else:
-                heads.title = f"{shown} by {what}"
+                heads.title = f"{counted} by {what}"
 
     def wide(self) -> str:
         """The width that the heads need."""

@@ -23,7 +23,7 @@ from labkit.widgets.attention_view.head_maps import HeadMaps, Side
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.job_queue import JobQueue
 from labkit.widgets.base.snapshot import card, note
-from labkit.widgets.base.tool import Tool, column, row
+from labkit.widgets.base.tool import Tool, column, headed, row
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks, choice
 from labkit.widgets.patch_lab.lab import PatchLab
@@ -132,7 +132,6 @@ class AttentionView(Tool):
         )  # fmt: skip
         self.finder.given["contribution"] = lambda: np.abs(self._contribution().heads)
         self.heads = self.finder.heads
-        self.finder.layout.width, self.finder.layout.flex = self.finder.wide(), "0 0 auto"
         self.maps = HeadMaps()
         self.heatmap, self.other_map, self.difference = self.maps.heatmap, self.maps.other, self.maps.difference
         self.looks = TokenLooks()
@@ -140,7 +139,7 @@ class AttentionView(Tool):
         self.action = HeadAction()
         models = self.other_lm is not None
         self._choices = {
-            "weighting": choice("Show", WEIGHTINGS),
+            "weighting": choice("Values", WEIGHTINGS),
             "compare": choice("Compare with", {k: v for k, v in COMPARE.items() if models or k != "model"}),
         }
         self._sink = widgets.Checkbox(description="Hide the first token", indent=False, layout={"width": "auto"})
@@ -150,10 +149,18 @@ class AttentionView(Tool):
         )  # fmt: skip
         self._beside = column()
         self._patching = column()
-        self.children = [
-            self.box, row(self.run_button, self.stop_button, self.status), self.looks, self.finder.controls,
+        find = headed("Find heads", self.finder)
+        picture = headed(
+            "Show",
             row(self._choices["weighting"], self._sink, self._choices["compare"], self._other_head),
-            self._beside, row(self.finder, self.maps.box, wide=True), self.action, self._patching,
+            self._beside,
+            self.maps.box,
+        )
+        find.layout.flex, find.layout.width = "0 0 auto", self.finder.wide()
+        picture.layout.flex = "1 1 420px"
+        self.children = [
+            self.box, row(self.run_button, self.stop_button, self.status), self.looks,
+            row(find, picture, wide=True), headed("Intervene on these heads", self.action), self._patching,
         ]  # fmt: skip
 
     def _wire(self) -> None:

@@ -107,6 +107,13 @@ def column(*children: Any) -> widgets.VBox:
     return box
 
 
+def headed(words: str, *children: Any) -> widgets.VBox:
+    """A column with a heading: controls that answer one question, and what they change."""
+    heading = widgets.Label(words)
+    heading.add_class("labkit-heading")
+    return column(heading, *children)
+
+
 def shown(widget: Any, yes: bool) -> None:
     """Show a part of a tool, or take it out of the picture; its place and state stay."""
     display = None if yes else "none"

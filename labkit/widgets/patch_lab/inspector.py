@@ -16,6 +16,7 @@ from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
 from labkit.widgets.base.job_queue import Work
 from labkit.widgets.base.snapshot import note
+from labkit.widgets.base.tool import shown
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
 
@@ -23,20 +24,24 @@ if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
 HINT = (
-    "Click a cell to see what the model would write after that patch.\n"
-    "Shift+click several to patch them together.\n"
+    "Click a cell to see what the model would write after that patch. Shift+click several to patch them together. "
     "Drag a cell onto another to put its activation there."
 )
 TOKENS = 6  # in each column
 
 
 class Inspector(widgets.VBox):
-    """Token bars before and after a patch, the effect in words, and the attention of the place before and after."""
+    """Token bars before and after a patch, the effect in words, and the attention of the place before and after.
+
+    With nothing to show it takes no room, and `invitation`, which its owner places, says what there is to do.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.add_class("labkit-column")
         self.bars = TokenBars()
+        self.invitation = widgets.HTML(HINT)
+        self.invitation.add_class("labkit-muted")
         self.attention = Heatmap(low=0.0, high=1.0, unit="attention", max_height=190)
         self.attention.layout.flex = "0 0 auto"
         self.which = widgets.ToggleButtons(options=["before", "after"], value="after", layout={"display": "none"})
@@ -48,7 +53,7 @@ class Inspector(widgets.VBox):
 
     def hint(self) -> None:
         """Say what there is to do."""
-        self._show(None, "", HINT)
+        self._show(None, "", "")
 
     def look(
         self,
@@ -99,6 +104,8 @@ class Inspector(widgets.VBox):
         grid: PatchGrid | None = None,
         marked: list[str] | None = None,
     ) -> None:
+        shown(self, bool(title))
+        shown(self.invitation, not title)
         self._looks = {}
         self._draw_attention()
         columns: dict[str, Any] = {}

@@ -118,13 +118,14 @@ class PatchLab(Tool, PatchState):
         self.observe(lambda _: self.controls.forget(ready=self.grid.complete), "grid")
         self.observe(lambda _: self._look(), POINTED)
         self.pause_button.on_click(lambda _: self.start() if self._paused else self.pause())
-        self.heatmap.layout.flex = "1 1 420px"
+        self.heatmap.layout.flex, self.heatmap.layout.max_width = "1 1 420px", "760px"  # as wide with the inspector
         self.inspector.layout.flex, self.inspector.layout.width = "0 0 auto", "280px"
         self.children = [
             self.pair,
             self.what,
             row(self.run_button, self.pause_button, self.stop_button, self.status),
             row(self.heatmap, self.inspector, wide=True),
+            self.inspector.invitation,
             self.controls,
         ]
         if self.pair.fits and answer:
@@ -204,7 +205,7 @@ class PatchLab(Tool, PatchState):
             self._stopped()
             return
         how = how or f"in {time.monotonic() - began:.1f} s"
-        self.controls.button.disabled = False
+        self.controls.ready()
         gap = f"{label_of(grid.recipe['metric'])}: clean {grid.clean:.2f}, corrupt {grid.corrupt:.2f}"
         self.status.say(f"{grid.values.size} cells {how} · {gap}{nothing_words(grid)}".replace("-", "−"))
 

@@ -37,9 +37,7 @@ class SanityPanel(widgets.VBox):
         self.add_class("labkit-column")
         self.lm = lm
         self._job: ControlsJob | None = None
-        self.button = widgets.Button(
-            description="Sanity checks", disabled=True, tooltip="Run the standard controls on the finished grid"
-        )
+        self.button = widgets.Button(description="Sanity checks")
         self.button.on_click(lambda _: check())
         self.list = CheckList()
         self.children = [row(self.button), self.list]
@@ -47,10 +45,15 @@ class SanityPanel(widgets.VBox):
 
     def forget(self, *, ready: bool = False) -> None:
         """Another grid: what was checked is not true of it. `ready`: it is finished, and can be checked."""
-        self.button.disabled = not ready
+        self.ready(ready)
         self.result = None
         with self.list.hold_sync():
             self.list.checks, self.list.title = [], ""
+
+    def ready(self, yes: bool = True) -> None:
+        """Is there a finished grid to check? The button says what is missing."""
+        self.button.disabled = not yes
+        self.button.tooltip = "Run the standard controls on this grid" if yes else "Finish the grid first: press Run"
 
     def make(self, spec: PatchSpec, known: Known, pairs: Sequence[Any], stop: threading.Event) -> None:
         """Make the checks of a finished grid, one after the other, until `stop`.
