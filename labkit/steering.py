@@ -105,7 +105,7 @@ def steering_vector(
     site = checked(lm, f"resid_post.{layer}")
     assert site.layer is not None
     if at not in ("last", "mean"):
-        raise ValueError(f"a steering vector is taken at 'last' or 'mean'; got {at!r}")
+        raise ValueError(f"at must be 'last' or 'mean'; got {at!r}")
     sides = {
         name: [asked(lm, prompt) for prompt in prompts_of(side)]
         for name, side in (("positive", positive), ("negative", negative))
@@ -113,13 +113,13 @@ def steering_vector(
     found: dict[str, torch.Tensor] = {}  # (prompt, d_model)
     for name, prompts in sides.items():
         if not prompts:
-            raise ValueError(f"there are no {name} prompts; give at least one, better five")
+            raise ValueError(f"there are no {name} prompts; give at least one, preferably five")
         found[name] = torch.stack([_leaving(lm, prompt, site.layer, at) for prompt in prompts])
     vector = found["positive"].mean(0) - found["negative"].mean(0)
     if not float(vector.norm()) > 0:
         raise ValueError(
-            f"positive and negative leave layer {site.layer} the same; they have to differ where they are read, "
-            + ("at their last token" if at == "last" else "after their first token")
+            f"positive and negative give the same activations at layer {site.layer}; they must differ where "
+            "they are read, " + ("at their last token" if at == "last" else "after their first token")
         )
     spread: tuple[float, ...] = ()
     if len(found["positive"]) == len(found["negative"]):
@@ -171,16 +171,16 @@ def steer(
     values = vector.values if isinstance(vector, SteeringVector) else torch.as_tensor(vector)
     after = vector.layer if layer is None and isinstance(vector, SteeringVector) else layer
     if after is None:
-        raise ValueError("after which layer? A plain tensor does not say; give layer=...")
+        raise ValueError("a plain tensor has no layer to be added after; give layer=...")
     place = checked(lm, f"resid_post.{after}")
     assert place.layer is not None
     if values.ndim not in (1, 2) or values.shape[-1] != lm.d_model:
         raise ValueError(
             f"a vector for {lm.name} has shape ({lm.d_model},), its residual stream's; this one has "
-            f"{tuple(values.shape)}. A vector fits the model that it was made with."
+            f"{tuple(values.shape)}. A vector fits only the model it was made with."
         )
     if not bool(torch.isfinite(values).all()) or not abs(strength) < float("inf"):
-        raise ValueError("vector and strength have to be finite numbers")
+        raise ValueError("vector and strength must be finite")
     mine, at = threading.get_ident(), place.layer
     added = strength * values.detach().float()
     reached = False

@@ -68,7 +68,7 @@ def _look(lm: Model) -> tuple[Heads, ...]:
         seen, why = [[] for _ in blocks], f"its attention cannot be replaced ({type(error).__name__})"
     else:
         if not (_close(lm, ours, plain) or (any(seen) and _each_close(lm, ids))):
-            why = "its attention does something that labkit's attention function does not know"
+            why = "its attention has a feature that labkit's attention function does not support"
     legacy = not any(seen)
     inputs = {} if why and not legacy else _projected(lm, ids, zeroed=not legacy)
     return tuple(_layer(lm, calls, why, legacy=legacy, projected=inputs.get(layer)) for layer, calls in enumerate(seen))
@@ -91,7 +91,7 @@ def _layer(lm: Model, calls: list[AttentionCall], why: str, *, legacy: bool, pro
     n_heads, width = call.q.shape[1], call.v.shape[-1]
     missing = {}
     if projected is None or projected.shape[-1] != n_heads * width:
-        missing["head_out"] = "no single projection takes its heads"
+        missing["head_out"] = "no single projection reads its heads"
     elif float(projected[..., :width].abs().max()) > 0 or not float(projected[..., width:].abs().max()) > 0:
         missing["head_out"] = "its heads are mixed before the output projection"
     return Heads(call.module, n_heads, call.k.shape[1], missing)

@@ -80,7 +80,7 @@ class Run(RefersToModel):
             return self.rows.take(self.logits, 1, at)
         have = [self.rows.position(self.lm, one) for one in self.positions]
         if at not in have:
-            raise KeyError(f"this run has no logits at position {position}; it was asked for {list(self.positions)}")
+            raise KeyError(f"this run has no logits at position {position}; it kept positions {list(self.positions)}")
         return self.logits[:, have.index(at)]
 
 
@@ -176,7 +176,7 @@ def _positions(
     """The positions whose logits are wanted, held against the prompts; None for all of them."""
     named: dict[Any, tuple[int, ...] | None] = {"all": None, "last": (-1,), "none": ()}
     if isinstance(logits, str) and logits not in named:
-        raise ValueError(f"logits is 'all', 'last', 'none' or a list of positions; got {logits!r}")
+        raise ValueError(f"logits must be 'all', 'last', 'none' or a list of positions; got {logits!r}")
     asked = named[logits] if isinstance(logits, str) else tuple(int(position) for position in logits)
     for position in asked or ():
         rows.position(lm, position)

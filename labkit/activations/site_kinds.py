@@ -93,7 +93,8 @@ KINDS = {
             _STREAM,
             lambda block: block.mid,
             at_input=True,
-            absent="its blocks have no place between attention and MLP, which run side by side or alone",
+            absent="its blocks have no point between attention and MLP: they run in parallel, or there is only one of "
+            "them",
             received=True,
         ),
         SiteKind("resid_post", "residual stream leaving a layer", _STREAM, lambda block: block.module, received=True),
@@ -109,11 +110,11 @@ KINDS = {
         ),
         SiteKind(
             "mlp_act",
-            "neurons: what the MLP's output projection takes in",
+            "neurons: the input of the MLP's output projection",
             ("position", "d_mlp"),
             lambda block: block.down_projection,
             at_input=True,
-            absent="no single projection takes its neurons",
+            absent="no single projection reads its neurons",
             at_projection=True,
         ),
         SiteKind("q", "queries by head, after rotary", _HEADS, received=True),
@@ -123,16 +124,16 @@ KINDS = {
         SiteKind("z", "pattern times values by head, before the output projection", _HEADS, sent=True),
         SiteKind(
             "head_out",
-            "what each head adds, after the output projection",
+            "output of each head, after the output projection",
             ("position", "n_heads", "d_model"),
             at_projection=True,
             sent=True,
         ),
         SiteKind(
             "router",
-            "weight with which each expert takes a token, 0 where it does not",
+            "weight of each expert for a token, 0 where it is not chosen",
             ("position", "n_experts"),
-            absent="it is not a mixture of experts, or one whose routing has another form",
+            absent="it is not a mixture of experts, or its routing has an unsupported form",
         ),
         SiteKind(
             "latent",

@@ -51,7 +51,7 @@ class Site:
         if kind not in KINDS:
             near = get_close_matches(kind, KINDS, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"there is no site {kind!r}; {hint}The kinds are {', '.join(KINDS)}")
+            raise ValueError(f"there is no site {kind!r}; {hint}Kinds: {', '.join(KINDS)}")
         numbers = {name: int(match[name]) if match[name] else None for name in ("layer", "head", "position")}
         if numbers["head"] is not None and kind not in HEAD_KINDS:
             raise ValueError(f"{text!r}: {kind} has no heads; those that have are {', '.join(HEAD_KINDS)}")
@@ -127,7 +127,7 @@ def absent(lm: Model, kind: str, layer: int | None = None) -> str | None:
 
 def _missing(lm: Model, kind: str, layer: int) -> str | None:
     if lm.anatomy.repeated:
-        return "its layers run more than once in a pass, so a layer is not one place"
+        return "its layers run more than once per pass, so a layer is not a single place"
     block = lm.anatomy.blocks[layer]
     if kind == HEAD_IN or KINDS[kind].unit == "head":
         why = heads_of(lm)[layer].missing.get("head_out" if kind == HEAD_IN else kind)
@@ -143,7 +143,7 @@ def _or_adapter(lm: Model, layer: int, why: str) -> str:
     """Why a site at a projection is absent; an adapter that is no linear map can be the reason."""
     inside = set(lm.anatomy.blocks[layer].module.modules()) - {m for a in lm.anatomy.adapted for m in a.modules()}
     blocking = any(isinstance(getattr(m, "base_layer", None), nn.Module) for m in inside)
-    return f"an adapter that is no linear map is in its way; {MERGE}" if blocking else why
+    return f"an adapter that is not a linear map is in the way; {MERGE}" if blocking else why
 
 
 def describe_sites(lm: Model) -> pd.DataFrame:

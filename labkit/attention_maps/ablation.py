@@ -119,9 +119,9 @@ def knock_out(
             of another length.
     """
     if how not in HOW:
-        raise ValueError(f"how is one of {', '.join(HOW)}; got {how!r}")
+        raise ValueError(f"how must be one of {', '.join(HOW)}; got {how!r}")
     if not heads:
-        raise ValueError("no head is chosen; give at least one (layer, head)")
+        raise ValueError("no heads to ablate; give at least one (layer, head)")
     kind = "pattern" if how == "other_pattern" else "z"
     sites = [checked(lm, f"{kind}.{layer}.{head}") for layer, head in heads]
     prompt, other = asked(lm, prompt), None if other is None else asked(lm, other)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-UNITS = {"pattern": "attention", "value": "norm of what the look moves", "rollout": "share that goes back to the token"}
+UNITS = {"pattern": "attention", "value": "norm of the weighted value", "rollout": "share that comes from the token"}
 
 
 def weighted(
@@ -33,10 +33,10 @@ def weighted(
         shown = patterns.pattern(layer, head)
     elif weighting in UNITS:
         if not hasattr(patterns, "rollout"):
-            raise ValueError("a file holds patterns alone; open the model and use lk.attention to weigh them")
+            raise ValueError("a saved file holds patterns only; load the model and use lk.attention to weight them")
         shown = patterns.value_weighted(layer, head) if weighting == "value" else patterns.rollout(layer)  # type: ignore[attr-defined]
     else:
-        raise ValueError(f"there is no weighting {weighting!r}; there are {', '.join(UNITS)}")
+        raise ValueError(f"there is no weighting {weighting!r}; use one of {', '.join(UNITS)}")
     return without_sink(shown, renormalise=weighting != "value") if hide_sink else shown
 
 

@@ -23,12 +23,12 @@ SCORES = {
     "duplicate_token": "attention to earlier copies of the same token, mean over tokens that have one",
     "induction": "attention to what came after an earlier copy of the same token, mean over tokens that have one",
     "first_token": "attention to the first token (the sink), mean over the others",
-    "entropy": "how spread a token's attention is, in bits; 0 where one token gets all",
+    "entropy": "how spread out a token's attention is, in bits; 0 if one token gets all of it",
     "distance": "how far back it looks, in tokens, weighted by attention",
     "repeated_induction": "induction on 25 random tokens shown twice, where only the repetition helps",
 }
 HeadScore = Callable[[np.ndarray], float]
-"""A score of one's own: from one head's pattern (query, key), float32, to a number."""
+"""Your own score: from one head's pattern (query, key), float32, to a number."""
 
 
 class Tally:

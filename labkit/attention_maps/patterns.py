@@ -210,7 +210,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         """
         if score not in self._scores:
             if score not in SCORES:
-                raise ValueError(f"there is no score {score!r}; there are {', '.join([*SCORES, *self._scores])}")
+                raise ValueError(f"there is no score {score!r}; use one of {', '.join([*SCORES, *self._scores])}")
             if score == "repeated_induction":
                 repeated = AttentionPatterns(self.lm, repeated_tokens(self.lm))
                 repeated.survey(size=1)
@@ -269,7 +269,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         """
         chosen = self.layers if layers is None else [int(layer) for layer in layers]
         if missing := [layer for layer in chosen if layer not in self.layers]:
-            raise ValueError(f"layers {missing} have no patterns; those that have are {self.layers}")
+            raise ValueError(f"layers {missing} have no patterns; layers {self.layers} have")
         scores = {name: self.grid(name) for name in self.scores().columns[2:]}
         return save(Path(path), self, chosen, scores=scores, thumbnails=self.thumbnails())
 

@@ -46,8 +46,8 @@ def value_norms(patterns: ModelPatterns, layer: int) -> np.ndarray:
     call = patterns.call(layer)
     if _gate(patterns, layer, call) is not None:
         raise ValueError(
-            f"layer {layer} of {patterns.lm.name} changes what its heads put out before the output projection takes "
-            "it, so a look has no one norm; look at the pattern itself"
+            f"layer {layer} of {patterns.lm.name} changes its heads' outputs before the output projection, so a "
+            "value has no single norm; use the pattern itself"
         )
     weight = _projection(patterns.lm, layer, call)  # (d_model, head, d_head)
     gram = torch.einsum("mhd,mhe->hde", weight, weight)
@@ -154,7 +154,7 @@ def rollout(patterns: ModelPatterns, layer: int) -> np.ndarray:
     for below in (one for one in patterns.layers if one <= layer):
         call = patterns.call(below)
         if call.k.shape[2] != length:
-            raise ValueError(f"layer {below} looks at keys that are no tokens; there is no rollout through it")
+            raise ValueError(f"layer {below} has keys that are not tokens; there is no rollout through it")
         step = torch.zeros(length, length)
         for start, block in patterns.blocks(call):
             step[start : start + block.shape[1], : block.shape[2]] = block.mean(0).cpu()

@@ -122,7 +122,7 @@ class Circuit:
             for names, name in ((self.wiring.senders, sender), (self.wiring.receivers, receiver))
         )
         if -1 in at or not self.kept[at]:
-            raise ValueError(f"{sender} -> {receiver} is no edge of this circuit; circuit.edges lists them")
+            raise ValueError(f"{sender} -> {receiver} is not an edge of this circuit; circuit.edges lists them")
         kept = self.kept.copy()
         kept[at] = False
         made_by = f"{self.made_by}circuit = circuit.without({sender!r}, {receiver!r})\n"
@@ -147,8 +147,8 @@ class Circuit:
             raise KeyboardInterrupt
         if close := job.close:
             warn(
-                f"in {len(close)} of {job.done} pairs clean and corrupt hardly differ, so that there is nothing to "
-                f"explain in them: {', '.join(map(str, close[:12]))}. They count with the gap they have"
+                f"in {len(close)} of {job.done} pairs clean and corrupt hardly differ, so there is nothing to "
+                f"explain in them: {', '.join(map(str, close[:12]))}. They are counted with the gap they have"
             )
         return job.faithfulness
 
@@ -183,7 +183,9 @@ class _Measuring:
         for pair in self.pairs:
             work = prepared(self.lm, PairSpec(*pair, metric=self.metric))
             if _wiring_of(work) != wiring:
-                raise ValueError(f"this circuit is of {self.circuit.scores.recipe['model']}, not of {self.lm.name}")
+                raise ValueError(
+                    f"this circuit belongs to {self.circuit.scores.recipe['model']}, not to {self.lm.name}"
+                )
             measured = patched(work, self.kept, wiring)
             self.close += [self.done] * work.too_close
             self.numbers.append((work.metrics["clean"], work.metrics["corrupt"], measured))

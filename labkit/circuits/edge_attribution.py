@@ -47,7 +47,7 @@ class EdgeSpec(PairSpec):
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps is at least 1; got {self.steps}")
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
 
 
 @asks(EdgeSpec)

@@ -62,7 +62,7 @@ class EdgeScores:
             ValueError: neither or both are given, or nothing is left.
         """
         if (n_edges is None) == (threshold is None):
-            raise ValueError("say how large the circuit is: n_edges=200, or threshold=0.01")
+            raise ValueError("give the size of the circuit: n_edges=200, or threshold=0.01")
         size = np.nan_to_num(np.abs(self.values))
         if threshold is not None:
             kept = self.wiring.pruned(size >= threshold)
@@ -98,7 +98,7 @@ class EdgeScores:
             ValueError: there are none, or they are of different models.
         """
         if not several or any(one.wiring != several[0].wiring for one in several):
-            raise ValueError("the mean is over one or more scores of the same model")
+            raise ValueError("the mean needs at least one EdgeScores, all of the same model")
         calls = [one.code().removeprefix(one.recipe["load"]).removeprefix("edges = ").rstrip() for one in several]
         mean: np.ndarray = np.stack([one.values for one in several]).mean(0, dtype=np.float64)
         clean, corrupt = (float(np.mean([getattr(one, name) for one in several])) for name in ("clean", "corrupt"))

@@ -42,9 +42,9 @@ def check(name: str, answer: Any, lm: LanguageModel) -> None:
         ValueError: there is no such exercise.
     """
     if name not in exercises():
-        raise ValueError(f"there is no exercise {name!r}; there are {', '.join(exercises())}")
+        raise ValueError(f"there is no exercise {name!r}; use one of {', '.join(exercises())}")
     if answer is None or (isinstance(answer, str | tuple) and not answer):
-        print(f"{name}: not answered yet. Put your answer in the place of None and run the cell again.")
+        print(f"{name}: not answered yet. Replace None with your answer and run the cell again.")
         return
     try:
         verdict = EXERCISES[name](answer, lm)

@@ -92,20 +92,20 @@ class Task:
             ValueError: so many cannot be made with this tokenizer; the message says how many can.
         """
         if n < 1:
-            raise ValueError(f"n={n} pairs cannot be made; ask for at least 1")
+            raise ValueError(f"n must be at least 1; got {n}")
         most: list[PromptPair] = []
         for templates in [(t,) for t in self.templates] if aligned else [self.templates]:
             made = _make(self, lm, templates, n, seed=seed, aligned=aligned)
             if len(made) >= n:
                 return made
             most = max(most, made, key=len)
-        mixed = " Pairs with aligned=False may be more." if aligned and len(self.templates) > 1 else ""
+        mixed = " aligned=False may allow more." if aligned and len(self.templates) > 1 else ""
         raise ValueError(
-            f"{self.name}: with the tokenizer of {lm.name} {len(most)} different pairs could be made, not {n}; ask for "
+            f"{self.name}: the tokenizer of {lm.name} allows only {len(most)} different pairs, not {n}; ask for "
             f"n={len(most)}." + mixed
             if most
-            else f"{self.name}: no pair can be made with the tokenizer of {lm.name}, which splits the words or the "
-            "numbers that it needs; choose another task"
+            else f"{self.name}: no pair can be made with the tokenizer of {lm.name}, which splits the words or "
+            "numbers it needs; choose another task"
         )
 
     def verify(self, lm: Model, pairs: Sequence[PromptPair]) -> TaskCheck:
@@ -130,7 +130,7 @@ def task(name: str) -> Task:
     for known in TASKS:
         if known.name == wanted:
             return known
-    raise ValueError(f"there is no task {name!r}; there are {', '.join(t.name for t in TASKS)}")
+    raise ValueError(f"there is no task {name!r}; use one of {', '.join(t.name for t in TASKS)}")
 
 
 def verify(lm: Model, pairs: Sequence[PromptPair]) -> TaskCheck:
@@ -286,7 +286,7 @@ def _induction(draw: _Draw, template: str) -> PromptPair:
 TASKS = (
     Task(
         "indirect object",
-        "Two people are named, one of them again: who is given something?",
+        "Two people are named and one is named again: who receives something?",
         "Wang et al. 2022, Interpretability in the Wild",
         (
             "After {a} and {b} sat down in the {place}, {again} handed a {thing} to",
@@ -298,7 +298,7 @@ TASKS = (
     ),
     Task(
         "greater than",
-        "A period begins in a year: which number can the year of its end go on with?",
+        "A period begins in a year: which two digits can the end year have?",
         "Hanna et al. 2023, How does GPT-2 compute greater-than?",
         (
             "The {event} began in the year {century}{tens}{unit} and ended in the year {century}",
@@ -320,7 +320,7 @@ TASKS = (
     ),
     Task(
         "gender and occupation",
-        "An occupation is named: which pronoun follows? What is measured is a stereotype of the text a model learned.",
+        "An occupation is named: which pronoun follows? This measures a stereotype in the text a model was trained on.",
         "Vig et al. 2020, Causal Mediation Analysis for Interpreting Neural NLP",
         (
             "The {x} went home from the {place} early because",
@@ -331,7 +331,7 @@ TASKS = (
     ),
     Task(
         "subject-verb agreement",
-        "A subject stands apart from its verb, with another noun between: is it, or are they?",
+        "Another noun stands between a subject and its verb: is it 'is' or 'are'?",
         "Linzen et al. 2016, Assessing the Ability of LSTMs to Learn Syntax-Sensitive Dependencies",
         (
             "The {x} that I saw near the {y} yesterday",
@@ -352,7 +352,7 @@ TASKS = (
     ),
     Task(
         "induction",
-        "A row of words begins again: which word came next the last time?",
+        "A list of words starts again: which word came next the first time?",
         "Olsson et al. 2022, In-context Learning and Induction Heads",
         ("The words: {} {} {} {} {} {},", "Again and again: {} {} {} {} {} {} {} {}."),
         _induction,

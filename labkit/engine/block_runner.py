@@ -60,7 +60,7 @@ class BlockRunner:
         """What a block makes of rows (rows, seq, d_model), and what was read in it, with rows as the batch.
 
         Raises:
-            Unsupported: the block gives something else when it is run alone.
+            Unsupported: the block gives a different result when run on its own.
         """
         if not self._takes_rows(layer) and len(x) > 1:
             parts = [
@@ -90,7 +90,7 @@ class BlockRunner:
             self._call(layer, x, (), {(kind, layer): note(kind) for kind in ("q", "k", "v")}, lambda x: x)
         except _Reached:
             return found
-        raise Unsupported(f"layer {layer} of {self.lm.name} has no attention that can be seen")
+        raise Unsupported(f"layer {layer} of {self.lm.name} has no attention that labkit can read")
 
     def call_of(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> AttentionCall:
         """The recorded attention call of a layer with other q, k, v (rows, head, seq, d_head)."""
@@ -124,7 +124,7 @@ class BlockRunner:
             with self.lm.busy():
                 each = [self._call(layer, row[None], (), {}, lambda x: x)[0][0] for row in rows]
                 if not _close(each[0], self.base.resid[layer + 1], x[0]):
-                    raise Unsupported(f"layer {layer} of {self.lm.name} gives something else when it is run alone")
+                    raise Unsupported(f"layer {layer} of {self.lm.name} gives a different result when run on its own")
                 try:
                     both = self._call(layer, rows, (), {}, lambda x: x)[0]
                     known[layer] = all(_close(a, b, c) for a, b, c in zip(both, each, rows, strict=True))

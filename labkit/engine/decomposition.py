@@ -105,7 +105,7 @@ class ResidualDecomposition:
         out, found = self.rows.block(layer, x, reads=[(kind, layer) for kind in kinds])
         attn, mlp, z, projected = (found[kind, layer].float() for kind in kinds[:4])
         if not torch.allclose(z.flatten(2), projected.flatten(2)):
-            raise ValueError(f"{self.lm.name} has no edges: what its heads put out is gated by the residual stream")
+            raise ValueError(f"{self.lm.name} has no edges: its heads' outputs are gated by the residual stream")
         if self.parallel[layer]:
             if not _is(out - x, attn + mlp, out):
                 raise ValueError(f"{self.lm.name} has no edges: attention and MLP are changed before they are added")
@@ -118,7 +118,7 @@ class ResidualDecomposition:
             guess = scale.median(0).values * attn[0]
             guess = guess * ((guess * added).sum(-1) / (guess * guess).sum(-1).clamp(min=1e-30))[:, None]
             if float((guess - added).norm()) > 0.05 * float(added.norm()):
-                raise ValueError(f"{self.lm.name} has no edges: what its heads add cannot be told apart")
+                raise ValueError(f"{self.lm.name} has no edges: its heads' contributions cannot be separated")
         return plain
 
 

@@ -91,7 +91,7 @@ class Wavefront:
         site: the kind of site.
 
     Raises:
-        Unsupported: a layer gives something else when it is run alone.
+        Unsupported: a layer gives a different result when run on its own.
     """
 
     def __init__(self, lanes: Sequence[Lane], *, site: str) -> None:
@@ -228,7 +228,7 @@ class Wavefront:
             assert out is not None
             before = base.resid[layer + 1][:start]
             if start and not _same(out[0, :start], before, x[0, :start]):
-                raise Unsupported(f"layer {layer} of {self.lm.name} gives something else when it is run alone")
+                raise Unsupported(f"layer {layer} of {self.lm.name} gives a different result when run on its own")
             ways = (["packed"] if heads_of(self.lm)[layer].attention is not None else []) + ["rows", "one"]
             RESTARTS[self.lm][layer] = next(way for way in ways if way == "one" or self._agrees(layer, way, x, out))
 

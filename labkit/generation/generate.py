@@ -195,7 +195,7 @@ def generate(
         max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple_of(stop_strings)
     ).drawn()
     if alternatives < 1:
-        raise ValueError(f"alternatives is 1 or more; got {alternatives}")
+        raise ValueError(f"alternatives must be at least 1; got {alternatives}")
     prompt = asked(lm, prompt)
     ids = room_for(lm, prompt, max_new_tokens, truncate_left=truncate_left)
     record = Record(min(alternatives, lm.n_vocab))
@@ -210,7 +210,7 @@ def generate(
         return made(*write(lm, ids, record, sampling, stop=stop, on_token=on_token))
     except Exception as error:
         error.generation = made("failed", 0.0, 0.0)  # type: ignore[attr-defined]
-        error.add_note(f"{len(record)} tokens had been written; they are in the `generation` of this error")
+        error.add_note(f"{len(record)} tokens were written before it; they are in this error's `generation`")
         raise
 
 
@@ -232,8 +232,9 @@ def room_for(lm: Model, prompt: Prompt, more: int, *, truncate_left: bool = Fals
     if truncate_left and ids.shape[1] - over > bos:
         return torch.cat([ids[:, :bos], ids[:, bos + over :]], 1)
     raise TooLong(
-        f"the prompt has {ids.shape[1]} tokens and max_new_tokens={more}: {over} more than the {lm.context} of "
-        f"{lm.name}'s context; shorten one of them, or leave out the beginning of the prompt with truncate_left=True",
+        f"the prompt has {ids.shape[1]} tokens and max_new_tokens={more}: {over} more than the "
+        f"{lm.context} of {lm.name}'s context; shorten either, or drop the beginning of the prompt with "
+        "truncate_left=True",
         over,
     )
 
@@ -271,7 +272,7 @@ def write(
             )
         except KeyboardInterrupt:
             interrupted = True
-            warn(f"interrupted: the {len(record)} tokens written by then are kept")
+            warn(f"interrupted: the {len(record)} tokens written so far are kept")
     end = time.perf_counter()
     if interrupted:
         finish = "stopped"

@@ -15,12 +15,12 @@ import torch
 from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 RANGES = {
-    "max_new_tokens": (1, math.inf, "1 or more"),
-    "temperature": (0, 100, "0 or more, and at most 100"),
+    "max_new_tokens": (1, math.inf, "at least 1"),
+    "temperature": (0, 100, "from 0 to 100"),
     "top_p": (1e-9, 1, "above 0 and at most 1"),
-    "top_k": (0, math.inf, "0 or more"),
+    "top_k": (0, math.inf, "at least 0"),
     "min_p": (0, 1, "from 0 to 1"),
-    "repetition_penalty": (1e-9, 100, "above 0; 1 leaves repetitions alone"),
+    "repetition_penalty": (1e-9, 100, "above 0 (1 is no penalty)"),
 }
 
 
@@ -55,17 +55,17 @@ class Sampling:
         for name, (low, high, words) in RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ValueError(f"{name} is {words}; got {value}")
+                raise ValueError(f"{name} must be {words}; got {value}")
         if 0 < self.temperature < 0.01:
-            raise ValueError(f"a temperature of {self.temperature} leaves only the likeliest token; say 0 for that")
+            raise ValueError(f"a temperature of {self.temperature} leaves only the likeliest token; use 0 for that")
         strings = self.stop_strings
         object.__setattr__(self, "stop_strings", (strings,) if isinstance(strings, str) else tuple(strings))
         if not all(isinstance(text, str) and text for text in self.stop_strings):
-            raise ValueError(f"stop_strings are texts of at least one character; got {list(self.stop_strings)!r}")
+            raise ValueError(f"stop_strings must be strings of at least one character; got {list(self.stop_strings)!r}")
         if idle := self.idle():
             raise ValueError(
-                f"temperature 0 always takes the likeliest token, so {' and '.join(idle)} would change nothing; "
-                "set temperature above 0, or leave the rest out"
+                f"temperature 0 always takes the likeliest token, so {' and '.join(idle)} would have no effect; set "
+                "temperature above 0, or leave the others out"
             )
 
     def idle(self) -> list[str]:

@@ -97,11 +97,11 @@ def score(lm: Model, text: Prompt, *, alternatives: int = 10, truncate_left: boo
         ValueError: the text is empty, a single token, or longer than the context.
     """
     if alternatives < 1:
-        raise ValueError(f"alternatives is 1 or more; got {alternatives}")
+        raise ValueError(f"alternatives must be at least 1; got {alternatives}")
     text = asked(lm, text)
     ids = room_for(lm, text, 0, truncate_left=truncate_left)
     if ids.shape[1] < 2:
-        raise ValueError("the text is a single token, and nothing stands before it; give it at least two tokens")
+        raise ValueError("the text is a single token with nothing before it; give at least two tokens")
     logits = run(lm, ids).logits[0]  # (seq, vocab)
     exact = torch.float32 if lm.device.type == "mps" else torch.float64  # so that rounding does not add up over a text
     record = Record(min(alternatives, lm.n_vocab))

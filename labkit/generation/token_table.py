@@ -141,7 +141,7 @@ class Record:
         record._room = np.frombuffer(base64.b64decode(saved["rows"]), record.dtype).copy()
         record._length = len(record._room)
         if record.ids != list(saved["ids"]):
-            raise ValueError("the rows of a saved text are not those of its ids; the file has been changed")
+            raise ValueError("the rows of a saved text do not match its ids; the file has been changed")
         return record
 
     def __len__(self) -> int:

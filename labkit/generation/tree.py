@@ -123,7 +123,7 @@ class Tree(RefersToModel):
     def start(self, *, stop: threading.Event | None = None, on_token: OnToken | None = None) -> Branch:
         """Write the first branch."""
         if self.branches:
-            raise ValueError("the tree has its first branch already; branch it, or extend it")
+            raise ValueError("the tree already has its first branch; branch or extend that one")
         branch = self._add(None, 0, self.sampling)
         return self._write(branch, stop, on_token)
 
@@ -153,11 +153,11 @@ class Tree(RefersToModel):
         """
         parent = self[parent]
         if not 0 <= at < len(parent):
-            raise ValueError(f"branch {parent.name} has places 0 to {len(parent) - 1} to branch at; got {at}")
+            raise ValueError(f"branch {parent.name} can be branched at places 0 to {len(parent) - 1}; got {at}")
         id = single_token(self.lm, token, role="token", after=self.prefix(parent, at))
         sampling = self._changed(parent.sampling, settings)
         if name is not None and any(name == one.name for one in self.branches):
-            raise ValueError(f"there is a branch {name!r} already; choose another name")
+            raise ValueError(f"there is already a branch {name!r}; choose another name")
         row = self._row(parent, at, id)
         branch = self._add(parent, at, sampling, name)
         branch.own.append(row)
@@ -181,7 +181,7 @@ class Tree(RefersToModel):
         """
         branch = self[branch]
         if branch.finish == "eos":
-            raise ValueError(f"the model ended branch {branch.name}; branch it before its last token to hear more")
+            raise ValueError(f"the model ended branch {branch.name}; branch it before its last token to get more")
         branch.sampling = self._changed(branch.sampling, {**settings, "max_new_tokens": len(branch) + more})
         return self._write(branch, stop, on_token)
 
@@ -258,7 +258,7 @@ class Tree(RefersToModel):
         """
         branch = self[branch]
         if not name.strip() or any(one.name == name and one is not branch for one in self.branches):
-            raise ValueError(f"a name is a text that no other branch has; got {name!r}")
+            raise ValueError(f"a name must be a string that no other branch has; got {name!r}")
         branch.name = name
 
     def prune(self, branch: str | Branch) -> list[Branch]:
@@ -269,7 +269,7 @@ class Tree(RefersToModel):
         """
         branch = self[branch]
         if branch.parent is None:
-            raise ValueError(f"{branch.name} is the first branch, from which the others grow; it stays")
+            raise ValueError(f"{branch.name} is the first branch, which the others grow from; it cannot be removed")
         gone = [one for one in self.branches if branch in self.lineage(one)]
         self.branches = [one for one in self.branches if one not in gone]
         return gone
@@ -300,7 +300,7 @@ class Tree(RefersToModel):
             text = self.lm.tokenizer.decode(rest.ids, skip_special_tokens=True)
             bits = -rest.total / np.log(2) / max(1, len(rest))
             rows.append((branch.name, at, text, len(rest), rest.total, bits, branch.finish))
-        columns = ["branch", "they part at", "text from there", "tokens", "logprob", "bits a token", "finish"]
+        columns = ["branch", "they diverge at", "text from there", "tokens", "logprob", "bits per token", "finish"]
         return pd.DataFrame(rows, columns=columns).set_index("branch")
 
     def prefix(self, branch: str | Branch, at: int) -> torch.Tensor:
@@ -388,7 +388,7 @@ class Tree(RefersToModel):
             tree.alternatives = record.alternatives
             tree.branches.append(branch)
             if branch.text != one["text"]:
-                raise ValueError(f"{lm.name} spells the tokens of this text differently; open it with its own model")
+                raise ValueError(f"{lm.name} tokenizes this text differently; open it with its own model")
         return tree
 
     def __iter__(self) -> Iterator[Branch]:

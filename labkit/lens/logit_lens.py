@@ -141,7 +141,7 @@ class LogitLens(RefersToModel):
             ValueError: there is no such name, or no token to take the rank of.
         """
         if name not in SHADES:
-            raise ValueError(f"a lens is coloured by {', '.join(SHADES)}; got {name!r}")
+            raise ValueError(f"a lens can be coloured by {', '.join(SHADES)}; got {name!r}")
         if name == "rank":
             if token is None and not self.followed:
                 raise ValueError("rank of which token? Name one, such as ' Mary'")
@@ -215,7 +215,7 @@ class LogitLens(RefersToModel):
     def _model(self) -> LanguageModel:
         if self.lm is None:
             raise ValueError(
-                "this takes the model, which a saved lens does not have; open it with lk.open_lens(path, lm)"
+                "this needs the model, which a saved lens does not have; open it with lk.open_lens(path, lm)"
             )
         return self.lm
 
@@ -269,7 +269,7 @@ def logit_lens(
         for t in ([follow] if isinstance(follow, str | int) else follow)
     ]
     if k < 1:
-        raise ValueError(f"k, how many tokens to keep, is 1 or more; got {k}")
+        raise ValueError(f"k, the number of tokens to keep, must be at least 1; got {k}")
     k = min(k, lm.n_vocab)
     reading = _Reading(lm, ids, site, at)
     shape = (len(reading.layers), len(at))

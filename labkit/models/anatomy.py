@@ -89,7 +89,7 @@ def find_anatomy(hf: Any) -> Anatomy:
     embed, unembed = original(hf.get_input_embeddings()), original(hf.get_output_embeddings())
     if embed is None or unembed is None:
         raise ValueError(
-            f"{type(hf).__name__} has no input embedding or no unembedding; labkit reads decoders with both"
+            f"{type(hf).__name__} has no input embedding or no unembedding; labkit supports decoders that have both"
         )
     blocks = _blocks(hf)
     flow = _watch(hf, embed, blocks)

@@ -106,7 +106,7 @@ def _open_up(folder: Path) -> None:
 @contextmanager
 def _writing(place: Path) -> Iterator[None]:
     """Say of what goes wrong on disk whose the cache is and what to do."""
-    other = "have labkit keep its models elsewhere: set LABKIT_CACHE to a folder of yours"
+    other = "keep the models elsewhere: set LABKIT_CACHE to a folder of your own"
     try:
         yield
     except OSError as error:
@@ -114,11 +114,11 @@ def _writing(place: Path) -> Iterator[None]:
             raise CacheUnusable(_full(place)) from error
         at = Path(error.filename) if isinstance(error.filename, str) else place
         if (there := _there(place)).is_file() and _below(there, cache_folder()):
-            raise CacheUnusable(f"{there} is a file and no folder; {other}") from error
+            raise CacheUnusable(f"{there} is a file, not a folder; {other}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _below(at, cache_folder()):
-            why = "is on a disk that is read-only" if error.errno == errno.EROFS else f"belongs to {_owner(at)}"
+            why = "is on a read-only disk" if error.errno == errno.EROFS else f"belongs to {_owner(at)}"
             raise CacheUnusable(
-                f"{place.name} is not in the cache yet and cannot be put there: {at} {why}, and you may not write "
+                f"{place.name} is not in the cache yet and cannot be put there: {at} {why}, and you cannot write "
                 f"there. Ask its owner to load the model once, or {other}"
             ) from error
         raise
@@ -131,15 +131,16 @@ def _writing(place: Path) -> Iterator[None]:
 def _full(place: Path) -> str:
     free = shutil.disk_usage(_there(place)).free
     return (
-        f"the disk is full: {place.name} cannot be written to {place.parent}, where {free / 1e9:.1f} GB are free. Make "
-        "room there, or have labkit keep its models on another disk: set LABKIT_CACHE to a folder there"
+        f"the disk is full: {place.name} cannot be written to {place.parent}, where {free / 1e9:.1f} GB are "
+        "free. Free some space, or keep the models on another disk: set LABKIT_CACHE to a folder there"
     )
 
 
 def _closed(path: Path) -> CacheUnusable:
     return CacheUnusable(
-        f"{path} is in the cache and you may not read it; it belongs to {_owner(path)}. Ask them to open the cache to "
-        f"others, `chmod -R a+rX {cache_folder()}`, or set LABKIT_CACHE to a folder of yours"
+        f"{path} is in the cache, but you may not read it; it belongs to {_owner(path)}. Ask them to open "
+        "the cache to "
+        f"others, `chmod -R a+rX {cache_folder()}`, or set LABKIT_CACHE to a folder of your own"
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 HIDDEN = (
-    "A model that was compiled, traced, exported or captured as a CUDA graph hides its layers: use the one before that."
+    "A model that was compiled, traced, exported or captured as a CUDA graph hides its layers: use the original model."
 )
 
 _lock = threading.Lock()

@@ -224,8 +224,8 @@ class Model:
             except RuntimeError as error:
                 if gradients and "nference tensor" in str(error):
                     raise RuntimeError(
-                        f"this needs gradients, and {self.name} or something given with it was made under inference "
-                        "mode, where tensors have none; leave torch.inference_mode() and make it again"
+                        f"this needs gradients, but {self.name} or one of the arguments was created in inference mode, "
+                        "where tensors have none; leave torch.inference_mode() and create it again"
                     ) from error
                 raise
             finally:
@@ -253,8 +253,8 @@ class Model:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            f"{self.name} is a model in memory and is not pickled. Results are, without it. Load it again where it is "
-            f"needed:\n\n{self.code()}"
+            f"{self.name} is a model in memory and cannot be pickled; results can be, without it. Load it again "
+            f"where it is needed:\n\n{self.code()}"
         )
 
     def __repr__(self) -> str:

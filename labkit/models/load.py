@@ -54,7 +54,7 @@ def loaded(
 ) -> M:
     """A model of this kind, read from where its name says; see `labkit.load`."""
     if bits is not None and bits not in BITS:
-        raise ValueError(f"bits is 4, 8, 16 or 32; got {bits!r}")
+        raise ValueError(f"bits must be 4, 8, 16 or 32; got {bits!r}")
     asked = _dtype(dtype)
     where, spread = _device(device)
     folder, label, pinned, ours = sources.find(None if name is None else str(name), bits=bits or 4, progress=progress)
@@ -191,7 +191,7 @@ def _check_decoder(config: Any, name: str) -> None:
         why = f"transformers has no causal language model of type {what!r}"
     else:
         return
-    raise NotADecoder(f"{name} is not a decoder-only language model: {why}. Try one of: labkit models")
+    raise NotADecoder(f"{name} is not a decoder-only language model: {why}. `labkit models` lists some that work")
 
 
 # -- what to compute in ---------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def _dtype(asked: torch.dtype | str | None) -> torch.dtype | None:
     found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
     if found in (None, torch.float32, torch.bfloat16, torch.float16) and (found is None) == (asked is None):
         return found
-    raise ValueError(f"dtype is 'float32', 'bfloat16' or 'float16'; got {asked!r}")
+    raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'float16'; got {asked!r}")
 
 
 # -- will it fit ----------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def _check_fits(
     if models := that_fit(0.8 * have, bits=4):
         advice += f" In 4 bits these would fit: {', '.join(m.id for m in models[:3])}."
     raise NotEnoughMemory(
-        f"{label} in {bits} bits takes {in_words(need)} and {device} has {in_words(have)} free."
+        f"{label} in {bits} bits needs {in_words(need)}, but {device} has {in_words(have)} free."
         + (advice or " Free some memory, or use a machine with more.")
     )
 
@@ -305,6 +305,6 @@ def _tokenizer(source: str, label: str, *, revision: str | None, trust_remote_co
             raise
         reason = " ".join(str(error).split()).rstrip(".")
         raise LoadError(
-            f"the tokenizer of {label} cannot be read: {reason}. Fetch its files again (tokenizer.json, "
+            f"the tokenizer of {label} cannot be read: {reason}. Download its files again (tokenizer.json, "
             "tokenizer_config.json), or load the model with transformers and call lk.wrap(model, tokenizer)"
         ) from error

@@ -56,9 +56,9 @@ class MemoryReport:
         lines = [f"{name:<{width}}  {in_words(size):>9}  {size / self.total:4.0%}" for name, size in self.parts.items()]
         lines.append(f"{'total':<{width}}  {in_words(self.total):>9}")
         if self.away:
-            lines.append(f"{in_words(self.away)} of it on the CPU or on disk, put in place as each layer runs")
+            lines.append(f"{in_words(self.away)} of it on the CPU or on disk, moved in as each layer runs")
         if self.unpacked:
-            lines.append(f"{in_words(self.unpacked)} more for weights kept unpacked, while memory has room")
+            lines.append(f"{in_words(self.unpacked)} more for weights kept unpacked while memory allows")
         return "\n".join(lines)
 
 

@@ -27,8 +27,8 @@ class AbsentModel:
         if name.startswith("__"):  # what Python itself asks every object for
             raise AttributeError(name)
         raise AttributeError(
-            "this result comes from a pickle, which leaves the model out, and what was asked of it takes the model; "
-            f"load the model and give it to the result, which is result.lm = lm after:\n\n{self._load}"
+            "this result was unpickled without its model, and this call needs the model; load it, then set "
+            "result.lm = lm:\n\n{self._load}"
         )
 
     def __repr__(self) -> str:

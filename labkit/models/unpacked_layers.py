@@ -221,9 +221,9 @@ class FastLayers:
         self._warned = True
         warn(
             f"{self._name} is slow here: there is no 4-bit kernel for this processor and no room to keep the weights "
-            "unpacked, so every pass unpacks them again, and a token takes about three times as long as in 16 bits. "
+            "unpacked, so every pass unpacks them again and a token takes about three times as long as in 16 bits. "
             f"Unpacked they take {in_words(self._size())} more, and {in_words(available(torch.device('cpu')))} of "
-            f"{in_words(installed())} are free. Free some memory, or take a smaller model."
+            f"{in_words(installed())} are free. Free some memory, or use a smaller model."
         )
 
 

@@ -161,7 +161,7 @@ def named(
         matrix = getattr(owner, own) if own else owner
         if isinstance(matrix, nn.Module) and not isinstance(matrix, PackedExperts):
             if expert is not None:
-                raise ValueError(f"{found[0]} belongs to no mixture; leave expert out")
+                raise ValueError(f"{found[0]} is not in a mixture of experts; leave expert out")
             return weight_of(matrix, dtype=dtype).clone()
         if expert is not None and not -len(matrix) <= expert < len(matrix):
             raise ValueError(f"expert {expert} is out of range; {found[0]} has experts 0 to {len(matrix) - 1}")

@@ -74,7 +74,7 @@ def axes_of(
     layer = None
     if "layer" not in names:
         if layers is None or len(layers) != 1:
-            raise ValueError(f"over={names!r} looks into one layer; say which, such as layers=[5]")
+            raise ValueError(f"over={names!r} is for a single layer; choose it with, for example, layers=[5]")
         (layer,) = _numbers(lm, site, "layer", layers, lm.n_layers)
         if kind.unit == "head":
             sizes["head"] = n_heads_of(lm, site, layer)
@@ -105,5 +105,5 @@ def _numbers(lm: LanguageModel, site: str, name: str, asked: Sequence[int] | Non
             checked(lm, Site(site, number))
     numbers = [number % size for number in asked]
     if len(set(numbers)) != len(numbers) or not numbers:
-        raise ValueError(f"{name}s={list(asked)!r} is empty or names one twice")
+        raise ValueError(f"{name}s={list(asked)!r} is empty or has duplicates")
     return numbers

@@ -28,7 +28,7 @@ def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
         ValueError: the jobs are not all on one model.
     """
     if len({id(job.lm) for job in jobs}) > 1:
-        raise ValueError("jobs that are done together are all on one model")
+        raise ValueError("jobs that run together must all be on the same model")
     try:
         yield from _together(jobs)
     finally:

@@ -86,7 +86,7 @@ def metric(
 
     def named(function: F) -> F:
         if name in METRICS and METRICS[name].function.__module__ != function.__module__:
-            raise ValueError(f"there is a metric {name!r} already; choose another name")
+            raise ValueError(f"there is already a metric {name!r}; choose another name")
         words = label or name.replace("_", " ")
         METRICS[name] = MetricKind(name, unit, words, tuple(needs), function, of_columns, has_gradient)
         return function
@@ -139,7 +139,7 @@ class Metric:
         values = self.function(logits)
         if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:1]:
             got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
-            raise ValueError(f"metric {self.name} must give one number per row, shape ({len(logits)},); it gave {got}")
+            raise ValueError(f"metric {self.name} must give one number per row, shape ({len(logits)},); got {got}")
         return values.float()
 
     def of(self, logits: torch.Tensor) -> torch.Tensor:
@@ -197,7 +197,9 @@ def metric_of(
     if "answer" in kind.needs and answer is None:
         raise ValueError(f"the metric {kind.name} needs an answer: one token, such as answer=' Mary'")
     if "foil" in kind.needs and foil is None:
-        raise ValueError(f"{kind.name} needs a foil beside the answer, such as foil=' John'; or use metric='logprob'")
+        raise ValueError(
+            f"{kind.name} needs a foil as well as the answer, such as foil=' John'; or use metric='logprob'"
+        )
     given: dict[str, Any] = {"answer": answer, "foil": foil, "clean": reference}
     key = (kind.name, answer, foil)
     if kind.of_columns:

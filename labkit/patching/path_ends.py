@@ -23,13 +23,13 @@ def receivers_of(lm: LanguageModel, asked: str | Site | Sequence[str | Site]) ->
     if several in (["logits"], ["resid_post.last"]):
         return []
     if not several or any(str(one) in ("logits", "resid_post.last") for one in several):
-        raise ValueError("receiver is 'logits' alone, or heads' inputs such as ['q.20.3', 'k.20.1']")
+        raise ValueError("receiver must be 'logits' alone, or heads' inputs such as ['q.20.3', 'k.20.1']")
     found = []
     for one in several:
         site = Site.parse(one)
         if site.kind not in RECEIVERS or site.layer is None or site.position is not None:
             raise ValueError(
-                f"{one!s} is no receiver; use 'logits', a head's input such as 'q.20.3', or a layer's 'resid_mid.20'"
+                f"{one!s} is not a receiver; use 'logits', a head's input such as 'q.20.3', or a layer's 'resid_mid.20'"
             )
         kv, n_heads = n_heads_of(lm, site.kind), n_heads_of(lm, "q")
         if site.kind in ("k", "v") and site.head is not None and kv <= site.head < n_heads:
@@ -39,7 +39,7 @@ def receivers_of(lm: LanguageModel, asked: str | Site | Sequence[str | Site]) ->
             )
         found.append(checked(lm, site))
     if len(found) > 1 and any(site.kind.startswith("resid") for site in found):
-        raise ValueError("a residual stream is a receiver of its own; give it alone")
+        raise ValueError("a residual stream cannot be combined with other receivers; give it alone")
     whole = {(site.kind, site.layer) for site in found if site.head is None}
     return list(dict.fromkeys(s for s in found if s.head is None or (s.kind, s.layer) not in whole))
 
@@ -53,7 +53,7 @@ def senders_of(lm: LanguageModel, asked: Sequence[str | Site] | str | None) -> l
     for one in several:
         site = Site.parse(one)
         if site.kind not in SENDERS or site.position is not None:
-            raise ValueError(f"{one!s} is no sender; use heads such as 'z.5.3' and MLPs such as 'mlp_out.5'")
+            raise ValueError(f"{one!s} is not a sender; use heads such as 'z.5.3' and MLPs such as 'mlp_out.5'")
         kind = "z" if site.kind == "head_out" else site.kind
         site = checked(lm, Site(kind, site.layer, site.head))
         for layer in site.layers(lm):

@@ -73,7 +73,7 @@ class PathSpec(PairSpec):
     def __post_init__(self) -> None:
         if self.mlps not in MLPS or self.direction not in DIRECTIONS:
             got = f"{self.mlps!r}, {self.direction!r}"
-            raise ValueError(f"mlps is recompute or freeze, direction denoise or noise; got {got}")
+            raise ValueError(f"mlps must be recompute or freeze, and direction denoise or noise; got {got}")
 
 
 @asks(PathSpec)
@@ -103,7 +103,7 @@ class _Paths:
     def __init__(self, lm: LanguageModel, spec: PathSpec) -> None:
         for kind in ("attn_out", "mlp_out") if spec.mlps == "freeze" else ("attn_out",):
             if len(layers_with(lm, kind)) < lm.n_layers:
-                raise ValueError(f"{lm.name} has no paths to patch: not every layer has {kind}, which has to be held")
+                raise ValueError(f"{lm.name} has no paths to patch: not every layer has {kind}")
         self.lm, self.spec, self.mlps = lm, spec, spec.mlps
         self.receivers = receivers_of(lm, spec.receiver)
         self.senders = senders_of(lm, spec.senders)

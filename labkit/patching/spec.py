@@ -108,9 +108,9 @@ class PatchSpec(PairSpec):
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction is one of {', '.join(DIRECTIONS)}; got {self.direction!r}")
+            raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {self.direction!r}")
         if self.method not in METHODS:
-            raise ValueError(f"method is one of {', '.join(METHODS)}; got {self.method!r}")
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
 
 
 @dataclass(frozen=True, eq=False)

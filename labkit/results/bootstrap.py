@@ -36,7 +36,7 @@ def interval(
     if n < 2:
         raise ValueError(f"an interval needs at least two pairs; there {'is' if n == 1 else 'are'} {n}")
     if not 0 < level < 1:
-        raise ValueError(f"level is a share between 0 and 1, such as 0.95; got {level!r}")
+        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level!r}")
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
     low, high = np.quantile(average(weights), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low.astype(np.float32), high.astype(np.float32)

@@ -54,7 +54,7 @@ def register(kind: Kind) -> None:
         ValueError: there is a kind of that name.
     """
     if KINDS.setdefault(kind.name, kind) is not kind:
-        raise ValueError(f"there is a kind of file {kind.name!r} already")
+        raise ValueError(f"there is already a kind of file {kind.name!r}")
 
 
 MANIFEST = "sweep.json"
@@ -176,7 +176,7 @@ def _kind_of(about: Any) -> Kind | None:
 
 def _unknown(about: Any) -> str:
     if isinstance(about, dict) and "kind" in about:
-        return f"it holds {str(about['kind'])[:60]!r}, which this labkit does not know; a newer one may"
+        return f"it holds {str(about['kind'])[:60]!r}, which this version of labkit does not know; a newer one may"
     return "it holds JSON of another kind"
 
 
@@ -195,8 +195,8 @@ def _other(path: Path, error: Exception) -> str:
     if start[:4] == b"PK\x03\x04" and not zipfile.is_zipfile(path):
         return "a zip file that was cut short, perhaps by a copy or download that stopped"
     if start[:2] == b"PK":
-        return "a zip file without a description of labkit's"
+        return "a zip file that labkit did not write"
     if start.lstrip()[:1] in (b"{", b"["):
-        return f"a text file that looks like JSON and is not whole ({error})"
+        return f"a text file that looks like JSON but is incomplete ({error})"
     names = {b"GGUF": "the weights of a model (GGUF)", b"\x93NUM": "a bare numpy array", b"\x89PNG": "a picture"}
     return names.get(start[:4]) or ("a binary file of another kind" if b"\0" in start else "a text file")

@@ -38,5 +38,5 @@ def finish(job: Job, doing: str, *, unit: str, kept: str, progress: bool) -> Non
             warn(f"interrupted: {job.done} of {job.total} {unit}s are in the {kept}")
         except Exception as error:
             setattr(error, kept, getattr(job, kept))
-            error.add_note(f"{job.done} of {job.total} {unit}s were done; they are in the `{kept}` of this error")
+            error.add_note(f"{job.done} of {job.total} {unit}s were done; they are in this error's `{kept}`")
             raise

@@ -58,9 +58,7 @@ class ControlsSpec(PatchSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cells < 1 or self.n < 1:
-            raise ValueError(
-                f"cells={self.cells} and n={self.n}: look at one cell at least, and try one activation at least"
-            )
+            raise ValueError(f"cells and n must be at least 1; got cells={self.cells}, n={self.n}")
 
 
 @asks(ControlsSpec)
@@ -111,10 +109,10 @@ class ControlsJob:
             for name in ("clean_ids", "corrupt_ids", "site", "direction", "metric"):
                 if ours[name] != theirs[name]:
                     raise ValueError(
-                        f"the grid is of something else: its {name} is {theirs[name]!r}, not {ours[name]!r}"
+                        f"the grid is for something else: its {name} is {theirs[name]!r}, not {ours[name]!r}"
                     )
             if not grid.complete or theirs["method"] != "exact":
-                raise ValueError("the grid has to be exact and complete; leave it out and it is computed")
+                raise ValueError("the grid has to be exact and complete; leave it out to have it computed")
             self._exact.grid = grid
         self.site = self._exact.site
         self.pairs = [tuple(pair) for pair in spec.pairs]
@@ -167,7 +165,7 @@ class ControlsJob:
         self._source, self._base = self._ids[source], self._ids[base]
         self._from, self._to = getattr(self.grid, base), getattr(self.grid, source)
         if torch.equal(self._source, self._base):
-            raise ValueError("clean and corrupt are one prompt, so the metric is the same on both prompts")
+            raise ValueError("clean and corrupt are the same prompt, so the metric does not differ")
         self._metric = self._exact.pair.metric(run_to_measure(self.lm, self._ids["clean"]).logits[0, -1])
         self.grid.measured_in(self._metric.unit, self._exact.runs.noise(self._metric))
         self._top: list[dict[str, int]] = []
@@ -262,7 +260,7 @@ class ControlsJob:
     def _whole_runs(self, name: str) -> Check:
         whole = [self._moved(self._read(self._source, cell), cell) for cell in self._cells]
         off = max(abs(float(self._shares[place]) - share) for place, share in zip(self._places, whole, strict=True))
-        said = f"The {len(whole)} strongest cells, each run whole, differ from the grid by at most {off:.3f}."
+        said = f"The {len(whole)} strongest cells, each run in full, differ from the grid by at most {off:.3f}."
         return Check(name, off <= self._noise, said, {"largest difference": off})
 
     def _identical(self, name: str) -> Check:
@@ -282,12 +280,12 @@ class ControlsJob:
         site = Site("resid_pre", 0)
         self._go_on()
         share = float(self._share(self._value({site: run(self.lm, self._source, read=[site])[site]})))
-        said = f"Everything patched at once, before the first layer, gives {share:.3f}; it has to give 1."
+        said = f"Everything patched at once, before the first layer, gives {share:.3f}; it should give 1."
         return Check(name, abs(share - 1) <= self._noise, said, {"share": share})
 
     def _random_positions(self, name: str) -> Check:
         if self.site == "pattern":
-            return Check(name, None, "Not done: a pattern belongs to its positions.", {})
+            return Check(name, None, "Not done: a pattern is tied to its positions.", {})
         length, found = self._source.shape[1], []
         for cell in self._cells:
             right, shares = self._read(self._source, cell), []
@@ -315,9 +313,9 @@ class ControlsJob:
         ok = abs(real) > abs(most) and abs(mean) <= 0.67 * abs(real)
         said = f"{real:.2f} with the right activation; {mean:.2f} on average, {most:.2f} at most, with one {what}."
         if not ok:
-            said += " Others do it nearly as well: the effect may come from taking away what was there."
+            said += " Others do nearly as well: the effect may come from removing what was there."
         elif mean >= 0.25 * real > 0:
-            said += f" So about {mean:.2f} comes from taking away what was there, the rest from what was put in."
+            said += f" So about {mean:.2f} comes from removing what was there, the rest from what was put in."
         return Check(name, ok, said, {"right": [float(self._shares[place]) for place in self._places], "random": found})
 
     def _ablation(self, name: str) -> Check:
@@ -335,10 +333,10 @@ class ControlsJob:
         patch, average, other = (shares[0] for shares in rows.values())
         agree = min(average, other) >= 0.5 * patch if patch >= 0.2 else max(average, other) < 0.5
         said = (
-            f"Taken away from the clean run, the strongest cell costs {patch:.2f} of the answer when the corrupt "
-            f"activation takes its place, {average:.2f} with the mean of others, {other:.2f} with one of them."
+            f"Replacing the strongest cell in the clean run costs {patch:.2f} of the answer with the corrupt "
+            f"activation, {average:.2f} with the mean of others, {other:.2f} with one of them."
         )
-        said += "" if agree else " They do not agree on whether the cell is needed."
+        said += "" if agree else " They disagree on whether the cell is needed."
         return Check(name, agree, said, rows)
 
     def _estimate(self, name: str) -> Check:
@@ -372,7 +370,7 @@ class ControlsJob:
             grids.append(self._finished(job) if alike else None)
         swept = Sweep(self.pairs, grids, {})
         if len(swept.done) - len(swept.too_close) < 2:
-            return Check(name, None, "Not done: fewer than two pairs have this one's layout, and a gap to explain.", {})
+            return Check(name, None, "Not done: fewer than two pairs have this pair's layout and a gap to explain.", {})
         noise = self.spec.direction == "noise"
         away = lambda x: 1 - float(x.ravel()[0]) if noise else float(x.ravel()[0])  # noqa: E731
         mean, (low, high) = away(swept.normalized), sorted(map(away, swept.interval()))
@@ -380,7 +378,7 @@ class ControlsJob:
         real = float(self._shares[self._places[0]])
         ok = low > 0 or high < 0
         said = f"Over {len(shares)} pairs the strongest cell has {mean:.2f} (95% interval {low:.2f} to {high:.2f})"
-        said += f"; this pair has {real:.2f}." if ok else f", which may be nothing; this pair has {real:.2f}."
+        said += f"; this pair has {real:.2f}." if ok else f", which may be zero; this pair has {real:.2f}."
         numbers = {"mean": mean, "low": low, "high": high, "shares": shares, "here": real}
         return Check(name, ok, said, numbers)
 

@@ -51,7 +51,7 @@ class Controls:
         for check in self.checks:
             if check.name == name:
                 return check
-        raise KeyError(f"there is no check {name!r}; there are {', '.join(c.name for c in self.checks) or 'none'}")
+        raise KeyError(f"there is no check {name!r}; use one of {', '.join(c.name for c in self.checks) or 'none'}")
 
     @property
     def verdict(self) -> str:
@@ -61,7 +61,7 @@ class Controls:
         if not made and self.grid.too_close:
             return f"Nothing to explain: {gap.words(self.grid.recipe, self.grid.clean, self.grid.corrupt)}."
         if not made:
-            return "No check has been made."
+            return "No checks were run."
         if not wrong:
             return f"All {len(made)} checks passed."
         return f"{len(made) - len(wrong)} of {len(made)} checks passed; check these: {', '.join(wrong)}."

@@ -156,7 +156,7 @@ class Store:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            warn(f"{path.name} is damaged ({error}); its pairs are computed again")
+            warn(f"{path.name} is damaged ({error}); its pairs will be computed again")
             return {}
         return results
 

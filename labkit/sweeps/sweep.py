@@ -218,7 +218,7 @@ class _Work:
         except Exception as error:
             if type(error).__name__ != "KilledWorker":  # distributed's, which may not be installed
                 raise
-            said = f"it ended the workers that it was given to, perhaps because they ran out of memory ({error})"
+            said = f"the workers that ran it died, perhaps out of memory ({error})"
         return {i: said for i, _ in self.open[number]}
 
     def _keep(self, number: int) -> None:
@@ -241,13 +241,13 @@ def _check(lm: ModelSource, pairs: Sequence[Any], settings: dict[str, Any], size
     if not pairs:
         raise ValueError("there are no pairs to sweep over")
     if size is not None and size < 1:
-        raise ValueError(f"shard={size!r}: a shard has at least one pair")
+        raise ValueError(f"shard={size!r}: a shard needs at least one pair")
     wrong = {}
     for number, pair in enumerate(pairs):
         if isinstance(pair, str):
-            wrong[number] = f"pairs is a list of tuples (clean, corrupt, answer, foil); this is the text {pair!r:.80}"
+            wrong[number] = f"pairs must be a list of tuples (clean, corrupt, answer, foil); got {pair!r:.80}"
         elif not 2 <= len(pair) <= 4:
-            wrong[number] = f"a pair is (clean, corrupt, answer, foil); this has {len(pair)} parts"
+            wrong[number] = f"a pair is (clean, corrupt, answer, foil); got {len(pair)} parts"
         elif isinstance(lm, LanguageModel):
             try:
                 PatchJob(lm, *pair, **settings)
@@ -272,13 +272,13 @@ def _workers(executor: Any) -> tuple[Executor | None, int | None]:
             warn("the Dask cluster has no workers yet; waiting for the first")
         return executor.get_executor(pure=False), None  # Dask itself keeps its workers to one thread
     if not isinstance(executor, Executor):
-        raise TypeError(f"executor is a concurrent.futures.Executor or a distributed.Client; got {executor!r:.80}")
+        raise TypeError(f"executor must be a concurrent.futures.Executor or a distributed.Client; got {executor!r:.80}")
     context = getattr(executor, "_mp_context", None)
     if context is None:
         return executor, None
     if context.get_start_method() == "fork":
         raise ValueError(
-            "a forked process cannot use a model safely. Make the executor with "
+            "a forked process cannot use a model safely. Create the executor with "
             "ProcessPoolExecutor(n, mp_context=multiprocessing.get_context('spawn'))"
         )
     return executor, max(1, usable() // executor._max_workers)  # type: ignore[attr-defined]

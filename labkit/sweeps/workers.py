@@ -70,8 +70,8 @@ class Plan:
                 lm = self._load()
                 if self.weights not in (None, fingerprint(lm)):
                     raise ValueError(
-                        f"what a worker loaded as {lm.name!r} has other weights than the model of this sweep, which "
-                        "was changed or wrapped. Give lk.sweep a function that loads it in the place of the model"
+                        f"a worker loaded {lm.name!r} with other weights than the model of this sweep, which was "
+                        "changed or wrapped. Instead of the model, give lk.sweep a function that loads it"
                     )
                 _loaded[self.key] = lm
             return _loaded[self.key]
@@ -103,7 +103,8 @@ def plan_for(source: ModelSource, settings: dict[str, Any], *, threads: int | No
         key = _functions.setdefault(source, uuid.uuid4().hex)
         return Plan(os.getpid(), key, source, None, settings, threads)
     raise TypeError(
-        "a sweep needs a model from lk.load, or what loads one: a name, a dict of lk.load's arguments, or a function; "
+        "a sweep needs a model from lk.load, or a way to load one: a name, a dict of lk.load's arguments, "
+        "or a function; "
         f"got {source!r:.80}"
     )
 

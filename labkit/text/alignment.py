@@ -124,7 +124,7 @@ def _difference(left: Sequence[Token], right: Sequence[Token], span: Span) -> st
     sides = []
     for name, part in (("clean", left[a:b]), ("corrupt", right[c:d])):
         if not part:
-            sides.append(f"{name} has nothing there")
+            sides.append(f"{name} has no tokens there")
             continue
         count = "1 token" if len(part) == 1 else f"{len(part)} tokens"
         pieces = f" ({' + '.join(t.display for t in part)})" if 1 < len(part) <= 6 else ""
@@ -150,11 +150,11 @@ def _fix(
     if wanted == 0:
         shorter = before.rstrip(" ") + after
         ends = bool(shorter) and len(tokens_of(lm, shorter)) == len(side) - (stop - start)
-        return Fix(name, shorter, f"take {old!r} out of {name}") if ends else None
+        return Fix(name, shorter, f"remove {old!r} from {name}") if ends else None
     for word in _near(lm, right[c] if name == "clean" else left[a], old):
         changed = before + word.strip() + after
         if len(tokens_of(lm, changed)) == len(side) - (stop - start) + 1:
-            return Fix(name, changed, f"write {word!r} for {old!r}")
+            return Fix(name, changed, f"replace {old!r} with {word!r}")
     return None
 
 

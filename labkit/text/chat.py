@@ -126,11 +126,11 @@ class Chat(Sequence[Mapping[str, Any]]):
         try:
             json.dumps([given, list(map(dict, messages))])
         except TypeError as error:
-            raise ValueError(f"messages and template arguments are what JSON can hold: {error}") from None
+            raise ValueError(f"messages and template arguments must be valid JSON: {error}") from None
         self.messages = tuple(copy.deepcopy(dict(message)) for message in messages)
         self.options: dict[str, Any] = {**(messages.options if isinstance(messages, Chat) else {}), **given}
         if self.options.get("continue_final_message") and self.options.get("add_generation_prompt"):
-            raise ValueError("either the last message is continued or a new turn is opened; ask for one of them")
+            raise ValueError("the last message is continued or a new turn is opened, not both; choose one")
 
     @property
     def is_open(self) -> bool:
@@ -216,8 +216,8 @@ def dated(lm: TextModel, prompt: Sequence[Mapping[str, Any]]) -> Chat:
     )
     first_time(
         lm.tokenizer,
-        f"the chat template of {lm.name} writes today's date, so that the same messages are other tokens tomorrow; "
-        f"pin it with lk.Chat(messages, date={str(today)!r})",
+        f"the chat template of {lm.name} writes today's date, so the same messages give other tokens "
+        f"tomorrow; pin it with lk.Chat(messages, date={str(today)!r})",
         about="today",
     )
     return Chat(chat, date=str(today))
@@ -236,7 +236,7 @@ class Writer:
         template = template_of(lm)
         if template is None:
             raise ValueError(
-                f"{lm.name} has no chat template; give plain text instead of messages, or set the one that it was "
+                f"{lm.name} has no chat template; give plain text instead of messages, or set the one it was "
                 "trained with: lm.tokenizer.chat_template = '...'"
             )
         self.lm, self.chat = lm, dated(lm, prompt)
@@ -246,8 +246,8 @@ class Writer:
             if not re.search(rf"\b{re.escape(name)}\b", template):
                 known = ", ".join(sorted(_variables(template))) or "none"
                 raise ValueError(
-                    f"the chat template of {lm.name} has no argument {name!r}, so it would change nothing; those that "
-                    f"it has: {known}"
+                    f"the chat template of {lm.name} has no argument {name!r}, so it would have no effect; it has: "
+                    f"{known}"
                 )
         if template is DEEPSEEK:
             told["thinks"] = _knows(lm, "<think>")
@@ -281,7 +281,7 @@ class Writer:
                 **self._told,
             )
         except (TemplateError, TypeError) as error:
-            raise ValueError(f"the chat template of {self.lm.name} does not take these messages: {error}") from error
+            raise ValueError(f"the chat template of {self.lm.name} rejects these messages: {error}") from error
         return str(text)
 
     def _open(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
@@ -301,13 +301,13 @@ class Writer:
             whole = with_last(content + self.mark())
             if self.mark() not in whole:
                 raise ValueError(
-                    f"the chat template of {self.lm.name} does not write the last message, so that it cannot be "
-                    "continued; lk.Chat(messages, continue_final_message=False) closes it"
+                    f"the chat template of {self.lm.name} does not write the last message, so it cannot be continued; "
+                    "lk.Chat(messages, continue_final_message=False) closes it"
                 )
             return whole[: whole.rindex(self.mark())]
 
         if said is None:
-            raise ValueError("the last message has no text that could be continued")
+            raise ValueError("the last message has no text to continue")
         bare = said.rstrip()
         stripped = bare != said and with_last(bare + self.mark()) == with_last(bare + self.mark() + said[len(bare) :])
         text = until_the_end_of(bare if stripped else said)
@@ -367,7 +367,7 @@ def _as_text(date: str | datetime.date) -> str:
     try:
         datetime.datetime.fromisoformat(date)
     except (TypeError, ValueError):
-        raise ValueError(f"date is a datetime.date, or text such as '2025-07-26'; got {date!r}") from None
+        raise ValueError(f"date must be a datetime.date or text such as '2025-07-26'; got {date!r}") from None
     return date
 
 

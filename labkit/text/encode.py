@@ -44,13 +44,13 @@ def _encoded(lm: TextModel, prompt: Prompt, *, most: int | None) -> torch.Tensor
     most = lm.context if most == -1 else most
     if (many := several(prompt)) is not None:
         raise ValueError(
-            f"this takes one prompt at a time, and here are {len(many)}; call it for each. lm.run takes several as one "
+            f"this takes one prompt at a time; got {len(many)}. Call it once per prompt. lm.run takes several as one "
             "batch; lm.generate, lk.score, lk.logit_lens, lk.attention and lk.direct_logit_attribution give a list"
         )
     if isinstance(prompt, torch.Tensor):
         ids = prompt if prompt.ndim == 2 else prompt[None]
         if ids.ndim != 2 or ids.dtype.is_floating_point:
-            raise TypeError(f"token ids are integers (1, seq); got {tuple(prompt.shape)}, {prompt.dtype}")
+            raise TypeError(f"token ids must be integers (1, seq); got {tuple(prompt.shape)}, {prompt.dtype}")
     elif isinstance(prompt, str):
         if not prompt:
             raise ValueError("the prompt is empty; give it at least one character")
@@ -100,8 +100,8 @@ def _expect_bos(lm: TextModel, ids: list[int]) -> None:
     if ids[:1] != [lm.tokenizer.bos_token_id] and _adds_bos(lm.tokenizer):
         first_time(
             lm.tokenizer,
-            f"the chat template of {lm.name} writes no {lm.tokenizer.bos_token!r} at the beginning, where plain text "
-            "gets one; the model reads chats without it, as transformers gives them",
+            f"the chat template of {lm.name} does not write {lm.tokenizer.bos_token!r} at the beginning, though "
+            "plain text gets it; chats are passed without it, as in transformers",
         )
 
 
@@ -128,10 +128,10 @@ def _expect_back(lm: TextModel, text: str, ids: list[int]) -> None:
         start = max(0, next((n for n, (a, b) in pairs if a != b), 0) - 12)
         first_time(
             tokenizer,
-            f"the tokenizer of {lm.name} does not give back what it is given: {text[start : start + 40]!r} comes back "
-            f"as {back[start : start + 40]!r}. The model may see another text than was meant; lm.tokens(prompt) "
-            "shows what it sees",
-            about="does not give back",
+            f"the tokenizer of {lm.name} does not round-trip: {text[start : start + 40]!r} comes back "
+            f"as {back[start : start + 40]!r}. The model may see a different text; lm.tokens(prompt) shows what "
+            "it sees",
+            about="does not round-trip",
         )
 
 
@@ -160,12 +160,12 @@ def single_token(lm: TextModel, text: str | int, *, role: str = "answer", after:
     ids = _following(lm.tokenizer, text, after)
     if not ids:
         near = describe(lm.tokenizer, lm.tokenizer(text, add_special_tokens=False).input_ids)[0].text
-        raise ValueError(f"the {role} {text!r} is no token of its own; {near!r} is one. Give that, or the token's id")
+        raise ValueError(f"the {role} {text!r} is not a token of its own; {near!r} is. Give that, or the token's id")
     if len(ids) != 1:
         parts = [t.text for t in describe(lm.tokenizer, ids)]
         hint = "" if text.startswith(" ") else f" Most words in a sentence start with a space: try {' ' + text!r}."
         raise ValueError(
-            f"the {role} {text!r} is {len(ids)} tokens {parts}; it has to be one. The first is {parts[0]!r}.{hint}"
+            f"the {role} {text!r} is {len(ids)} tokens {parts}; it must be one. The first is {parts[0]!r}.{hint}"
         )
     return int(ids[0])
 

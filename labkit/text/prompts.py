@@ -63,7 +63,8 @@ def each_prompt(look: Callable[Concatenate[Any, Any, P], R]) -> Each[P, R]:
             except Exception as error:
                 error.results = found  # type: ignore[attr-defined]
                 error.add_note(
-                    f"this was prompt {len(found) + 1} of {len(many)}; those before it are this error's `results`"
+                    f"this was prompt {len(found) + 1} of {len(many)}; the results before it are in this error's "
+                    "`results`"
                 )
                 raise
             if getattr(found[-1], "finish", None) == "stopped":

@@ -82,7 +82,7 @@ class CircuitView(Block):
     def _a_node(self, proposal: Any) -> Any:
         value = proposal["value"]
         if value is not None and value not in [node[0] for node in self.nodes]:
-            raise t.TraitError(f"{value!r} is no part of this circuit; circuit.nodes lists them")
+            raise t.TraitError(f"{value!r} is not part of this circuit; circuit.nodes lists them")
         return value
 
     def snapshot(self) -> str:

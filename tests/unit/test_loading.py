@@ -159,7 +159,7 @@ def test_chat_and_text_have_one_bos_at_most(lm4):
 
 @pytest.mark.parametrize("bits", [3, "4", 64])
 def test_bits_that_do_not_exist_are_told(bits):
-    with pytest.raises(ValueError, match="bits is 4, 8, 16 or 32"):
+    with pytest.raises(ValueError, match="bits must be 4, 8, 16 or 32"):
         lk.load(bits=bits)
 
 

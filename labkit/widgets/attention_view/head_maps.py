@@ -75,7 +75,7 @@ class HeadMaps:
         self._shown, self.difference.selection = [], None
         self.box.children, self.difference.row_axis = [self.difference], "head"
         labels = [f"head {n}" for n in range(len(values))], [token.display for token in found.tokens]
-        title = f"Layer {layer}: what looks from the last token add to {found.what}"
+        title = f"Layer {layer}: what each head adds to {found.what} from the last token"
         reach = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
         put(self.difference, values, labels, title=title, unit="logits", high=reach)
         return values

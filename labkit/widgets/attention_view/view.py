@@ -283,7 +283,7 @@ class AttentionView(Tool):
         if self.weighting == "logit":
             found, (layer, head) = self._contribution(), self.selection
             values = self.maps.show_contributions(found, layer, hide_sink=self.hide_sink)
-            one = f"What layer {layer}, head {head} adds to {found.what} by looking at each token"
+            one = f"What layer {layer}, head {head} adds to {found.what} by attending to each token"
             self.looks.show(values[head][None], unit="logits", one=one)
             return
         sides = self._sides()

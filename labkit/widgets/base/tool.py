@@ -31,7 +31,7 @@ class Tool(HasSnapshot, widgets.VBox):
         self._going: set[object] = set()  # what has been asked for and is not done
         self.status = StatusLine()
         self.run_button = widgets.Button(description="Run", button_style="primary", tooltip="Run (Ctrl+Enter)")
-        self.stop_button = widgets.Button(description="Stop", disabled=True, tooltip="Stop and keep what there is")
+        self.stop_button = widgets.Button(description="Stop", disabled=True, tooltip="Stop and keep what is done")
         self.run_button.on_click(lambda _: self.start())
         self.stop_button.on_click(lambda _: self.stop())
         super().__init__(**traits)

@@ -49,7 +49,7 @@ class BranchTree(Block):
         for index, branch in enumerate(proposal["value"]):
             parent = branch.get("parent")
             if parent is not None and not 0 <= parent < index:
-                raise t.TraitError(f"a branch comes after the one it left; branch {index} names {parent} as its parent")
+                raise t.TraitError(f"a branch must come after its parent; branch {index} names {parent} as its parent")
         return proposal["value"]
 
     def on_action(self, call: Callable[[str, int, str], Any]) -> None:

@@ -169,7 +169,7 @@ class LensPanel(widgets.VBox):
         with self.heatmap.hold_sync():
             self.heatmap.max_height = min(1400, max(16 * len(lens.layers), 60))
             self.heatmap.row_labels, self.heatmap.column_labels = [str(n) for n in lens.layers], lens.labels()
-            self.heatmap.title = f"What each layer would say next, read from {lens.site}"
+            self.heatmap.title = f"What each layer would predict next, read from {lens.site}"
             for name, value in look.items():
                 setattr(self.heatmap, name, value)
             self.heatmap.texts, self.heatmap.notes = words, self._notes(lens) if worded else []

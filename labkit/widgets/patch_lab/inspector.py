@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
 HINT = (
-    "Click a cell to see what the model would write after that patch.\n"
+    "Click a cell to see what the model would predict after that patch.\n"
     "Shift+click several to patch them together.\n"
     "Drag a cell onto another to put its activation there."
 )
@@ -150,7 +150,7 @@ def _report_words(grid: PatchGrid, report: CellReport) -> str:
     if not isinstance(report, JointReport):
         return effect_words(grid, report)
     singles = f": {' '.join(f'{one:+.2f}' for one in report.singles)}" if len(report.singles) <= 8 else ""
-    words = f"together {effect_words(grid, report)}\none by one {report.sum:+.2f} in sum{singles}"
+    words = f"together {effect_words(grid, report)}\nsum of single patches {report.sum:+.2f}{singles}"
     return words.replace("-", "−")
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 MODES = {"text": "Text", "chat": "Chat", "score": "Score a text"}
 BOXES = {
     "text": ("Prompt", "Write the beginning of a text. Ctrl+Enter runs it."),
-    "chat": ("Your message", "Write to the model. Ctrl+Enter sends it; empty, the last answer goes on."),
+    "chat": ("Your message", "Write to the model. Ctrl+Enter sends it; leave empty to continue the last answer."),
     "score": ("Text to score", "Paste a text to see how probable the model finds each of its tokens."),
 }
 
@@ -157,7 +157,7 @@ class PromptLab(Sampled, Tool):
     def _possible(self, proposal: Any) -> str:
         mode = str(proposal["value"])
         if mode == "chat" and all(template_of(lm) is None for lm in self.lms):
-            raise t.TraitError(f"{self.lm.name} has no chat template; the mode is text or score")
+            raise t.TraitError(f"{self.lm.name} has no chat template; use mode text or score")
         return mode
 
     @t.observe("mode")
@@ -294,7 +294,7 @@ class PromptLab(Sampled, Tool):
 
     def _waiting(self) -> str:
         idle = " and ".join(name.replace("_", "-") for name in self.idle())
-        return f" · {idle} waits for a temperature above 0" if idle else ""
+        return f" · no effect at temperature 0: {idle}" if idle else ""
 
     def _note_result(self) -> None:
         result = self.columns[0].branch or self.columns[0].score

@@ -66,7 +66,7 @@ class LookInside(widgets.VBox):
         if column is None or position is None:
             raise ValueError("no token is selected; click one first")
         if position == 0:
-            raise ValueError("nothing stands before the first token; choose a later one")
+            raise ValueError("there is nothing before the first token; choose a later one")
         if column.tree is not None and column.branch is not None:
             ids = [*column.tree.ids[0].tolist(), *column.branch.record.ids]
         elif column.score is not None:

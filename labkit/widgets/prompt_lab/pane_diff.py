@@ -58,12 +58,12 @@ class PaneDiff:
             return f"Marked: where surprisal differs by more than {APART:g} bits, {count} tokens."
         parted = {n: next((s for s in found if not s.same), None) for n, found in self.found.items()}
         if all(part is None for part in parted.values()):
-            return "They wrote the same."
+            return "The texts are the same."
         words, at = [], min(part.left for part in parted.values() if part is not None)
         for number, part in parted.items():
             if part is not None:
-                words.append(f"{_said(first, part.left)} against {_said(self.columns[number], part.right)}")
-        return f"They part at token {at}: {'; '.join(words)}."
+                words.append(f"{_said(first, part.left)} vs. {_said(self.columns[number], part.right)}")
+        return f"They diverge at token {at}: {'; '.join(words)}."
 
     def point(self, column: Column) -> None:
         """Outline in the other columns what stands beside the token under the pointer of this one."""

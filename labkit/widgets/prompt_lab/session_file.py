@@ -87,7 +87,7 @@ def read(path: str | Path, lms: Sequence[LanguageModel]) -> tuple[dict[str, Any]
         settings, saved = dict(whole["settings"]), list(whole["runs"])
     if len(models) != len(lms):
         names = ", ".join(f"{name} in {bits} bits" for name, bits in models)
-        raise ValueError(f"the session has {len(models)} models beside each other ({names}); this PromptLab {len(lms)}")
+        raise ValueError(f"the session compares {len(models)} models ({names}); this PromptLab has {len(lms)}")
     apart = [
         f"{name} in {bits} bits (here {lm.name} in {lm.bits})"
         for (name, bits), lm in zip(models, lms, strict=True)

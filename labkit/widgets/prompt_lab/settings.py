@@ -94,7 +94,9 @@ class Settings(widgets.VBox):
 
     def _tell_idle(self) -> None:
         words = " and ".join(name.replace("_", "-") for name in self.sampled.idle())
-        self.note.value = f"At temperature 0 the likeliest token is always taken: {words} waits." if words else ""
+        self.note.value = (
+            f"No effect at temperature 0, where the likeliest token is always chosen: {words}." if words else ""
+        )
 
 
 def parsed(text: str) -> list[str]:
