@@ -60,7 +60,7 @@ def _lab(arguments: list[str]) -> int:
 
 
 def _root() -> list[str]:
-    """The flag that opens JupyterLab on the notebooks; says where they are and what was left alone."""
+    """The flag that opens JupyterLab on the notebooks; prints where they are and which copies were kept."""
     from labkit.course.folder import notebooks
 
     course = notebooks()

@@ -141,7 +141,7 @@ def open_steering_vector(path: str | os.PathLike[str]) -> SteeringVector:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a saved steering vector, or comes from a newer labkit.
+        ValueError: the file is not a saved steering vector, or was saved by a newer labkit.
     """
     about, arrays = open_arrays(path, "steering vector")
     with reading(path, "steering vector"):

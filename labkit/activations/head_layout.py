@@ -1,9 +1,9 @@
-"""What can be seen of each layer's heads, found by looking.
+"""What can be read of each layer's heads, found by trial.
 
 A short prompt is run three times: plainly; through our own attention function, which notes its calls and computes every
 pattern explicitly; and with one head's z set to zero. If the second run does not give the logits of the first, the
-architecture does something in attention that our function does not know, and its q, k, v, pattern and z are declared
-absent rather than shown wrong. The third shows whether the output projection takes the heads side by side.
+architecture has an attention feature that our function does not support, and its q, k, v, pattern and z are declared
+absent rather than shown wrong. The third shows whether the output projection reads the heads side by side.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _QKV = ("q", "k", "v", "pattern")
 class Heads:
     """One layer's heads.
 
-    `attention` is the module whose attention call is ours to see, None where there is none: then z is what the output
-    projection takes in, if anything is. `missing` says for each kind of site that is absent why.
+    `attention` is the module whose attention call labkit can see, or None: then z is the input of the output
+    projection, if there is one. `missing` says why each absent kind of site is absent.
     """
 
     attention: nn.Module | None = None
@@ -44,7 +44,7 @@ _seen: WeakKeyDictionary[Model, tuple[Heads, ...]] = WeakKeyDictionary()
 
 
 def heads_of(lm: Model) -> tuple[Heads, ...]:
-    """The heads of every layer of a model; looked at once and kept with the model."""
+    """The heads of every layer of a model; found once and kept with the model."""
     if lm not in _seen:
         with lm.busy():
             _seen[lm] = _look(lm)
@@ -103,9 +103,9 @@ def _close(lm: Model, a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _each_close(lm: Model, ids: torch.Tensor) -> bool:
-    """Is each layer's attention the same through our function, on the inputs that it has in a plain run?
+    """Is each layer's attention the same through our function, on its inputs from a plain run?
 
-    Rounding grows from layer to layer, in 8 bits up to logits that tell nothing; within one layer it does not.
+    Rounding grows from layer to layer, in 8 bits up to meaningless logits; within one layer it does not.
     """
     calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any], torch.Tensor]] = []
 

@@ -1,7 +1,7 @@
-"""Every kind of site: what it is, its axes, where a block has it and why one may not. To add one, add it here.
+"""Every kind of site: what it is, its axes, where a block has it and why it may be absent. To add one, add it here.
 
-Menus, errors, documents and tests ask this list; `labkit.activations.hooks` reaches a kind with a `where` by a hook on
-the module that it names, at its input or its output.
+Menus, errors, documents and tests are built from this list; `labkit.activations.hooks` reaches a kind with a `where` by
+a hook on the module that it names, at its input or its output.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SiteKind:
             another way: the embedding, the attention function, the router.
         at_input: does it pass at the module's input, or at its output?
         absent: why a block may lack it.
-        at_projection: is it at a projection, where an adapter that is no linear map can be in its way?
+        at_projection: is it at a projection, where a nonlinear adapter can be in the way?
         sent, received: can a path begin or end there (Wang et al. 2022)?
     """
 
@@ -69,7 +69,7 @@ class SiteKind:
 
     @property
     def usual(self) -> tuple[str, str]:
-        """The axes of its grid when nothing is asked for."""
+        """The default axes of its grid."""
         return ("layer", "head") if self.unit == "head" else ("layer", "position")
 
 

@@ -26,7 +26,7 @@ _FORM = re.compile(r"(?P<kind>[a-z_]+)(\.(?P<layer>-?\d+))?(\.(?P<head>-?\d+))?(
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One place: a kind, and where they are given a layer, a head and a position. None means all of them."""
+    """One place: a kind, and optionally a layer, a head and a position; None means all."""
 
     kind: str
     layer: int | None = None
@@ -77,7 +77,7 @@ def n_heads_of(lm: Model, kind: str, layer: int | None = None) -> int:
 
 
 def checked(lm: Model, site: str | Site, *, length: int | None = None) -> Site:
-    """The site with its layer, head and position counted from zero, held against what the model has.
+    """The site with its layer, head and position counted from zero, checked against the model.
 
     Raises:
         ValueError: the layer, head or position is out of range, or this architecture has no such site.
@@ -101,7 +101,7 @@ def checked(lm: Model, site: str | Site, *, length: int | None = None) -> Site:
 
 
 def out_of_range(lm: Model, kind: str, what: str, value: int, count: int) -> str:
-    """That a model has no such layer, head, neuron or position, in words that say which heads are counted."""
+    """The message for a layer, head, neuron or position that a model does not have; it says which heads are counted."""
     shared = f" at {kind}"
     if what == "head" and kind in ("k", "v"):
         what = "key-value head"
@@ -140,7 +140,7 @@ def _missing(lm: Model, kind: str, layer: int) -> str | None:
 
 
 def _or_adapter(lm: Model, layer: int, why: str) -> str:
-    """Why a site at a projection is absent; an adapter that is no linear map can be the reason."""
+    """Why a site at a projection is absent; a nonlinear adapter can be the reason."""
     inside = set(lm.anatomy.blocks[layer].module.modules()) - {m for a in lm.anatomy.adapted for m in a.modules()}
     blocking = any(isinstance(getattr(m, "base_layer", None), nn.Module) for m in inside)
     return f"an adapter that is not a linear map is in the way; {MERGE}" if blocking else why

@@ -1,7 +1,7 @@
-"""What an exercise is, and what to say to what was handed in.
+"""What an exercise is, and how an answer is checked.
 
-An exercise is a function from (answer, lm) to a `Verdict`. Wrong answers are told what is wrong with them, not the
-right one. Each notebook's exercises are in a module of their own beside this one, imported when one is first checked.
+An exercise is a function from (answer, lm) to a `Verdict`. A wrong answer gets a reason, not the solution. Each
+notebook's exercises are in a module of their own beside this one, imported when one is first checked.
 """
 
 from __future__ import annotations

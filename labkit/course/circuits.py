@@ -1,4 +1,4 @@
-"""Circuits: from one head's words to the edges that do a task."""
+"""Circuits: from one head's output to the edges that do a task."""
 
 from __future__ import annotations
 

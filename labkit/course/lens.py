@@ -1,4 +1,4 @@
-"""The logit lens and direct attribution: what a layer would say, and who writes the answer."""
+"""The logit lens and direct attribution: what a layer would predict, and what writes the answer."""
 
 from __future__ import annotations
 

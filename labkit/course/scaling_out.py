@@ -1,4 +1,4 @@
-"""Scaling out: what one pair cannot tell."""
+"""Scaling out: what one pair cannot show."""
 
 from __future__ import annotations
 

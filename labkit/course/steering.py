@@ -32,7 +32,7 @@ PLAIN = (
 
 
 def mood(lm: LanguageModel) -> float:
-    """How much likelier a good word is than a bad one after some openings that say neither: mean log odds, in nats."""
+    """How much likelier a good word is than a bad one after some neutral openings: mean log odds, in nats."""
     found = []
     for opening in OPENINGS:
         ids = lm.encode(opening)
@@ -45,7 +45,7 @@ def mood(lm: LanguageModel) -> float:
 
 
 def cost(lm: LanguageModel, text: str = PLAIN) -> float:
-    """What a token of a plain text costs the model on average, in nats; lower is better."""
+    """The mean surprisal of a plain text, in nats per token; lower is better."""
     ids = lm.encode(text)
     logprobs = lm.run(ids).logits[0, :-1].float().log_softmax(-1)
     return -float(logprobs.gather(1, ids[0, 1:, None]).mean())

@@ -1,11 +1,11 @@
 """Classic tasks: generators of prompt pairs on which circuits have been found, made for the tokenizer at hand.
 
 A `Task` has templates with slots and a rule that fills them. Words that are more than one token for the loaded
-tokenizer are left out, and every pair is verified before it is given away: clean and corrupt have the same number of
-tokens, answer and foil are one token each, and are what the tokenizer makes of the sentence when they follow it. What
-the model makes of a pair is another question: `Task.verify` answers it.
+tokenizer are left out, and every pair is verified: clean and corrupt have the same number of tokens, and answer and
+foil are one token each, also when tokenized as part of the sentence. Whether the model does the task on a pair is for
+`Task.verify` to say.
 
-Templates and word lists are labkit's own; the papers are where each task comes from.
+Templates and word lists are labkit's own; each task names its paper.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from labkit.models.handle import Model
 
-_PATIENCE = 1500  # draws in a row that give nothing new, before it is said that there are no more
+_PATIENCE = 1500  # draws in a row without a new pair, after which there are taken to be no more
 
 
 class PromptPair(NamedTuple):
-    """Two prompts and the token each calls for: `lk.patch(lm, *pair)`."""
+    """Two prompts and the token that each calls for: `lk.patch(lm, *pair)`."""
 
     clean: str
     corrupt: str
@@ -42,7 +42,7 @@ class TaskCheck:
     """On how many pairs the model does the task: clean prefers the answer, and corrupt the foil.
 
     Attributes:
-        pairs: what was looked at.
+        pairs: the pairs that were run.
         clean, corrupt: the logit of the answer minus that of the foil after each prompt, one number per pair.
     """
 
@@ -70,7 +70,7 @@ class TaskCheck:
 
 @dataclass(frozen=True)
 class Task:
-    """A task: what it asks, the paper it comes from, templates, and the rule that fills them."""
+    """A task: its question, its paper, templates, and the rule that fills them."""
 
     name: str
     about: str
@@ -84,12 +84,12 @@ class Task:
         Args:
             lm: the model whose tokenizer they are made for.
             n: how many.
-            seed: another number gives other pairs.
+            seed: another seed gives other pairs.
             aligned: all from one template and with one layout, so that a position has the same role in every pair and
                 grids over positions can be averaged. False mixes the templates, which is the better test of a finding.
 
         Raises:
-            ValueError: so many cannot be made with this tokenizer; the message says how many can.
+            ValueError: this tokenizer does not allow so many; the message says how many it does.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1; got {n}")
@@ -114,7 +114,7 @@ class Task:
 
 
 def tasks() -> pd.DataFrame:
-    """The classic tasks: name, what is asked, and the paper each comes from."""
+    """The classic tasks: name, question and paper."""
     import pandas as pd
 
     return pd.DataFrame([{"task": t.name, "about": t.about, "paper": t.paper} for t in TASKS]).set_index("task")
@@ -182,7 +182,7 @@ class _Draw:
 
 
 def _make(task: Task, lm: Model, templates: Sequence[str], n: int, *, seed: int, aligned: bool) -> list[PromptPair]:
-    """Different verified pairs, `n` of one layout where `aligned`; fewer where they run out."""
+    """Different verified pairs, `n` of one layout if `aligned`; fewer if they run out."""
     draw = _Draw(lm, seed)
     seen: set[PromptPair] = set()
     found: dict[object, list[PromptPair]] = {}

@@ -1,7 +1,7 @@
 """How the next token is chosen: the settings, which of them contradict each other, and draws that can be repeated.
 
-Every draw is seeded with the seed and the place in the text. So a text can be taken up again anywhere, after a stop or
-in a branch, and goes on as it would have: the draws of what comes before do not matter.
+Every draw is seeded with the seed and the place in the text. So a text can be resumed anywhere, after a stop or in a
+branch, and continues as it would have: earlier draws do not matter.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Sampling:
     """Settings of `generate`, checked.
 
     Attributes:
-        max_new_tokens: how many tokens at most.
+        max_new_tokens: the most tokens to write.
         temperature: 0 takes the likeliest token each time; 1 samples from the model's distribution.
         top_p: sample from the likeliest tokens that together have this probability (Holtzman et al. 2020).
         top_k: sample from this many of the likeliest; 0: from all.
         min_p: leave out tokens less probable than this share of the likeliest one (Nguyen et al. 2024).
         repetition_penalty: above 1 makes what is in the text already less likely (Keskar et al. 2019).
         seed: the same seed gives the same text; None draws one when it is needed.
-        stop_strings: end as soon as one of these has been written; it stays in the text.
+        stop_strings: stop once one of these has been written; it stays in the text.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -69,7 +69,7 @@ class Sampling:
             )
 
     def idle(self) -> list[str]:
-        """Settings that say how to sample where nothing is sampled."""
+        """Sampling settings that have no effect at temperature 0."""
         return [] if self.temperature else [name for name in CUTS if getattr(self, name) != DEFAULTS[name]]
 
     def drawn(self) -> Sampling:

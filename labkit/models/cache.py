@@ -1,9 +1,9 @@
-"""The cache: folders that are made once, whole or not at all.
+"""The cache: folders that are written once, completely or not at all.
 
-An entry is built in a folder beside its place and moved there in one step, under a file lock, so that two processes
-that want it at once make it once. A manifest written last holds every file's size; an entry that does not match it is
-made again. Many users can share a cache: its files have the permissions that the umask of whoever makes them says, and
-a whole entry is read without a lock and without leave to write.
+An entry is built in a temporary folder and moved into place in one step, under a file lock, so that two processes build
+it only once. A manifest written last holds every file's size; an entry that does not match it is rebuilt. Several users
+can share a cache: its files follow the umask of whoever wrote them, and a complete entry is read without a lock or
+write permission.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def entry(name: str, build: Callable[[Path], None]) -> Path:
     """The cache entry of that name; built by `build(folder)` where it is missing or broken.
 
     Raises:
-        CacheUnusable: it has to be made and the cache cannot be written, or it is there and cannot be read.
+        CacheUnusable: it has to be built and the cache cannot be written, or it cannot be read.
     """
     place = cache_folder() / name
     if is_whole(place):
@@ -105,7 +105,7 @@ def _open_up(folder: Path) -> None:
 
 @contextmanager
 def _writing(place: Path) -> Iterator[None]:
-    """Say of what goes wrong on disk whose the cache is and what to do."""
+    """Turn disk errors into messages that say who owns the cache and what to do."""
     other = "keep the models elsewhere: set LABKIT_CACHE to a folder of your own"
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the hub and transformers raise on the way to a model, said so that one knows what to do."""
+"""Errors of the hub and transformers while a model is loaded, turned into advice."""
 
 from __future__ import annotations
 

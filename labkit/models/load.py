@@ -1,7 +1,7 @@
 """From a name to a model in memory.
 
-The order is: where does it come from, what kind of model is it, will it fit; only then are weights read. Weights are
-safetensors or GGUF, never pickles.
+In order: where it comes from, what kind of model it is, and whether it fits; only then are weights read, from
+safetensors or GGUF, never from pickles.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def loaded(
     trust_remote_code: bool,
     progress: bool,
 ) -> M:
-    """A model of this kind, read from where its name says; see `labkit.load`."""
+    """A model of this kind, read from its source; see `labkit.load`."""
     if bits is not None and bits not in BITS:
         raise ValueError(f"bits must be 4, 8, 16 or 32; got {bits!r}")
     asked = _dtype(dtype)
@@ -106,7 +106,7 @@ def loaded(
 
 
 def wrapped(kind: type[M], hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> M:
-    """A model of this kind around one of transformers; see `labkit.wrap`."""
+    """A model of this kind around a transformers model; see `labkit.wrap`."""
     hf = unwrapped(hf)
     name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
     form = stored.of(hf.config)
@@ -234,14 +234,14 @@ def _check_fits(
     choices: tuple[int, ...] = BITS,
     disk: bool = True,
 ) -> None:
-    """Compare what the weights will take with what there is, before any is read.
+    """Compare the size of the weights with the free memory, before any is read.
 
     Args:
         label: what to call the model.
         skeleton: the model without weights.
         bits, dtype, device, spread: how and where it is to be loaded.
-        choices: the numbers of bits that it can be loaded in; no others are advised.
-        disk: whether what finds no room elsewhere can lie on disk.
+        choices: the numbers of bits that it can be loaded in, for the advice.
+        disk: whether the rest can go to disk.
     """
     need = predict(skeleton, bits=bits, dtype=dtype)
     have = available(device)
@@ -274,7 +274,7 @@ def _spread_over(bits: int) -> dict[str, Any]:
 
 
 def room(bits: int) -> dict[int | str, int]:
-    """Bytes of weights that each device may take: what is free, less room to work in.
+    """Bytes of weights that each device may take: what is free, minus working memory.
 
     bitsandbytes' layers stay on the GPUs where there are any; the CPU takes weights of 16 and 32 bits only.
     """

@@ -1,4 +1,4 @@
-"""Linear layers that compute faster for as long as a pass of labkit runs.
+"""Linear layers that compute faster while labkit runs a pass.
 
 bitsandbytes has a 4-bit kernel for CPUs with AVX512-BF16 only. On any other, and on Apple's GPUs, a 4-bit layer turns
 its weight back into numbers in every forward pass, which for a few tokens takes longer than the matmul; and the kernel

@@ -45,7 +45,7 @@ class CellReport:
 
     Attributes:
         before, after: the likeliest next tokens without and with it, as (text, probability).
-        effect: the change of the metric; NaN for a metric of one's own on a cell that is not in the grid.
+        effect: the change of the metric; NaN for a metric of your own on a cell that is not in the grid.
         normalized: the metric after it, where 0 is the corrupt run and 1 the clean run.
         attention_before, attention_after: where the place looks, float32: (head, key) for a position, from there, one
             head or all of the layer; (query, key) for a head at all positions; None where the layer has no patterns,

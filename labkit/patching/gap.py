@@ -6,7 +6,7 @@ float32, some tenths of a logit in bfloat16. Where clean and corrupt are no furt
 dtype, the prompts and the metric, so it is measured: both prompts are run again, several times in one batch, with
 another last digit in the embeddings each time. That moves the metric about as far as a grid's own batches do, whichever
 kernels this machine has: on some, the plain pass alone gives the same digits in every batch. In float32 next to nothing
-is left of rounding; there a gap of logits is held against how far the logits of the vocabulary lie apart, too.
+is left of rounding; there a gap of logits is checked against how far the logits of the vocabulary lie apart, too.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def metric(
 
 @metric("logit_diff", unit="logits", label="logit difference", needs=("answer", "foil"), of_columns=True)
 def logit_diff(logits: torch.Tensor) -> torch.Tensor:
-    """The answer's logit less the foil's."""
+    """The answer's logit minus the foil's."""
     return logits[:, 0] - logits[:, 1]
 
 

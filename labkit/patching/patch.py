@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
 CHECKED: PerModel[set[str]] = PerModel(set)
-"""For each model the sites whose fast way was held against whole runs."""
+"""For each model the sites whose fast way was checked against whole runs."""
 
 
 @asks(PatchSpec)

@@ -18,7 +18,7 @@ SENDERS = names(kind for kind in KINDS.values() if kind.sent)
 
 
 def receivers_of(lm: LanguageModel, asked: str | Site | Sequence[str | Site]) -> list[Site]:
-    """The receivers, held against the model; none for the logits."""
+    """The receivers, checked against the model; none for the logits."""
     several = [asked] if isinstance(asked, str | Site) else list(asked)
     if several in (["logits"], ["resid_post.last"]):
         return []

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
 CHECKED: PerModel[set[str]] = PerModel(set)
-"""For each model the paths whose fast way was held against whole runs."""
+"""For each model the paths whose fast way was checked against whole runs."""
 
 MLPS = ("recompute", "freeze")
 
@@ -98,7 +98,7 @@ def path_patch(lm: LanguageModel, spec: PathSpec) -> PathGrid:
 
 
 class _Paths:
-    """The work of one `path_patch`: the input is held against the model here, before anything runs."""
+    """The work of one `path_patch`: the input is checked against the model here, before anything runs."""
 
     def __init__(self, lm: LanguageModel, spec: PathSpec) -> None:
         for kind in ("attn_out", "mlp_out") if spec.mlps == "freeze" else ("attn_out",):
@@ -348,7 +348,7 @@ class _Paths:
         return x
 
     def _hear(self, sites: list[Site], values: dict[Site, torch.Tensor]) -> Edit:
-        """Put what receivers of one kind and layer got in the place of (rows, seq, ...), from the start on."""
+        """Put what receivers of one kind and layer got in place of (rows, seq, ...), from the start on."""
 
         def edit(value: torch.Tensor) -> torch.Tensor:
             value = value.clone()

@@ -31,7 +31,7 @@ def open_grid(path: str | os.PathLike[str]) -> PatchGrid:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a saved grid, or comes from a newer labkit.
+        ValueError: the file is not a saved grid, or was saved by a newer labkit.
     """
     about, arrays = open_arrays(path, "grid")
     with reading(path, "grid"):

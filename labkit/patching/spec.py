@@ -115,7 +115,7 @@ class PatchSpec(PairSpec):
 
 @dataclass(frozen=True, eq=False)
 class PreparedPair:
-    """A spec held against a model.
+    """A spec checked against a model.
 
     Attributes:
         pair: both prompts whole, as they align.

@@ -102,7 +102,7 @@ def open_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any]
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is something else, is damaged, or comes from a newer labkit.
+        ValueError: the file is something else, is damaged, or was saved by a newer labkit.
     """
     about = open_about(path, kind)
     with reading(path, kind), np.load(path, allow_pickle=False) as file:
@@ -114,7 +114,8 @@ def open_about(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else, or comes from a newer labkit; the message says what it is, and what opens it.
+        ValueError: it is something else, or was saved by a newer labkit; the message says what it is, and what opens
+            it.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")

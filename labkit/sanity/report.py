@@ -80,8 +80,9 @@ class Controls:
         return [where(cell) + token for cell, token in zip(self.cells, tokens, strict=True)]
 
     def figure(self) -> go.Figure:
-        """Four pictures: other activations in the place of the right one, three ways of taking cells away, the estimate
-        against the truth, and the strongest cell in many pairs. A check that was not made leaves its place empty."""
+        """Four pictures: other activations in place of the right one, three ways of taking cells away, the estimate
+        against the truth, and the strongest cell in many pairs. A check that was not made leaves its place empty.
+        """
         from plotly.subplots import make_subplots
 
         titles = (

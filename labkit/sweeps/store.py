@@ -56,7 +56,7 @@ class Store:
 
         Raises:
             FileNotFoundError: there is no sweep in that folder.
-            ValueError: its manifest cannot be read, or comes from a newer labkit.
+            ValueError: its manifest cannot be read, or was saved by a newer labkit.
         """
         path = Path(folder)
         if not path.exists() or (path.is_dir() and not (path / MANIFEST).is_file()):

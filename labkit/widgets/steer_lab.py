@@ -50,7 +50,7 @@ class SteerLab(Tool):
         strength: how many times the vector is added; negative for the opposite.
         control: use a random direction of the same length instead.
         max_new_tokens: at most this many tokens.
-        background: do the work in a thread of its own; by default everywhere but in Colab.
+        background: do the work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
         prompt, positive, negative, layer, strength, control, max_new_tokens: the settings; the first is any prompt,

@@ -19,7 +19,7 @@ def parts(path: Path) -> list[Path]:
     """The files of the model that a GGUF file belongs to, in order: the file alone, or all parts of a split one.
 
     Raises:
-        LoadError: it is no GGUF file, or a part is missing.
+        LoadError: it is not a GGUF file, or a part is missing.
     """
     files = [path]
     if (found := _PART.match(path.name)) and (count := int(found["count"])) > 1:

@@ -193,7 +193,7 @@ def not_read(stored: Stored, label: str, error: Exception) -> LoadError:
 
 
 def check_weights(stored: Stored, label: str, hf: nn.Module) -> None:
-    """See that weights of a foreign format are read right: what a layer computes is what the weight read of it says.
+    """Check that weights of a foreign format are read right: a layer must compute what its weight says.
 
     One layer of each kind is tried; direct attribution, head_out and neurons depend on it.
 

@@ -1,4 +1,4 @@
-"""Weight files as they lie on disk: what their headers say, and each tensor read when it is asked for.
+"""Weight files on disk: their headers, and each tensor read on demand.
 
 A safetensors file begins with a header that names its tensors, their dtypes, shapes and places. From headers alone one
 sees whether a checkpoint is whole. `Tensor` has the two things that transformers asks of a tensor in a file (its dtype,
@@ -84,7 +84,7 @@ def header(file: Path) -> dict[str, Any]:
     """What a safetensors file says of its tensors: by name `dtype`, `shape`, `data_offsets`.
 
     Raises:
-        LoadError: it is cut short, damaged, or a pointer that stands in its place.
+        LoadError: it is cut short, damaged, or a pointer in its place.
     """
     size = file.stat().st_size
     with file.open("rb") as opened:
@@ -116,7 +116,7 @@ AGAIN = "Download or copy it again"
 
 
 def is_pointer(file: Path) -> bool:
-    """Is this a Git LFS pointer, a few lines of text in the place of a large file?"""
+    """Is this a Git LFS pointer, a few lines of text in place of a large file?"""
     with file.open("rb") as opened:
         return opened.read(len(_POINTER)) == _POINTER
 

@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? A tensor that is missing from it would be filled with random numbers.
+"""Is a checkpoint complete? A missing tensor would be filled with random numbers.
 
 transformers itself is asked, before any weight is read: it "loads" tensors that have a shape and no numbers, with all
 that it knows of renamed, merged and tied ones, and reports what it did not find. What it leaves out on purpose (a tied

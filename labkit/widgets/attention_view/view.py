@@ -50,7 +50,7 @@ class AttentionView(Tool):
         selection: the head to begin with, (layer, head); by default one that looks at more than the text's beginning.
         against: another prompt, to compare with and to take heads from.
         scores: scores of your own by name, each from a head's pattern (query, key) to a number.
-        background: do the work in a thread of its own; by default everywhere but in Colab.
+        background: do the work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
         text: what the model reads; `start()` or `run()` after changing it.

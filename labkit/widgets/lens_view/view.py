@@ -42,7 +42,7 @@ class LensView(Tool):
         site: what the lens reads: `resid_post`, `attn_out` or `mlp_out`.
         shade: what cells are coloured by: `probability`, `entropy`, `rank` or `kl`.
         face: which of the three is shown: `lens`, `direct` or `steering`.
-        background: do the work in a thread of its own; by default everywhere but in Colab.
+        background: do the work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
         prompt, answer, foil, follow, site, shade, face: the settings.

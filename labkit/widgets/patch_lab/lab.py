@@ -69,7 +69,7 @@ class PatchLab(Tool, PatchState):
         layer: the layer of a grid that is over one; without it the middle one, or that of the last cell selected.
         direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
         chosen: cells to patch together, such as `[(23, 3), (20, 0)]`.
-        background: do the work in a thread of its own; by default everywhere but in Colab.
+        background: do the work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
         clean, corrupt, answer, foil, metric, site, over, layer, direction: the settings.

@@ -61,7 +61,7 @@ class PromptLab(Sampled, Tool):
         lm: the model, or a list of models that get the same prompt.
         prompt: the text to continue, to send or to score.
         mode: `text` continues, `chat` sends the prompt in the model's chat template, `score` reads it.
-        background: do the work in a thread of its own; by default everywhere but in Colab.
+        background: do the work in a thread of its own; the default everywhere but in Colab.
         settings: any of the traits below.
 
     Traits:
