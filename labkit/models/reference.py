@@ -28,7 +28,7 @@ class AbsentModel:
             raise AttributeError(name)
         raise AttributeError(
             "this result was unpickled without its model, and this call needs the model; load it, then set "
-            "result.lm = lm:\n\n{self._load}"
+            f"result.lm = lm:\n\n{self._load}"
         )
 
     def __repr__(self) -> str:

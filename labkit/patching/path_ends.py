@@ -18,7 +18,7 @@ SENDERS = names(kind for kind in KINDS.values() if kind.sent)
 
 
 def receivers_of(lm: LanguageModel, asked: str | Site | Sequence[str | Site]) -> list[Site]:
-    """The receivers, checked against the model; none for the logits."""
+    """The receivers, checked against the model; empty for the logits."""
     several = [asked] if isinstance(asked, str | Site) else list(asked)
     if several in (["logits"], ["resid_post.last"]):
         return []
@@ -45,7 +45,7 @@ def receivers_of(lm: LanguageModel, asked: str | Site | Sequence[str | Site]) ->
 
 
 def senders_of(lm: LanguageModel, asked: Sequence[str | Site] | str | None) -> list[Site]:
-    """Every sender by itself, in order of layers."""
+    """The single senders, by layer."""
     several = ["z"] if asked is None else [asked] if isinstance(asked, str | Site) else list(asked)
     if not several:
         raise ValueError("senders is empty; leave it out for every head, or name some, such as ['z.5.3', 'mlp_out.5']")
@@ -63,7 +63,7 @@ def senders_of(lm: LanguageModel, asked: Sequence[str | Site] | str | None) -> l
 
 
 def comes_before(sender: Site, receiver: Site) -> bool:
-    """Can what a sender says reach a receiver?"""
+    """Can the output of a sender reach a receiver?"""
     assert sender.layer is not None
     assert receiver.layer is not None
     if receiver.kind == "resid_post" or (receiver.kind == "resid_mid" and sender.kind == "z"):

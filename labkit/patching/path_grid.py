@@ -21,7 +21,7 @@ class PathGrid(PatchGrid):
 
     @property
     def receiver(self) -> str:
-        """What received: `logits`, `q.20.3`, or several joined by commas."""
+        """The receiver: `logits`, `q.20.3`, or several joined by commas."""
         receiver = self.recipe["receiver"]
         return receiver if isinstance(receiver, str) else ", ".join(receiver)
 

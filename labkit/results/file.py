@@ -48,7 +48,7 @@ KINDS = {
 
 
 def register(kind: Kind) -> None:
-    """Make a kind of file known: every opener then names it and what opens it.
+    """Register a kind of file: every opener then names it and its opener.
 
     Raises:
         ValueError: there is a kind of that name.
@@ -70,7 +70,7 @@ _MARKS |= {"sweep": {"recipe", "pairs", "shard"}, "sweep shard": {"hash", "pairs
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write to that takes its name when the block ends: it is whole, or what was there before stays.
+    """A file to write to that takes its name when the block ends: it is complete, or the old one stays.
 
     It gets the permissions that any new file gets here, so that a shared folder stays shared.
     """
@@ -86,14 +86,14 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def save_arrays(path: str | os.PathLike[str], kind: str, about: dict[str, Any], **arrays: np.ndarray) -> Path:
-    """Write arrays and a JSON-able description to one file, in one step: the file is whole or not there."""
+    """Write arrays and a JSON-able description to one file, in one step."""
     with written_whole(path) as file:
         np.savez_compressed(file, about=described(kind, about), **arrays)  # type: ignore[arg-type]
     return Path(path)
 
 
 def described(kind: str, about: dict[str, Any]) -> np.ndarray:
-    """What a file says about itself, as the array that goes into it."""
+    """The description of a file, as the array that goes into it."""
     return np.array(json.dumps({"kind": kind, "format": KINDS[kind].newest, **about}))
 
 
@@ -110,7 +110,7 @@ def open_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any]
 
 
 def open_about(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
-    """What a file (or the folder of a sweep) says about itself, if it is of this kind.
+    """The description of a file (or of the folder of a sweep), if it is of this kind.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -140,7 +140,7 @@ def open_about(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
-    """Around what takes a file of a known kind apart: what it lacks is told as a damaged file, not as a raw error.
+    """Wraps the parsing of a file of a known kind: missing parts are reported as a damaged file, not as a raw error.
 
     Raises:
         ValueError: something went wrong in the block.
@@ -182,7 +182,7 @@ def _unknown(about: Any) -> str:
 
 
 def _other(path: Path, error: Exception) -> str:
-    """In words what a file is that no opener of ours reads."""
+    """What kind of file this is, if it is not one of ours."""
     if path.is_dir():
         return "a folder" if not (path / MANIFEST).exists() else f"a folder whose {MANIFEST} cannot be read ({error})"
     if not path.is_file():

@@ -1,10 +1,10 @@
-"""Sanity checks that a patching grid has to stand before it is believed.
+"""Sanity checks that a patching grid should pass before it is believed.
 
 A grid shows that some cell moves the answer. That need not mean what it seems to: any disturbance moves a logit
-difference towards nothing, an engine can be wrong, an estimate can miss, and one pair is one example. Each check here
-answers one of these doubts with a number and a sentence. The strongest cells of the grid are what most of them look at.
+difference towards zero, an engine can be wrong, an estimate can miss, and one pair is one example. Each check answers
+one of these doubts with a number and a sentence, most of them for the strongest cells.
 
-Shares are used throughout: 0 is the run that is patched into, 1 the run that the activation comes from.
+All shares are on a scale from the patched run (0) to the run that the activation comes from (1).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class ControlsSpec(PatchSpec):
 
     Attributes:
         pairs: more pairs of the same kind, such as `lk.task("indirect object").pairs(lm, n=50)`: they show whether this
-            pair is typical, and are what unrelated prompts are drawn from.
-        grid: the exact grid, if it is there already; otherwise it is computed.
+            pair is typical, and provide unrelated prompts.
+        grid: the exact grid, if there already is one; otherwise it is computed.
         cells: how many of its strongest cells to look at.
         n: how many random positions and prompts to try with each.
         seed: of the random choices.
@@ -68,14 +68,14 @@ def controls(lm: LanguageModel, spec: ControlsSpec) -> Controls:
     Args:
         lm: the model.
         clean, corrupt, answer, foil, site, metric, direction and so on: as for `lk.patch`.
-        pairs, grid, cells, n, seed: as `ControlsSpec` has them: more pairs of the same kind, the grid where it is there
-            already, how many cells to look at and how many random choices to try, and their seed.
+        pairs, grid, cells, n, seed: as `ControlsSpec` has them: more pairs of the same kind, an existing grid, how many
+            cells and random choices to try, and the seed.
 
     Returns:
-        A `Controls`, after an interrupt with the checks made by then.
+        A `Controls`; after an interrupt, with the checks made so far.
 
     Raises:
-        ValueError: anything that `lk.patch` refuses; two prompts that are the same; a grid of another pair.
+        ValueError: anything that `lk.patch` refuses; two equal prompts; a grid of another pair.
     """
     job = ControlsJob(lm, spec)
     finish(job, "sanity checks", unit="check", kept="result", progress=spec.progress)
@@ -87,7 +87,7 @@ class ControlsJob:
     """The checks one after the other, so that they can be watched and stopped.
 
     `for check in job.steps(): ...` does the work in the calling thread and yields each `Check` as it is made;
-    `job.cancel()`, from any thread, ends it soon. `job.result` has the checks made by then.
+    `job.cancel()`, from any thread, ends it soon. `job.result` has the checks made so far.
     """
 
     names = (
@@ -131,7 +131,7 @@ class ControlsJob:
         return len(self.result.checks)
 
     def cancel(self) -> None:
-        """Ask the job to end; the check that it is at is left out."""
+        """Ask the job to end; the current check is left out."""
         self._stop.set()
         if (inner := self._inner) is not None:
             inner.cancel()
@@ -188,7 +188,7 @@ class ControlsJob:
         return PatchJob(self.lm, replace(self.spec, **prompts, **other))
 
     def _strongest(self) -> list[tuple[int, ...]]:
-        """The strongest cells, no two of one position: neighbouring layers of a residual stream say the same."""
+        """The strongest cells, one per position: neighbouring layers of a residual stream are nearly equal."""
         size = np.abs(self._shares)
         places: list[tuple[int, ...]] = []
         for i in np.argsort(-size, axis=None, kind="stable"):
@@ -241,7 +241,7 @@ class ControlsJob:
         return float(self._share(self._value(self._put(activation, cell))))
 
     def _unrelated(self) -> Iterator[torch.Tensor]:
-        """Prompts of this length that have nothing to do with this one, (1, seq), without end."""
+        """Unrelated prompts of this length, (1, seq), without end."""
         length = self._base.shape[1]
         plain = self.lm.encode(" ".join([PLAIN] * (1 + length // 80)))[0]
         bos = self.lm.tokenizer.bos_token_id
@@ -306,7 +306,7 @@ class ControlsJob:
         return self._against(name, found, "from a random prompt")
 
     def _against(self, name: str, found: list[list[float]], what: str) -> Check:
-        """The strongest cell's effect beside what other activations do in its place."""
+        """The strongest cell's effect compared with other activations in its place."""
         real = float(self._shares[self._places[0]])
         others = np.array(found[0])
         mean, most = float(others.mean()), float(others[np.argmax(np.abs(others))])
@@ -319,7 +319,7 @@ class ControlsJob:
         return Check(name, ok, said, {"right": [float(self._shares[place]) for place in self._places], "random": found})
 
     def _ablation(self, name: str) -> Check:
-        """What the clean run loses of its answer, by three ways of taking a cell away."""
+        """What the clean run loses of its answer, by three ways of ablating a cell."""
         clean, corrupt = self._ids["clean"], self._ids["corrupt"]
         rows: dict[str, list[float]] = {"patch": [], "mean": [], "resample": []}
         prompts = self._unrelated()

@@ -1,4 +1,4 @@
-"""Controls: what came of the checks, as a table, in words and as a picture."""
+"""Controls: the results of the checks, as a table, in words and as figures."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Controls:
         return f"{len(made) - len(wrong)} of {len(made)} checks passed; check these: {', '.join(wrong)}."
 
     def table(self) -> pd.DataFrame:
-        """One row per check: its verdict, and what it says."""
+        """One row per check: its verdict and its sentence."""
         import pandas as pd
 
         rows = [{"check": c.name, "verdict": c.verdict, "says": c.says} for c in self.checks]
@@ -80,8 +80,8 @@ class Controls:
         return [where(cell) + token for cell, token in zip(self.cells, tokens, strict=True)]
 
     def figure(self) -> go.Figure:
-        """Four pictures: other activations in place of the right one, three ways of taking cells away, the estimate
-        against the truth, and the strongest cell in many pairs. A check that was not made leaves its place empty.
+        """Four panels: other activations in place of the right one, three ways of ablating cells, the estimate against
+        the exact values, and the strongest cell in many pairs. A check that was not made leaves its panel empty.
         """
         from plotly.subplots import make_subplots
 

@@ -1,9 +1,9 @@
-"""Where a sweep keeps what it has done: a folder with a manifest and one file a shard.
+"""Where a sweep keeps what it has done: a folder with a manifest and one file per shard.
 
-The manifest says what is computed, and its hash is in every shard, so that results of two sweeps cannot mix. A shard is
-written beside its place, forced to disk and moved there in one step: it is whole or not there. One that is damaged all
-the same (its checksum or its contents do not fit) counts as not there. While a sweep runs it holds the folder's lock,
-which the system lets go when the process ends, however it ends.
+The manifest says what is computed, and its hash is in every shard, so results of two sweeps cannot mix. A shard is
+written to a temporary file, synced and moved into place in one step. One that is damaged all the same (by its checksum
+or contents) counts as missing. While a sweep runs it holds the folder's lock, which the system releases however the
+process ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from labkit.text.warn import warn
 
 LOCK = ".lock"
 Results = dict[int, PatchGrid | str]
-"""What came of each pair, by its number: its grid, or in words why there is none."""
+"""The result of each pair, by its number: its grid, or the reason why there is none."""
 
 
 class Store:
