@@ -1,8 +1,8 @@
 """Chat formats: from messages to the text that a model was trained on.
 
-A tokenizer's own template decides. Three families are known besides, as their files often come without one: Llama 2
-chat (Touvron et al. 2023), DeepSeek V2, V3 and R1 (DeepSeek-AI 2024, 2025) and Gemma (Gemma Team 2024). `Chat` is a
-prompt that also says how its last message ends and what else the template is told.
+A tokenizer's own template decides. Three families whose files often lack one are built in: Llama 2 chat (Touvron et al.
+2023), DeepSeek V2, V3 and R1 (DeepSeek-AI 2024, 2025) and Gemma (Gemma Team 2024). `Chat` is a prompt that also has
+settings: how its last message ends, and arguments of the template.
 """
 
 from __future__ import annotations
@@ -82,21 +82,20 @@ _NOT_TOLD = {
 
 
 class Chat(Sequence[Mapping[str, Any]]):
-    """Chat messages, how the last of them ends, and what else their template is told: a prompt like any other.
+    """A prompt of chat messages, with how the last of them ends and arguments of the template.
 
-    A plain list of messages is a prompt, too. There a last message of the assistant stays open, so that the model goes
-    on from it, and after any other a new turn of the assistant is opened.
+    A plain list of messages is a prompt too. There a last message of the assistant stays open, so that the model
+    continues it, and after any other a new turn of the assistant is opened.
 
     Args:
-        messages: `{"role": ..., "content": ...}` each; of another `Chat`, its settings as well where none are given.
+        messages: `{"role": ..., "content": ...}` each; another `Chat` passes on its settings too.
         continue_final_message: leave the last message open (True) or close it (False).
-        add_generation_prompt: open a new turn of the assistant at the end, or do not.
-        date: what a template that writes today's date writes instead: a date, or text such as "2025-07-26".
-        template_arguments: whatever else the model's template knows, such as `enable_thinking=False`; values that JSON
-            can hold.
+        add_generation_prompt: open a new turn of the assistant at the end (True) or not (False).
+        date: the date for a template that writes today's: a date, or text such as "2025-07-26".
+        template_arguments: other arguments of the model's template, such as `enable_thinking=False`; JSON values.
 
     Raises:
-        ValueError: no messages, one without role or content, settings that contradict each other, or a bad date.
+        ValueError: no messages, one without role or content, contradictory settings, or a bad date.
     """
 
     def __init__(
@@ -197,16 +196,16 @@ def template_of(lm: TextModel) -> str | None:
 
 
 def render(lm: TextModel, prompt: Sequence[Mapping[str, Any]]) -> str:
-    """The text that a model sees for a chat, up to where it answers or goes on.
+    """The text that a model sees for a chat, up to where it answers or continues.
 
     Raises:
-        ValueError: the model has no chat template, or its template does not take these messages or settings.
+        ValueError: the model has no chat template, or its template rejects these messages or settings.
     """
     return Writer(lm, prompt).text
 
 
 def dated(lm: TextModel, prompt: Sequence[Mapping[str, Any]]) -> Chat:
-    """A chat whose tokens are the same tomorrow: where the template writes today's date, with this date."""
+    """A chat whose tokens are the same tomorrow: with today's date pinned if the template writes it."""
     chat = prompt if isinstance(prompt, Chat) else Chat(prompt)
     if "date" in chat.options or "strftime_now" not in (template_of(lm) or ""):
         return chat
@@ -224,7 +223,7 @@ def dated(lm: TextModel, prompt: Sequence[Mapping[str, Any]]) -> Chat:
 
 
 class Writer:
-    """A model's chat template, told what a chat says beside its messages.
+    """A model's chat template with the settings of a chat.
 
     Attributes:
         chat: the chat, with its date.
@@ -285,7 +284,7 @@ class Writer:
         return str(text)
 
     def _open(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
-        """The text up to where the last message goes on, and where that message begins in it.
+        """The text up to where the last message continues, and where that message begins in it.
 
         A mark at the message's end shows where the template would write on. What the template strips or leaves out of
         a finished message it must not leave out of one that the model is in the middle of: then the message stands as
@@ -349,7 +348,7 @@ def _knows(lm: TextModel, mark: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _variables(template: str) -> frozenset[str]:
-    """What a template can be told, as far as it can be read."""
+    """The arguments of a template, as far as they can be read."""
     import jinja2
     from jinja2.meta import find_undeclared_variables
 

@@ -29,11 +29,11 @@ def encode(lm: TextModel, prompt: Prompt, *, most: int | None = -1) -> torch.Ten
     Args:
         lm: the model.
         prompt: text, chat messages or token ids.
-        most: how many tokens it may have; None: any number. Without it as many as the model's context.
+        most: how many tokens it may have; None: any number. By default the model's context.
 
     Raises:
         ValueError: the prompt is empty, or too long; a `TooLong` says by how much.
-        TypeError: it is none of text, chat messages, ids.
+        TypeError: it is not text, chat messages or ids.
     """
     with torch.inference_mode(False), torch.no_grad():  # ids of inference mode could not go into a gradient
         ids = _encoded(lm, prompt, most=most)
@@ -96,7 +96,7 @@ def _adds_bos(tokenizer: Any) -> bool:
 
 
 def _expect_bos(lm: TextModel, ids: list[int]) -> None:
-    """Say, once, that chats have no BOS where plain text gets one."""
+    """Warn, once, that chats have no BOS where plain text gets one."""
     if ids[:1] != [lm.tokenizer.bos_token_id] and _adds_bos(lm.tokenizer):
         first_time(
             lm.tokenizer,
@@ -106,10 +106,10 @@ def _expect_bos(lm: TextModel, ids: list[int]) -> None:
 
 
 def _expect_back(lm: TextModel, text: str, ids: list[int]) -> None:
-    """Warn, once, of a tokenizer that does not give back what it was given.
+    """Warn, once, of a tokenizer that does not round-trip.
 
-    Case, equivalent characters, a space at the beginning and spaces beside special tokens are not looked at: many
-    tokenizers change those by design.
+    Case, equivalent characters, a space at the beginning and spaces next to special tokens are ignored: many tokenizers
+    change those by design.
     """
     tokenizer = lm.tokenizer
     if ids[:1] == [tokenizer.bos_token_id] and not text.startswith(str(tokenizer.bos_token)):
@@ -149,7 +149,7 @@ def single_token(lm: TextModel, text: str | int, *, role: str = "answer", after:
             the beginning of a text, after a space, and after a quote or a newline.
 
     Raises:
-        ValueError: the text is empty or several tokens; the message offers the first of them.
+        ValueError: the text is empty or several tokens; the message offers the first one.
     """
     if isinstance(text, int):
         if not 0 <= text < lm.n_vocab:
@@ -171,7 +171,7 @@ def single_token(lm: TextModel, text: str | int, *, role: str = "answer", after:
 
 
 def word_for(lm: TextModel, id: int, *, after: torch.Tensor | None = None) -> str | int:
-    """What to write for a token so that `single_token` finds it again: its text, or its id where that will not do."""
+    """How to write a token so that `single_token` finds it again: its text, or else its id."""
     text = describe(lm.tokenizer, [id])[0].text
     try:
         return text if text and single_token(lm, text, after=after) == id else id
@@ -180,7 +180,7 @@ def word_for(lm: TextModel, id: int, *, after: torch.Tensor | None = None) -> st
 
 
 def _following(tokenizer: Any, text: str, after: torch.Tensor | None) -> list[int]:
-    """The ids of a text that goes on from others, or from no matter what.
+    """The ids of a text that continues others, or anything.
 
     One token if there is one: what the tokenizer makes of the text at that place, else a token that reads like it.
     None where the only token reads otherwise, as `Mary` does that stands for ` Mary`.

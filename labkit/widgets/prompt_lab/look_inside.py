@@ -56,10 +56,10 @@ class LookInside(widgets.VBox):
         self._arrange()
 
     def prefix(self) -> torch.Tensor:
-        """The ids (1, seq) that stood before the selected token.
+        """The ids (1, seq) before the selected token.
 
         Raises:
-            ValueError: no token is selected, or nothing stands before it.
+            ValueError: no token is selected, or nothing comes before it.
         """
         column = self._from
         position = column.strip.selection if column is not None else None
@@ -94,7 +94,7 @@ class LookInside(widgets.VBox):
         return tool
 
     def close_tool(self) -> None:
-        """Take the opened tool away."""
+        """Close the opened tool."""
         self.tool = None
         self._arrange()
 
