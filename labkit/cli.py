@@ -50,8 +50,8 @@ def _lab(arguments: list[str]) -> int:
                 command += _root()
             except OSError as error:
                 print(
-                    f"The notebooks could not be copied: {error}. Name another folder in "
-                    "LABKIT_NOTEBOOKS, or open a folder in place with --ServerApp.root_dir=FOLDER.",
+                    f"The notebooks could not be copied: {error}. Name another folder in LABKIT_NOTEBOOKS, or open a "
+                    "folder in place with --ServerApp.root_dir=FOLDER.",
                     file=sys.stderr,
                 )
                 return 1
@@ -71,8 +71,8 @@ def _root() -> list[str]:
     print(f"The notebooks are in {course.folder}{copied}.")
     if course.kept:
         print(
-            f"Your own copies were kept: {', '.join(course.kept)}. Newer versions are available; to get them, "
-            "rename or delete yours and start again."
+            f"Your own copies were kept: {', '.join(course.kept)}. Newer versions are available; to get them, rename "
+            "or delete yours and start again."
         )
     return [f"--ServerApp.root_dir={course.folder}"]
 
@@ -112,9 +112,8 @@ def _models() -> int:
             f"{openness:<16}  {model.licence} ({use})"
         )
     print(
-        "\nMemory counts the weights only. Smallest GPU: 4-bit weights plus working memory. "
-        "code/data/recipe: what is open besides\nthe weights; part means inference code only, or a report. "
-        "Every fact with its source: lk.catalog()"
+        "\nMemory counts the weights only. Smallest GPU: 4-bit weights plus working memory. code/data/recipe: what "
+        "else is\nopen; part means inference code only, or a report. Every fact with its source: lk.catalog()"
     )
     return 0
 

@@ -211,8 +211,8 @@ def steer(
 
 
 def _leaving(lm: Model, prompt: Prompt, layer: int, at: At) -> torch.Tensor:
-    """A layer's output (d_model,), float32, at a prompt's last position or averaged over all but the first, where many
-    models keep a vector of an unusual norm.
+    """A layer's output (d_model,), float32, at the last position, or its mean without the first, of unusual norm in
+    many models.
     """
     site = f"resid_post.{layer}" + ("@-1" if at == "last" else "")
     found = run(lm, prompt, read=[site], logits="none", to="cpu")[site][0].float()

@@ -93,8 +93,7 @@ KINDS = {
             _STREAM,
             lambda block: block.mid,
             at_input=True,
-            absent="its blocks have no point between attention and MLP: they run in parallel, or there is only one of "
-            "them",
+            absent="its blocks have no point between attention and MLP: they run in parallel, or one is missing",
             received=True,
         ),
         SiteKind("resid_post", "residual stream leaving a layer", _STREAM, lambda block: block.module, received=True),

@@ -118,9 +118,7 @@ def measured_logits(lm: Model, ids: torch.Tensor, columns: Sequence[int] | None 
 def _exactly(
     lm: Model, taken: list[torch.Tensor], own: torch.Tensor, columns: Sequence[int] | None
 ) -> torch.Tensor | None:
-    """The logits computed again from the unembedding's input; None if the model's own are as good, or computed in
-    another way.
-    """
+    """The logits recomputed from the unembedding's input; None if that is not needed or not possible."""
     unembed = lm.anatomy.unembed
     if not taken or taken[0].dtype == torch.float32 or taken[0].ndim != 3 or not is_plain(unembed):
         return None

@@ -32,8 +32,7 @@ def value_weighted(patterns: ModelPatterns, layer: int, head: int | None = None)
     """The norm of what each query-key pair adds to the residual stream, (head, query, key) or (query, key), float32.
 
     Raises:
-        ValueError: layer or head out of range, or the heads do not go straight into one projection (a gate lies
-            between).
+        ValueError: layer or head out of range, or a gate between the heads and the output projection.
     """
     site = checked(patterns.lm, f"head_out.{layer}" + ("" if head is None else f".{head}"))
     assert site.layer is not None
@@ -47,8 +46,8 @@ def value_norms(patterns: ModelPatterns, layer: int) -> np.ndarray:
     call = patterns.call(layer)
     if _gate(patterns, layer, call) is not None:
         raise ValueError(
-            f"layer {layer} of {patterns.lm.name} changes its heads' outputs before the output projection, so a "
-            "value has no single norm; use the pattern itself"
+            f"layer {layer} of {patterns.lm.name} changes its heads' outputs before the output projection, so a value "
+            "has no single norm; use the pattern itself"
         )
     weight = _projection(patterns.lm, layer, call)  # (d_model, head, d_head)
     gram = torch.einsum("mhd,mhe->hde", weight, weight)
@@ -80,8 +79,7 @@ def _gate(patterns: ModelPatterns, layer: int, call: AttentionCall) -> torch.Ten
 
 @dataclass(repr=False)
 class LogitContribution:
-    """What each head writes directly to a logit (difference) from each key, at the last token, with the final norm's
-    scale frozen.
+    """What each head writes directly to a logit (difference) from each key, the final norm's scale frozen.
 
     Attributes:
         values: (layer, head, key) float32, in logits; NaN where heads cannot be separated. Summed over keys they give

@@ -146,8 +146,8 @@ class Circuit:
             raise KeyboardInterrupt
         if close := job.close:
             warn(
-                f"in {len(close)} of {job.done} pairs clean and corrupt hardly differ, so there is nothing to "
-                f"explain in them: {', '.join(map(str, close[:12]))}. They are counted with the gap they have"
+                f"in {len(close)} of {job.done} pairs clean and corrupt hardly differ, so there is nothing to explain "
+                f"in them: {', '.join(map(str, close[:12]))}. They are counted with the gap they have"
             )
         return job.faithfulness
 
@@ -182,9 +182,7 @@ class _Measuring:
         for pair in self.pairs:
             work = prepared(self.lm, PairSpec(*pair, metric=self.metric))
             if _wiring_of(work) != wiring:
-                raise ValueError(
-                    f"this circuit belongs to {self.circuit.scores.recipe['model']}, not to {self.lm.name}"
-                )
+                raise ValueError(f"this circuit is for {self.circuit.scores.recipe['model']}, not for {self.lm.name}")
             measured = patched(work, self.kept, wiring)
             self.close += [self.done] * work.too_close
             self.numbers.append((work.metrics["clean"], work.metrics["corrupt"], measured))

@@ -33,9 +33,7 @@ def _a_head_that_speaks_against(answer: Any, lm: LanguageModel) -> Verdict:
     path = path_patch(lm, CLEAN, CORRUPT, " Mary", " John", senders=[f"z.{layer}.{head}"], progress=False)
     effect = float(path.normalized[0, head])
     if effect < -0.1:
-        return Verdict(
-            True, f"Its clean output alone moves the answer {-effect:.0%} of the way in the wrong direction."
-        )
+        return Verdict(True, f"Its clean output alone moves the answer {-effect:.0%} of the way backwards.")
     return Verdict(
         False, f"Its clean output moves the answer by {effect:+.2f}. Look for the smallest number in direct.normalized."
     )

@@ -30,8 +30,8 @@ def _a_pair_that_misleads(answer: Any, lm: LanguageModel) -> Verdict:
         return Verdict(False, f"Here, too, the strongest head is layer {here[0]}, head {here[1]}. Look at other pairs.")
     return Verdict(
         True,
-        f"Here the strongest head is layer {here[0]}, head {here[1]}; on average it is layer {usual[0]}, "
-        f"head {usual[1]}. This pair alone would have led you to another conclusion.",
+        f"Here the strongest head is layer {here[0]}, head {here[1]}; on average it is layer {usual[0]}, head "
+        f"{usual[1]}. This pair alone would have led you to another conclusion.",
     )
 
 

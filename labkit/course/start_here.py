@@ -43,6 +43,4 @@ def _largest_with_open_data(answer: Any, lm: LanguageModel) -> Verdict:
         m for m in known.values() if (m.data, m.gpu) == ("yes", model.gpu) and m.parameters > model.parameters
     ]:
         return Verdict(False, f"It fits, but a larger one would too: there are {len(larger)} of them.")
-    return Verdict(
-        True, f"{answer}: {model.parameters:.1f} billion parameters, with training data that anyone can search."
-    )
+    return Verdict(True, f"{answer}: {model.parameters:.1f} billion parameters, with training data open to search.")

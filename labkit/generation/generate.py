@@ -232,9 +232,8 @@ def room_for(lm: Model, prompt: Prompt, more: int, *, truncate_left: bool = Fals
     if truncate_left and ids.shape[1] - over > bos:
         return torch.cat([ids[:, :bos], ids[:, bos + over :]], 1)
     raise TooLong(
-        f"the prompt has {ids.shape[1]} tokens and max_new_tokens={more}: {over} more than the "
-        f"{lm.context} of {lm.name}'s context; shorten either, or drop the beginning of the prompt with "
-        "truncate_left=True",
+        f"the prompt has {ids.shape[1]} tokens and max_new_tokens={more}: {over} more than the {lm.context} of "
+        f"{lm.name}'s context; shorten either, or drop the beginning of the prompt with truncate_left=True",
         over,
     )
 
@@ -249,8 +248,8 @@ def write(
     on_token: OnToken | None = None,
     own: int = 0,
 ) -> tuple[str, float, float]:
-    """Continue ids (1, seq), of which the last `own` are the model's, into a record, which is kept whatever happens.
-    Returns why it ended, the seconds it took, and those until the first token.
+    """Continue ids (1, seq), of which the last `own` are the model's, into a record; returns why it ended, the seconds
+    it took, and those until the first token.
     """
     stop = stop or threading.Event()
     watch = _Watch(record.alternatives)

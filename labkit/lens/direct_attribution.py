@@ -163,8 +163,8 @@ def direct_logit_attribution(
 
 @dataclass(frozen=True)
 class LogitPath:
-    """For each layer whose heads can be separated, the direction (d_model,) float32 along which a head's output at the
-    last position adds to a logit (difference), with the final norm's scale frozen.
+    """By layer whose heads can be separated, the direction (d_model,), float32, in which a head's output adds to the
+    logit.
     """
 
     directions: dict[int, torch.Tensor]

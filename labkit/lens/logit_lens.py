@@ -360,9 +360,7 @@ class _Reading:
         self.found = {layer: found[site, layer][:-1].to(own.device) for layer in self.layers}
 
     def blocks(self, stop: threading.Event | None) -> Iterator[tuple[slice, int | None, torch.Tensor, torch.Tensor]]:
-        """(columns, layer, its logits, the model's own log-probabilities), one block of positions after another; each
-        block begins with the model's own logits, with None for the layer.
-        """
+        """(columns, layer, its logits, the model's log-probabilities) by block of positions; first with layer None."""
         step = max(1, AT_ONCE // self.lm.n_vocab)
         for start in range(0, len(self.own), step):
             rows = slice(start, start + step)

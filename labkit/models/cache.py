@@ -131,15 +131,14 @@ def _writing(place: Path) -> Iterator[None]:
 def _full(place: Path) -> str:
     free = shutil.disk_usage(_there(place)).free
     return (
-        f"the disk is full: {place.name} cannot be written to {place.parent}, where {free / 1e9:.1f} GB are "
-        "free. Free some space, or keep the models on another disk: set LABKIT_CACHE to a folder there"
+        f"the disk is full: {place.name} cannot be written to {place.parent}, where {free / 1e9:.1f} GB are free. Free "
+        "some space, or keep the models on another disk: set LABKIT_CACHE to a folder there"
     )
 
 
 def _closed(path: Path) -> CacheUnusable:
     return CacheUnusable(
-        f"{path} is in the cache, but you may not read it; it belongs to {_owner(path)}. Ask them to open "
-        "the cache to "
+        f"{path} is in the cache, but you may not read it; it belongs to {_owner(path)}. Ask them to open the cache to "
         f"others, `chmod -R a+rX {cache_folder()}`, or set LABKIT_CACHE to a folder of your own"
     )
 

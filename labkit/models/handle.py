@@ -253,8 +253,8 @@ class Model:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            f"{self.name} is a model in memory and cannot be pickled; results can be, without it. Load it again "
-            f"where it is needed:\n\n{self.code()}"
+            f"{self.name} is a model in memory and cannot be pickled; results can be, without it. Load it again where "
+            f"it is needed:\n\n{self.code()}"
         )
 
     def __repr__(self) -> str:

@@ -30,9 +30,8 @@ def explained(name: str) -> Iterator[None]:
         text = " ".join(str(cause) for cause in causes)
         if hub.GatedRepoError in kinds or "gated repo" in text:
             raise GatedModel(
-                f"{name} is gated: its licence has to be accepted first. Open the model's page on the hub "
-                "while logged in, accept it there, then log in here with `hf auth login` or set HF_TOKEN, and try "
-                "again"
+                f"{name} is gated: its licence has to be accepted first. Accept it on the model's hub page while "
+                "logged in, then log in here with `hf auth login` or set HF_TOKEN, and try again"
             ) from error
         if hub.RevisionNotFoundError in kinds:
             raise ModelNotFound(f"{name} has no such revision; its branches and tags are on its hub page") from error
@@ -43,15 +42,15 @@ def explained(name: str) -> Iterator[None]:
             raise ModelNotFound(f"there is no model {name!r} on the hub, or it is private.{hint}") from error
         if "pytorch_model.bin" in text or "safetensors" in text:
             raise UnsafeWeights(
-                f"{name} has no safetensors weights. labkit does not read pickles, which can run "
-                "code; look for a converted copy"
+                f"{name} has no safetensors weights. labkit does not read pickles, which can run code; look for a "
+                "converted copy"
             ) from error
         if _offline(causes, text):
             near = nearest(name)
             hint = f" If the name is mistyped: did you mean {' or '.join(near)}?" if near and name not in near else ""
             raise NoNetwork(
-                f"{name} is not on this machine and the hub cannot be reached. Offline, these work: the "
-                f"default model, lk.load(), once it is in {cache_folder()}; a local folder; a .gguf file.{hint}"
+                f"{name} is not on this machine and the hub cannot be reached. Offline, these work: the default model, "
+                f"lk.load(), once it is in {cache_folder()}; a local folder; a .gguf file.{hint}"
             ) from error
         raise
 

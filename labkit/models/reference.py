@@ -27,8 +27,8 @@ class AbsentModel:
         if name.startswith("__"):  # what Python itself asks every object for
             raise AttributeError(name)
         raise AttributeError(
-            "this result was unpickled without its model, and this call needs the model; load it, then set "
-            f"result.lm = lm:\n\n{self._load}"
+            "this result was unpickled without its model, and this call needs the model; load it, then set result.lm = "
+            f"lm:\n\n{self._load}"
         )
 
     def __repr__(self) -> str:

@@ -61,9 +61,7 @@ def _check_adapter(model: Any) -> None:
                 "prompt instead of changing layers; labkit does not support that"
             )
         if getattr(config, "alora_invocation_tokens", None):
-            raise ValueError(
-                f"the adapter {name!r} starts only at its invocation tokens, so it cannot be merged into a layer"
-            )
+            raise ValueError(f"the adapter {name!r} starts at its invocation tokens, so it is not part of a layer")
 
 
 def _same(given: nn.Module, model: nn.Module) -> bool:

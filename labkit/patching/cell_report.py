@@ -133,8 +133,7 @@ def site_of(grid: PatchGrid, cell: Place) -> Site:
 
 
 def cone(grid: PatchGrid, cell: Place) -> np.ndarray:
-    """The causal cone of a cell, uint8 in the grid's shape: 1 what a patch there can reach, 2 what can reach it, 3
-    itself.
+    """The causal cone of a cell, uint8 in the grid's shape: 1 what it can reach, 2 what can reach it, 3 itself.
 
     Later layers at the same and later positions are reached, earlier layers at the same and earlier ones reach it;
     heads of one layer do not reach each other.

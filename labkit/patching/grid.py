@@ -84,9 +84,7 @@ class PatchGrid:
 
     @property
     def noise(self) -> float | None:
-        """How far re-batching or rounding alone moves the metric, in its unit; None if the gap made measuring
-        unnecessary.
-        """
+        """How far re-batching or rounding alone moves the metric, in its unit; None if not measured."""
         return self.recipe.get("noise")
 
     @property

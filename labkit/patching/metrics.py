@@ -197,9 +197,7 @@ def metric_of(
     if "answer" in kind.needs and answer is None:
         raise ValueError(f"the metric {kind.name} needs an answer: one token, such as answer=' Mary'")
     if "foil" in kind.needs and foil is None:
-        raise ValueError(
-            f"{kind.name} needs a foil as well as the answer, such as foil=' John'; or use metric='logprob'"
-        )
+        raise ValueError(f"{kind.name} needs a foil too, such as foil=' John'; or use metric='logprob'")
     given: dict[str, Any] = {"answer": answer, "foil": foil, "clean": reference}
     key = (kind.name, answer, foil)
     if kind.of_columns:

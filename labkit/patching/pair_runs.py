@@ -119,9 +119,7 @@ class PairRuns:
         return known[kind]
 
     def _run(self, kind: str | None) -> None:
-        """Run both prompts for what is not kept yet, with one number of threads, so that equal tokens give equal
-        numbers.
-        """
+        """Run both prompts for what is missing, with equal threads, so that equal tokens give equal numbers."""
         with self.lm.busy():
             self._run_both(kind)
 

@@ -83,8 +83,7 @@ def path_patch(lm: LanguageModel, spec: PathSpec) -> PathGrid:
     Args:
         lm: the model, in any bits.
         clean, corrupt, answer, foil, metric, at, progress: as in `lk.patch`.
-        receiver, senders, mlps, direction: as `PathSpec` has them: the receiver, the senders, and what happens in
-            between.
+        receiver, senders, mlps, direction: as in `PathSpec`: the receiver, the senders, and the MLPs in between.
 
     Returns:
         A `PathGrid`: `values` (layer, head) float32, with one more column if MLPs send; NaN for anything not requested.
@@ -270,8 +269,7 @@ class _Paths:
         return of_head(found[place], receiver)[0]
 
     def _up(self, senders: list[Site], top: int, values: dict[Site, torch.Tensor]) -> torch.Tensor:
-        """The senders' rows up the blocks below `top`, with attention frozen; fills in the receivers' inputs on the
-        way.
+        """The senders' rows up the blocks below `top`, attention frozen; collects the receivers' inputs.
 
         Returns the residual stream there, (senders, seq, d_model). With MLPs frozen too, blocks that only add are
         skipped: the change of each row stays as it was when it joined.

@@ -114,8 +114,7 @@ def open_about(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else, or was saved by a newer labkit; the message says what it is, and what opens
-            it.
+        ValueError: it is something else, or was saved by a newer labkit; the message names its opener.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")

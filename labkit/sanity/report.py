@@ -81,7 +81,7 @@ class Controls:
 
     def figure(self) -> go.Figure:
         """Four panels: other activations in place of the right one, three ways of ablating cells, the estimate against
-        the exact values, and the strongest cell in many pairs. A check that was not made leaves its panel empty.
+        exact values, and the strongest cell in many pairs; empty for checks not made.
         """
         from plotly.subplots import make_subplots
 

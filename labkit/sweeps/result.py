@@ -108,9 +108,8 @@ class Sweep:
             said = "; ".join(f"{n} pairs of {layout}" for layout, n in list(self.layouts.items())[:4])
             raise ValueError(
                 f"positions cannot be averaged over these pairs, which have {len(self.layouts)} layouts: {said}. A "
-                "position means something different in each. Average heads instead (site='z', over layers x "
-                "heads), count "
-                "positions from the end (positions=[-1]), or take one layout at a time: sweep.by_layout()"
+                "position means something different in each. Average heads instead (site='z', over layers x heads), "
+                "count positions from the end (positions=[-1]), or take one layout at a time: sweep.by_layout()"
             )
         return first
 

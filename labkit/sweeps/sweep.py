@@ -277,8 +277,8 @@ def _workers(executor: Any) -> tuple[Executor | None, int | None]:
         return executor, None
     if context.get_start_method() == "fork":
         raise ValueError(
-            "a forked process cannot use a model safely. Create the executor with "
-            "ProcessPoolExecutor(n, mp_context=multiprocessing.get_context('spawn'))"
+            "a forked process cannot use a model safely. Create the executor with ProcessPoolExecutor(n, "
+            "mp_context=multiprocessing.get_context('spawn'))"
         )
     return executor, max(1, usable() // executor._max_workers)  # type: ignore[attr-defined]
 

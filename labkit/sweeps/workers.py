@@ -102,9 +102,8 @@ def plan_for(source: ModelSource, settings: dict[str, Any], *, threads: int | No
         key = _functions.setdefault(source, uuid.uuid4().hex)
         return Plan(os.getpid(), key, source, None, settings, threads)
     raise TypeError(
-        "a sweep needs a model from lk.load, or a way to load one: a name, a dict of lk.load's arguments, "
-        "or a function; "
-        f"got {source!r:.80}"
+        "a sweep needs a model from lk.load, or a way to load one: a name, a dict of lk.load's arguments, or a "
+        f"function; got {source!r:.80}"
     )
 
 

@@ -215,8 +215,8 @@ def dated(lm: TextModel, prompt: Sequence[Mapping[str, Any]]) -> Chat:
     )
     first_time(
         lm.tokenizer,
-        f"the chat template of {lm.name} writes today's date, so the same messages give other tokens "
-        f"tomorrow; pin it with lk.Chat(messages, date={str(today)!r})",
+        f"the chat template of {lm.name} writes today's date, so the same messages give other tokens tomorrow; pin it "
+        f"with lk.Chat(messages, date={str(today)!r})",
         about="today",
     )
     return Chat(chat, date=str(today))
@@ -235,8 +235,8 @@ class Writer:
         template = template_of(lm)
         if template is None:
             raise ValueError(
-                f"{lm.name} has no chat template; give plain text instead of messages, or set the one it was "
-                "trained with: lm.tokenizer.chat_template = '...'"
+                f"{lm.name} has no chat template; give plain text instead of messages, or set the one it was trained "
+                "with: lm.tokenizer.chat_template = '...'"
             )
         self.lm, self.chat = lm, dated(lm, prompt)
         settings = ("continue_final_message", "add_generation_prompt", "date")

@@ -100,8 +100,8 @@ def _expect_bos(lm: TextModel, ids: list[int]) -> None:
     if ids[:1] != [lm.tokenizer.bos_token_id] and _adds_bos(lm.tokenizer):
         first_time(
             lm.tokenizer,
-            f"the chat template of {lm.name} does not write {lm.tokenizer.bos_token!r} at the beginning, though "
-            "plain text gets it; chats are passed without it, as in transformers",
+            f"the chat template of {lm.name} does not write {lm.tokenizer.bos_token!r} at the beginning, though plain "
+            "text gets it; chats are passed without it, as in transformers",
         )
 
 
@@ -128,9 +128,8 @@ def _expect_back(lm: TextModel, text: str, ids: list[int]) -> None:
         start = max(0, next((n for n, (a, b) in pairs if a != b), 0) - 12)
         first_time(
             tokenizer,
-            f"the tokenizer of {lm.name} does not round-trip: {text[start : start + 40]!r} comes back "
-            f"as {back[start : start + 40]!r}. The model may see a different text; lm.tokens(prompt) shows what "
-            "it sees",
+            f"the tokenizer of {lm.name} does not round-trip: {text[start : start + 40]!r} comes back as "
+            f"{back[start : start + 40]!r}. The model may see a different text; lm.tokens(prompt) shows what it sees",
             about="does not round-trip",
         )
 

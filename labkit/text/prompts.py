@@ -62,8 +62,7 @@ def each_prompt(look: Callable[Concatenate[Any, Any, P], R]) -> Each[P, R]:
             except Exception as error:
                 error.results = found  # type: ignore[attr-defined]
                 error.add_note(
-                    f"this was prompt {len(found) + 1} of {len(many)}; the results before it are in this error's "
-                    "`results`"
+                    f"this was prompt {len(found) + 1} of {len(many)}; earlier results are in this error's `results`"
                 )
                 raise
             if getattr(found[-1], "finish", None) == "stopped":
@@ -74,9 +73,7 @@ def each_prompt(look: Callable[Concatenate[Any, Any, P], R]) -> Each[P, R]:
 
 
 def asked(lm: TextModel, prompt: Prompt) -> Prompt:
-    """A prompt to be kept in a recipe: later changes to the list of messages do not affect it, and it gives the same
-    tokens tomorrow (today's date is pinned if the template writes it).
-    """
+    """A prompt for a recipe: a copy of its messages, with today's date pinned if the template writes it."""
     if not is_chat(prompt):
         return prompt.cpu() if isinstance(prompt, torch.Tensor) else prompt
     assert not isinstance(prompt, str | torch.Tensor)

@@ -28,7 +28,7 @@ Span = tuple[int, int]
 @dataclass(frozen=True)
 class Region:
     """A stretch of a prompt, positions `start` to `stop` - 1: a `system`, `user` or `assistant` message, or `thinking`,
-    what a reasoning model writes to itself, its marks included.
+    a reasoning model's own notes with their marks.
     """
 
     kind: str

@@ -50,8 +50,8 @@ def readers(files: list[Path]) -> list[Any]:
     declared = int(_value(found[0], "split.count") or 1)
     if declared > 1 and declared != len(files):
         raise LoadError(
-            f"{files[0].name} is one of {declared} parts of a model that was split. Give the parts their "
-            f"original names, ...-00001-of-{declared:05d}.gguf and so on, in one folder, and load any of them"
+            f"{files[0].name} is one of {declared} parts of a model that was split. Give the parts their original "
+            f"names, ...-00001-of-{declared:05d}.gguf and so on, in one folder, and load any of them"
         )
     order = [int(_value(reader, "split.no") or 0) for reader in found]
     if declared > 1 and order != list(range(declared)):
@@ -59,9 +59,7 @@ def readers(files: list[Path]) -> list[Any]:
     names = {tensor.name for reader in found for tensor in reader.tensors}
     total = int(_value(found[0], "split.tensors.count") or 0)
     if declared > 1 and total and len(names) != total:
-        raise LoadError(
-            f"the parts of {files[0].name} hold {len(names)} of {total} tensors; they are not from one model"
-        )
+        raise LoadError(f"the parts of {files[0].name} hold {len(names)} of {total} tensors; they do not match")
     blocks = _value(found[0], f"{_value(found[0], 'general.architecture')}.block_count")
     # layers that predict several tokens ahead are counted and may be left out
     spare = _value(found[0], f"{_value(found[0], 'general.architecture')}.nextn_predict_layers") or 0

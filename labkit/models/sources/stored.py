@@ -158,8 +158,8 @@ def bits_to_load(stored: Stored | None, asked: int | None, label: str) -> int:
 
 def _otherwise(stored: Stored) -> str:
     return (
-        "Load the unquantised original instead, usually the base model on its hub page; labkit converts it "
-        "to 4, 8, 16 or 32 bits itself"
+        "Load the unquantised original instead, usually the base model on its hub page; labkit converts it to 4, 8, 16 "
+        "or 32 bits itself"
     )
 
 
@@ -187,8 +187,8 @@ def not_read(stored: Stored, label: str, error: Exception) -> LoadError:
     """What to say where the package that made a format is missing or fails, or what it made is not right."""
     needs = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return LoadError(
-        f"{label} is stored as {stored.name}, which needs the package that made it, and that does not work "
-        f"here: {needs}. Install what it needs, or avoid it: {_otherwise(stored)}"
+        f"{label} is stored as {stored.name}, which needs the package that made it, and that does not work here: "
+        f"{needs}. Install what it needs, or avoid it: {_otherwise(stored)}"
     )
 
 
@@ -225,8 +225,8 @@ def check_weights(stored: Stored, label: str, hf: nn.Module) -> None:
             far = float((out - read).norm() / out.norm().clamp_min(1e-9))
         except Exception as error:
             raise LoadError(
-                f"{label} is stored as {stored.name}; it was loaded, but its {type(layer).__name__} at {name} "
-                f"cannot be read ({type(error).__name__}: {error}). {_otherwise(stored)}"
+                f"{label} is stored as {stored.name}; it was loaded, but its {type(layer).__name__} at {name} cannot "
+                f"be read ({type(error).__name__}: {error}). {_otherwise(stored)}"
             ) from error
         if not far < 0.05:
             by = f"by {far:.0%} " if far == far else "(it is NaN) "

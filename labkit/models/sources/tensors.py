@@ -123,8 +123,8 @@ def is_pointer(file: Path) -> bool:
 
 def pointer(file: Path) -> LoadError:
     return LoadError(
-        f"{file.name} is a Git LFS pointer, a few lines of text in place of the file. Fetch the file itself, with "
-        "`git lfs pull` in its folder or with `hf download`"
+        f"{file.name} is a Git LFS pointer, a few lines of text in place of the file. Fetch the file itself, with `git "
+        "lfs pull` in its folder or with `hf download`"
     )
 
 
@@ -253,8 +253,8 @@ def _indexed(index: Path) -> Iterator[str]:
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         named = ", ".join(missing[:5]) + (" and others" if len(missing) > 5 else "")
         raise LoadError(
-            f"the folder {str(index.parent)!r} lacks {named}: {len(missing)} of the {len(names)} weight files "
-            "that its index names. Fetch the missing ones: the download or copy did not finish"
+            f"the folder {str(index.parent)!r} lacks {named}: {len(missing)} of the {len(names)} weight files that its "
+            "index names. Fetch the missing ones: the download or copy did not finish"
         )
     yield from names
 
@@ -269,7 +269,7 @@ def check_index(folder: Path, tensors: dict[str, Tensor]) -> None:
         return
     if missing := sorted(set(read_json(folder / INDEX)["weight_map"]) - set(tensors)):
         raise LoadError(
-            f"{INDEX} names {len(missing)} tensors that no file has: {', '.join(missing[:3])}"
-            f"{' and others' if len(missing) > 3 else ''}. The files are not from one model, or are incomplete. "
-            f"{AGAIN}"
+            f"{INDEX} names {len(missing)} tensors that no file has: "
+            f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}. The files are not from one model, "
+            f"or are incomplete. {AGAIN}"
         )

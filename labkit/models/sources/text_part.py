@@ -60,9 +60,9 @@ def config_of(config: Any, label: str) -> Any | None:
     known = kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING
     if text is config or not known or config.model_type in _OTHERWISE or text.is_encoder_decoder:
         raise NotADecoder(
-            f"{label} takes {_takes(whole)} as well as text ({whole.model_type}), and transformers has no "
-            f"language model for its text part alone ({text.model_type}). Use a text-only model of the same "
-            "family: labkit models lists some"
+            f"{label} takes {_takes(whole)} as well as text ({whole.model_type}), and transformers has no language "
+            f"model for its text part alone ({text.model_type}). Use a text-only model of the same family: labkit "
+            "models lists some"
         )
     fields = {
         name: value for name, value in text.to_dict().items() if name not in ("model_type", "transformers_version")
@@ -110,8 +110,8 @@ def tensors_of(tensors: Mapping[str, Tensor], skeleton: PreTrainedModel, label: 
     names = _renamed({name: tensor.shape for name, tensor in tensors.items()}, skeleton)
     if names is None:
         raise LoadError(
-            f"{label} takes more than text, and the weights of its text part ({skeleton.config.model_type}) "
-            "were not found by name. It may be incomplete; fetch it again, or use a text-only model"
+            f"{label} takes more than text, and the weights of its text part ({skeleton.config.model_type}) were not "
+            "found by name. It may be incomplete; fetch it again, or use a text-only model"
         )
     return {new: tensors[old] for old, new in names.items()}
 
@@ -188,8 +188,8 @@ def of_model(hf: PreTrainedModel, name: str) -> PreTrainedModel:
     away = [key for key, value in part.state_dict().items() if value.device.type == "meta"]
     if away:
         raise NotADecoder(
-            f"{name} takes {_takes(hf.config)} as well as text, and its text part cannot be extracted: "
-            f"{away[0]} is missing. Load its text part with lk.load"
+            f"{name} takes {_takes(hf.config)} as well as text, and its text part cannot be extracted: {away[0]} is "
+            "missing. Load its text part with lk.load"
         )
     where = hf.get_input_embeddings().weight.device
     for module in part.modules():

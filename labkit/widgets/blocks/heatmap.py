@@ -41,8 +41,7 @@ class Heatmap(Block):
         texts: a word for each cell, row by row, written into it; cut where it does not fit, whole in the note.
         notes: for each cell what its note says instead of the number.
         ticks: (value, label) pairs for the colour bar, where numbers alone would not do.
-        estimated: (rows, columns), uint8, 1 where a value is an estimate: those cells are dotted, and announced as
-            estimates.
+        estimated: (rows, columns), uint8, 1 where a value is an estimate: those cells are dotted, and announced.
         cone: (rows, columns), uint8, 0 outside the causal cone of a cell, where thin lines lie over the colours.
         gestures: cells can be chosen together (Shift or Ctrl and a click, Shift+Enter), and one dragged onto another
             (or M on the one, Enter on the other).

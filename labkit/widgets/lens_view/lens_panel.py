@@ -1,6 +1,4 @@
-"""The lens in LensView: a logit lens as a map of words, the ten likeliest tokens of a cell, and one token's rank by
-layer.
-"""
+"""The lens in LensView: a logit lens as a map of words, the ten likeliest tokens of a cell, one token's rank."""
 
 from __future__ import annotations
 

@@ -94,9 +94,7 @@ class Settings(widgets.VBox):
 
     def _tell_idle(self) -> None:
         words = " and ".join(name.replace("_", "-") for name in self.sampled.idle())
-        self.note.value = (
-            f"No effect at temperature 0, where the likeliest token is always chosen: {words}." if words else ""
-        )
+        self.note.value = f"No effect at temperature 0, which takes the likeliest token: {words}." if words else ""
 
 
 def parsed(text: str) -> list[str]:
