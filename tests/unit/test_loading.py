@@ -215,7 +215,7 @@ def hub_error(kind: type[Exception], text: str = "") -> Exception:
 @pytest.mark.parametrize(
     ("cause", "name", "becomes", "says"),
     [
-        (hub.GatedRepoError, "meta-llama/Llama-2-7b-hf", GatedModel, "accept it there, then log in here with `hf auth"),
+        (hub.GatedRepoError, "meta-llama/Llama-2-7b-hf", GatedModel, "while logged in, then log in here with `hf auth"),
         (hub.RepositoryNotFoundError, "meta-llama/Llama-2-7b-fh", ModelNotFound, "mean meta-llama/Llama-2-7b-hf"),
         (hub.RevisionNotFoundError, "Qwen/Qwen3-0.6B", ModelNotFound, "no such revision"),
         (hub.LocalEntryNotFoundError, "Qwen/Qwen3-0.6B", NoNetwork, "the hub cannot be reached"),
