@@ -144,7 +144,7 @@ class _Moved(ModuleType):
             raise AttributeError(name)
         for place in MOVED[self.__name__]:
             if hasattr(found := importlib.import_module(place), name):
-                warnings.warn(f"{self.__name__}.{name} is in {place} now", DeprecationWarning, stacklevel=2)
+                warnings.warn(f"{self.__name__}.{name} has moved to {place}", DeprecationWarning, stacklevel=2)
                 return getattr(found, name)
         raise AttributeError(
             f"module {self.__name__!r} has no attribute {name!r}; see {', '.join(MOVED[self.__name__])}"

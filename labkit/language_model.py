@@ -1,6 +1,6 @@
-"""LanguageModel, the face of a model that people hold, and how one is made.
+"""LanguageModel, the model that users hold, and how one is made.
 
-All that it does is written elsewhere; here it is put where it is looked for.
+Its methods are written elsewhere and gathered here.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ def load(
     trust_remote_code: bool = False,
     progress: bool = True,
 ) -> LanguageModel:
-    """Load an open model, with 4-bit weights unless told otherwise.
+    """Load an open model, by default with 4-bit weights.
 
     Args:
         name: a hub id, a local folder, a `.gguf` file, or nothing for the default model, SmolLM2-135M-Instruct.
-        bits: 4 (NF4 with double quantisation, Dettmers et al. 2023), 8 (LLM.int8, Dettmers et al. 2022), 16 or 32.
-            Without it 4, or what a pre-quantised checkpoint has; FP8 and MXFP4 (DeepSeek-V3, gpt-oss) are then
-            dequantised to 16, with the numbers of the file.
+        bits: 4 (NF4 with double quantisation, Dettmers et al. 2023), 8 (LLM.int8, Dettmers et al. 2022), 16 or 32. By
+            default 4, or what a pre-quantised checkpoint has; FP8 and MXFP4 (DeepSeek-V3, gpt-oss) are then dequantised
+            to 16.
         revision: a branch, tag or commit of the hub.
-        device: `cuda`, `cuda:1`, `mps`, `cpu`, or `auto` to spread over all GPUs, and in 16 and 32 bits what they have
-            no room for over the CPU and the disk; without it the best there is.
-        dtype: what to compute in, such as `"float32"`; without it as `compute_dtype` says. With 4 and 8 bits embeddings
-            stay in 16 bits whatever is computed in.
-        trust_remote_code: run Python code that comes with the model. Off unless you read that code.
+        device: `cuda`, `cuda:1`, `mps`, `cpu`, or `auto` to spread over all GPUs, and in 16 and 32 bits also over the
+            CPU and the disk; by default the best there is.
+        dtype: what to compute in, such as `"float32"`; the default is that of `compute_dtype`. With 4 and 8 bits,
+            embeddings stay in 16 bits regardless.
+        trust_remote_code: run Python code that comes with the model. Read that code first.
         progress: show progress bars.
 
     Raises:
         LoadError: one of `labkit.models.errors`, with what to do.
-        ValueError: bits or a dtype that do not exist, or bits that contradict the checkpoint.
+        ValueError: unknown bits or dtype, or bits that contradict the checkpoint.
     """
     return loaded(
         LanguageModel,
@@ -68,23 +68,23 @@ def load(
 
 
 def wrap(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
-    """Look into a transformers model that is in memory already. The model itself is not changed.
+    """Look into a transformers model that is already in memory. The model itself is not changed.
 
-    Of a model that takes images or sound as well its text part is looked into, which shares its weights. A compiled
-    model is looked into uncompiled, and one with adapters (LoRA and others of PEFT) as if they were merged.
+    Of a model that also takes images or sound, this is the text part, sharing its weights. A compiled model is run
+    uncompiled, and one with adapters (LoRA and others of PEFT) behaves as if they were merged.
 
     Raises:
         NotADecoder: it is not a decoder-only language model.
-        TypeError: it is no transformers model, nor one around which `torch.compile` or PEFT put something.
+        TypeError: it is not a transformers model, nor one wrapped by `torch.compile` or PEFT.
         ValueError: an adapter that changes more than the model's layers.
     """
     return wrapped(LanguageModel, hf, tokenizer)
 
 
 class LanguageModel(Model):
-    """An open model in memory, ready to be looked into. Made by `labkit.load` or `labkit.wrap`.
+    """An open model in memory, made by `labkit.load` or `labkit.wrap`.
 
-    What `Model` says of its weights, sizes and tokens, and what one does with it.
+    It has the weights, sizes and tokens of `Model`, and the methods below.
     """
 
     def run(
@@ -100,7 +100,7 @@ class LanguageModel(Model):
         return run(self, prompt, read=read, write=write, logits=logits, to=to)
 
     def sites(self) -> pd.DataFrame:
-        """Every kind of site with its shape in this model, and why a kind is absent where it is."""
+        """Every kind of site with its shape in this model, and why a kind is absent."""
         return describe_sites(self)
 
     @overload
@@ -114,7 +114,7 @@ class LanguageModel(Model):
     def steer(
         self, vector: SteeringVector | torch.Tensor, strength: float = 1.0, *, layer: int | None = None
     ) -> AbstractContextManager[None]:
-        """Add a vector to what leaves a layer while a `with` block runs; see `labkit.steering.steer`."""
+        """Add a vector to the output of a layer while a `with` block runs; see `labkit.steering.steer`."""
         return steer(self, vector, strength, layer=layer)
 
     def tree(self, prompt: Prompt, **settings: Any) -> Tree:

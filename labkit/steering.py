@@ -1,10 +1,10 @@
 """Steering: a direction in the residual stream, found from pairs of prompts and added while the model writes.
 
-The vector is the mean of what leaves a layer after the positive prompts, less the mean after the negative ones (Turner
-et al. 2023, "Steering language models with activation engineering"; Rimsky et al. 2024, "Steering Llama 2 via
-contrastive activation addition"). `lm.steer(vector, strength)` adds it to what leaves that layer, at every position:
-those of the prompt and, in generation, each new one. Whether a change of the text is due to *this* direction shows
-beside a random one of the same length, `vector.random()`.
+The vector is the mean output of a layer for the positive prompts minus that for the negative ones (Turner et al. 2023,
+"Steering language models with activation engineering"; Rimsky et al. 2024, "Steering Llama 2 via contrastive activation
+addition"). `lm.steer(vector, strength)` adds it to that layer's output at every position: those of the prompt and, in
+generation, each new one. Whether a change of the text is due to *this* direction shows in comparison with a random one
+of the same norm, `vector.random()`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class SteeringVector:
 
     Attributes:
         values: (d_model,) float32 on the CPU; (streams, d_model) where a model has several residual streams.
-        layer: the layer that it was found after, and is added after.
+        layer: the layer after which it was found and is added.
         typical: the mean norm of the residual stream where it was found, to judge a strength by.
-        spread: for each pair, how far apart its two sides are along the vector, in units of its norm: all near 1 if
-            the pairs agree. Empty where the sides are not pairs.
+        spread: for each pair, the distance of its sides along the vector, in units of its norm: all near 1 if the pairs
+            agree. Empty if the sides are not pairs.
         recipe: what repeats it.
     """
 
@@ -89,23 +89,23 @@ def steering_vector(
     *,
     at: At = "last",
 ) -> SteeringVector:
-    """The direction from some prompts to others in what leaves a layer: a difference of means.
+    """The direction from some prompts to others in the output of a layer: a difference of means.
 
     Args:
         lm: the model, in any bits.
         positive, negative: prompts that have what is wanted, and prompts that lack it; one or a list of each, as text,
-            chat messages or token ids. Pairs that differ in that alone give the cleanest direction.
+            chat messages or token ids. Pairs that differ in nothing else give the cleanest direction.
         layer: after which layer; from the end if negative.
-        at: `last` takes each prompt's last position, `mean` the mean of all its positions but the first.
+        at: `last` takes each prompt's last position, `mean` the mean of all positions but the first.
 
     Raises:
-        ValueError: no prompts, a bad one, a layer out of range, a model without a residual stream to read, or two
-            sides that are the same.
+        ValueError: no prompts, a bad one, a layer out of range, a model without a residual stream to read, or two equal
+            sides.
     """
     site = checked(lm, f"resid_post.{layer}")
     assert site.layer is not None
     if at not in ("last", "mean"):
-        raise ValueError(f"a steering vector is taken at 'last' or 'mean'; got {at!r}")
+        raise ValueError(f"at must be 'last' or 'mean'; got {at!r}")
     sides = {
         name: [asked(lm, prompt) for prompt in prompts_of(side)]
         for name, side in (("positive", positive), ("negative", negative))
@@ -113,13 +113,13 @@ def steering_vector(
     found: dict[str, torch.Tensor] = {}  # (prompt, d_model)
     for name, prompts in sides.items():
         if not prompts:
-            raise ValueError(f"there are no {name} prompts; give at least one, better five")
+            raise ValueError(f"there are no {name} prompts; give at least one, preferably five")
         found[name] = torch.stack([_leaving(lm, prompt, site.layer, at) for prompt in prompts])
     vector = found["positive"].mean(0) - found["negative"].mean(0)
     if not float(vector.norm()) > 0:
         raise ValueError(
-            f"positive and negative leave layer {site.layer} the same; they have to differ where they are read, "
-            + ("at their last token" if at == "last" else "after their first token")
+            f"positive and negative give the same activations at layer {site.layer}; they must differ where "
+            "they are read, " + ("at their last token" if at == "last" else "after their first token")
         )
     spread: tuple[float, ...] = ()
     if len(found["positive"]) == len(found["negative"]):
@@ -141,7 +141,7 @@ def open_steering_vector(path: str | os.PathLike[str]) -> SteeringVector:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a saved steering vector, or comes from a newer labkit.
+        ValueError: the file is not a saved steering vector, or was saved by a newer labkit.
     """
     about, arrays = open_arrays(path, "steering vector")
     with reading(path, "steering vector"):
@@ -153,34 +153,33 @@ def open_steering_vector(path: str | os.PathLike[str]) -> SteeringVector:
 def steer(
     lm: Model, vector: SteeringVector | torch.Tensor, strength: float = 1.0, *, layer: int | None = None
 ) -> Iterator[None]:
-    """Add `strength` times a vector to what leaves a layer, at every position, for as long as the block runs.
+    """Add `strength` times a vector to a layer's output, at every position, while the block runs.
 
-    It acts on everything this thread does with the model meanwhile: `lm.run`, `lm.generate`, patching. What other
-    threads ask of the model is left alone. Blocks can be nested; their vectors add up. Afterwards the model is as it
-    was, whatever happened.
+    It acts on everything this thread does with the model meanwhile: `lm.run`, `lm.generate`, patching. Other threads
+    are not affected. Blocks can be nested; their vectors add up. The model is always restored afterwards.
 
     Args:
         vector: a `SteeringVector`, or any values (d_model,), which need a `layer`.
-        strength: how many times; negative for the opposite direction. 1 is as far apart as the two sides were.
-        layer: after another layer than the one where the vector was found.
+        strength: how many times; negative for the opposite direction. 1 is the distance of the two sides.
+        layer: after this layer instead of the one where the vector was found.
 
     Raises:
         ValueError: the vector does not fit the model, or the layer is out of range.
-        RuntimeError: the model ran meanwhile without passing the layer, so that nothing was added.
+        RuntimeError: the model ran without passing the layer, so nothing was added.
     """
     values = vector.values if isinstance(vector, SteeringVector) else torch.as_tensor(vector)
     after = vector.layer if layer is None and isinstance(vector, SteeringVector) else layer
     if after is None:
-        raise ValueError("after which layer? A plain tensor does not say; give layer=...")
+        raise ValueError("a plain tensor has no layer to be added after; give layer=...")
     place = checked(lm, f"resid_post.{after}")
     assert place.layer is not None
     if values.ndim not in (1, 2) or values.shape[-1] != lm.d_model:
         raise ValueError(
             f"a vector for {lm.name} has shape ({lm.d_model},), its residual stream's; this one has "
-            f"{tuple(values.shape)}. A vector fits the model that it was made with."
+            f"{tuple(values.shape)}. A vector fits only the model it was made with."
         )
     if not bool(torch.isfinite(values).all()) or not abs(strength) < float("inf"):
-        raise ValueError("vector and strength have to be finite numbers")
+        raise ValueError("vector and strength must be finite")
     mine, at = threading.get_ident(), place.layer
     added = strength * values.detach().float()
     reached = False
@@ -212,8 +211,9 @@ def steer(
 
 
 def _leaving(lm: Model, prompt: Prompt, layer: int, at: At) -> torch.Tensor:
-    """What leaves a layer (d_model,), float32, at a prompt's last position or in the mean of all but the first, where
-    many models keep a vector of a norm of its own."""
+    """A layer's output (d_model,), float32, at the last position, or its mean without the first, of unusual norm in
+    many models.
+    """
     site = f"resid_post.{layer}" + ("@-1" if at == "last" else "")
     found = run(lm, prompt, read=[site], logits="none", to="cpu")[site][0].float()
     return found if at == "last" else found[1:].mean(0) if len(found) > 1 else found[0]

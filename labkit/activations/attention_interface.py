@@ -29,8 +29,8 @@ class AttentionCall:
     """What one layer's attention was called with.
 
     q is (batch, head, query, d_head), k and v (batch, kv_head, key, d_head); values may have a width of their own, and
-    keys may be more than the positions (DeepSeek-V4 adds compressed ones). `mask` broadcasts to (batch, head, query,
-    key): bool (True may be looked at), additive float, or None for causal.
+    there may be more keys than positions (DeepSeek-V4 adds compressed ones). `mask` broadcasts to (batch, head, query,
+    key): bool (True: visible), additive float, or None for causal.
     """
 
     module: nn.Module
@@ -88,7 +88,7 @@ _SINKS = ("s_aux", "sinks")  # one learnt score per head, or one per query, that
 
 
 def needs_pattern(options: Mapping[str, Any]) -> bool:
-    """Can z be had only by way of an explicit pattern (soft-capped scores, attention sinks)?"""
+    """Does z need an explicit pattern (soft-capped scores, attention sinks)?"""
     return any(options.get(name) is not None for name in ("softcap", *_SINKS, "position_bias"))
 
 
@@ -167,7 +167,7 @@ _configs: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 
 
 def _configs_of(hf: nn.Module) -> list[Any]:
-    """Every configuration that says how some part of a model attends; looked for once, for it takes a millisecond."""
+    """Every configuration that sets how some part of a model attends; searched once, as it takes a millisecond."""
     if hf not in _configs:
         configs = (getattr(module, "config", None) for module in hf.modules())
         _configs[hf] = list({id(c): c for c in configs if hasattr(c, "_attn_implementation")}.values())
@@ -178,8 +178,8 @@ def _configs_of(hf: nn.Module) -> list[Any]:
 def attention_tasks(hf: Any, tasks: Mapping[nn.Module, Task]) -> Iterator[None]:
     """Give some attention modules a task for as long as the block runs; with no tasks nothing is switched at all.
 
-    The model's configuration names another attention implementation meanwhile and has its own back afterwards,
-    whatever happens. Other threads that run the same model meanwhile get SDPA.
+    The model's configuration names another attention implementation meanwhile and is restored afterwards, even after an
+    error. Other threads that run the same model meanwhile get SDPA.
     """
     if not tasks:
         yield

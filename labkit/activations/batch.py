@@ -1,4 +1,4 @@
-"""Positions in a batch of prompts: each prompt's own, though shorter ones are padded on the left."""
+"""Positions in a batch of prompts, counted within each prompt although shorter ones are padded on the left."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Batch:
     """The rows of a batch.
 
-    Where there is padding, a position that is not negative is counted from each row's own first token, and a negative
-    one from the end; without padding all are counted from the start.
+    With padding, non-negative positions count from each row's own first token and negative ones from the end; without
+    padding all count from the start.
 
     Attributes:
         length: how many positions the batch has, padding included.
@@ -56,7 +56,7 @@ class Batch:
         return found
 
     def position(self, lm: Model, position: int, *, what: str = "") -> int:
-        """A position that every row has: from the start, or in a padded batch from the side that it was counted from.
+        """A position that every row has: counted from the start, or in a padded batch from the side it was given.
 
         Raises:
             ValueError: it is out of range.

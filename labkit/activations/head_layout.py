@@ -1,9 +1,9 @@
-"""What can be seen of each layer's heads, found by looking.
+"""What can be read of each layer's heads, found by trial.
 
 A short prompt is run three times: plainly; through our own attention function, which notes its calls and computes every
 pattern explicitly; and with one head's z set to zero. If the second run does not give the logits of the first, the
-architecture does something in attention that our function does not know, and its q, k, v, pattern and z are declared
-absent rather than shown wrong. The third shows whether the output projection takes the heads side by side.
+architecture has an attention feature that our function does not support, and its q, k, v, pattern and z are declared
+absent rather than shown wrong. The third shows whether the output projection reads the heads side by side.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _QKV = ("q", "k", "v", "pattern")
 class Heads:
     """One layer's heads.
 
-    `attention` is the module whose attention call is ours to see, None where there is none: then z is what the output
-    projection takes in, if anything is. `missing` says for each kind of site that is absent why.
+    `attention` is the module whose attention call labkit can see, or None: then z is the input of the output
+    projection, if there is one. `missing` says why each absent kind of site is absent.
     """
 
     attention: nn.Module | None = None
@@ -44,7 +44,7 @@ _seen: WeakKeyDictionary[Model, tuple[Heads, ...]] = WeakKeyDictionary()
 
 
 def heads_of(lm: Model) -> tuple[Heads, ...]:
-    """The heads of every layer of a model; looked at once and kept with the model."""
+    """The heads of every layer of a model; found once and kept with the model."""
     if lm not in _seen:
         with lm.busy():
             _seen[lm] = _look(lm)
@@ -68,7 +68,7 @@ def _look(lm: Model) -> tuple[Heads, ...]:
         seen, why = [[] for _ in blocks], f"its attention cannot be replaced ({type(error).__name__})"
     else:
         if not (_close(lm, ours, plain) or (any(seen) and _each_close(lm, ids))):
-            why = "its attention does something that labkit's attention function does not know"
+            why = "its attention has a feature that labkit's attention function does not support"
     legacy = not any(seen)
     inputs = {} if why and not legacy else _projected(lm, ids, zeroed=not legacy)
     return tuple(_layer(lm, calls, why, legacy=legacy, projected=inputs.get(layer)) for layer, calls in enumerate(seen))
@@ -91,7 +91,7 @@ def _layer(lm: Model, calls: list[AttentionCall], why: str, *, legacy: bool, pro
     n_heads, width = call.q.shape[1], call.v.shape[-1]
     missing = {}
     if projected is None or projected.shape[-1] != n_heads * width:
-        missing["head_out"] = "no single projection takes its heads"
+        missing["head_out"] = "no single projection reads its heads"
     elif float(projected[..., :width].abs().max()) > 0 or not float(projected[..., width:].abs().max()) > 0:
         missing["head_out"] = "its heads are mixed before the output projection"
     return Heads(call.module, n_heads, call.k.shape[1], missing)
@@ -103,9 +103,9 @@ def _close(lm: Model, a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _each_close(lm: Model, ids: torch.Tensor) -> bool:
-    """Is each layer's attention the same through our function, on the inputs that it has in a plain run?
+    """Is each layer's attention the same through our function, on its inputs from a plain run?
 
-    Rounding grows from layer to layer, in 8 bits up to logits that tell nothing; within one layer it does not.
+    Rounding grows from layer to layer, in 8 bits up to meaningless logits; within one layer it does not.
     """
     calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any], torch.Tensor]] = []
 

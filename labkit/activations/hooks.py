@@ -1,8 +1,7 @@
-"""The hooks that read and write sites while a model runs, and are gone afterwards.
+"""The hooks that read and write sites while a model runs, removed afterwards.
 
 Residual-stream, attention and MLP sites are reached by module hooks, sites by head through the attention function
-(`attention_hook`). Writes are seen by everything after them, and a site that is both written and read is read as
-written.
+(`attention_hook`). Everything after a write sees it, and a site that is both written and read is read as written.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def hooked(
     """Hold the hooks for a set of reads and edits; yields the dictionary that fills as the model runs.
 
     `keep` says how an activation is kept, unless `reads` says it for each place; `watch` is shown every layer's
-    attention call as it is carried out. Compiled code is left aside meanwhile: it would call no hook.
+    attention call as it is carried out. Compiled code is bypassed meanwhile: it would call no hook.
 
     Raises:
         RuntimeError: at the end, where a place to read or to write was never reached. With `may_wait` writes may be:
@@ -203,7 +202,7 @@ def _module_hook(
 
 
 def _in_a_gradient(new: torch.Tensor, own: torch.Tensor) -> bool:
-    """Has what was read to go on through the model, so that a gradient reaches it? What is the model's own does."""
+    """Must what was read go on through the model, so that a gradient reaches it? The model's own tensor does anyway."""
     return new is not own and new.requires_grad
 
 
@@ -234,7 +233,7 @@ def _router_hook(
 ) -> Iterator[None]:
     """Where a mixture's experts are called: the k experts of each token and their weights, spread over all experts.
 
-    Where they are called in another way, what the router puts out, weights of all experts (Llama 4).
+    If they are called in another way: the router's output, weights of all experts (Llama 4).
     """
     block = lm.anatomy.blocks[place[1]]
     shape: list[int] = []
@@ -285,7 +284,7 @@ def _watched(layer: int, task: Task, watch: Callable[[int, AttentionCall], None]
 
 
 def _head_task(layer: int, touched: set[Place], through: Callable[[Place, torch.Tensor], torch.Tensor]) -> Task:
-    """What attention does in a layer of which something by head is read or written."""
+    """What attention does in a layer where a site by head is read or written."""
     wants = {kind for kind, at in touched if at == layer}
 
     def task(call: AttentionCall) -> torch.Tensor:
@@ -312,8 +311,8 @@ def _projection_hook(
 ) -> Iterator[None]:
     """At the output projection: head_out, and z of attention that does not go through transformers' interface.
 
-    head_out is linear in what the projection takes in (z, gated or normed where the architecture does so); writing a
-    head's adds the difference to what the projection puts out.
+    head_out is linear in the projection's input (z, gated or normed in some architectures); writing a head's adds the
+    difference to the projection's output.
     """
     kind, layer = place
     projection = lm.anatomy.blocks[layer].output_projection

@@ -1,7 +1,7 @@
 """One forward pass with sites read and written.
 
-Hooks (`activations.hooks`) are there only while the pass runs. A pass that reads and writes nothing is the plain
-forward.
+Hooks (`activations.hooks`) are there only while the pass runs. A pass that reads and writes nothing is a plain forward
+pass.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 class Run(RefersToModel):
     """One forward pass: `logits` (batch, position, vocab), and `run["resid_pre.5"]` for what was read.
 
-    Activations have the model's dtype and stay on its device, unless they were asked for elsewhere. A kind without a
-    layer stacks the layers that have it first. A residual stream of several copies (hyper-connections) has them on an
-    axis before d_model.
+    Activations have the model's dtype and stay on its device, unless `to` names another. A kind without a layer stacks
+    the layers that have it, on the first axis. A residual stream kept in several copies (hyper-connections) has an axis
+    for them before d_model.
 
     Prompts of different lengths are padded on the left, and `mask` (batch, position) is False where there is padding,
-    which everything that is read at all positions has, too (of patterns, in its queries and its keys). A position that
-    is asked for is each prompt's own: `resid_pre.5@0` is the first token of each, `@-1` the last.
+    which everything read at all positions also has (patterns in both queries and keys). A single position is counted
+    within each prompt: `resid_pre.5@0` is the first token of each, `@-1` the last.
 
     Attributes:
-        logits: at the positions that were asked for, all of them if not said; see `logits_at`.
-        positions: which positions `logits` has, as they were asked for; None for all of them.
-        activations: what was read, and no more than that, by site and layer.
+        logits: at the requested positions, by default all; see `logits_at`.
+        positions: the positions of `logits`, as requested; None for all.
+        activations: what was read, by site and layer.
     """
 
     logits: torch.Tensor
@@ -69,18 +69,18 @@ class Run(RefersToModel):
         return torch.stack([value.to(found[0].device) for value in found])
 
     def logits_at(self, position: int) -> torch.Tensor:
-        """The logits (batch, vocab) at one position, counted from the end if negative; in a batch each prompt's own.
+        """The logits (batch, vocab) at one position of each prompt, counted from the end if negative.
 
         Raises:
             ValueError: there is no such position.
-            KeyError: its logits were not asked for.
+            KeyError: its logits were not kept.
         """
         at = self.rows.position(self.lm, position)
         if self.positions is None:
             return self.rows.take(self.logits, 1, at)
         have = [self.rows.position(self.lm, one) for one in self.positions]
         if at not in have:
-            raise KeyError(f"this run has no logits at position {position}; it was asked for {list(self.positions)}")
+            raise KeyError(f"this run has no logits at position {position}; it kept positions {list(self.positions)}")
         return self.logits[:, have.index(at)]
 
 
@@ -118,18 +118,17 @@ def run(
     Args:
         lm: the model.
         prompt: text, chat messages, token ids (1, seq), or a list of these.
-        read: sites to keep, such as `["resid_pre", "pattern.3", "z.5.3"]`. Only what is named is kept:
-            `resid_pre@-1` is one vector a layer, however long the prompt. In a batch a position is each prompt's own.
-        write: for each site the value that takes its place (broadcast to its shape), or a function from the
-            activation to the new one.
-        logits: the positions whose logits are wanted: `all`, `last`, `none`, or a list such as `[0, -1]`. The others
-            are not computed where the model can leave them out.
-        to: the device where all that the run has ends up, such as `cpu`; activations go there as they are read.
+        read: sites to keep, such as `["resid_pre", "pattern.3", "z.5.3"]`. Only what is named is kept: `resid_pre@-1`
+            is one vector per layer, however long the prompt. In a batch a position is counted within each prompt.
+        write: for each site its new value (broadcast to its shape), or a function from the activation to the new one.
+        logits: the positions whose logits are kept: `all`, `last`, `none`, or a list such as `[0, -1]`. The others are
+            not computed if the model can skip them.
+        to: the device for everything the run keeps, such as `cpu`; activations are moved as they are read.
 
     Raises:
         ValueError: an unknown site, a layer, head or position out of range (in a batch, of the shortest prompt), a
             value of the wrong shape, a bad prompt.
-        RuntimeError: the model never reached a place that was to be read or written.
+        RuntimeError: the model never reached a site that was to be read or written.
     """
     return _run(lm, prompt, read, write, logits, to)
 
@@ -173,10 +172,10 @@ def _run(
 def _positions(
     lm: Model, rows: Batch, logits: Literal["all", "last", "none"] | Sequence[int]
 ) -> tuple[int, ...] | None:
-    """The positions whose logits are wanted, held against the prompts; None for all of them."""
+    """The positions whose logits are wanted, checked against the prompts; None for all of them."""
     named: dict[Any, tuple[int, ...] | None] = {"all": None, "last": (-1,), "none": ()}
     if isinstance(logits, str) and logits not in named:
-        raise ValueError(f"logits is 'all', 'last', 'none' or a list of positions; got {logits!r}")
+        raise ValueError(f"logits must be 'all', 'last', 'none' or a list of positions; got {logits!r}")
     asked = named[logits] if isinstance(logits, str) else tuple(int(position) for position in logits)
     for position in asked or ():
         rows.position(lm, position)
@@ -186,7 +185,7 @@ def _positions(
 def _keeps(
     lm: Model, wanted: Sequence[Site], rows: Batch, kept: dict[Site, torch.Tensor], to: Any
 ) -> dict[Place, Callable[[torch.Tensor], torch.Tensor]]:
-    """For each place that is read what keeps of it what was asked for, each part once and in memory of its own."""
+    """For each place that is read, a function that keeps only the parts asked for, each once, in its own memory."""
     at: dict[Place, dict[Site, None]] = {}
     for site in wanted:
         for one in _by_layer(lm, site):

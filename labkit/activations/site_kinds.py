@@ -1,7 +1,7 @@
-"""Every kind of site: what it is, its axes, where a block has it and why one may not. To add one, add it here.
+"""Every kind of site: what it is, its axes, where a block has it and why it may be absent. To add one, add it here.
 
-Menus, errors, documents and tests ask this list; `labkit.activations.hooks` reaches a kind with a `where` by a hook on
-the module that it names, at its input or its output.
+Menus, errors, documents and tests are built from this list; `labkit.activations.hooks` reaches a kind with a `where` by
+a hook on the module that it names, at its input or its output.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SiteKind:
             another way: the embedding, the attention function, the router.
         at_input: does it pass at the module's input, or at its output?
         absent: why a block may lack it.
-        at_projection: is it at a projection, where an adapter that is no linear map can be in its way?
+        at_projection: is it at a projection, where a nonlinear adapter can be in the way?
         sent, received: can a path begin or end there (Wang et al. 2022)?
     """
 
@@ -69,7 +69,7 @@ class SiteKind:
 
     @property
     def usual(self) -> tuple[str, str]:
-        """The axes of its grid when nothing is asked for."""
+        """The default axes of its grid."""
         return ("layer", "head") if self.unit == "head" else ("layer", "position")
 
 
@@ -93,7 +93,7 @@ KINDS = {
             _STREAM,
             lambda block: block.mid,
             at_input=True,
-            absent="its blocks have no place between attention and MLP, which run side by side or alone",
+            absent="its blocks have no point between attention and MLP: they run in parallel, or one is missing",
             received=True,
         ),
         SiteKind("resid_post", "residual stream leaving a layer", _STREAM, lambda block: block.module, received=True),
@@ -109,11 +109,11 @@ KINDS = {
         ),
         SiteKind(
             "mlp_act",
-            "neurons: what the MLP's output projection takes in",
+            "neurons: the input of the MLP's output projection",
             ("position", "d_mlp"),
             lambda block: block.down_projection,
             at_input=True,
-            absent="no single projection takes its neurons",
+            absent="no single projection reads its neurons",
             at_projection=True,
         ),
         SiteKind("q", "queries by head, after rotary", _HEADS, received=True),
@@ -123,16 +123,16 @@ KINDS = {
         SiteKind("z", "pattern times values by head, before the output projection", _HEADS, sent=True),
         SiteKind(
             "head_out",
-            "what each head adds, after the output projection",
+            "output of each head, after the output projection",
             ("position", "n_heads", "d_model"),
             at_projection=True,
             sent=True,
         ),
         SiteKind(
             "router",
-            "weight with which each expert takes a token, 0 where it does not",
+            "weight of each expert for a token, 0 where it is not chosen",
             ("position", "n_experts"),
-            absent="it is not a mixture of experts, or one whose routing has another form",
+            absent="it is not a mixture of experts, or its routing has an unsupported form",
         ),
         SiteKind(
             "latent",

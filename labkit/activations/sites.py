@@ -26,7 +26,7 @@ _FORM = re.compile(r"(?P<kind>[a-z_]+)(\.(?P<layer>-?\d+))?(\.(?P<head>-?\d+))?(
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One place: a kind, and where they are given a layer, a head and a position. None means all of them."""
+    """One place: a kind, and optionally a layer, a head and a position; None means all."""
 
     kind: str
     layer: int | None = None
@@ -51,7 +51,7 @@ class Site:
         if kind not in KINDS:
             near = get_close_matches(kind, KINDS, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"there is no site {kind!r}; {hint}The kinds are {', '.join(KINDS)}")
+            raise ValueError(f"there is no site {kind!r}; {hint}Kinds: {', '.join(KINDS)}")
         numbers = {name: int(match[name]) if match[name] else None for name in ("layer", "head", "position")}
         if numbers["head"] is not None and kind not in HEAD_KINDS:
             raise ValueError(f"{text!r}: {kind} has no heads; those that have are {', '.join(HEAD_KINDS)}")
@@ -77,7 +77,7 @@ def n_heads_of(lm: Model, kind: str, layer: int | None = None) -> int:
 
 
 def checked(lm: Model, site: str | Site, *, length: int | None = None) -> Site:
-    """The site with its layer, head and position counted from zero, held against what the model has.
+    """The site with its layer, head and position counted from zero, checked against the model.
 
     Raises:
         ValueError: the layer, head or position is out of range, or this architecture has no such site.
@@ -101,7 +101,7 @@ def checked(lm: Model, site: str | Site, *, length: int | None = None) -> Site:
 
 
 def out_of_range(lm: Model, kind: str, what: str, value: int, count: int) -> str:
-    """That a model has no such layer, head, neuron or position, in words that say which heads are counted."""
+    """The message for a layer, head, neuron or position that a model does not have; it says which heads are counted."""
     shared = f" at {kind}"
     if what == "head" and kind in ("k", "v"):
         what = "key-value head"
@@ -127,7 +127,7 @@ def absent(lm: Model, kind: str, layer: int | None = None) -> str | None:
 
 def _missing(lm: Model, kind: str, layer: int) -> str | None:
     if lm.anatomy.repeated:
-        return "its layers run more than once in a pass, so a layer is not one place"
+        return "its layers run more than once per pass, so a layer is not a single place"
     block = lm.anatomy.blocks[layer]
     if kind == HEAD_IN or KINDS[kind].unit == "head":
         why = heads_of(lm)[layer].missing.get("head_out" if kind == HEAD_IN else kind)
@@ -140,10 +140,10 @@ def _missing(lm: Model, kind: str, layer: int) -> str | None:
 
 
 def _or_adapter(lm: Model, layer: int, why: str) -> str:
-    """Why a site at a projection is absent; an adapter that is no linear map can be the reason."""
+    """Why a site at a projection is absent; a nonlinear adapter can be the reason."""
     inside = set(lm.anatomy.blocks[layer].module.modules()) - {m for a in lm.anatomy.adapted for m in a.modules()}
     blocking = any(isinstance(getattr(m, "base_layer", None), nn.Module) for m in inside)
-    return f"an adapter that is no linear map is in its way; {MERGE}" if blocking else why
+    return f"an adapter that is not a linear map is in the way; {MERGE}" if blocking else why
 
 
 def describe_sites(lm: Model) -> pd.DataFrame:

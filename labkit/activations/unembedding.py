@@ -1,9 +1,9 @@
-"""The last product, from the last hidden state to the logits that a metric reads, in float32.
+"""The last matmul, from the last hidden state to the logits that a metric reads, in float32.
 
-A model in 16 bits rounds its logits to 16 bits: near 5 in steps of 1/32, near 20 in steps of 1/8, and a difference of
-two of them in such steps, too. Small effects of a patch get lost in that, though the hidden state tells them apart. So
-where a metric is read, the hidden state is the model's own and only the product with the unembedding is done in
-float32, with whatever scale and soft cap the model puts on it. `lm.run(...).logits` stay what the model gives.
+A model in 16 bits rounds its logits to 16 bits: near 5 in steps of 1/32, near 20 in steps of 1/8, and so is a
+difference of two of them. Small effects of a patch are lost in that rounding, though the hidden state has them. So for
+a metric the hidden state is the model's own and only the matmul with the unembedding is done in float32, with the
+model's scale and soft cap. `lm.run(...).logits` are the model's own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ends: WeakKeyDictionary[Model, End | None] = WeakKeyDictionary()
 
 
 def unembedded(unembed: Any, x: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
-    """What an unembedding makes of x (rows, width): (rows, vocab) or (rows, len(columns)), float32 and computed so.
+    """The unembedding of x (rows, width): (rows, vocab) or (rows, len(columns)), computed in float32.
 
     One that has no plain weight (packed, adapted, kept elsewhere) computes as it does.
     """
@@ -66,7 +66,7 @@ class _Product(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class End:
-    """What a model does to the product with its unembedding."""
+    """What a model does to the output of its unembedding."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -76,13 +76,13 @@ class End:
         return made if self.softcap is None else torch.tanh(made / self.softcap) * self.softcap
 
     def uncapped(self, logits: torch.Tensor) -> torch.Tensor:
-        """What was there before the soft cap, as far as the cap lets one see."""
+        """The value before the soft cap, as far as it can be recovered."""
         if self.softcap is None:
             return logits
         return torch.atanh((logits / self.softcap).clamp(-0.999, 0.999)) * self.softcap
 
     def fitted(self, made: torch.Tensor, logits: torch.Tensor) -> float:
-        """The scale that turns the product (vocab,) into a model's logits (vocab,) before the soft cap."""
+        """The scale that turns the matmul (vocab,) into a model's logits (vocab,) before the soft cap."""
         # architectures name the scale of their logits in many ways; it is the number that fits
         return float((made @ self.uncapped(logits)) / (made @ made).clamp(min=1e-30))
 
@@ -97,7 +97,7 @@ def last_logits(lm: Model, ids: torch.Tensor) -> torch.Tensor:
 
 
 def measured_logits(lm: Model, ids: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
-    """The same, (batch, vocab) or (batch, len(columns)), as metrics read them: float32, their last product done so."""
+    """The same, (batch, vocab) or (batch, len(columns)), as metrics read them: with their last matmul in float32."""
     if lm.dtype == torch.float32:
         own = last_logits(lm, ids).float()
         return own if columns is None else own[:, list(columns)]
@@ -118,7 +118,7 @@ def measured_logits(lm: Model, ids: torch.Tensor, columns: Sequence[int] | None 
 def _exactly(
     lm: Model, taken: list[torch.Tensor], own: torch.Tensor, columns: Sequence[int] | None
 ) -> torch.Tensor | None:
-    """The logits anew from what the unembedding took; None where the model's own are as good, or made otherwise."""
+    """The logits recomputed from the unembedding's input; None if that is not needed or not possible."""
     unembed = lm.anatomy.unembed
     if not taken or taken[0].dtype == torch.float32 or taken[0].ndim != 3 or not is_plain(unembed):
         return None
@@ -131,7 +131,7 @@ def _exactly(
 
 
 def _end_of(lm: Model, made: torch.Tensor, own: torch.Tensor) -> End | None:
-    """What comes between the product (vocab,) and the model's own rounded logits (vocab,), if that can be told."""
+    """What comes between the matmul (vocab,) and the model's own rounded logits (vocab,), if it can be determined."""
     if made.shape != own.shape:
         return None
     made, plain = made.to(own.device), End(softcap=softcap_of(lm))

@@ -1,1 +1,1 @@
-"""Where heads look, what that carries, and what happens without them."""
+"""Where heads look, what they move, and what happens without them."""

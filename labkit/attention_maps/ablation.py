@@ -1,8 +1,8 @@
-"""Heads knocked out or frozen, and what the model would then write next.
+"""Heads ablated or frozen, and what the model then predicts.
 
-A look says where a head reads from. Whether anything depends on it shows when the head is taken out: its `z` set to
-zero, to its mean over the prompt, or to what it was in another prompt; or its pattern frozen to another prompt's, while
-values stay its own.
+A pattern says where a head reads from. Whether anything depends on it shows when the head is ablated: its `z` set to
+zero, to its mean over the prompt, or to its value on another prompt; or its pattern frozen to another prompt's, with
+its own values.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class KnockOut(RefersToModel):
     """The next token with and without some heads.
 
     Attributes:
-        heads: the (layer, head) that were changed.
+        heads: the changed heads, as (layer, head).
         how: one of `HOW`.
         logits_before, logits_after: (vocab,) float32 at the last position.
     """
@@ -70,13 +70,13 @@ class KnockOut(RefersToModel):
         return rows[0], rows[1]
 
     def logit_diff(self, answer: str | int, foil: str | int) -> tuple[float, float]:
-        """The logit of the answer less that of the foil, before and after."""
+        """The logit difference of answer and foil, before and after."""
         a = single_token(self.lm, answer, after=self.ids)
         b = single_token(self.lm, foil, role="foil", after=self.ids)
         return tuple(float(x[a] - x[b]) for x in (self.logits_before, self.logits_after))  # type: ignore[return-value]
 
     def to_frame(self, k: int = 10) -> pd.DataFrame:
-        """The tokens that are among the k likeliest before or after: `token`, `before`, `after`, `change`."""
+        """The k likeliest tokens before or after: `token`, `before`, `after`, `change`."""
         import pandas as pd
 
         before, after = (x.softmax(-1) for x in (self.logits_before, self.logits_after))
@@ -87,7 +87,7 @@ class KnockOut(RefersToModel):
         return frame
 
     def code(self) -> str:
-        """The Python that does it again."""
+        """The Python that repeats it."""
         return self.made_by
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ def knock_out(
     how: str = "zero",
     other: Prompt | None = None,
 ) -> KnockOut:
-    """Run a prompt with some heads changed at every position, and without.
+    """Run a prompt with and without some heads changed, at every position.
 
     Args:
         lm: the model.
@@ -115,13 +115,13 @@ def knock_out(
         other: the other prompt, of the same number of tokens.
 
     Raises:
-        ValueError: no heads, one that the model does not have, an unknown `how`, or another prompt that is missing or
-            of another length.
+        ValueError: no heads, a head that the model does not have, an unknown `how`, or an `other` prompt that is
+            missing or has another length.
     """
     if how not in HOW:
-        raise ValueError(f"how is one of {', '.join(HOW)}; got {how!r}")
+        raise ValueError(f"how must be one of {', '.join(HOW)}; got {how!r}")
     if not heads:
-        raise ValueError("no head is chosen; give at least one (layer, head)")
+        raise ValueError("no heads to ablate; give at least one (layer, head)")
     kind = "pattern" if how == "other_pattern" else "z"
     sites = [checked(lm, f"{kind}.{layer}.{head}") for layer, head in heads]
     prompt, other = asked(lm, prompt), None if other is None else asked(lm, other)

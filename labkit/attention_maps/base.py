@@ -1,4 +1,4 @@
-"""Patterns wherever they come from: what can be read of them, and how one head is drawn."""
+"""Patterns from a model or a file: what can be read of them, and how one head is drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-UNITS = {"pattern": "attention", "value": "norm of what the look moves", "rollout": "share that goes back to the token"}
+UNITS = {"pattern": "attention", "value": "norm of the weighted value", "rollout": "share that comes from the token"}
 
 
 def weighted(
@@ -33,10 +33,10 @@ def weighted(
         shown = patterns.pattern(layer, head)
     elif weighting in UNITS:
         if not hasattr(patterns, "rollout"):
-            raise ValueError("a file holds patterns alone; open the model and use lk.attention to weigh them")
+            raise ValueError("a saved file holds patterns only; load the model and use lk.attention to weight them")
         shown = patterns.value_weighted(layer, head) if weighting == "value" else patterns.rollout(layer)  # type: ignore[attr-defined]
     else:
-        raise ValueError(f"there is no weighting {weighting!r}; there are {', '.join(UNITS)}")
+        raise ValueError(f"there is no weighting {weighting!r}; use one of {', '.join(UNITS)}")
     return without_sink(shown, renormalise=weighting != "value") if hide_sink else shown
 
 
@@ -51,11 +51,11 @@ def without_sink(pattern: np.ndarray, *, renormalise: bool = True) -> np.ndarray
 
 
 class Patterns(ABC):
-    """What can be read of patterns wherever they come from, a model or a file.
+    """What can be read of patterns, whether they come from a model or a file.
 
     Attributes:
         tokens: the prompt's tokens.
-        layers: those that have patterns; in a hybrid not all do.
+        layers: the layers with patterns; not all of them in a hybrid.
         n_layers, n_heads: how many layers the model has, and how many heads per layer, at most.
     """
 
@@ -83,7 +83,7 @@ class Patterns(ABC):
         Args:
             layer, head: which one.
             weighting: `pattern`, or of a model's patterns `value` or `rollout` (up to this layer, all heads).
-            hide_sink: leave the first token out, and show what the others get of the rest.
+            hide_sink: leave the first token out and renormalise the rest.
         """
         shown = weighted(self, layer, head, weighting, hide_sink=hide_sink)
         labels = [f"{n} {token.display}" for n, token in enumerate(self.tokens)]
@@ -106,7 +106,7 @@ class Patterns(ABC):
 
 
 class ModelPatterns(Patterns):
-    """Patterns whose model is at hand, with the calls that they come from.
+    """Patterns with their model and the attention calls they come from.
 
     Attributes:
         lm, ids: the model, and the prompt's ids (1, seq).

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SavedAttention(Patterns):
-    """Patterns that `AttentionPatterns.save` wrote; each is read from the file when it is looked at.
+    """Patterns that `AttentionPatterns.save` wrote; each is read from the file when it is needed.
 
     `layers` are those whose patterns are in the file; `scores()` covers them all.
     """
@@ -119,7 +119,7 @@ def open_attention(path: str | os.PathLike[str]) -> SavedAttention:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no patterns, or comes from a newer labkit.
+        ValueError: the file holds no patterns, or was saved by a newer labkit.
     """
     about = open_about(path, "attention")
     with reading(path, "attention"):

@@ -1,9 +1,8 @@
-"""What heads do, as a number each: scores of the kinds of head that the literature knows, from patterns block by block.
+"""What heads do, one number each: scores for the kinds of head in the literature, from patterns block by block.
 
 Previous-token, duplicate-token and induction heads are those of Elhage et al. 2021 and Olsson et al. 2022, the
-first-token sink that of Xiao et al. 2024. A `Tally` is fed blocks of query rows as a pass goes by, so that no layer's
-whole pattern is ever there; the same blocks are pooled into thumbnails by their maximum, so that a lone bright cell
-does not vanish.
+first-token sink that of Xiao et al. 2024. A `Tally` is fed blocks of query rows as a pass goes by, so no layer's whole
+pattern is ever in memory; the same blocks are max-pooled into thumbnails, so a lone bright cell does not vanish.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ SCORES = {
     "duplicate_token": "attention to earlier copies of the same token, mean over tokens that have one",
     "induction": "attention to what came after an earlier copy of the same token, mean over tokens that have one",
     "first_token": "attention to the first token (the sink), mean over the others",
-    "entropy": "how spread a token's attention is, in bits; 0 where one token gets all",
+    "entropy": "how spread out a token's attention is, in bits; 0 if one token gets all of it",
     "distance": "how far back it looks, in tokens, weighted by attention",
     "repeated_induction": "induction on 25 random tokens shown twice, where only the repetition helps",
 }
 HeadScore = Callable[[np.ndarray], float]
-"""A score of one's own: from one head's pattern (query, key), float32, to a number."""
+"""Your own score: from one head's pattern (query, key), float32, to a number."""
 
 
 class Tally:
@@ -56,7 +55,7 @@ class Tally:
         return [(start, min(start + tall, self.length)) for start in range(0, self.length, tall)]
 
     def add(self, pattern: torch.Tensor, start: int) -> None:
-        """A block (head, query, key) float32 that begins at query `start`; keys that it leaves out are zero."""
+        """A block (head, query, key) float32 that begins at query `start`; omitted keys are zero."""
         heads, rows, keys = pattern.shape
         stop, sums = start + rows, self._sums
         tall, wide = -(-rows // self.step), -(-keys // self.step)
@@ -81,7 +80,7 @@ class Tally:
         sums["distance"] += (back / total.clamp(min=1e-9)).sum(-1)
 
     def scores(self) -> dict[str, np.ndarray]:
-        """The scores of the layer, each (head,) float32; NaN where no token of the text can show it."""
+        """The scores of the layer, each (head,) float32; NaN if no token of the text can show it."""
         counts = dict.fromkeys(self._sums, self.length - 1) | self._counts
         return {
             name: (sums / counts[name] if counts[name] else sums * np.nan).cpu().numpy()

@@ -1,9 +1,9 @@
 """Attention patterns on demand.
 
 One forward pass keeps the queries, keys and values of each layer, which grow with the text and not with its square; a
-pattern is computed from them when it is looked at, one head or one block of query rows at a time. Never are all layers
-x heads x tokens x tokens there. Where even queries, keys and values are too many, those of the layers looked at last
-are kept, and another layer costs another pass.
+pattern is computed from them on demand, one head or one block of query rows at a time. All layers x heads x tokens x
+tokens never exist at once. If even queries, keys and values are too large, those of the layers used last are kept, and
+another layer costs another pass.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ BLOCK = 4e6  # bytes of float32 pattern to compute at once
 
 @each_prompt
 def attention(lm: LanguageModel, prompt: Prompt) -> AttentionPatterns:
-    """The attention patterns of a prompt (text, chat messages, or ids (1, seq)), computed when they are asked for; a
-    list of patterns for a list of prompts.
+    """The attention patterns of a prompt (text, chat messages, or ids (1, seq)), computed on demand; a list of patterns
+    for a list of prompts.
 
     Raises:
-        ValueError: a bad prompt, or a model whose attention cannot be seen.
+        ValueError: a bad prompt, or a model whose attention cannot be read.
     """
     return AttentionPatterns(lm, prompt)
 
@@ -70,7 +70,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is computed again when it is asked for stays out of copies and pickles."""
+        """What can be recomputed stays out of copies and pickles."""
         state = super().__getstate__()
         again: dict[str, Any] = {"_calls": OrderedDict(), "_before_projection": {}}
         return {name: value for name, value in state.items() if name != "_lock"} | again
@@ -93,7 +93,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         return found if site.head is None else found[0]
 
     def looks(self, query: int, key: int) -> np.ndarray:
-        """How much the token at position `query` looks at the one at `key`: (layer, head) float32, NaN without heads.
+        """How much the token at `query` attends to the one at `key`: (layer, head) float32, NaN without heads.
 
         Raises:
             ValueError: a position that the prompt does not have.
@@ -134,7 +134,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
             yield start, rows_of(call, start, min(start + tall, queries), heads)
 
     def _pass(self, see: Callable[[int, AttentionCall], None], *, keep: int | None = None) -> None:
-        """One forward pass; `see(layer, call)` at each layer. Calls are kept as far as there is room, `keep` first."""
+        """One forward pass; `see(layer, call)` at each layer. Calls are kept while there is room, `keep` first."""
         wanted, room = set(self.layers), KEEP
 
         def watch(layer: int, call: AttentionCall) -> None:
@@ -164,8 +164,8 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
 
         Args:
             size: rows of a thumbnail, at most.
-            each: told of every layer as it is done: its number, thumbnails (head, size, size), scores; what it raises
-                ends the pass.
+            each: called after every layer with its number, thumbnails (head, size, size) and scores; an exception ends
+                the pass.
 
         Returns:
             The thumbnails (layer, head, size, size) uint8, 255 = all attention, pooled by their maximum. Layers without
@@ -210,7 +210,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         """
         if score not in self._scores:
             if score not in SCORES:
-                raise ValueError(f"there is no score {score!r}; there are {', '.join([*SCORES, *self._scores])}")
+                raise ValueError(f"there is no score {score!r}; use one of {', '.join([*SCORES, *self._scores])}")
             if score == "repeated_induction":
                 repeated = AttentionPatterns(self.lm, repeated_tokens(self.lm))
                 repeated.survey(size=1)
@@ -220,7 +220,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         return self._scores[score]
 
     def add_score(self, name: str, score: HeadScore) -> np.ndarray:
-        """Give every head a score of one's own, from its pattern (query, key) float32 to a number: (layer, head)."""
+        """Score every head with your own function, from its pattern (query, key) float32 to a number: (layer, head)."""
         found = np.full((self.n_layers, self.n_heads), np.nan, np.float32)
         for layer in self.layers:
             for head in range(self.call(layer).q.shape[1]):
@@ -232,7 +232,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         """One row per head: `layer`, `head`, and a column per score; `head_scores.SCORES` says what each is.
 
         Args:
-            own: scores of one's own by name, each from a head's pattern (query, key) to a number.
+            own: your own scores by name, each from a head's pattern (query, key) to a number.
         """
         for name, score in (own or {}).items():
             self.add_score(name, score)
@@ -241,7 +241,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
     # -- what is weighted ------------------------------------------------------------------------------------------
 
     def value_weighted(self, layer: int, head: int | None = None) -> np.ndarray:
-        """How much each look moves: the norm of pattern x value x output projection (Kobayashi et al. 2020).
+        """The norm of pattern x value x output projection (Kobayashi et al. 2020).
 
         (head, query, key), or (query, key) of one head, float32; see `labkit.attention_maps.weighting`.
         """
@@ -252,7 +252,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         return weighting.rollout(self, self.layers[-1] if layer is None else layer)
 
     def contribution(self, answer: str | int, foil: str | int | None = None) -> LogitContribution:
-        """What each head's look from the last token at each token writes to the answer's logit, less the foil's."""
+        """What each head adds to the answer's logit minus the foil's by attending from the last token to each."""
         return weighting.contribution(self, answer, foil)
 
     # -- the rest --------------------------------------------------------------------------------------------------
@@ -261,15 +261,15 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         """Write patterns, scores and tokens to one file, a layer at a time; `open_attention` opens it.
 
         Args:
-            path: the file; it is whole or not there.
-            layers: which layers' patterns; all of them unless given. They are kept as float16.
+            path: the file, written in one step.
+            layers: which layers' patterns, kept as float16; all by default.
 
         Raises:
             ValueError: a layer that has no pattern.
         """
         chosen = self.layers if layers is None else [int(layer) for layer in layers]
         if missing := [layer for layer in chosen if layer not in self.layers]:
-            raise ValueError(f"layers {missing} have no patterns; those that have are {self.layers}")
+            raise ValueError(f"layers {missing} have no patterns; layers {self.layers} have")
         scores = {name: self.grid(name) for name in self.scores().columns[2:]}
         return save(Path(path), self, chosen, scores=scores, thumbnails=self.thumbnails())
 

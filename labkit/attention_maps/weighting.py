@@ -1,10 +1,10 @@
-"""What to weigh attention by, since a look is not yet a cause.
+"""What to weight attention by, since attending is not yet causing.
 
-- The value: a head may look hard at a token whose value it has learnt to keep small. The norm of pattern x value x
-  output projection says how much each look moves (Kobayashi et al. 2020, "Attention is Not Only a Weight").
-- A logit: the same vector along the direction that the final norm, its scale held, and the unembedding read.
-- Rollout: looks followed through the layers, half of each layer being the residual stream (Abnar and Zuidema 2020).
-- No sink: what the other tokens get, as shares of what the first one leaves.
+- The value: a head may attend strongly to a token whose value it has learnt to keep small. The norm of pattern x value
+  x output projection says how much is moved (Kobayashi et al. 2020, "Attention is Not Only a Weight").
+- A logit: the same vector along the direction read by the final norm (with its scale frozen) and the unembedding.
+- Rollout: attention followed through the layers, half of each layer being the residual stream (Abnar and Zuidema 2020).
+- No sink: what the other tokens get, renormalised without the first one.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def value_weighted(patterns: ModelPatterns, layer: int, head: int | None = None) -> np.ndarray:
-    """The norm of what each look puts into the residual stream, (head, query, key) or (query, key), float32.
+    """The norm of what each query-key pair adds to the residual stream, (head, query, key) or (query, key), float32.
 
     Raises:
-        ValueError: layer or head out of range, or no one projection takes the heads as they are (a gate lies between).
+        ValueError: layer or head out of range, or a gate between the heads and the output projection.
     """
     site = checked(patterns.lm, f"head_out.{layer}" + ("" if head is None else f".{head}"))
     assert site.layer is not None
@@ -46,8 +46,8 @@ def value_norms(patterns: ModelPatterns, layer: int) -> np.ndarray:
     call = patterns.call(layer)
     if _gate(patterns, layer, call) is not None:
         raise ValueError(
-            f"layer {layer} of {patterns.lm.name} changes what its heads put out before the output projection takes "
-            "it, so a look has no one norm; look at the pattern itself"
+            f"layer {layer} of {patterns.lm.name} changes its heads' outputs before the output projection, so a value "
+            "has no single norm; use the pattern itself"
         )
     weight = _projection(patterns.lm, layer, call)  # (d_model, head, d_head)
     gram = torch.einsum("mhd,mhe->hde", weight, weight)
@@ -79,11 +79,11 @@ def _gate(patterns: ModelPatterns, layer: int, call: AttentionCall) -> torch.Ten
 
 @dataclass(repr=False)
 class LogitContribution:
-    """What each look from the last token writes to a logit (difference) itself, the final norm's scale held.
+    """What each head writes directly to a logit (difference) from each key, the final norm's scale frozen.
 
     Attributes:
-        values: (layer, head, key) float32, in logits; NaN where heads cannot be taken apart. Over the keys they add up
-            to the head's share in `lk.direct_logit_attribution`.
+        values: (layer, head, key) float32, in logits; NaN where heads cannot be separated. Summed over keys they give
+            the head's share in `lk.direct_logit_attribution`.
         tokens: the prompt's tokens.
         answer, foil: their texts.
     """
@@ -141,8 +141,8 @@ def contribution(patterns: ModelPatterns, answer: str | int, foil: str | int | N
 def rollout(patterns: ModelPatterns, layer: int) -> np.ndarray:
     """Attention followed down from a layer to the tokens: (query, key) float32, rows sum to 1.
 
-    Every layer is half residual stream and half the mean of its heads, as Abnar and Zuidema (2020) have it; a layer
-    without attention is residual stream alone.
+    Every layer is half residual stream and half the mean of its heads, as in Abnar and Zuidema (2020); a layer without
+    attention is residual stream only.
 
     Raises:
         ValueError: no such layer, or one whose keys are not the tokens (compressed attention).
@@ -154,7 +154,7 @@ def rollout(patterns: ModelPatterns, layer: int) -> np.ndarray:
     for below in (one for one in patterns.layers if one <= layer):
         call = patterns.call(below)
         if call.k.shape[2] != length:
-            raise ValueError(f"layer {below} looks at keys that are no tokens; there is no rollout through it")
+            raise ValueError(f"layer {below} has keys that are not tokens; there is no rollout through it")
         step = torch.zeros(length, length)
         for start, block in patterns.blocks(call):
             step[start : start + block.shape[1], : block.shape[2]] = block.mean(0).cpu()

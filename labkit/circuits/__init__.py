@@ -1,1 +1,1 @@
-"""Every edge scored, and circuits of them put to the test."""
+"""Every edge scored, and circuits tested."""

@@ -1,9 +1,9 @@
-"""Circuits: the edges that are kept, and whether they do what the model does.
+"""Circuits: a set of kept edges, and whether they do what the model does.
 
 A circuit is faithful if the model behaves the same when every edge outside it carries what it would in the corrupt run
 (Hanna et al. 2024). That is a forward pass in which each receiver has an input of its own: the corrupt residual stream,
-with what the senders on its kept edges now say in the place of what they said there. Receivers of a layer that keep the
-same senders share a row; those that keep none are as in the corrupt run.
+with the corrupt outputs of the senders on its kept edges replaced by their current ones. Receivers of a layer with the
+same kept senders share a row; those with none are as in the corrupt run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MANY = 10  # pairs, from which on there is a progress bar
 
 
 class Scores(Protocol):
-    """What a circuit takes from the scores that it was chosen by: `EdgeScores`."""
+    """What a circuit needs of the scores it was chosen by: `EdgeScores`."""
 
     wiring: Wiring
     recipe: dict[str, Any]
@@ -66,7 +66,7 @@ class Circuit:
 
     @cached_property
     def edges(self) -> pd.DataFrame:
-        """One row an edge: `sender`, `receiver`, `score`, the largest first (in size)."""
+        """One row per edge: `sender`, `receiver`, `score`, the largest magnitude first."""
         kept = {
             (self.wiring.senders[sender], self.wiring.receivers[receiver])
             for sender, receiver in np.argwhere(self.kept).tolist()
@@ -82,47 +82,46 @@ class Circuit:
         return [*(self.wiring.senders[n] for n in speaking), "logits"]
 
     def faithfulness(self, lm: LanguageModel, pairs: Iterable[Any], *, metric: Any = None) -> Faithfulness:
-        """The metric with every edge outside the circuit as in the corrupt run: 0 = corrupt, 1 = clean.
+        """The metric with every edge outside the circuit at its corrupt value: 0 = corrupt, 1 = clean.
 
         Args:
             lm: the model whose circuit it is.
             pairs: pairs of prompts, each (clean, corrupt, answer, foil): a tuple, a mapping, or an object with these
-                names. They need not be those that the circuit was found with.
+                names. They need not be the pairs that the circuit was found on.
             metric: as in `lk.patch`.
 
         Raises:
-            ValueError: there are no pairs, a pair is not one, or the circuit is of another model.
+            ValueError: there are no pairs, one is malformed, or the circuit belongs to another model.
         """
         return self._measured(lm, pairs, self.kept, metric)
 
     def completeness(self, lm: LanguageModel, pairs: Iterable[Any], *, metric: Any = None) -> Faithfulness:
-        """The same with the circuit cut out, its edges corrupt, all others as they are: near 0 if none was missed."""
+        """The same with the circuit removed: its edges corrupt, all others intact. Near 0 if no edge was missed."""
         return self._measured(lm, pairs, self.wiring.exists & ~self.kept, metric)
 
     def random(self, seed: int = 0) -> Circuit:
-        """The same circuit through other heads: does it matter which heads they are, or only how many there are where?
+        """The same circuit through other heads: do these heads matter, or only how many edges there are where?
 
-        In every layer the heads change places at random (the key-value heads, and the heads that share one among
-        themselves). So it has as many edges of each kind from each layer to each layer as this circuit has, all of
-        them on paths from the embedding to the logits. Each layer has one MLP, which keeps its place, and so do edges
-        between MLPs, the embedding and the logits: what remains of the behaviour is what these do, with heads of no
-        merit. Another seed gives another one.
+        In every layer the heads are permuted at random (key-value heads, and the heads that share one among
+        themselves). So it has as many edges of each kind between any two layers as this circuit, all on paths from the
+        embedding to the logits. MLPs, the embedding and the logits keep their edges: what remains of the behaviour is
+        theirs, with arbitrary heads. Another seed gives another circuit.
         """
         kept = _other_heads(self.wiring, self.kept, np.random.default_rng(seed))
         return Circuit(kept, self.scores, f"{self.made_by}circuit = circuit.random({seed})\n")
 
     def without(self, sender: str, receiver: str) -> Circuit:
-        """The circuit less one edge, and less what is then on no path; minimal is one that each such cut harms.
+        """The circuit without one edge and whatever is then on no path. It is minimal if every such cut harms it.
 
         Raises:
-            ValueError: there is no such edge in it.
+            ValueError: it has no such edge.
         """
         at = tuple(
             names.index(name) if name in names else -1
             for names, name in ((self.wiring.senders, sender), (self.wiring.receivers, receiver))
         )
         if -1 in at or not self.kept[at]:
-            raise ValueError(f"{sender} -> {receiver} is no edge of this circuit; circuit.edges lists them")
+            raise ValueError(f"{sender} -> {receiver} is not an edge of this circuit; circuit.edges lists them")
         kept = self.kept.copy()
         kept[at] = False
         made_by = f"{self.made_by}circuit = circuit.without({sender!r}, {receiver!r})\n"
@@ -147,8 +146,8 @@ class Circuit:
             raise KeyboardInterrupt
         if close := job.close:
             warn(
-                f"in {len(close)} of {job.done} pairs clean and corrupt hardly differ, so that there is nothing to "
-                f"explain in them: {', '.join(map(str, close[:12]))}. They count with the gap they have"
+                f"in {len(close)} of {job.done} pairs clean and corrupt hardly differ, so there is nothing to explain "
+                f"in them: {', '.join(map(str, close[:12]))}. They are counted with the gap they have"
             )
         return job.faithfulness
 
@@ -183,7 +182,7 @@ class _Measuring:
         for pair in self.pairs:
             work = prepared(self.lm, PairSpec(*pair, metric=self.metric))
             if _wiring_of(work) != wiring:
-                raise ValueError(f"this circuit is of {self.circuit.scores.recipe['model']}, not of {self.lm.name}")
+                raise ValueError(f"this circuit is for {self.circuit.scores.recipe['model']}, not for {self.lm.name}")
             measured = patched(work, self.kept, wiring)
             self.close += [self.done] * work.too_close
             self.numbers.append((work.metrics["clean"], work.metrics["corrupt"], measured))
@@ -201,7 +200,7 @@ class Faithfulness:
 
     @property
     def value(self) -> float:
-        """On the means over the pairs: 0 as the corrupt run, 1 as the clean one; NaN if they are equal."""
+        """Of the means over the pairs: 0 is the corrupt run, 1 the clean one; NaN if they are equal."""
         gap = float((self.clean - self.corrupt).mean())
         return float((self.circuit - self.corrupt).mean()) / gap if gap else float("nan")
 
@@ -224,7 +223,7 @@ class Faithfulness:
 
 
 def patched(work: Prepared, kept: np.ndarray, wiring: Wiring) -> float:
-    """The metric with the kept edges (sender, receiver) carrying what flows, all others what they do when corrupt."""
+    """The metric with the kept edges (sender, receiver) carrying current outputs, all others corrupt ones."""
     with work.lm.busy(), work.lm.for_patching():
         x = _Forward(work, kept, wiring).last()
         return float(work.measure(x.to(work.lm.dtype)[None])[0])
@@ -237,7 +236,7 @@ class _Forward:
         self.kept = torch.from_numpy(kept.astype(np.float32)).to(work.lm.device)
         self.wiring, self.parts, self.work = wiring, work.parts["corrupt"], work
         embed = work.parts["clean"].embed - self.parts.embed
-        # what each sender says now, less what it says in the corrupt run; (sender, seq, d_model) float32
+        # each sender's output now minus that in the corrupt run; (sender, seq, d_model) float32
         self.changes = embed.new_zeros(len(wiring.senders), *embed.shape)
         self.changes[0] = embed
 
@@ -253,7 +252,7 @@ class _Forward:
         return self.parts.base.resid[-1][-1].float() + heard
 
     def _heads(self, layer: int) -> torch.Tensor | None:
-        """What the heads say more than when corrupt (head, seq, d_model); None where they hear nothing new."""
+        """The heads' outputs minus the corrupt ones (head, seq, d_model); None if their inputs are unchanged."""
         heard = self.wiring.receivers_of_layer(layer)
         kept = self.kept[:, heard][:, :-1]  # (sender, q + k + v)
         sets, which = torch.unique(kept, dim=1, return_inverse=True)
@@ -277,7 +276,7 @@ class _Forward:
         return self.parts.heads(layer, base[None], z=z)[0] - self.parts.own(layer).heads[0]
 
     def _mlp(self, layer: int) -> torch.Tensor | None:
-        """What the MLP says more than when corrupt (seq, d_model); None where it hears nothing new."""
+        """The MLP's output minus the corrupt one (seq, d_model); None if its input is unchanged."""
         at = self.wiring.receivers_of_layer(layer).stop - 1
         news = torch.einsum("s,spd->pd", self.kept[:, at], self.changes)
         if not bool(news.any()):
@@ -303,7 +302,7 @@ def _pair(pair: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def _other_heads(wiring: Wiring, kept: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The edges (sender, receiver) after the heads of each layer have changed places."""
+    """The edges (sender, receiver) with the heads of each layer permuted."""
     senders, receivers = np.arange(kept.shape[0]), np.arange(kept.shape[1])
     for layer, (heads, kv) in enumerate(zip(wiring.n_heads, wiring.n_kv_heads, strict=True)):
         if not heads:

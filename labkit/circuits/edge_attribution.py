@@ -1,13 +1,13 @@
 """Edge attribution: how much each edge between two parts carries, from a few forward and backward passes.
 
-What would the metric lose if receiver v heard from sender u what u says in the corrupt run? Estimated as
-(clean u - corrupt u) . d metric / d input of v (edge attribution patching, EAP; Syed et al. 2023), for all edges from
-one backward pass. With the gradient averaged over inputs between corrupt and clean, m steps of integrated gradients, it
-is a better estimate (EAP-IG; Hanna et al. 2024, "Have Faith in Faithfulness"); one step is EAP.
+What would the metric lose if receiver v read the corrupt output of sender u? Estimated as (clean u - corrupt u) . d
+metric / d input of v (edge attribution patching, EAP; Syed et al. 2023), for all edges from one backward pass. With the
+gradient averaged over inputs between corrupt and clean, m steps of integrated gradients, it is a better estimate
+(EAP-IG; Hanna et al. 2024, "Have Faith in Faithfulness"); one step is EAP.
 
 The steps go up the blocks together as rows of a batch and come back down one layer at a time. A layer's receivers get
-their own gradients from one more pass through its query, key and value projections alone, and are multiplied with what
-all senders say at once: nothing of the size senders x receivers x positions x width is ever there.
+their own gradients from one more pass through its query, key and value projections alone, and are multiplied with all
+sender outputs at once: nothing of size senders x receivers x positions x width is ever in memory.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class EdgeSpec(PairSpec):
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps is at least 1; got {self.steps}")
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
 
 
 @asks(EdgeSpec)
@@ -60,7 +60,7 @@ def edge_attribution(lm: LanguageModel, spec: EdgeSpec) -> EdgeScores:
         steps: of integrated gradients, inputs between corrupt and clean; 1 is edge attribution patching without them.
 
     Raises:
-        ValueError: bad input, or a model that cannot be taken apart so (`labkit.engine.decomposition`).
+        ValueError: bad input, or a model that cannot be decomposed (`labkit.engine.decomposition`).
     """
     work = prepared(lm, spec)
     heads, kv = head_counts(lm)
@@ -109,7 +109,7 @@ class _Sweep:
                 yield self.wiring.receivers_of_layer(layer), self._products(by_receiver)
 
     def _changes(self) -> torch.Tensor:
-        """What each sender says in the clean run more than in the corrupt one, (sender, seq, d_model), float32."""
+        """Each sender's clean output minus its corrupt one, (sender, seq, d_model), float32."""
         clean, corrupt = self.work.parts["clean"], self.work.parts["corrupt"]
         changes = [(clean.embed - corrupt.embed)[None, self.first :]]
         for layer in range(self.lm.n_layers):

@@ -1,4 +1,4 @@
-"""Wiring: which parts of a model speak to which, the edges that a circuit is made of.
+"""Wiring: which parts of a model feed which, the edges that circuits are made of.
 
 A sender is what adds to the residual stream: the embedding, a head (`z.5.3`), an MLP (`mlp_out.5`). A receiver is
 what reads it: a head's queries, keys or values (`q.6.1`, `k.6.0`, `v.6.0`), an MLP (`mlp_in.6`), the logits. There is
@@ -29,7 +29,7 @@ class Wiring:
 
     @cached_property
     def senders(self) -> list[str]:
-        """In the order in which they speak; a layer's heads, then its MLP."""
+        """In the order in which they write; a layer's heads, then its MLP."""
         names = ["embed"]
         for layer, heads in enumerate(self.n_heads):
             names += [f"z.{layer}.{head}" for head in range(heads)] + [f"mlp_out.{layer}"]

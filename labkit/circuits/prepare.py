@@ -1,4 +1,4 @@
-"""What every look at edges needs: a pair taken apart, checked and measured."""
+"""What all work on edges needs: a pair decomposed, checked and measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Prepared:
-    """Two prompts run and taken apart, and the metric on them."""
+    """Two prompts run and decomposed, and the metric on them."""
 
     lm: LanguageModel
     asked: PreparedPair
@@ -40,7 +40,7 @@ class Prepared:
 
     @property
     def first(self) -> int:
-        """The first position at which the prompts differ; before it all parts say the same."""
+        """The first position at which the prompts differ; before it all outputs are equal."""
         return min([*self.asked.pair.differ, self.parts["clean"].base.length - 1])
 
     def measure(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,10 +49,10 @@ class Prepared:
 
 
 def prepared(lm: LanguageModel, spec: PairSpec) -> Prepared:
-    """Run both prompts of a pair and take them apart.
+    """Run both prompts of a pair and decompose the runs.
 
     Raises:
-        ValueError: bad input, or a model that cannot be taken apart.
+        ValueError: bad input, or a model that cannot be decomposed.
     """
     pair = spec.prepared(lm)
     try:

@@ -38,7 +38,7 @@ class EdgeScores:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """One row an edge: `sender`, `receiver`, `score`, the largest first (in size, whatever the sign)."""
+        """One row per edge: `sender`, `receiver`, `score`, the largest magnitude first."""
         import pandas as pd
 
         sender, receiver = np.nonzero(self.wiring.exists)
@@ -52,17 +52,17 @@ class EdgeScores:
         return frame.sort_values("score", key=np.abs, ascending=False, kind="stable", ignore_index=True)
 
     def circuit(self, n_edges: int | None = None, *, threshold: float | None = None) -> Circuit:
-        """The edges that carry most, those of them that lie on a path from the embedding to the logits.
+        """The strongest edges that lie on a path from the embedding to the logits.
 
         Args:
-            n_edges: at most so many, after those on no path have been left out.
-            threshold: instead, every edge whose score is at least this large, in size.
+            n_edges: at most this many, not counting those on no path.
+            threshold: instead, every edge whose score has at least this magnitude.
 
         Raises:
-            ValueError: neither or both are given, or nothing is left.
+            ValueError: neither or both are given, or no edge is left.
         """
         if (n_edges is None) == (threshold is None):
-            raise ValueError("say how large the circuit is: n_edges=200, or threshold=0.01")
+            raise ValueError("give the size of the circuit: n_edges=200, or threshold=0.01")
         size = np.nan_to_num(np.abs(self.values))
         if threshold is not None:
             kept = self.wiring.pruned(size >= threshold)
@@ -78,7 +78,7 @@ class EdgeScores:
         return Circuit(kept, self, f"circuit = edges.circuit({how})\n")
 
     def _largest(self, size: np.ndarray, n_edges: int) -> np.ndarray:
-        """The most edges, from the largest on, of which not more than `n_edges` are on a path."""
+        """The largest edges, as many as keep at most `n_edges` on a path."""
         order = np.sort(size[self.wiring.exists])[::-1]
         low, high, best = 1, len(order), np.zeros_like(size, bool)
         while low <= high:  # what is on a path only grows with the number of edges
@@ -92,13 +92,13 @@ class EdgeScores:
 
     @classmethod
     def mean(cls, several: Sequence[EdgeScores]) -> EdgeScores:
-        """The mean over several pairs of prompts of one model; a circuit made of it is of the task, not of one prompt.
+        """The mean over several pairs of prompts of one model; its circuit belongs to the task, not to one prompt.
 
         Raises:
             ValueError: there are none, or they are of different models.
         """
         if not several or any(one.wiring != several[0].wiring for one in several):
-            raise ValueError("the mean is over one or more scores of the same model")
+            raise ValueError("the mean needs at least one EdgeScores, all of the same model")
         calls = [one.code().removeprefix(one.recipe["load"]).removeprefix("edges = ").rstrip() for one in several]
         mean: np.ndarray = np.stack([one.values for one in several]).mean(0, dtype=np.float64)
         clean, corrupt = (float(np.mean([getattr(one, name) for one in several])) for name in ("clean", "corrupt"))
@@ -135,7 +135,7 @@ def open_edges(path: str | os.PathLike[str]) -> EdgeScores:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no edge scores, or comes from a newer labkit.
+        ValueError: the file holds no edge scores, or was saved by a newer labkit.
     """
     about, arrays = open_arrays(path, "edges")
     with reading(path, "edges"):

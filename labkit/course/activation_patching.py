@@ -30,7 +30,7 @@ def _layer_of_the_move(answer: Any, lm: LanguageModel) -> Verdict:
 def _a_pair_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
     clean, corrupt, right, wrong = answer
     if clean in (CLEAN, CORRUPT):
-        return Verdict(False, "That is the pair of this notebook. Make another one.")
+        return Verdict(False, "That is this notebook's pair. Make one of your own.")
     align(lm, clean, corrupt)
     a, b = (logit_diff(lm, prompt, right, wrong) for prompt in (clean, corrupt))
     said = f"The logit difference is {a:.1f} on clean and {b:.1f} on corrupt."
@@ -43,7 +43,7 @@ def _a_pair_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
 def _heads_together(answer: Any, lm: LanguageModel) -> Verdict:
     heads = [a_head(head, lm) for head in answer]
     if len(set(heads)) > 6:
-        return Verdict(False, f"Those are {len(set(heads))} heads; six at most.")
+        return Verdict(False, f"That is {len(set(heads))} heads; use at most six.")
     grid = PatchJob(lm, CLEAN, CORRUPT, " Mary", " John", site="z").grid
     share = together(lm, grid, sorted(set(heads))).normalized
     said = f"Together these {len(set(heads))} heads bring the metric to {share:.2f} on the scale from 0 to 1."

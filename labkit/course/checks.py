@@ -1,7 +1,7 @@
-"""What an exercise is, and what to say to what was handed in.
+"""What an exercise is, and how an answer is checked.
 
-An exercise is a function from (answer, lm) to a `Verdict`. Wrong answers are told what is wrong with them, not the
-right one. Each notebook's exercises are in a module of their own beside this one, imported when one is first checked.
+An exercise is a function from (answer, lm) to a `Verdict`. A wrong answer gets a reason, not the solution. Each
+notebook's exercises are in a module of their own beside this one, imported when one is first checked.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def check(name: str, answer: Any, lm: LanguageModel) -> None:
         ValueError: there is no such exercise.
     """
     if name not in exercises():
-        raise ValueError(f"there is no exercise {name!r}; there are {', '.join(exercises())}")
+        raise ValueError(f"there is no exercise {name!r}; use one of {', '.join(exercises())}")
     if answer is None or (isinstance(answer, str | tuple) and not answer):
-        print(f"{name}: not answered yet. Put your answer in the place of None and run the cell again.")
+        print(f"{name}: not answered yet. Replace None with your answer and run the cell again.")
         return
     try:
         verdict = EXERCISES[name](answer, lm)

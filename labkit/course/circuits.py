@@ -1,4 +1,4 @@
-"""Circuits: from one head's words to the edges that do a task."""
+"""Circuits: from one head's output to the edges that do a task."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def _a_head_that_speaks_against(answer: Any, lm: LanguageModel) -> Verdict:
     path = path_patch(lm, CLEAN, CORRUPT, " Mary", " John", senders=[f"z.{layer}.{head}"], progress=False)
     effect = float(path.normalized[0, head])
     if effect < -0.1:
-        return Verdict(True, f"With its clean words alone the answer is {-effect:.0%} of the way further off.")
+        return Verdict(True, f"Its clean output alone moves the answer {-effect:.0%} of the way backwards.")
     return Verdict(
-        False, f"Its clean words move the answer by {effect:+.2f}. Look for the smallest number in direct.normalized."
+        False, f"Its clean output moves the answer by {effect:+.2f}. Look for the smallest number in direct.normalized."
     )
 
 
 @exercise("05.2")
 def _which_input_matters(answer: Any, lm: LanguageModel) -> Verdict:
     if answer not in ("q", "k", "v"):
-        return Verdict(False, "The answer is 'q', 'k' or 'v'.")
+        return Verdict(False, "The answer must be 'q', 'k' or 'v'.")
     moved = {}
     for kind, head in (("q", 3), ("k", 1), ("v", 1)):
         paths = path_patch(
@@ -59,10 +59,10 @@ def _which_input_matters(answer: Any, lm: LanguageModel) -> Verdict:
 @exercise("05.3")
 def _a_circuit_that_holds_elsewhere(answer: Any, lm: LanguageModel) -> Verdict:
     if not isinstance(answer, Circuit):
-        return Verdict(False, "Hand in a circuit, such as edges.circuit(500).")
+        return Verdict(False, "The answer must be a circuit, such as edges.circuit(500).")
     every = int(answer.wiring.exists.sum())
     if answer.n_edges > 0.025 * every:
-        return Verdict(False, f"It has {answer.n_edges} edges, {answer.n_edges / every:.1%} of all; 2.5% is the most.")
+        return Verdict(False, f"It has {answer.n_edges} edges, {answer.n_edges / every:.1%} of all; use at most 2.5%.")
     value = answer.faithfulness(lm, FRESH).value
-    said = f"On two pairs that it was not found with its faithfulness is {value:.2f}."
-    return Verdict(value >= 0.6, said + ("" if value >= 0.6 else " Get to 0.6 with more edges."))
+    said = f"On two held-out pairs its faithfulness is {value:.2f}."
+    return Verdict(value >= 0.6, said + ("" if value >= 0.6 else " Use more edges to reach 0.6."))

@@ -1,9 +1,9 @@
-"""Where the notebooks of the course lie: in the checkout, or in a folder of the user's, copied there from the wheel.
+"""Where the notebooks of the course are: in the checkout, or in a folder of the user's, copied there from the wheel.
 
 A wheel has the notebooks inside the package, where nobody should write. On first use they are copied to
 `~/labkit-notebooks`, or to the folder that LABKIT_NOTEBOOKS names. What the user changed there is never overwritten: a
 note beside the copies (`.labkit.json`) says what each was when it was copied, so that a later version of labkit
-replaces those that are still as they came and leaves the others.
+replaces unchanged ones and leaves the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Course:
 
 
 def notebooks(*, shipped: Path = SHIPPED, checkout: Path = CHECKOUT) -> Course | None:
-    """The notebooks, copied from the wheel where need be; None where this labkit came without them.
+    """The notebooks, copied from the wheel where need be; None if this labkit has none.
 
     Raises:
         OSError: the folder cannot be written.

@@ -17,7 +17,7 @@ BRANCHING = "Once upon a time"  # the prompt of exercise 01.3
 @exercise("01.1")
 def _paris(answer: Any, lm: LanguageModel) -> Verdict:
     if "paris" in str(answer).lower():
-        return Verdict(False, "Your prompt has the answer in it. Make the model find it.")
+        return Verdict(False, "Your prompt contains the answer. Make the model find it.")
     top = lm.tokenizer.decode(int(lm.run(answer).logits[0, -1].argmax()))
     if top == " Paris":
         return Verdict(True, f"After {answer!r} the likeliest next token is ' Paris'.")
@@ -28,9 +28,9 @@ def _paris(answer: Any, lm: LanguageModel) -> Verdict:
 def _easy_text(answer: Any, lm: LanguageModel) -> Verdict:
     words = str(answer).split()
     if len(words) < 10:
-        return Verdict(False, f"That is {len(words)} words; at least ten.")
+        return Verdict(False, f"That is {len(words)} words; use at least ten.")
     if len(set(words)) < 7:
-        return Verdict(False, "Saying the same over and over is easy for anyone; use at least seven different words.")
+        return Verdict(False, "Repeated words are easy for any model; use at least seven different ones.")
     scored = score(lm, answer)
     bits = -scored.logprob / math.log(2) / (len(scored.record) - 1)
     place, token = scored.surprises(1)[0]
@@ -46,7 +46,7 @@ def _likelier_than_greedy(answer: Any, lm: LanguageModel) -> Verdict:
     greedy, other = tree.root.logprob, branch.logprob
     said = f"Greedy has log-probability {greedy:.2f}, your branch {other:.2f}: {branch.text!r}."
     if branch.record.ids == tree.root.record.ids:
-        return Verdict(False, "That is the greedy text itself. Take another token.")
+        return Verdict(False, "That is the greedy text itself. Choose another token.")
     return Verdict(other > greedy, said)
 
 
@@ -54,9 +54,9 @@ def _likelier_than_greedy(answer: Any, lm: LanguageModel) -> Verdict:
 def _costly_text(answer: Any, lm: LanguageModel) -> Verdict:
     tokens = lm.tokens(answer)
     if len(answer) > 4:
-        return Verdict(False, f"That is {len(answer)} characters; four at most.")
+        return Verdict(False, f"That is {len(answer)} characters; use at most four.")
     if len(tokens) >= 6:
         return Verdict(True, f"{len(answer)} characters, {len(tokens)} tokens. Rare characters are spelt out in bytes.")
     return Verdict(
-        False, f"That is {len(tokens)} tokens. What is rare in English web pages costs more: try other scripts."
+        False, f"That is {len(tokens)} tokens. Text that is rare on English web pages costs more: try other scripts."
     )

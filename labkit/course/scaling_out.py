@@ -1,4 +1,4 @@
-"""Scaling out: what one pair cannot tell."""
+"""Scaling out: what one pair cannot show."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _a_pair_that_misleads(answer: Any, lm: LanguageModel) -> Verdict:
         return Verdict(False, f"Here, too, the strongest head is layer {here[0]}, head {here[1]}. Look at other pairs.")
     return Verdict(
         True,
-        f"Here the strongest head is layer {here[0]}, head {here[1]}; on average it is layer {usual[0]}, "
-        f"head {usual[1]}. Whoever had looked at this pair alone would have told another story.",
+        f"Here the strongest head is layer {here[0]}, head {here[1]}; on average it is layer {usual[0]}, head "
+        f"{usual[1]}. This pair alone would have led you to another conclusion.",
     )
 
 
@@ -39,9 +39,9 @@ def _a_pair_that_misleads(answer: Any, lm: LanguageModel) -> Verdict:
 def _half_the_interval(answer: Any, lm: LanguageModel) -> Verdict:
     pairs = int(answer)
     if pairs < 2:
-        return Verdict(False, "An interval needs two pairs at least.")
+        return Verdict(False, "An interval needs at least two pairs.")
     wide = float(np.sqrt(PAIRS / pairs))
-    said = f"With {pairs} pairs in the place of {PAIRS}, an interval is about {wide:.2f} times as wide."
+    said = f"With {pairs} pairs instead of {PAIRS}, an interval is about {wide:.2f} times as wide."
     return Verdict(0.45 <= wide <= 0.55, said)
 
 

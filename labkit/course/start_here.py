@@ -33,14 +33,14 @@ def _largest_part(answer: Any, lm: LanguageModel) -> Verdict:
 def _largest_with_open_data(answer: Any, lm: LanguageModel) -> Verdict:
     known = {model.id: model for model in models()}
     if answer not in known:
-        return Verdict(False, "That is no id in lk.catalog(); it looks like 'maker/model'.")
+        return Verdict(False, "That is not an id in lk.catalog(); ids look like 'maker/model'.")
     model = known[answer]
     if model.data != "yes":
-        return Verdict(False, f"What {answer} was trained on is not public, so nobody outside can look a text up.")
+        return Verdict(False, f"The training data of {answer} is not public, so nobody outside can search it.")
     if not model.gpu.startswith("T4"):
-        return Verdict(False, f"In 4 bits {answer} wants a {model.gpu}.")
+        return Verdict(False, f"In 4 bits {answer} needs a {model.gpu}.")
     if larger := [
         m for m in known.values() if (m.data, m.gpu) == ("yes", model.gpu) and m.parameters > model.parameters
     ]:
-        return Verdict(False, f"It would do, and so would something larger: there are {len(larger)} of them.")
-    return Verdict(True, f"{answer}: {model.parameters:.1f} billion parameters, its training data there to search.")
+        return Verdict(False, f"It fits, but a larger one would too: there are {len(larger)} of them.")
+    return Verdict(True, f"{answer}: {model.parameters:.1f} billion parameters, with training data open to search.")

@@ -32,7 +32,7 @@ PLAIN = (
 
 
 def mood(lm: LanguageModel) -> float:
-    """How much likelier a good word is than a bad one after some openings that say neither: mean log odds, in nats."""
+    """How much likelier a good word is than a bad one after some neutral openings: mean log odds, in nats."""
     found = []
     for opening in OPENINGS:
         ids = lm.encode(opening)
@@ -45,7 +45,7 @@ def mood(lm: LanguageModel) -> float:
 
 
 def cost(lm: LanguageModel, text: str = PLAIN) -> float:
-    """What a token of a plain text costs the model on average, in nats; lower is better."""
+    """The mean surprisal of a plain text, in nats per token; lower is better."""
     ids = lm.encode(text)
     logprobs = lm.run(ids).logits[0, :-1].float().log_softmax(-1)
     return -float(logprobs.gather(1, ids[0, 1:, None]).mean())
@@ -62,7 +62,7 @@ def _a_layer_that_steers(answer: Any, lm: LanguageModel) -> Verdict:
     before, after = mood(lm), _shift(lm, layer)
     first = _shift(lm, 0)
     said = (
-        f"A vector of layer {layer} moves the mood by {after - before:+.1f}, one of layer 0 by {first - before:+.1f}."
+        f"A vector at layer {layer} moves the mood by {after - before:+.1f}, one at layer 0 by {first - before:+.1f}."
     )
     good = after - before > 4 and after > first
     return Verdict(good, said if good else said + " Look for more than +4.")
@@ -76,7 +76,7 @@ def _a_strength_that_costs_little(answer: Any, lm: LanguageModel) -> Verdict:
         with block:
             found.append((mood(lm), cost(lm)))
     moved, more = found[1][0] - found[0][0], found[1][1] - found[0][1]
-    said = f"At {float(answer):g} the mood moves by {moved:+.1f}, and plain text costs {more:+.2f} nats a token more."
+    said = f"At {float(answer):g} the mood moves by {moved:+.1f}, and plain text costs {more:+.2f} nats per token more."
     if moved > 3 and more < 0.4:
         return Verdict(True, said)
     return Verdict(False, said + (" That moves too little." if moved <= 3 else " That costs too much."))
@@ -86,7 +86,7 @@ def _a_strength_that_costs_little(answer: Any, lm: LanguageModel) -> Verdict:
 def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
     positive, negative = ([str(text) for text in side] for side in _two(answer))
     if set(positive) & set(POSITIVE) or set(negative) & set(NEGATIVE):
-        return Verdict(False, "Those are the pairs of this notebook. Make others, about something else.")
+        return Verdict(False, "Those are this notebook's pairs. Make your own, about something else.")
     if len(positive) != len(negative) or len(positive) < 4:
         return Verdict(
             False, f"At least four pairs are needed; got {len(positive)} positive and {len(negative)} negative."
@@ -97,15 +97,15 @@ def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
         vector = steering_vector(lm, others[0], others[1], LAYER)
         one = steering_vector(lm, positive[left], negative[left], LAYER)
         agree += float(vector.values @ one.values) > 0
-    said = f"{agree} of {len(positive)} pairs point the way that the others do."
+    said = f"{agree} of {len(positive)} pairs point in the same direction as the others."
     return Verdict(
         agree == len(positive),
-        said if agree == len(positive) else said + " Let every pair differ in the same one thing.",
+        said if agree == len(positive) else said + " Make every pair differ in the same single thing.",
     )
 
 
 def _two(answer: Any) -> tuple[Sequence[str], Sequence[str]]:
     if not isinstance(answer, list | tuple) or len(answer) != 2:
-        raise ValueError("hand in two lists: (positive, negative)")
+        raise ValueError("the answer must be two lists: (positive, negative)")
     positive, negative = answer
     return positive, negative

@@ -1,11 +1,11 @@
 """Classic tasks: generators of prompt pairs on which circuits have been found, made for the tokenizer at hand.
 
 A `Task` has templates with slots and a rule that fills them. Words that are more than one token for the loaded
-tokenizer are left out, and every pair is verified before it is given away: clean and corrupt have the same number of
-tokens, answer and foil are one token each, and are what the tokenizer makes of the sentence when they follow it. What
-the model makes of a pair is another question: `Task.verify` answers it.
+tokenizer are left out, and every pair is verified: clean and corrupt have the same number of tokens, and answer and
+foil are one token each, also when tokenized as part of the sentence. Whether the model does the task on a pair is for
+`Task.verify` to say.
 
-Templates and word lists are labkit's own; the papers are where each task comes from.
+Templates and word lists are labkit's own; each task names its paper.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from labkit.models.handle import Model
 
-_PATIENCE = 1500  # draws in a row that give nothing new, before it is said that there are no more
+_PATIENCE = 1500  # draws in a row without a new pair, after which there are taken to be no more
 
 
 class PromptPair(NamedTuple):
-    """Two prompts and the token each calls for: `lk.patch(lm, *pair)`."""
+    """Two prompts and the token that each calls for: `lk.patch(lm, *pair)`."""
 
     clean: str
     corrupt: str
@@ -42,7 +42,7 @@ class TaskCheck:
     """On how many pairs the model does the task: clean prefers the answer, and corrupt the foil.
 
     Attributes:
-        pairs: what was looked at.
+        pairs: the pairs that were run.
         clean, corrupt: the logit of the answer minus that of the foil after each prompt, one number per pair.
     """
 
@@ -70,7 +70,7 @@ class TaskCheck:
 
 @dataclass(frozen=True)
 class Task:
-    """A task: what it asks, the paper it comes from, templates, and the rule that fills them."""
+    """A task: its question, its paper, templates, and the rule that fills them."""
 
     name: str
     about: str
@@ -84,28 +84,28 @@ class Task:
         Args:
             lm: the model whose tokenizer they are made for.
             n: how many.
-            seed: another number gives other pairs.
+            seed: another seed gives other pairs.
             aligned: all from one template and with one layout, so that a position has the same role in every pair and
                 grids over positions can be averaged. False mixes the templates, which is the better test of a finding.
 
         Raises:
-            ValueError: so many cannot be made with this tokenizer; the message says how many can.
+            ValueError: this tokenizer does not allow so many; the message says how many it does.
         """
         if n < 1:
-            raise ValueError(f"n={n} pairs cannot be made; ask for at least 1")
+            raise ValueError(f"n must be at least 1; got {n}")
         most: list[PromptPair] = []
         for templates in [(t,) for t in self.templates] if aligned else [self.templates]:
             made = _make(self, lm, templates, n, seed=seed, aligned=aligned)
             if len(made) >= n:
                 return made
             most = max(most, made, key=len)
-        mixed = " Pairs with aligned=False may be more." if aligned and len(self.templates) > 1 else ""
+        mixed = " aligned=False may allow more." if aligned and len(self.templates) > 1 else ""
         raise ValueError(
-            f"{self.name}: with the tokenizer of {lm.name} {len(most)} different pairs could be made, not {n}; ask for "
+            f"{self.name}: the tokenizer of {lm.name} allows only {len(most)} different pairs, not {n}; ask for "
             f"n={len(most)}." + mixed
             if most
-            else f"{self.name}: no pair can be made with the tokenizer of {lm.name}, which splits the words or the "
-            "numbers that it needs; choose another task"
+            else f"{self.name}: no pair can be made with the tokenizer of {lm.name}, which splits the words or "
+            "numbers it needs; choose another task"
         )
 
     def verify(self, lm: Model, pairs: Sequence[PromptPair]) -> TaskCheck:
@@ -114,7 +114,7 @@ class Task:
 
 
 def tasks() -> pd.DataFrame:
-    """The classic tasks: name, what is asked, and the paper each comes from."""
+    """The classic tasks: name, question and paper."""
     import pandas as pd
 
     return pd.DataFrame([{"task": t.name, "about": t.about, "paper": t.paper} for t in TASKS]).set_index("task")
@@ -130,7 +130,7 @@ def task(name: str) -> Task:
     for known in TASKS:
         if known.name == wanted:
             return known
-    raise ValueError(f"there is no task {name!r}; there are {', '.join(t.name for t in TASKS)}")
+    raise ValueError(f"there is no task {name!r}; use one of {', '.join(t.name for t in TASKS)}")
 
 
 def verify(lm: Model, pairs: Sequence[PromptPair]) -> TaskCheck:
@@ -182,7 +182,7 @@ class _Draw:
 
 
 def _make(task: Task, lm: Model, templates: Sequence[str], n: int, *, seed: int, aligned: bool) -> list[PromptPair]:
-    """Different verified pairs, `n` of one layout where `aligned`; fewer where they run out."""
+    """Different verified pairs, `n` of one layout if `aligned`; fewer if they run out."""
     draw = _Draw(lm, seed)
     seen: set[PromptPair] = set()
     found: dict[object, list[PromptPair]] = {}
@@ -286,7 +286,7 @@ def _induction(draw: _Draw, template: str) -> PromptPair:
 TASKS = (
     Task(
         "indirect object",
-        "Two people are named, one of them again: who is given something?",
+        "Two people are named and one is named again: who receives something?",
         "Wang et al. 2022, Interpretability in the Wild",
         (
             "After {a} and {b} sat down in the {place}, {again} handed a {thing} to",
@@ -298,7 +298,7 @@ TASKS = (
     ),
     Task(
         "greater than",
-        "A period begins in a year: which number can the year of its end go on with?",
+        "A period begins in a year: which two digits can the end year have?",
         "Hanna et al. 2023, How does GPT-2 compute greater-than?",
         (
             "The {event} began in the year {century}{tens}{unit} and ended in the year {century}",
@@ -320,7 +320,7 @@ TASKS = (
     ),
     Task(
         "gender and occupation",
-        "An occupation is named: which pronoun follows? What is measured is a stereotype of the text a model learned.",
+        "An occupation is named: which pronoun follows? This measures a stereotype in the text a model was trained on.",
         "Vig et al. 2020, Causal Mediation Analysis for Interpreting Neural NLP",
         (
             "The {x} went home from the {place} early because",
@@ -331,7 +331,7 @@ TASKS = (
     ),
     Task(
         "subject-verb agreement",
-        "A subject stands apart from its verb, with another noun between: is it, or are they?",
+        "Another noun stands between a subject and its verb: is it 'is' or 'are'?",
         "Linzen et al. 2016, Assessing the Ability of LSTMs to Learn Syntax-Sensitive Dependencies",
         (
             "The {x} that I saw near the {y} yesterday",
@@ -352,7 +352,7 @@ TASKS = (
     ),
     Task(
         "induction",
-        "A row of words begins again: which word came next the last time?",
+        "A list of words starts again: which word came next the first time?",
         "Olsson et al. 2022, In-context Learning and Induction Heads",
         ("The words: {} {} {} {} {} {},", "Again and again: {} {} {} {} {} {} {} {}."),
         _induction,

@@ -68,4 +68,4 @@ PLAIN = (
     "the ferry ran twice a week, and children counted the gulls on its railing. Some letters took a month to arrive; "
     "others were lost, and no one asked for them. When the road was finished, the maps had to be drawn again."
 )
-"""Text about nothing in particular: where unrelated prompts for controls come from if no pairs are given."""
+"""Text on no particular topic: the source of unrelated prompts for controls when no pairs are given."""

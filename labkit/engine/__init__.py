@@ -1,1 +1,1 @@
-"""Many patched passes at once, and what is computed from what they leave."""
+"""Many patched passes at once, and what is computed from their outputs."""

@@ -1,4 +1,4 @@
-"""How much to send up the blocks at once, and what to do when it was too much."""
+"""How many tokens to send up the blocks at once, and what to do if memory runs out."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SAYS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Did this fail for want of memory, on a GPU or on the CPU?"""
+    """Did this run out of memory, on a GPU or on the CPU?"""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAYS)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a pass can still have on a device; on a GPU also those that PyTorch keeps for reuse."""
+    """Bytes that a pass can still use on a device; on a GPU also those that PyTorch keeps for reuse."""
     if device.type != "cuda":
         return available(device)
     return available(device) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -58,10 +58,10 @@ def in_chunks(
 ) -> Iterator[tuple[list[T], np.ndarray]]:
     """Do chunk after chunk, and yield each with its values; ends when `stopped()` is true or the work is cancelled.
 
-    Where memory does not hold a chunk, it and all that wait are halved, and it is tried again.
+    A chunk that does not fit in memory is halved, as are all later ones, and tried again.
 
     Raises:
-        RuntimeError: what the work raised, out of memory only where a chunk of one does not fit.
+        RuntimeError: what the work raised; out of memory only if a chunk of one item does not fit.
     """
     waiting = list(waiting)
     while waiting and not stopped():
@@ -101,7 +101,7 @@ def halves(chunk: list[T]) -> list[list[T]]:
 
 
 def give_back() -> None:
-    """Hand memory back to the device that is kept for speed alone, after a pass that ran out of it."""
+    """Release memory that is cached for speed only, after a pass that ran out."""
     fast.give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

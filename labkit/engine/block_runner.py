@@ -1,9 +1,9 @@
 """Rows through single blocks: many variants of one run, each layer by itself, with reads and edits on the way.
 
-A block is called as it was called in the recorded run (`recorded_run.record`), with a batch of residual streams in
-place of the one. Unlike the wavefront, nothing has to go on from one layer to the next: paths and circuits give every
-layer inputs that no ordinary run has. Each block is tried once per model: whether several rows in a batch give what
-each gives alone, and whether what a block adds is added to its input unchanged.
+A block is called as in the recorded run (`recorded_run.record`), with a batch of residual streams instead of one.
+Unlike in the wavefront, nothing has to pass from one layer to the next: paths and circuits give every layer inputs that
+no ordinary run has. Each block is tested once per model: do several rows in a batch give what each gives alone, and
+does a block add its output to its input unchanged?
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class _Reached(Exception):
 class BlockRunner:
     """The blocks of one recorded run, for rows (rows, seq, d_model) instead of the run's own residual stream.
 
-    With a `start`, rows have only the positions from there on. What attention then makes of them is not what it makes
-    of the whole; that is for callers who write `attn_out` themselves.
+    With a `start`, rows have only the positions from there on. Attention over them differs from attention over the
+    whole prompt; that is for callers who write `attn_out` themselves.
 
     Attributes:
         resid: the run's own residual stream before each block and after the last, n_layers + 1 of (seq, d_model).
@@ -57,10 +57,10 @@ class BlockRunner:
         edits: Mapping[Place, Edit] | None = None,
         keep: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.detach().clone(),
     ) -> tuple[torch.Tensor, dict[Place, torch.Tensor]]:
-        """What a block makes of rows (rows, seq, d_model), and what was read in it, with rows as the batch.
+        """The output of a block for rows (rows, seq, d_model), and what was read in it, with rows as the batch.
 
         Raises:
-            Unsupported: the block gives something else when it is run alone.
+            Unsupported: the block gives a different result when run on its own.
         """
         if not self._takes_rows(layer) and len(x) > 1:
             parts = [
@@ -90,7 +90,7 @@ class BlockRunner:
             self._call(layer, x, (), {(kind, layer): note(kind) for kind in ("q", "k", "v")}, lambda x: x)
         except _Reached:
             return found
-        raise Unsupported(f"layer {layer} of {self.lm.name} has no attention that can be seen")
+        raise Unsupported(f"layer {layer} of {self.lm.name} has no attention that labkit can read")
 
     def call_of(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> AttentionCall:
         """The recorded attention call of a layer with other q, k, v (rows, head, seq, d_head)."""
@@ -98,7 +98,7 @@ class BlockRunner:
         return AttentionCall(stored.module, q, k, v, stored.mask, stored.scaling, stored.options)
 
     def additive(self, layer: int) -> bool:
-        """With attention and MLP held, does a change of the block's input come out unchanged?"""
+        """With attention and MLP frozen, does a change of the block's input come out unchanged?"""
         known = _additive.setdefault(self.lm, {})
         if layer not in known:
             sites = [(kind, layer) for kind in ("attn_out", "mlp_out") if layer in layers_with(self.lm, kind)]
@@ -114,7 +114,7 @@ class BlockRunner:
         return known[layer]
 
     def _takes_rows(self, layer: int) -> bool:
-        """Does a block give for each row of a batch what it gives for that row alone?"""
+        """Does a block treat each row of a batch as it treats that row alone?"""
         known = _batched.setdefault(self.lm, {})
         if layer not in known and self.start:
             return BlockRunner(self.base)._takes_rows(layer)
@@ -124,7 +124,7 @@ class BlockRunner:
             with self.lm.busy():
                 each = [self._call(layer, row[None], (), {}, lambda x: x)[0][0] for row in rows]
                 if not _close(each[0], self.base.resid[layer + 1], x[0]):
-                    raise Unsupported(f"layer {layer} of {self.lm.name} gives something else when it is run alone")
+                    raise Unsupported(f"layer {layer} of {self.lm.name} gives a different result when run on its own")
                 try:
                     both = self._call(layer, rows, (), {}, lambda x: x)[0]
                     known[layer] = all(_close(a, b, c) for a, b, c in zip(both, each, rows, strict=True))
@@ -155,7 +155,7 @@ class BlockRunner:
 
 
 def same_calls(a: RecordedRun, b: RecordedRun) -> bool:
-    """Were the blocks of two runs handed the same beside the residual stream?"""
+    """Did the blocks of two runs get the same arguments besides the residual stream?"""
     return all(_equal(x, y) for x, y in zip(a.calls, b.calls, strict=True))
 
 

@@ -1,9 +1,9 @@
 """What each part adds to the residual stream: the embedding, every head, every MLP.
 
 The stream that a part reads is the sum of what the parts before it added, so a part can be given an input of its own:
-that is what an edge from one part to another means. It takes a block that adds to its input unchanged, attention whose
-heads go side by side through one projection, and q, k, v that can be seen; `ResidualDecomposition` says which of these
-is missing.
+that is what an edge from one part to another means. It needs blocks that add to their input unchanged, attention whose
+heads go side by side through one projection, and readable q, k and v; `ResidualDecomposition` says which of these is
+missing.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Layer:
 
 
 class ResidualDecomposition:
-    """One recorded run taken apart.
+    """One recorded run, decomposed.
 
     Attributes:
         rows: the run's blocks.
         parallel: for each layer, whether its MLP reads what attention reads.
 
     Raises:
-        ValueError: the model cannot be taken apart so; the message says why.
+        ValueError: the model cannot be decomposed; the message says why.
     """
 
     def __init__(self, base: RecordedRun) -> None:
@@ -99,13 +99,13 @@ class ResidualDecomposition:
         return found[place].float() if self._as_put_out[layer][1] else out.float() - x.float()
 
     def _look(self, layer: int) -> tuple[bool, bool]:
-        """Is what attention and MLP put out what they add, or does something lie between?"""
+        """Do attention and MLP add their outputs as they are, or does something lie between?"""
         x = self.base.resid[layer][None]
         kinds = ["attn_out", "mlp_out", "z", HEAD_IN] + ([] if self.parallel[layer] else ["resid_mid"])
         out, found = self.rows.block(layer, x, reads=[(kind, layer) for kind in kinds])
         attn, mlp, z, projected = (found[kind, layer].float() for kind in kinds[:4])
         if not torch.allclose(z.flatten(2), projected.flatten(2)):
-            raise ValueError(f"{self.lm.name} has no edges: what its heads put out is gated by the residual stream")
+            raise ValueError(f"{self.lm.name} has no edges: its heads' outputs are gated by the residual stream")
         if self.parallel[layer]:
             if not _is(out - x, attn + mlp, out):
                 raise ValueError(f"{self.lm.name} has no edges: attention and MLP are changed before they are added")
@@ -118,7 +118,7 @@ class ResidualDecomposition:
             guess = scale.median(0).values * attn[0]
             guess = guess * ((guess * added).sum(-1) / (guess * guess).sum(-1).clamp(min=1e-30))[:, None]
             if float((guess - added).norm()) > 0.05 * float(added.norm()):
-                raise ValueError(f"{self.lm.name} has no edges: what its heads add cannot be told apart")
+                raise ValueError(f"{self.lm.name} has no edges: its heads' contributions cannot be separated")
         return plain
 
 

@@ -1,4 +1,4 @@
-"""From the last residual stream to logits: final norm and unembedding, held against what the model itself gives."""
+"""From the last residual stream to logits: final norm and unembedding, checked against the model's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Readout:
     """Final norm and unembedding, with the scale or soft cap that the model puts on its logits.
 
     Attributes:
-        exact: whether the product with the unembedding is done in float32, as metrics read it, or as the model does it.
+        exact: whether the matmul with the unembedding is done in float32, as for metrics, or as in the model.
     """
 
     tail: tuple[Any, ...]
@@ -44,7 +44,7 @@ class Readout:
         return self.capped(logits.to(self.device or logits.device))
 
     def capped(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits with the scale and the soft cap put on what the unembedding gives."""
+        """The unembedding's output with the scale and the soft cap."""
         return End(self.scale, self.softcap)(logits)
 
 
@@ -52,10 +52,10 @@ _agrees: WeakSet[Model] = WeakSet()  # models whose logits it gives without a sc
 
 
 def readout_of(base: RecordedRun) -> Readout:
-    """The readout, held against the logits that the model itself gave; one without a scale once per model.
+    """The readout, checked against the model's own logits; one without a scale once per model.
 
     Raises:
-        Unsupported: norm and unembedding do not give the model's logits, with any declared scale or soft cap.
+        Unsupported: norm and unembedding do not give the model's logits under any declared scale or soft cap.
     """
     lm, anatomy = base.lm, base.lm.anatomy
     softcap = softcap_of(lm)

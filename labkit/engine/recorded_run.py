@@ -1,4 +1,4 @@
-"""One plain run and what is kept of it: all that it takes to start again from any layer and position."""
+"""One plain run and what is kept of it to restart from any layer and position."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class Unsupported(Exception):
-    """This architecture cannot be restarted in the middle; the caller runs it whole instead."""
+    """This architecture cannot be restarted midway; the caller does full forward passes instead."""
 
 
 @dataclass
 class RecordedRun:
-    """One plain run and all it takes to start again from any layer and position in it."""
+    """One plain run and all that is needed to restart it from any layer and position."""
 
     lm: Model
     ids: torch.Tensor  # (1, seq)
@@ -52,8 +52,7 @@ def record(
         (head, seq, seq).
 
     Raises:
-        Unsupported: the residual stream has a form that cannot be taken apart by position, or the layers run more than
-            once.
+        Unsupported: the residual stream has a form that cannot be split by position, or the layers run more than once.
     """
     return _record(lm, ids, sites)[0]
 
@@ -64,9 +63,9 @@ _alike: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
 def record_together(
     lm: Model, ids: torch.Tensor, *, sites: Sequence[str] = ()
 ) -> list[tuple[RecordedRun, dict[str, dict[int, torch.Tensor]]]]:
-    """`record` for several prompts of one length (prompt, seq), in one pass where that gives what each gives alone.
+    """`record` for several prompts of one length (prompt, seq), in one pass if that gives the same as one each.
 
-    Once per model a pass over several prompts is held against one over each.
+    This is checked once per model.
     """
     if len(ids) == 1 or ids.shape[1] == len(ids) or _alike.get(lm) is False:
         return [record(lm, row[None], sites=sites) for row in ids]
@@ -84,7 +83,7 @@ def record_together(
 
 
 def several_alike(lm: Model) -> bool:
-    """Do several prompts in a pass give what each gives alone? False where that is not known yet."""
+    """Do several prompts in a pass give what each gives alone? False if not known yet."""
     return _alike.get(lm, False)
 
 
@@ -145,7 +144,7 @@ def _record(
 
 
 class _Mixed(Exception):
-    """What a layer is handed for several prompts does not say which of it belongs to which."""
+    """An argument of a layer does not show which part belongs to which prompt."""
 
 
 def _row(value: Any, n: int, shape: torch.Size) -> Any:

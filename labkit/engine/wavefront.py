@@ -1,16 +1,16 @@
 """The wavefront: many patched runs of one prompt, or of several, in a single pass up the blocks.
 
 A patch at layer L and position p changes nothing below L and nothing before p. So each patched run, a *row*, joins the
-batch at block L with the stored residual stream from position p on, and looks back at the stored keys and values of
-the positions before p. Linear layers see one packed list of tokens without padding (each row only its own p..end);
-attention, which is ours, works on the rows of the same p together, against the shared prefix. At the top only the
-position that the metric reads is unembedded.
+batch at block L with the stored residual stream from position p on, and attends to the stored keys and values of the
+positions before p. Linear layers see one packed list of tokens without padding (each row only its own p..end); our own
+attention works on the rows of the same p together, against the shared prefix. At the top only the position that the
+metric reads is unembedded.
 
 What a block is called with (position ids, rotary tables, whatever an architecture hands down) is recorded from one
 plain run and re-indexed for the packed tokens, so no architecture needs a table here. Layers that mix positions in
-another way than attention does (state spaces, convolutions, attention of their own) are run on whole rows, the base
-run's prefix put back in front; once per model each layer is tried, which way gives what the layer itself gives.
-`readout_of` holds the stored run against the model's own logits before anything is trusted.
+another way than attention does (state spaces, convolutions, attention of their own) are run on whole rows, with the
+base run's prefix in front; once per model each layer is tested for the fastest way that reproduces its own output.
+`readout_of` checks the stored run against the model's own logits first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from labkit.models.processors import look_again
 
 
 class Cancelled(Exception):
-    """The caller asked to stop in the middle of a pass."""
+    """The caller asked to stop during a pass."""
 
 
 _HOOKED = (*(kind for kind in MODULE_KINDS if kind not in ("resid_pre", "resid_post")), "router", HEAD_IN)
@@ -53,7 +53,7 @@ RESTARTS: PerModel[dict[int, str]] = PerModel(dict)
 
 @dataclass(frozen=True)
 class Lane:
-    """One run that is patched into, and what is put into it.
+    """One run that is patched, and what is put into it.
 
     Attributes:
         base: the run.
@@ -91,7 +91,7 @@ class Wavefront:
         site: the kind of site.
 
     Raises:
-        Unsupported: a layer gives something else when it is run alone.
+        Unsupported: a layer gives a different result when run on its own.
     """
 
     def __init__(self, lanes: Sequence[Lane], *, site: str) -> None:
@@ -104,7 +104,7 @@ class Wavefront:
         """The last residual stream (len(cells), d_model) at the last position of each patched run.
 
         Raises:
-            Cancelled: `cancelled()` came true; it is asked before every block.
+            Cancelled: `cancelled()` returned true; it is checked before every block.
         """
         n_layers = len(self.lm.anatomy.blocks)
         joins: dict[int, list[int]] = {}
@@ -214,7 +214,7 @@ class Wavefront:
     # -- which way each layer can be restarted -------------------------------------------------------------------
 
     def _find_restarts(self) -> None:
-        """For each layer the fastest way that gives what the layer itself gives on a changed residual stream."""
+        """For each layer the fastest way that reproduces its output on a changed residual stream."""
         base = self.lanes[0].base
         for layer in range(len(self.lm.anatomy.blocks)):
             if layer in RESTARTS[self.lm]:
@@ -228,7 +228,7 @@ class Wavefront:
             assert out is not None
             before = base.resid[layer + 1][:start]
             if start and not _same(out[0, :start], before, x[0, :start]):
-                raise Unsupported(f"layer {layer} of {self.lm.name} gives something else when it is run alone")
+                raise Unsupported(f"layer {layer} of {self.lm.name} gives a different result when run on its own")
             ways = (["packed"] if heads_of(self.lm)[layer].attention is not None else []) + ["rows", "one"]
             RESTARTS[self.lm][layer] = next(way for way in ways if way == "one" or self._agrees(layer, way, x, out))
 
@@ -308,7 +308,7 @@ class Wavefront:
 
 
 def _spare(tokens: int, device: torch.device) -> int:
-    """How many tokens to add, so that products come in few sizes: on a CPU each new one takes half a millisecond."""
+    """How many tokens to add, so that matmuls come in few sizes: on a CPU each new one costs half a millisecond."""
     step = 16 if tokens < 512 else 32
     return -tokens % step if device.type == "cpu" else 0
 
@@ -327,7 +327,7 @@ def _parts(groups: list[_Group], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _put_pattern(z: torch.Tensor, call: AttentionCall, source: torch.Tensor, cells: Sequence[Cell]) -> None:
     """Recompute z (rows, length, head, d_head) of these cells' rows, the last, with the source's pattern, in place.
 
-    So many rows at a time that their patterns take 256 MB at most.
+    In chunks of rows whose patterns take at most 256 MB.
     """
     first, size = len(z) - len(cells), call.q.shape[1] * call.q.shape[2] * call.k.shape[2]
     step = max(1, (64 << 20) // size)

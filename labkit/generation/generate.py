@@ -1,9 +1,9 @@
-"""Continuing a prompt, with what else the model could have said.
+"""Continuing a prompt, with the alternatives at every token.
 
 transformers' own `generate` does the work. A logits processor that changes nothing looks at each step's distribution
 before penalties, temperature and cuts are applied, a streamer hands tokens on as they come, and a stopping criterion
 looks at the caller's stop flag and at the text after every token. Of a checkpoint's own generation defaults only the
-tokens that end a text are used: what suppresses, forces or re-weighs tokens would make the record untrue.
+end tokens are used: anything that suppresses, forces or re-weights tokens would falsify the record.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ OnToken = Callable[[GeneratedToken], None]
 
 @dataclass
 class Generation:
-    """What came of a prompt.
+    """The continuation of a prompt.
 
     Attributes:
         prompt: its tokens.
         record: the generated tokens with their probabilities and alternatives, compactly.
         finish: why it ended: `length`, `eos` (the model ended the text), `stop_string` or `stopped`.
-        seconds: how long it took; `first_seconds` of them until the first token was there.
+        seconds: how long it took; `first_seconds` of that until the first token.
     """
 
     prompt: list[Token]
@@ -70,7 +70,7 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """From the first token on: reading the prompt does not count."""
+        """Measured from the first token on, without the prompt."""
         return speed(len(self.record), self.seconds, self.first_seconds)
 
     def to_frame(self) -> pd.DataFrame:
@@ -87,12 +87,12 @@ class Generation:
 
 
 def speed(tokens: int, seconds: float, first_seconds: float) -> float:
-    """Tokens a second once the prompt has been read."""
+    """Tokens per second after the prompt."""
     return (tokens - 1) / (seconds - first_seconds) if tokens > 1 and seconds > first_seconds else 0.0
 
 
 class _Watch(LogitsProcessor):
-    """Notes the distribution of each step; what it returns is what it was given."""
+    """Records the distribution of each step and returns its input unchanged."""
 
     def __init__(self, alternatives: int) -> None:
         self.alternatives = alternatives
@@ -171,21 +171,21 @@ def generate(
     Args:
         lm: the model.
         prompt: text, chat messages or token ids (1, seq); or a list of these, continued one after the other.
-        max_new_tokens: how many tokens at most.
+        max_new_tokens: the most tokens to write.
         temperature: 0 takes the likeliest token each time; 1 samples from the model's distribution.
         top_p, top_k, min_p: sample only from the likeliest tokens (1.0, 0 and 0.0: from all); see `Sampling`.
         repetition_penalty: above 1 makes what is in the text already less likely.
-        seed: the same seed gives the same text, also when it is taken up again in the middle; without one a new one is
-            drawn, which `code()` tells. The program's own random numbers are left alone.
-        stop_strings: end as soon as one of these has been written; it stays in the text.
-        truncate_left: leave out tokens at the beginning of a prompt that is too long, BOS excepted.
+        seed: the same seed gives the same text, also when it is resumed midway; by default a new one is drawn, which
+            `code()` shows. The global random state is left alone.
+        stop_strings: stop once one of these has been written; it stays in the text.
+        truncate_left: drop tokens at the beginning of a prompt that is too long, except BOS.
         stop: an event that, once set from any thread, ends generation within one token.
         on_token: called with every `GeneratedToken` as it comes, in this thread.
         alternatives: how many of the likeliest tokens to keep at each place.
 
     Returns:
-        A `Generation`, or a list of them where several prompts are given. After an interrupt, one with what was written
-        by then, and a warning. Where something fails half way, what was written is the `generation` of the error.
+        A `Generation`, or a list of them for several prompts. After an interrupt it holds what was written so far, with
+            a warning; after an error that is the error's `generation`.
 
     Raises:
         ValueError: a bad prompt or setting, settings that contradict each other, or a prompt that leaves no room in the
@@ -195,7 +195,7 @@ def generate(
         max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple_of(stop_strings)
     ).drawn()
     if alternatives < 1:
-        raise ValueError(f"alternatives is 1 or more; got {alternatives}")
+        raise ValueError(f"alternatives must be at least 1; got {alternatives}")
     prompt = asked(lm, prompt)
     ids = room_for(lm, prompt, max_new_tokens, truncate_left=truncate_left)
     record = Record(min(alternatives, lm.n_vocab))
@@ -210,7 +210,7 @@ def generate(
         return made(*write(lm, ids, record, sampling, stop=stop, on_token=on_token))
     except Exception as error:
         error.generation = made("failed", 0.0, 0.0)  # type: ignore[attr-defined]
-        error.add_note(f"{len(record)} tokens had been written; they are in the `generation` of this error")
+        error.add_note(f"{len(record)} tokens were written before it; they are in this error's `generation`")
         raise
 
 
@@ -222,7 +222,7 @@ def room_for(lm: Model, prompt: Prompt, more: int, *, truncate_left: bool = Fals
     """The ids (1, seq) of a prompt after which `more` tokens fit into the context.
 
     Raises:
-        TooLong: they do not fit, and nothing may be left out, or `more` alone is too much.
+        TooLong: they do not fit and nothing may be dropped, or `more` alone is too much.
     """
     ids = encode(lm, prompt, most=None)
     over = ids.shape[1] + more - lm.context if lm.context else 0
@@ -233,7 +233,7 @@ def room_for(lm: Model, prompt: Prompt, more: int, *, truncate_left: bool = Fals
         return torch.cat([ids[:, :bos], ids[:, bos + over :]], 1)
     raise TooLong(
         f"the prompt has {ids.shape[1]} tokens and max_new_tokens={more}: {over} more than the {lm.context} of "
-        f"{lm.name}'s context; shorten one of them, or leave out the beginning of the prompt with truncate_left=True",
+        f"{lm.name}'s context; shorten either, or drop the beginning of the prompt with truncate_left=True",
         over,
     )
 
@@ -248,8 +248,9 @@ def write(
     on_token: OnToken | None = None,
     own: int = 0,
 ) -> tuple[str, float, float]:
-    """Continue ids (1, seq), of which the last `own` are the model's, into a record; whatever happens, what has been
-    written is there. Gives why it ended, the seconds it took, and those until the first token."""
+    """Continue ids (1, seq), of which the last `own` are the model's, into a record; returns why it ended, the seconds
+    it took, and those until the first token.
+    """
     stop = stop or threading.Event()
     watch = _Watch(record.alternatives)
     stream = _Stream(watch, record, lm.tokenizer, on_token)
@@ -271,7 +272,7 @@ def write(
             )
         except KeyboardInterrupt:
             interrupted = True
-            warn(f"interrupted: the {len(record)} tokens written by then are kept")
+            warn(f"interrupted: the {len(record)} tokens written so far are kept")
     end = time.perf_counter()
     if interrupted:
         finish = "stopped"
@@ -283,11 +284,10 @@ def write(
 
 
 def _without_defaults(lm: Model) -> Any:
-    """A second face of the transformers model, same weights and hooks, whose generation defaults are transformers' own.
+    """A second view of the transformers model: same weights and hooks, transformers' own generation defaults.
 
     `generate` fills whatever a call leaves open from the `generation_config` of the model it is called on, so an empty
-    one is what keeps a checkpoint's settings out, those that transformers may add one day included. The user's model
-    keeps its own.
+    one keeps a checkpoint's settings out, including any that transformers adds later. The user's model keeps its own.
     """
     hf = lm.hf.get_base_model() if hasattr(lm.hf, "get_base_model") else lm.hf  # adapters act within the model
     face = copy(hf)

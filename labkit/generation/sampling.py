@@ -1,7 +1,7 @@
 """How the next token is chosen: the settings, which of them contradict each other, and draws that can be repeated.
 
-Every draw is seeded with the seed and the place in the text. So a text can be taken up again anywhere, after a stop or
-in a branch, and goes on as it would have: the draws of what comes before do not matter.
+Every draw is seeded with the seed and the place in the text. So a text can be resumed anywhere, after a stop or in a
+branch, and continues as it would have: earlier draws do not matter.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 RANGES = {
-    "max_new_tokens": (1, math.inf, "1 or more"),
-    "temperature": (0, 100, "0 or more, and at most 100"),
+    "max_new_tokens": (1, math.inf, "at least 1"),
+    "temperature": (0, 100, "from 0 to 100"),
     "top_p": (1e-9, 1, "above 0 and at most 1"),
-    "top_k": (0, math.inf, "0 or more"),
+    "top_k": (0, math.inf, "at least 0"),
     "min_p": (0, 1, "from 0 to 1"),
-    "repetition_penalty": (1e-9, 100, "above 0; 1 leaves repetitions alone"),
+    "repetition_penalty": (1e-9, 100, "above 0 (1 is no penalty)"),
 }
 
 
@@ -29,14 +29,14 @@ class Sampling:
     """Settings of `generate`, checked.
 
     Attributes:
-        max_new_tokens: how many tokens at most.
+        max_new_tokens: the most tokens to write.
         temperature: 0 takes the likeliest token each time; 1 samples from the model's distribution.
         top_p: sample from the likeliest tokens that together have this probability (Holtzman et al. 2020).
         top_k: sample from this many of the likeliest; 0: from all.
         min_p: leave out tokens less probable than this share of the likeliest one (Nguyen et al. 2024).
         repetition_penalty: above 1 makes what is in the text already less likely (Keskar et al. 2019).
         seed: the same seed gives the same text; None draws one when it is needed.
-        stop_strings: end as soon as one of these has been written; it stays in the text.
+        stop_strings: stop once one of these has been written; it stays in the text.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -55,21 +55,21 @@ class Sampling:
         for name, (low, high, words) in RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ValueError(f"{name} is {words}; got {value}")
+                raise ValueError(f"{name} must be {words}; got {value}")
         if 0 < self.temperature < 0.01:
-            raise ValueError(f"a temperature of {self.temperature} leaves only the likeliest token; say 0 for that")
+            raise ValueError(f"a temperature of {self.temperature} leaves only the likeliest token; use 0 for that")
         strings = self.stop_strings
         object.__setattr__(self, "stop_strings", (strings,) if isinstance(strings, str) else tuple(strings))
         if not all(isinstance(text, str) and text for text in self.stop_strings):
-            raise ValueError(f"stop_strings are texts of at least one character; got {list(self.stop_strings)!r}")
+            raise ValueError(f"stop_strings must be strings of at least one character; got {list(self.stop_strings)!r}")
         if idle := self.idle():
             raise ValueError(
-                f"temperature 0 always takes the likeliest token, so {' and '.join(idle)} would change nothing; "
-                "set temperature above 0, or leave the rest out"
+                f"temperature 0 always takes the likeliest token, so {' and '.join(idle)} would have no effect; set "
+                "temperature above 0, or leave the others out"
             )
 
     def idle(self) -> list[str]:
-        """Settings that say how to sample where nothing is sampled."""
+        """Sampling settings that have no effect at temperature 0."""
         return [] if self.temperature else [name for name in CUTS if getattr(self, name) != DEFAULTS[name]]
 
     def drawn(self) -> Sampling:

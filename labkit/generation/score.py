@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Score:
-    """A text as a model reads it, token by token.
+    """A text as a model predicts it, token by token.
 
     The first token has nothing before it: it has no probability and no rank (NaN, None), and is not counted.
 
@@ -87,21 +87,20 @@ def score(lm: Model, text: Prompt, *, alternatives: int = 10, truncate_left: boo
         lm: the model.
         text: text, chat messages or token ids (1, seq); or a list of these, scored one after the other.
         alternatives: how many of the likeliest tokens to keep at each place.
-        truncate_left: leave out tokens at the beginning of a text that is too long for the context, BOS excepted.
+        truncate_left: drop tokens at the beginning of a text that is too long for the context, except BOS.
 
     Returns:
-        A `Score`, or a list of them where several texts are given. `score.logprob` is that of the whole text, the sum
-        over its tokens.
+        A `Score`, or a list of them for several texts. `score.logprob` is the sum over its tokens.
 
     Raises:
         ValueError: the text is empty, a single token, or longer than the context.
     """
     if alternatives < 1:
-        raise ValueError(f"alternatives is 1 or more; got {alternatives}")
+        raise ValueError(f"alternatives must be at least 1; got {alternatives}")
     text = asked(lm, text)
     ids = room_for(lm, text, 0, truncate_left=truncate_left)
     if ids.shape[1] < 2:
-        raise ValueError("the text is a single token, and nothing stands before it; give it at least two tokens")
+        raise ValueError("the text is a single token with nothing before it; give at least two tokens")
     logits = run(lm, ids).logits[0]  # (seq, vocab)
     exact = torch.float32 if lm.device.type == "mps" else torch.float64  # so that rounding does not add up over a text
     record = Record(min(alternatives, lm.n_vocab))

@@ -1,4 +1,4 @@
-"""What a model made of each token of a text: how probable it was, and what else could have stood there.
+"""Each token of a text: how probable the model found it, and the alternatives.
 
 One row per token in one array: 76 bytes with ten alternatives, their probabilities in half precision.
 """
@@ -31,9 +31,9 @@ class GeneratedToken:
 
     Attributes:
         id: which token.
-        probability: float32; NaN where nothing stood before it.
-        entropy: how undecided the model was between all tokens, in bits.
-        rank: 1 for the likeliest token; None where nothing stood before it.
+        probability: float32; NaN if nothing comes before it.
+        entropy: entropy of the distribution over all tokens, in bits.
+        rank: 1 for the likeliest token; None if nothing comes before it.
         top_ids, top_probabilities: the likeliest tokens (10,), int32 and float16.
     """
 
@@ -106,7 +106,7 @@ class Record:
 
     @property
     def total(self) -> float:
-        """The logarithm of the probability of all tokens together; those with nothing before them do not count."""
+        """The logarithm of the probability of all tokens together; tokens with nothing before them do not count."""
         return float(np.nansum(self.rows["logprob"], dtype=np.float64))
 
     def token(self, place: int, tokenizer: Any) -> GeneratedToken:
@@ -141,7 +141,7 @@ class Record:
         record._room = np.frombuffer(base64.b64decode(saved["rows"]), record.dtype).copy()
         record._length = len(record._room)
         if record.ids != list(saved["ids"]):
-            raise ValueError("the rows of a saved text are not those of its ids; the file has been changed")
+            raise ValueError("the rows of a saved text do not match its ids; the file has been changed")
         return record
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
-"""What a model wrote after a prompt, and what it would have written had it taken another token: a tree of branches.
+"""What a model wrote after a prompt, and what it writes after other tokens: a tree of branches.
 
 A branch keeps the tokens of its parent up to where it leaves it, and holds only its own from there on. Draws depend on
-the seed and the place (`labkit.generation.sampling`), so that branches of one seed differ by the taken token alone.
+the seed and the place (`labkit.generation.sampling`), so branches of one seed differ only by the token taken.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Branch:
         parent, at: the branch it left, and after how many of that branch's tokens; None and 0 for the first.
         own: its own tokens, from `at` on; the first is the one that was taken instead.
         sampling: the settings it was written with.
-        finish: why it ended, as in `Generation`; `writing` while it is written, `failed` if that went wrong.
+        finish: why it ended, as in `Generation`; `writing` while in progress, `failed` after an error.
     """
 
     name: str
@@ -89,10 +89,10 @@ class Branch:
 
 
 class Tree(RefersToModel):
-    """A prompt and the branches that were grown from it; made by `lm.tree`.
+    """A prompt and the branches grown from it; made by `lm.tree`.
 
-    `tree.branch("A", 12, " John")` takes another token at place 12 and writes on from there; `tree["B"].text` is what
-    came of it. What was written is kept when writing fails or is stopped.
+    `tree.branch("A", 12, " John")` takes another token at place 12 and continues from there; `tree["B"].text` is the
+    result. What was written is kept if writing fails or is stopped.
 
     Attributes:
         ids: the prompt (1, seq), as the model sees it.
@@ -123,7 +123,7 @@ class Tree(RefersToModel):
     def start(self, *, stop: threading.Event | None = None, on_token: OnToken | None = None) -> Branch:
         """Write the first branch."""
         if self.branches:
-            raise ValueError("the tree has its first branch already; branch it, or extend it")
+            raise ValueError("the tree already has its first branch; branch or extend that one")
         branch = self._add(None, 0, self.sampling)
         return self._write(branch, stop, on_token)
 
@@ -138,26 +138,26 @@ class Tree(RefersToModel):
         on_token: OnToken | None = None,
         **settings: Any,
     ) -> Branch:
-        """Take another token, and write on from there.
+        """Take another token, and continue from there.
 
         Args:
             parent: the branch to leave, or its name.
             at: the place of the token to replace, 0 for the first after the prompt; the parent's tokens before it stay.
-            token: its id, or its text (one token): what to take there.
+            token: the new token, as id or text (one token).
             name: what to call the branch.
-            stop, on_token: as in `generate`; `on_token` is called for the taken token, too.
-            settings: what to change of the parent's settings; `max_new_tokens` counts from the prompt on.
+            stop, on_token: as in `generate`; `on_token` is also called for the taken token.
+            settings: changes to the parent's settings; `max_new_tokens` counts from the prompt.
 
         Raises:
             ValueError: no such branch, place or token.
         """
         parent = self[parent]
         if not 0 <= at < len(parent):
-            raise ValueError(f"branch {parent.name} has places 0 to {len(parent) - 1} to branch at; got {at}")
+            raise ValueError(f"branch {parent.name} can be branched at places 0 to {len(parent) - 1}; got {at}")
         id = single_token(self.lm, token, role="token", after=self.prefix(parent, at))
         sampling = self._changed(parent.sampling, settings)
         if name is not None and any(name == one.name for one in self.branches):
-            raise ValueError(f"there is a branch {name!r} already; choose another name")
+            raise ValueError(f"there is already a branch {name!r}; choose another name")
         row = self._row(parent, at, id)
         branch = self._add(parent, at, sampling, name)
         branch.own.append(row)
@@ -174,14 +174,14 @@ class Tree(RefersToModel):
         on_token: OnToken | None = None,
         **settings: Any,
     ) -> Branch:
-        """Write a branch on by up to `more` tokens.
+        """Continue a branch by up to `more` tokens.
 
         Raises:
-            ValueError: the model has ended this text, or the context is full.
+            ValueError: the model ended this text, or the context is full.
         """
         branch = self[branch]
         if branch.finish == "eos":
-            raise ValueError(f"the model ended branch {branch.name}; branch it before its last token to hear more")
+            raise ValueError(f"the model ended branch {branch.name}; branch it before its last token to get more")
         branch.sampling = self._changed(branch.sampling, {**settings, "max_new_tokens": len(branch) + more})
         return self._write(branch, stop, on_token)
 
@@ -210,7 +210,7 @@ class Tree(RefersToModel):
         return branch
 
     def _row(self, parent: Branch, at: int, id: int) -> Any:
-        """The row of a token at a place: known of those that were kept there, computed for any other."""
+        """The row of a token at a place: known for the kept alternatives, computed for any other."""
         row = parent.record.rows[at].copy()
         if id == row["id"]:
             return row
@@ -258,18 +258,18 @@ class Tree(RefersToModel):
         """
         branch = self[branch]
         if not name.strip() or any(one.name == name and one is not branch for one in self.branches):
-            raise ValueError(f"a name is a text that no other branch has; got {name!r}")
+            raise ValueError(f"a name must be a string that no other branch has; got {name!r}")
         branch.name = name
 
     def prune(self, branch: str | Branch) -> list[Branch]:
-        """Take a branch and all that grew from it off the tree; gives what was taken off.
+        """Remove a branch and all that grew from it; returns what was removed.
 
         Raises:
-            ValueError: it is the first one, from which all others grow.
+            ValueError: it is the first one, which all others grow from.
         """
         branch = self[branch]
         if branch.parent is None:
-            raise ValueError(f"{branch.name} is the first branch, from which the others grow; it stays")
+            raise ValueError(f"{branch.name} is the first branch, which the others grow from; it cannot be removed")
         gone = [one for one in self.branches if branch in self.lineage(one)]
         self.branches = [one for one in self.branches if one not in gone]
         return gone
@@ -284,12 +284,12 @@ class Tree(RefersToModel):
         return found
 
     def shared(self, one: str | Branch, other: str | Branch) -> int:
-        """How many tokens after the prompt two branches have in common before they part."""
+        """How many tokens after the prompt two branches share before they diverge."""
         a, b = self[one].record.ids, self[other].record.ids
         return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
     def compare(self, one: str | Branch, other: str | Branch) -> pd.DataFrame:
-        """Two branches after they part: text, tokens, log-probability, and surprisal a token in bits."""
+        """Two branches after they diverge: text, tokens, log-probability, and surprisal in bits per token."""
         import pandas as pd
 
         a, b = self[one], self[other]
@@ -300,11 +300,11 @@ class Tree(RefersToModel):
             text = self.lm.tokenizer.decode(rest.ids, skip_special_tokens=True)
             bits = -rest.total / np.log(2) / max(1, len(rest))
             rows.append((branch.name, at, text, len(rest), rest.total, bits, branch.finish))
-        columns = ["branch", "they part at", "text from there", "tokens", "logprob", "bits a token", "finish"]
+        columns = ["branch", "they diverge at", "text from there", "tokens", "logprob", "bits per token", "finish"]
         return pd.DataFrame(rows, columns=columns).set_index("branch")
 
     def prefix(self, branch: str | Branch, at: int) -> torch.Tensor:
-        """The ids (1, seq) that stood before the token at a place of a branch: what the model saw when it wrote it."""
+        """The ids (1, seq) before the token at a place of a branch: what the model saw when it wrote it."""
         head = torch.tensor([self[branch].record.ids[:at]], dtype=torch.long, device=self.ids.device)
         return torch.cat([self.ids, head], 1)
 
@@ -320,7 +320,7 @@ class Tree(RefersToModel):
         return pd.DataFrame(rows, columns=["branch", "place", *COLUMNS])
 
     def code(self, branch: str | Branch | None = None) -> str:
-        """The Python that grows a branch again (the last one, if none is named), with those it came from."""
+        """The Python that grows a branch (by default the last) again, with those it came from."""
         given = (self.branches[0] if self.branches else self).sampling.given()
         if self.truncated:
             given["truncate_left"] = True
@@ -388,7 +388,7 @@ class Tree(RefersToModel):
             tree.alternatives = record.alternatives
             tree.branches.append(branch)
             if branch.text != one["text"]:
-                raise ValueError(f"{lm.name} spells the tokens of this text differently; open it with its own model")
+                raise ValueError(f"{lm.name} tokenizes this text differently; open it with its own model")
         return tree
 
     def __iter__(self) -> Iterator[Branch]:
@@ -413,7 +413,7 @@ def tree(
 ) -> Tree:
     """Continue a prompt, and keep what was written as the first branch of a `Tree`.
 
-    Arguments are those of `generate`; so is what is raised.
+    Arguments and errors are those of `generate`.
     """
     if "stop_strings" in settings:
         settings["stop_strings"] = tuple_of(settings["stop_strings"])

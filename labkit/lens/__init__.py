@@ -1,1 +1,1 @@
-"""The residual stream read as if it were the last, and split over what wrote it."""
+"""The residual stream read as if at the last layer, and split over what wrote it."""

@@ -1,9 +1,9 @@
-"""Direct logit attribution: what each part of a model writes to the logits itself.
+"""Direct logit attribution: what each part of a model writes to the logits directly.
 
 The last residual stream is a sum: the embedding, and what every layer's attention and MLP added. With the scale of the
-final norm held as it was in this run, the way from there to a logit is linear, so the logit difference is the sum of
-the parts' own shares (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; the frozen scale as in
-Wang et al. 2022, section 3.1). What a part does through later layers is not in its share; patching shows that.
+final norm frozen at its value in this run, the map from there to a logit is linear, so the logit difference is the sum
+of the parts' own shares (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; the frozen scale as
+in Wang et al. 2022, section 3.1). What a part does through later layers is not in its share; use patching for that.
 
 Weights stay packed: heads go through their own output projection one layer at a time.
 """
@@ -48,12 +48,12 @@ class DirectAttribution:
     Attributes:
         total: the model's own logit, or answer minus foil; before the soft cap where a model caps its logits.
         embed: the embedding's share.
-        attn, mlp: (layer,), zero where a layer has no such part; in a layer that has one part only (state spaces),
-            `mlp` is what that added.
-        heads: (layer, head), NaN where a layer's heads cannot be taken apart (something else is added beside them).
-        attn_bias: (layer,), what attention adds that belongs to no head: the bias of its output projection.
+        attn, mlp: (layer,), zero where a layer has no such part; in a layer with only one part (state spaces), `mlp` is
+            that part.
+        heads: (layer, head), NaN where a layer's heads cannot be separated (something else is added with them).
+        attn_bias: (layer,), what attention adds outside the heads: the bias of its output projection.
         bias: of the final norm and the unembedding.
-        rest: what rounding leaves over, and what a model adds between its layers.
+        rest: the rounding error, and what a model adds between its layers.
     """
 
     total: float
@@ -70,7 +70,7 @@ class DirectAttribution:
     made_by: str = field(default="", repr=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per part: `part`, `layer`, `head`, `share`. Heads stand beside the attention that they add up to."""
+        """One row per part: `part`, `layer`, `head`, `share`. Heads are listed next to the attention they add up to."""
         import pandas as pd
 
         rows: list[tuple[str, int | None, int | None, float]] = [("embed", None, None, self.embed)]
@@ -100,7 +100,7 @@ class DirectAttribution:
         return figure
 
     def code(self) -> str:
-        """The Python that does it again."""
+        """The Python that repeats it."""
         return self.made_by
 
     def __repr__(self) -> str:
@@ -121,12 +121,12 @@ class DirectAttribution:
 def direct_logit_attribution(
     lm: LanguageModel, prompt: Prompt, answer: str | int, foil: str | int | None = None
 ) -> DirectAttribution:
-    """What every layer's attention, heads and MLP write to the logit of an answer, less that of a foil, directly.
+    """What every layer's attention, heads and MLP write directly to the logit of an answer, minus that of a foil.
 
     Args:
         lm: the model, in any bits.
         prompt: text, chat messages, or token ids (1, seq); or a list of these, which gives a list of results.
-        answer, foil: one token each, as text or id; without a foil the answer's logit alone.
+        answer, foil: one token each, as text or id; without a foil, only the answer's logit.
 
     Raises:
         ValueError: a bad prompt or answer, or a model whose residual stream is not one sum (several streams, layers
@@ -163,8 +163,9 @@ def direct_logit_attribution(
 
 @dataclass(frozen=True)
 class LogitPath:
-    """For each layer whose heads can be taken apart, the direction (d_model,) float32 along which what a head puts out
-    at the last position adds to a logit (difference), the final norm's scale held."""
+    """By layer whose heads can be separated, the direction (d_model,), float32, in which a head's output adds to the
+    logit.
+    """
 
     directions: dict[int, torch.Tensor]
     answer: str
@@ -227,7 +228,7 @@ def _at_the_end(lm: LanguageModel, ids: torch.Tensor) -> _Kept:
 def _by_attention(found: dict[Place, torch.Tensor], layer: int) -> torch.Tensor | None:
     """What attention added to the residual stream (positions, d_model), float32; None where a layer has none.
 
-    That is what attention put out, unless something lies between (a norm, a multiplier): then what the stream shows.
+    That is attention's output, unless something lies between (a norm, a multiplier): then the change of the stream.
     """
     if ("attn_out", layer) not in found:
         return None
@@ -241,9 +242,9 @@ def _by_attention(found: dict[Place, torch.Tensor], layer: int) -> torch.Tensor 
 
 
 def _on_the_way(out: torch.Tensor, added: torch.Tensor) -> torch.Tensor | None:
-    """The factors (d_model,) by which what attention puts out came to be what it added, at the last position.
+    """The factors (d_model,) from attention's output to what it added, at the last position.
 
-    None where they are not factors: then the same ones, up to a scale, would not fit another position.
+    None if they are not factors, that is, if the same ones, up to a scale, do not fit another position.
     """
     out = out.float()
     more = added - out
@@ -274,7 +275,7 @@ def _heads_out(lm: LanguageModel, layer: int, z: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class _Way:
-    """A linear map from the last residual stream to a logit (difference), the final norm's scale held."""
+    """A linear map from the last residual stream to a logit (difference), with the final norm's scale frozen."""
 
     direction: torch.Tensor  # (d_model,) float32
     total: float
@@ -285,11 +286,11 @@ class _Way:
 
     @classmethod
     def of(cls, lm: LanguageModel, readout: Readout, x: torch.Tensor, chosen: int, against: int | None) -> _Way:
-        """Found without knowing the norm's form, from its derivative J at x and what it gives for zero.
+        """Found without knowing the norm's form, from its derivative J at x and its value at zero.
 
-        The map with the scale held is A v = J v + (1 - r) (norm(x) - norm(0)) (v . x) / (x . x), where x is centred if
-        the norm centres, and J x = r (norm(x) - norm(0)): r is the share of epsilon in the scale, 0 for large x; and 1
-        if there is no norm at all.
+        The map with the scale frozen is A v = J v + (1 - r) (norm(x) - norm(0)) (v . x) / (x . x), where x is centred
+        if the norm centres, and J x = r (norm(x) - norm(0)): r is the share of epsilon in the scale, 0 for large x; and
+        1 if there is no norm at all.
         """
         with lm.busy():
             tail = [copied(module) for module in readout.tail]

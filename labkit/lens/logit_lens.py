@@ -1,9 +1,9 @@
-"""The logit lens: what the model would say if it stopped at a layer (nostalgebraist 2020, "interpreting GPT: the logit
-lens").
+"""The logit lens: what the model would predict if it stopped at a layer (nostalgebraist 2020, "interpreting GPT: the
+logit lens").
 
-The final norm and the unembedding are put on the residual stream of every layer, or on what one layer's attention or
-MLP puts out. At the last layer that is the model's own answer. Earlier it is a reading in a language that the early
-layers need not speak: what it shows is there, what it does not show may be there all the same (Belrose et al. 2023).
+The final norm and the unembedding are applied to the residual stream of every layer, or to the output of one layer's
+attention or MLP. At the last layer that is the model's own prediction. Earlier layers need not use the same basis: what
+the lens shows is there, but what it does not show may be there too (Belrose et al. 2023).
 
 Positions are unembedded in blocks, one layer at a time, and of each only the likeliest tokens, the entropy, the
 divergence from the model's own distribution and the ranks of followed tokens are kept: (layers x positions x vocab)
@@ -52,7 +52,7 @@ AT_ONCE = 8_000_000  # logits in one block of positions: 32 MB
 
 @dataclass(repr=False)
 class LogitLens(RefersToModel):
-    """What every layer would say next, at every position.
+    """What every layer would predict next, at every position.
 
     Attributes:
         site: what was read: `resid_post`, `attn_out` or `mlp_out`.
@@ -62,9 +62,9 @@ class LogitLens(RefersToModel):
         top_ids, top_probabilities: (layer, position, k), the likeliest tokens first; int32 and float16.
         entropy: (layer, position), of the whole distribution, in nats.
         kl: (layer, position), KL(the model's own distribution, this one), in nats; 0 at the last layer.
-        final_ids, final_probabilities: (position, k), what the model itself says.
-        followed: tokens whose place was followed; `ranks` (followed, layer, position) int32, 1 for the likeliest,
-            and `probabilities` float32 say how each fares.
+        final_ids, final_probabilities: (position, k), what the model itself predicts.
+        followed: the followed tokens, with `ranks` (followed, layer, position) int32, 1 for the likeliest, and
+            `probabilities` float32.
         words: the tokens behind all these ids.
         recipe: what repeats it.
     """
@@ -97,7 +97,7 @@ class LogitLens(RefersToModel):
         return [(self.words[int(id)].display, float(p)) for id, p in zip(ids, shares, strict=True)]
 
     def place(self, layer: int, position: int = -1) -> tuple[int, int]:
-        """The row and the column of a layer and a position, each counted from the end if negative.
+        """The row and the column of a layer and a position, counted from the end if negative.
 
         Raises:
             ValueError: the lens did not read there.
@@ -113,12 +113,12 @@ class LogitLens(RefersToModel):
         return self.layers.index(wanted), self.positions.index(at)
 
     def rank(self, token: str | int) -> np.ndarray:
-        """The rank of this token, (layer, position) int32; 1 where it is what a layer would say.
+        """The rank of this token, (layer, position) int32; 1 where it is the likeliest.
 
-        A token that was not followed takes another run of the model.
+        A token that was not followed needs another run of the model.
 
         Raises:
-            ValueError: the text is no one token, or the model is not at hand.
+            ValueError: the text is not one token, or the lens has no model.
         """
         for one, ranks in zip(self.followed, self.ranks, strict=True):
             if token in (one.id, one.text):
@@ -126,7 +126,7 @@ class LogitLens(RefersToModel):
         return self._again(follow=[token]).ranks[0]
 
     def logits(self, layer: int) -> torch.Tensor:
-        """One layer's logits (position, vocab), float32, computed anew; at the last layer the model's own."""
+        """One layer's logits (position, vocab), float32, recomputed; at the last layer the model's own."""
         lm = self._model()
         row, _ = self.place(layer, self.positions[0])
         reading = _Reading(lm, torch.tensor([self.recipe["ids"]], device=lm.device), self.site, self.positions)
@@ -141,7 +141,7 @@ class LogitLens(RefersToModel):
             ValueError: there is no such name, or no token to take the rank of.
         """
         if name not in SHADES:
-            raise ValueError(f"a lens is coloured by {', '.join(SHADES)}; got {name!r}")
+            raise ValueError(f"a lens can be coloured by {', '.join(SHADES)}; got {name!r}")
         if name == "rank":
             if token is None and not self.followed:
                 raise ValueError("rank of which token? Name one, such as ' Mary'")
@@ -150,7 +150,7 @@ class LogitLens(RefersToModel):
         return values.astype(np.float32)
 
     def labels(self) -> list[str]:
-        """What to write along the positions: `13 ·to`."""
+        """Labels of the positions: `13 ·to`."""
         return [f"{n} {self.tokens[n].display}" for n in self.positions]
 
     def to_frame(self) -> pd.DataFrame:
@@ -173,7 +173,7 @@ class LogitLens(RefersToModel):
         return pd.DataFrame(data)
 
     def figure(self, shade: str = "probability", token: str | int | None = None) -> go.Figure:
-        """A plotly heatmap, the likeliest token written in each cell; coloured by what `shade()` knows."""
+        """A plotly heatmap, the likeliest token written in each cell; coloured as in `shade()`."""
         values = self.shade(shade, token)
         words = [[self.words[int(id)].display for id in row] for row in self.top_ids[:, :, 0]]
         units = {"probability": "probability", "entropy": "entropy (nats)", "kl": "KL to the final layer (nats)"}
@@ -194,7 +194,7 @@ class LogitLens(RefersToModel):
         )
 
     def code(self) -> str:
-        """The Python that does it again."""
+        """The Python that repeats it."""
         return str(self.recipe["code"])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -215,7 +215,7 @@ class LogitLens(RefersToModel):
     def _model(self) -> LanguageModel:
         if self.lm is None:
             raise ValueError(
-                "this takes the model, which a saved lens does not have; open it with lk.open_lens(path, lm)"
+                "this needs the model, which a saved lens does not have; open it with lk.open_lens(path, lm)"
             )
         return self.lm
 
@@ -241,21 +241,21 @@ def logit_lens(
     k: int = 10,
     stop: threading.Event | None = None,
 ) -> LogitLens:
-    """What every layer would say next if it were the last one.
+    """What every layer would predict next if it were the last one.
 
     Args:
         lm: the model, in any bits.
         prompt: text, chat messages, or token ids (1, seq); or a list of these, which gives a list of lenses.
-        site: `resid_post`, the residual stream leaving each layer; `attn_out` or `mlp_out`, what one part of the layer
-            puts out, read alone (and scaled by the final norm as if it were the whole stream).
+        site: `resid_post`, the residual stream leaving each layer; `attn_out` or `mlp_out`, the output of one part of
+            the layer, read on its own (and scaled by the final norm as if it were the whole stream).
         positions: which positions to read, counted from the end if negative; all of them if not given.
         follow: tokens, as text or id, whose rank and probability are kept for every cell.
         k: how many of the likeliest tokens to keep.
         stop: an event that, once set from any thread, ends the work before the next layer.
 
     Raises:
-        ValueError: a bad prompt, position or token; or a model without one residual stream that norm and unembedding
-            turn into its logits.
+        ValueError: a bad prompt, position or token; or a model whose logits are not norm and unembedding of one
+            residual stream.
         Cancelled: `stop` was set.
     """
     if site not in SITES:
@@ -269,7 +269,7 @@ def logit_lens(
         for t in ([follow] if isinstance(follow, str | int) else follow)
     ]
     if k < 1:
-        raise ValueError(f"k, how many tokens to keep, is 1 or more; got {k}")
+        raise ValueError(f"k, the number of tokens to keep, must be at least 1; got {k}")
     k = min(k, lm.n_vocab)
     reading = _Reading(lm, ids, site, at)
     shape = (len(reading.layers), len(at))
@@ -314,11 +314,11 @@ def logit_lens(
 
 
 def open_lens(path: str | os.PathLike[str], lm: LanguageModel | None = None) -> LogitLens:
-    """Open a lens that `LogitLens.save` wrote; with the model at hand it can also rank tokens that were not followed.
+    """Open a lens that `LogitLens.save` wrote; given the model, it can also rank tokens that were not followed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a saved lens, comes from a newer labkit, or was made with another model.
+        ValueError: the file is not a saved lens, was saved by a newer labkit, or was made with another model.
     """
     about, arrays = open_arrays(path, "lens")
     with reading(path, "lens"):
@@ -345,7 +345,7 @@ class _Reading:
         last = lm.n_layers - 1
         self.lm, self.layers = lm, layers_with(lm, site)
         reads = {(site, layer) for layer in self.layers} | {("resid_post", last)}
-        at = torch.tensor([*positions, ids.shape[1] - 1])  # the last position is what the readout is held against
+        at = torch.tensor([*positions, ids.shape[1] - 1])  # the last position is what the readout is checked against
         with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, at.to(x.device)].detach().clone()) as found:
             logits = last_logits(lm, ids)[0].float()
         own = found["resid_post", last]
@@ -360,8 +360,7 @@ class _Reading:
         self.found = {layer: found[site, layer][:-1].to(own.device) for layer in self.layers}
 
     def blocks(self, stop: threading.Event | None) -> Iterator[tuple[slice, int | None, torch.Tensor, torch.Tensor]]:
-        """(columns, layer, its logits, the model's own log-probabilities), a block of positions after the other; first
-        of each block the model's own logits, with None for the layer."""
+        """(columns, layer, its logits, the model's log-probabilities) by block of positions; first with layer None."""
         step = max(1, AT_ONCE // self.lm.n_vocab)
         for start in range(0, len(self.own), step):
             rows = slice(start, start + step)

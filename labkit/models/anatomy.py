@@ -2,7 +2,7 @@
 
 There is no table per model. transformers declares each architecture's block and attention classes
 (`_can_record_outputs`); one forward pass over three tokens shows the rest. In that pass every module inside the blocks
-notes which tensor came in and which went out, and the places follow from who handed what to whom:
+notes which tensor came in and which went out, and the places follow from which module passed what to which:
 
 - the MLP's down projection is the layer whose output *is* the MLP's output, likewise attention's output projection;
 - the residual stream between attention and MLP (`resid_mid`) enters the first module after attention whose input no
@@ -45,7 +45,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a decoder, in the order in which a forward pass meets them."""
+    """The parts of a decoder, in the order of a forward pass."""
 
     embed: nn.Module
     blocks: tuple[Block, ...]
@@ -84,12 +84,12 @@ def find_anatomy(hf: Any) -> Anatomy:
     """The anatomy of a transformers decoder.
 
     Raises:
-        ValueError: no stack of blocks, no embedding or no unembedding can be found in it.
+        ValueError: it has no stack of blocks, no embedding or no unembedding.
     """
     embed, unembed = original(hf.get_input_embeddings()), original(hf.get_output_embeddings())
     if embed is None or unembed is None:
         raise ValueError(
-            f"{type(hf).__name__} has no input embedding or no unembedding; labkit reads decoders with both"
+            f"{type(hf).__name__} has no input embedding or no unembedding; labkit supports decoders that have both"
         )
     blocks = _blocks(hf)
     flow = _watch(hf, embed, blocks)
@@ -187,7 +187,7 @@ class _Flow:
         self.whole[module] = (args, kwargs, output)
 
     def gets_the_same(self, module: nn.Module, block: nn.Module) -> bool:
-        """Is a module in a block handed the block's own input, or the copy of it that a move to its device made?"""
+        """Does a module in a block get the block's own input, or a copy of it on the module's device?"""
         if self.inputs[module] == self.inputs[block]:
             return True
         if not hasattr(block, "_hf_hook"):  # nothing moves it
@@ -221,7 +221,7 @@ def _watch(hf: Any, embed: Any, blocks: Sequence[nn.Module]) -> _Flow:
 
 
 def _is_adapted(module: nn.Module, flow: _Flow) -> bool:
-    """Does a module with a linear layer in it do what a linear layer of that size does, as an adapter and its layer do?
+    """Does a module with a linear layer in it act as a linear layer of that size, as an adapter with its layer does?
 
     It does if the change of its input is the change of its output, position by position: tried with the watched input
     less itself in another order, eight times as large.
@@ -241,7 +241,7 @@ def _is_adapted(module: nn.Module, flow: _Flow) -> bool:
     try:
         with torch.no_grad():
             none, changed = (module(8 * y, *args[1:], **kwargs).float() for y in (torch.zeros_like(x), x - x.flip(-2)))
-    except Exception:  # whatever it asks for beyond its input, it is not a linear layer
+    except Exception:  # it needs more than its input, so it is not a linear layer
         return False
     made = output.float() - none
     expected = 8 * (made - made.flip(-2))
@@ -290,7 +290,7 @@ _MLP_NAME = re.compile(r"(.*_)?(mlp|ffn|moe|feed_?forward)(_block)?")
 
 
 def _adds(part: nn.Module | None, flow: _Flow) -> nn.Module | None:
-    """The module whose output a part adds: the part, unless it is handed the residual and adds it itself (BLOOM)."""
+    """The module whose output a part adds: the part, unless it gets the residual and adds to it itself (BLOOM)."""
     if part is None or "residual" not in signature(part.forward).parameters:
         return part
     return max(
@@ -314,7 +314,7 @@ def _is_positionwise(module: nn.Module, flow: _Flow) -> bool:
     try:
         with torch.no_grad():
             again = module(*map(last, args), **{name: last(value) for name, value in kwargs.items()})
-    except Exception:  # whatever a part asks for beyond its input, it is not a plain MLP
+    except Exception:  # it needs more than its input, so it is not a plain MLP
         return False
     after = first_tensor(again)
     if after is None or after.numel() != before.shape[-1]:
@@ -354,7 +354,7 @@ def _is_experts(module: nn.Module, flow: _Flow) -> bool:
 
 
 def _is_router(module: nn.Module, flow: _Flow) -> bool:
-    """Does it put out weights and logits of all experts, both (tokens, expert), as Llama 4's does?"""
+    """Does it output weights and logits of all experts, both (tokens, expert), as Llama 4's does?"""
     output = flow.whole[module][2]
     return (
         isinstance(output, tuple)

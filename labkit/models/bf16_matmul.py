@@ -1,9 +1,9 @@
 """The matmul of a linear layer in 16 bits, on processors without units for it as well.
 
-A processor that multiplies in bfloat16 takes numbers of 16 bits, adds the products up in 32 and rounds each sum once.
-One without (AVX2, most laptops) is given the same sum here by its float32 units, from the same numbers of 16 bits: the
-result is the same up to the order of summation. PyTorch's own way there is one number at a time, which for one to three
-tokens is as fast as memory hands the weights over, and four times slower than float32 for many.
+A processor with bfloat16 units multiplies 16-bit numbers, accumulates in 32 bits and rounds each sum once. On one
+without (AVX2, most laptops) the float32 units compute the same sum here, from the same 16-bit numbers: the result is
+the same up to the order of summation. PyTorch's own kernel there does one number at a time, which for one to three
+tokens is limited by memory bandwidth anyway, and for many is four times slower than float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHUNK = 1 << 20  # numbers of a weight that are turned into float32 at once: 4 M
 
 @cache
 def has_bfloat16() -> bool:
-    """Does this CPU multiply matrices in bfloat16 itself, as far as PyTorch uses it?"""
+    """Does PyTorch use bfloat16 matmul units on this CPU?"""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")):
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -29,8 +29,8 @@ def has_bfloat16() -> bool:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`torch.nn.functional.linear` for x (..., in), a weight (out, in) and a bias (out,); what comes out has x's dtype.
 
-    A weight in bfloat16 is multiplied in float32, a part at a time, where x is float32 or the processor has nothing
-    faster. A gradient reaches x, and not the weight.
+    A weight in bfloat16 is multiplied in float32, a part at a time, if x is float32 or the processor has nothing
+    faster. A gradient reaches x, but not the weight.
     """
     if not is_slow(x) and x.dtype == weight.dtype:
         return F.linear(x, weight, bias)

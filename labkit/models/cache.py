@@ -1,9 +1,9 @@
-"""The cache: folders that are made once, whole or not at all.
+"""The cache: folders that are written once, completely or not at all.
 
-An entry is built in a folder beside its place and moved there in one step, under a file lock, so that two processes
-that want it at once make it once. A manifest written last holds every file's size; an entry that does not match it is
-made again. Many users can share a cache: its files have the permissions that the umask of whoever makes them says, and
-a whole entry is read without a lock and without leave to write.
+An entry is built in a temporary folder and moved into place in one step, under a file lock, so that two processes build
+it only once. A manifest written last holds every file's size; an entry that does not match it is rebuilt. Several users
+can share a cache: its files follow the umask of whoever wrote them, and a complete entry is read without a lock or
+write permission.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def entry(name: str, build: Callable[[Path], None]) -> Path:
     """The cache entry of that name; built by `build(folder)` where it is missing or broken.
 
     Raises:
-        CacheUnusable: it has to be made and the cache cannot be written, or it is there and cannot be read.
+        CacheUnusable: it has to be built and the cache cannot be written, or it cannot be read.
     """
     place = cache_folder() / name
     if is_whole(place):
@@ -105,8 +105,8 @@ def _open_up(folder: Path) -> None:
 
 @contextmanager
 def _writing(place: Path) -> Iterator[None]:
-    """Say of what goes wrong on disk whose the cache is and what to do."""
-    other = "have labkit keep its models elsewhere: set LABKIT_CACHE to a folder of yours"
+    """Turn disk errors into messages that say who owns the cache and what to do."""
+    other = "keep the models elsewhere: set LABKIT_CACHE to a folder of your own"
     try:
         yield
     except OSError as error:
@@ -114,11 +114,11 @@ def _writing(place: Path) -> Iterator[None]:
             raise CacheUnusable(_full(place)) from error
         at = Path(error.filename) if isinstance(error.filename, str) else place
         if (there := _there(place)).is_file() and _below(there, cache_folder()):
-            raise CacheUnusable(f"{there} is a file and no folder; {other}") from error
+            raise CacheUnusable(f"{there} is a file, not a folder; {other}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _below(at, cache_folder()):
-            why = "is on a disk that is read-only" if error.errno == errno.EROFS else f"belongs to {_owner(at)}"
+            why = "is on a read-only disk" if error.errno == errno.EROFS else f"belongs to {_owner(at)}"
             raise CacheUnusable(
-                f"{place.name} is not in the cache yet and cannot be put there: {at} {why}, and you may not write "
+                f"{place.name} is not in the cache yet and cannot be put there: {at} {why}, and you cannot write "
                 f"there. Ask its owner to load the model once, or {other}"
             ) from error
         raise
@@ -131,15 +131,15 @@ def _writing(place: Path) -> Iterator[None]:
 def _full(place: Path) -> str:
     free = shutil.disk_usage(_there(place)).free
     return (
-        f"the disk is full: {place.name} cannot be written to {place.parent}, where {free / 1e9:.1f} GB are free. Make "
-        "room there, or have labkit keep its models on another disk: set LABKIT_CACHE to a folder there"
+        f"the disk is full: {place.name} cannot be written to {place.parent}, where {free / 1e9:.1f} GB are free. Free "
+        "some space, or keep the models on another disk: set LABKIT_CACHE to a folder there"
     )
 
 
 def _closed(path: Path) -> CacheUnusable:
     return CacheUnusable(
-        f"{path} is in the cache and you may not read it; it belongs to {_owner(path)}. Ask them to open the cache to "
-        f"others, `chmod -R a+rX {cache_folder()}`, or set LABKIT_CACHE to a folder of yours"
+        f"{path} is in the cache, but you may not read it; it belongs to {_owner(path)}. Ask them to open the cache to "
+        f"others, `chmod -R a+rX {cache_folder()}`, or set LABKIT_CACHE to a folder of your own"
     )
 
 

@@ -1,4 +1,4 @@
-"""Open models that the kit knows: how large, what their licences allow, how open they are, where they run.
+"""The catalog of open models: size, licence, openness, and where they run.
 
 The facts, each model's configuration among them, are in catalog.json with their sources. Parameters and memory are
 computed from the configuration on the meta device, as `load` does before it reads weights, and kept there too:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DATA = Path(__file__).with_suffix(".json")
 BITS = (4, 8, 16)
 GPUS = {"T4 16 GB": 16e9, "L4 24 GB": 24e9, "A100 40 GB": 40e9, "H100 80 GB": 80e9}
-ROOM = 1.5e9  # bytes beside the weights: activations and caches of a prompt of some hundred tokens, CUDA itself
+ROOM = 1.5e9  # bytes besides the weights: activations and caches of a prompt of some hundred tokens, CUDA itself
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class OpenModel:
         id: on the Hugging Face hub.
         family: its family's name.
         parameters: in billions, experts included.
-        published: the same as its makers state it.
+        published: the same as its makers state.
         context: the longest prompt its makers recommend or trained for, in tokens.
         licence: its name; `also` a second one that it inherits.
         commercial: `yes`, `with conditions` or `no`.
@@ -67,12 +67,12 @@ class OpenModel:
 
     @property
     def gpu(self) -> str:
-        """The smallest common GPU, or how many of the largest, that holds it in 4 bits and has room to work."""
+        """The smallest common GPU, or how many of the largest, that holds it in 4 bits with working memory."""
         return smallest_gpu(self.bytes[4])
 
 
 def smallest_gpu(size: float) -> str:
-    """The smallest common GPU that holds so many bytes of weights and has room to work; or how many of the largest."""
+    """The smallest common GPU that holds this many bytes of weights with working memory; or how many of the largest."""
     for name, has in GPUS.items():
         if size + ROOM <= 0.95 * has:
             return name
@@ -80,11 +80,10 @@ def smallest_gpu(size: float) -> str:
 
 
 def catalog() -> pd.DataFrame:
-    """The open models that labkit knows, one row each, by hub id.
+    """The catalog of open models, one row each, by hub id.
 
-    Memory is of the weights, in gigabytes (1e9 bytes); in 8 bits a mixture's experts stay in 16, as bitsandbytes leaves
-    them. Licences are summed up in a few words, not advised on: read the
-    licence, its address is in the last columns with the other sources.
+    Memory counts the weights, in gigabytes (1e9 bytes); in 8 bits a mixture's experts stay in 16, as in bitsandbytes.
+    Licences are summarised, not advised on: the last columns link to them and to the other sources.
     """
     import pandas as pd
 

@@ -1,8 +1,8 @@
-"""Compiled models are looked into as they are without compiling.
+"""Compiled models are run uncompiled while labkit uses them.
 
-What `torch.compile` makes of a model calls no hook that was registered after it was made: reads would find nothing and
-writes would do nothing. So for as long as labkit has a model, compiled code is left aside, and the modules themselves
-run; before and after that the model is as fast as its owner made it.
+Code from `torch.compile` calls no hook that is registered later: reads would find nothing and writes would do nothing.
+So while labkit runs a model, compiled code is bypassed and the modules themselves run; before and after, the model is
+as fast as its owner made it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 HIDDEN = (
-    "A model that was compiled, traced, exported or captured as a CUDA graph hides its layers: use the one before that."
+    "A model that was compiled, traced, exported or captured as a CUDA graph hides its layers: use the original model."
 )
 
 _lock = threading.Lock()
@@ -27,9 +27,9 @@ _stance: Any = None
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Have whatever `torch.compile` was used on run as it is written, for as long as the block runs.
+    """Run everything compiled by `torch.compile` uncompiled while the block runs.
 
-    PyTorch has one such switch for all threads; it is turned back when the last block is left.
+    PyTorch has one such switch for all threads; it is reset when the last block ends.
     """
     global _count, _stance
     if "torch._dynamo" not in sys.modules:  # then nothing has been compiled

@@ -1,9 +1,9 @@
 """What a container leaves to this process: memory, and processor time, by the control groups it is in.
 
-A container sees the memory and the processors of the whole machine; how much of them it may use is written in the files
-of its control groups. Groups are nested, each with a limit of its own and with what all within it use, so what is left
-is the least that any of them leaves. Both versions of control groups are read, also side by side. Where there are no
-such files (another system, no limit) the answer is None.
+A container sees the memory and processors of the whole machine; how much of them it may use is in the files of its
+control groups. Groups are nested, each with a limit and a usage of its own, so what is left is the least that any of
+them leaves. Both versions of control groups are read, also together. Without such files (another system, no limit) the
+answer is None.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def memory_left() -> int | None:
 
 
 def memory_limit() -> int | None:
-    """Bytes that everything in the container may take together; None where there is no limit."""
+    """Bytes that the whole container may use; None if there is no limit."""
     return min((limit for limit, _ in _memory()), default=None)
 
 
@@ -113,7 +113,7 @@ def _number(text: str) -> int | None:
 
 
 def _text(path: str) -> str:
-    """What a file says; nothing where it is not there or cannot be read."""
+    """The text of a file; empty if it is missing or cannot be read."""
     try:
         with open(path) as file:
             return file.read()

@@ -1,9 +1,9 @@
-"""Where a module computes, and how things get there: models larger than one device, as accelerate spreads them.
+"""Where a module computes, and how things get there: models split over several devices by accelerate.
 
-Each part runs on one device, to which accelerate moves what comes in. Weights that found no room on a GPU lie on the
-CPU or on disk, are put in place as their module runs, and are taken away after it: in between the module holds tensors
-on the meta device, which have a shape and no numbers. So where a module runs is asked here, not of its weights, and who
-wants to read a weight puts it in place first.
+Each part runs on one device, to which accelerate moves what comes in. Weights that do not fit on a GPU are kept on the
+CPU or on disk and moved in only while their module runs; otherwise the module holds tensors on the meta device, which
+have a shape but no numbers. So the device of a module is asked for here, not of its weights, and a weight is moved in
+before it is read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OF_ACCELERATE = {"_hf_hook", "forward", "_old_forward"}
 
 
 def runs_on(module: nn.Module) -> torch.device:
-    """The device on which a module computes, wherever its weights lie meanwhile."""
+    """The device on which a module computes, wherever its weights are kept."""
     for part in module.modules():
         if (hook := getattr(part, "_hf_hook", None)) is None:
             continue
@@ -35,13 +35,13 @@ def runs_on(module: nn.Module) -> torch.device:
 
 
 def is_away(module: nn.Module) -> bool:
-    """Do weights of a module lie elsewhere than in it?"""
+    """Are a module's weights kept elsewhere?"""
     return any(p.device.type == "meta" for p in (*module.parameters(), *module.buffers()))
 
 
 @contextmanager
 def present(module: nn.Module) -> Iterator[None]:
-    """Have a module's weights in it for as long as the block runs, those of its parts included."""
+    """Move a module's weights in, submodules included, while the block runs."""
     with ExitStack() as stack:
         for part in module.modules():
             hook: Any = getattr(part, "_hf_hook", None)

@@ -1,4 +1,4 @@
-"""What can go wrong on the way to a model in memory; every message says what to do next."""
+"""What can go wrong when a model is loaded; every message says what to do next."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The handle on a model: its weights, its tokenizer, and where everything is in it.
 
 The transformers model itself is never changed: reading and writing go through hooks that are there only while one
-forward pass runs, and one job at a time has the model (`lm.lock`). What can be done with a model is written on top of
-this, in `labkit.language_model`.
+forward pass runs, and one job at a time has the model (`lm.lock`). Everything else is built on top of this, in
+`labkit.language_model`.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ T = TypeVar("T")
 
 
 class Model:
-    """An open model in memory, ready to be looked into. Made by `labkit.load` or `labkit.wrap`.
+    """An open model in memory, made by `labkit.load` or `labkit.wrap`.
 
     Attributes:
-        hf: the transformers model; its passes run in eval mode, and it keeps the mode that it is in.
+        hf: the transformers model; labkit runs it in eval mode and restores its own mode.
         tokenizer: its tokenizer.
         name: what it was loaded from (hub id, folder, file, or the default model's name).
         revision: the commit or pinned version it came from, or None.
         bits: 4, 8, 16 or 32.
         lock: held by whoever runs the model; one job per model at a time.
-        fast: what makes its layers faster while labkit runs it.
+        fast: speeds up its layers while labkit runs it.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in."""
+        """The device of the token ids."""
         where = self.hf.get_input_embeddings().weight.device
         return runs_on(self.hf.get_input_embeddings()) if where.type == "meta" else where
 
@@ -131,12 +131,12 @@ class Model:
 
     @cached_property
     def only_last(self) -> dict[str, int]:
-        """What to ask a forward pass for the last position's logits alone; nothing where it cannot be asked."""
+        """Arguments that limit a forward pass to the last position's logits; empty if it has none."""
         return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.hf.forward).parameters else {}
 
     @cached_property
     def any_logits(self) -> bool:
-        """Can a forward pass be asked for the logits of any positions, and not only of the last ones?"""
+        """Can a forward pass be limited to the logits of any positions, not only the last ones?"""
         asked = signature(self.hf.forward).parameters.get("logits_to_keep")
         return asked is not None and "Tensor" in str(asked.annotation)
 
@@ -153,16 +153,16 @@ class Model:
 
         Raises:
             ValueError: the prompt is empty, or longer than the model's context.
-            TypeError: it is none of text, chat messages, ids.
+            TypeError: it is not text, chat messages or ids.
         """
         return encode(self, prompt)
 
     def tokens(self, prompt: Prompt) -> list[Token]:
-        """The prompt as the model sees it, one `Token` a position, with text that people can read."""
+        """The prompt as the model sees it, one `Token` per position, with readable text."""
         return tokens_of(self, prompt)
 
     def regions(self, prompt: Prompt) -> list[Region]:
-        """Which part of a prompt is whose: messages and `<think>` regions; see `labkit.text.regions.regions`."""
+        """Which part of a prompt belongs to whom: messages and `<think>` regions; see `labkit.text.regions.regions`."""
         return regions(self, prompt)
 
     # -- weights -------------------------------------------------------------------------------------------------
@@ -170,16 +170,16 @@ class Model:
     def weight(
         self, name: str, layer: int, *, expert: int | None = None, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        """A weight matrix of one layer by the name that the architecture gives it, dequantised; a copy of it alone.
+        """A copy of one weight matrix of a layer, dequantised, by its name in the architecture.
 
         Args:
             name: the end of its name in the layer: `o_proj`, `mlp.down_proj`, `experts.gate_up_proj`.
             layer: counted from 0, or from the end if negative.
-            expert: which one of a mixture; without it all of them, (expert, out, in).
-            dtype: of the copy; without it the model's own.
+            expert: which expert of a mixture; by default all, (expert, out, in).
+            dtype: of the copy; by default the model's own.
 
         Returns:
-            (out, in): `x @ weight.T` is what the layer does to x, less its bias.
+            (out, in): `x @ weight.T` is what the layer does to x, without its bias.
 
         Raises:
             ValueError: no such layer, name or expert, or several matrices of that name; the message lists the names.
@@ -204,13 +204,13 @@ class Model:
 
     @contextmanager
     def busy(self, *, gradients: bool = False) -> Iterator[None]:
-        """Have the model to oneself, in eval mode and uncompiled, on the processors that are free, while a block runs.
+        """Exclusive use of the model, in eval mode, uncompiled and on the free processors, while a block runs.
 
         Its layers are as fast as they can be. It runs without gradients unless they are asked for. Whatever mode the
         caller is in, of the model or of PyTorch (`torch.inference_mode`), is back afterwards.
 
         Raises:
-            RuntimeError: gradients meet tensors that were made under `torch.inference_mode()`, which can have none.
+            RuntimeError: gradients reach tensors made under `torch.inference_mode()`, which can have none.
         """
         with (
             self.lock, shared(), uncompiled(), torch.inference_mode(False),
@@ -224,8 +224,8 @@ class Model:
             except RuntimeError as error:
                 if gradients and "nference tensor" in str(error):
                     raise RuntimeError(
-                        f"this needs gradients, and {self.name} or something given with it was made under inference "
-                        "mode, where tensors have none; leave torch.inference_mode() and make it again"
+                        f"this needs gradients, but {self.name} or one of the arguments was created in inference mode, "
+                        "where tensors have none; leave torch.inference_mode() and create it again"
                     ) from error
                 raise
             finally:
@@ -233,13 +233,13 @@ class Model:
                     module.training = True
 
     def for_patching(self) -> AbstractContextManager[None]:
-        """Have layers compute as patched passes need it while a block runs, under the lock; see `FastLayers`."""
+        """Make layers compute as patched passes need while a block runs, under the lock; see `FastLayers`."""
         blocks = self.anatomy.blocks if self.dtype == torch.float32 else ()
         return self.fast.for_patching(module for block in blocks for module in block.module.modules())
 
     @cached_property
     def _modules(self) -> tuple[torch.nn.Module, ...]:
-        """All modules of the model; a walk over them takes longer than many a small pass."""
+        """All modules of the model; walking them takes longer than many a small pass."""
         return tuple(self.hf.modules())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
@@ -253,8 +253,8 @@ class Model:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            f"{self.name} is a model in memory and is not pickled. Results are, without it. Load it again where it is "
-            f"needed:\n\n{self.code()}"
+            f"{self.name} is a model in memory and cannot be pickled; results can be, without it. Load it again where "
+            f"it is needed:\n\n{self.code()}"
         )
 
     def __repr__(self) -> str:
@@ -266,7 +266,7 @@ class Model:
 
 
 class PerModel(Generic[T]):
-    """What some part of labkit has found out about each model and keeps for as long as the model lives."""
+    """What some part of labkit knows of each model, kept for as long as the model lives."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make

@@ -1,4 +1,4 @@
-"""What the hub and transformers raise on the way to a model, said so that one knows what to do."""
+"""Errors of the hub and transformers while a model is loaded, turned into advice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def explained(name: str) -> Iterator[None]:
         if isinstance(error, LoadError) or "trust_remote_code" not in str(error):
             raise
         raise LoadError(
-            f"{name} comes with Python code of its own, which labkit does not run unasked. Read it on the model's "
+            f"{name} comes with its own Python code, which labkit does not run unless asked. Read it on the model's "
             "page; if you trust it: lk.load(..., trust_remote_code=True)"
         ) from error
     except OSError as error:
@@ -30,11 +30,11 @@ def explained(name: str) -> Iterator[None]:
         text = " ".join(str(cause) for cause in causes)
         if hub.GatedRepoError in kinds or "gated repo" in text:
             raise GatedModel(
-                f"{name} is gated: its makers want their licence accepted first. Open the model's page on the hub "
-                "while logged in, accept it there, then log in here with `hf auth login` or set HF_TOKEN, and try again"
+                f"{name} is gated: its licence has to be accepted first. Accept it on the model's hub page while "
+                "logged in, then log in here with `hf auth login` or set HF_TOKEN, and try again"
             ) from error
         if hub.RevisionNotFoundError in kinds:
-            raise ModelNotFound(f"{name} has no such revision; look at its branches and tags on the hub") from error
+            raise ModelNotFound(f"{name} has no such revision; its branches and tags are on its hub page") from error
         unknown = hub.RepositoryNotFoundError in kinds or hub.HFValidationError in kinds or "not a valid model" in text
         if unknown and not _offline(causes, text):
             near = nearest(name)
@@ -42,15 +42,15 @@ def explained(name: str) -> Iterator[None]:
             raise ModelNotFound(f"there is no model {name!r} on the hub, or it is private.{hint}") from error
         if "pytorch_model.bin" in text or "safetensors" in text:
             raise UnsafeWeights(
-                f"{name} has no safetensors weights, only pickles or none. labkit does not read pickles, which can run "
-                "code; look for a converted copy"
+                f"{name} has no safetensors weights. labkit does not read pickles, which can run code; look for a "
+                "converted copy"
             ) from error
         if _offline(causes, text):
             near = nearest(name)
             hint = f" If the name is mistyped: did you mean {' or '.join(near)}?" if near and name not in near else ""
             raise NoNetwork(
-                f"{name} is not on this machine and the hub cannot be reached. Without a network these work: the "
-                f"default model, lk.load(), once it is in {cache_folder()}; a local folder; a .gguf file.{hint}"
+                f"{name} is not on this machine and the hub cannot be reached. Offline, these work: the default model, "
+                f"lk.load(), once it is in {cache_folder()}; a local folder; a .gguf file.{hint}"
             ) from error
         raise
 

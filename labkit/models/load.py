@@ -1,7 +1,7 @@
 """From a name to a model in memory.
 
-The order is: where does it come from, what kind of model is it, will it fit; only then are weights read. Weights are
-safetensors or GGUF, never pickles.
+In order: where it comes from, what kind of model it is, and whether it fits; only then are weights read, from
+safetensors or GGUF, never from pickles.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def loaded(
     trust_remote_code: bool,
     progress: bool,
 ) -> M:
-    """A model of this kind, read from where its name says; see `labkit.load`."""
+    """A model of this kind, read from its source; see `labkit.load`."""
     if bits is not None and bits not in BITS:
-        raise ValueError(f"bits is 4, 8, 16 or 32; got {bits!r}")
+        raise ValueError(f"bits must be 4, 8, 16 or 32; got {bits!r}")
     asked = _dtype(dtype)
     where, spread = _device(device)
     folder, label, pinned, ours = sources.find(None if name is None else str(name), bits=bits or 4, progress=progress)
@@ -106,7 +106,7 @@ def loaded(
 
 
 def wrapped(kind: type[M], hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> M:
-    """A model of this kind around one of transformers; see `labkit.wrap`."""
+    """A model of this kind around a transformers model; see `labkit.wrap`."""
     hf = unwrapped(hf)
     name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
     form = stored.of(hf.config)
@@ -191,7 +191,7 @@ def _check_decoder(config: Any, name: str) -> None:
         why = f"transformers has no causal language model of type {what!r}"
     else:
         return
-    raise NotADecoder(f"{name} is not a decoder-only language model: {why}. Try one of: labkit models")
+    raise NotADecoder(f"{name} is not a decoder-only language model: {why}. `labkit models` lists some that work")
 
 
 # -- what to compute in ---------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def _dtype(asked: torch.dtype | str | None) -> torch.dtype | None:
     found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
     if found in (None, torch.float32, torch.bfloat16, torch.float16) and (found is None) == (asked is None):
         return found
-    raise ValueError(f"dtype is 'float32', 'bfloat16' or 'float16'; got {asked!r}")
+    raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'float16'; got {asked!r}")
 
 
 # -- will it fit ----------------------------------------------------------------------------------------------------
@@ -234,14 +234,14 @@ def _check_fits(
     choices: tuple[int, ...] = BITS,
     disk: bool = True,
 ) -> None:
-    """Compare what the weights will take with what there is, before any is read.
+    """Compare the size of the weights with the free memory, before any is read.
 
     Args:
         label: what to call the model.
         skeleton: the model without weights.
         bits, dtype, device, spread: how and where it is to be loaded.
-        choices: the numbers of bits that it can be loaded in; no others are advised.
-        disk: whether what finds no room elsewhere can lie on disk.
+        choices: the numbers of bits that it can be loaded in, for the advice.
+        disk: whether the rest can go to disk.
     """
     need = predict(skeleton, bits=bits, dtype=dtype)
     have = available(device)
@@ -259,7 +259,7 @@ def _check_fits(
     if models := that_fit(0.8 * have, bits=4):
         advice += f" In 4 bits these would fit: {', '.join(m.id for m in models[:3])}."
     raise NotEnoughMemory(
-        f"{label} in {bits} bits takes {in_words(need)} and {device} has {in_words(have)} free."
+        f"{label} in {bits} bits needs {in_words(need)}, but {device} has {in_words(have)} free."
         + (advice or " Free some memory, or use a machine with more.")
     )
 
@@ -274,7 +274,7 @@ def _spread_over(bits: int) -> dict[str, Any]:
 
 
 def room(bits: int) -> dict[int | str, int]:
-    """Bytes of weights that each device may take: what is free, less room to work in.
+    """Bytes of weights that each device may take: what is free, minus working memory.
 
     bitsandbytes' layers stay on the GPUs where there are any; the CPU takes weights of 16 and 32 bits only.
     """
@@ -305,6 +305,6 @@ def _tokenizer(source: str, label: str, *, revision: str | None, trust_remote_co
             raise
         reason = " ".join(str(error).split()).rstrip(".")
         raise LoadError(
-            f"the tokenizer of {label} cannot be read: {reason}. Fetch its files again (tokenizer.json, "
+            f"the tokenizer of {label} cannot be read: {reason}. Download its files again (tokenizer.json, "
             "tokenizer_config.json), or load the model with transformers and call lk.wrap(model, tokenizer)"
         ) from error

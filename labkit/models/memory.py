@@ -1,4 +1,4 @@
-"""Will it fit, and where did the bytes go."""
+"""Whether a model fits, and where its bytes are."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def in_words(size: float) -> str:
 class MemoryReport:
     """Bytes of a model's weights by part, quantisation scales and tables included; shared tensors count once.
 
-    `away` are those among them that are not in memory where the model runs, but on the CPU or on disk until needed.
-    `unpacked` are bytes beyond them: 4-bit weights that are kept unpacked as well, for speed, while memory has room.
+    `away` are those of them that wait on the CPU or on disk until needed. `unpacked` are extra bytes: 4-bit weights
+    that are also kept unpacked, for speed, while memory allows.
     """
 
     parts: dict[str, int]
@@ -56,14 +56,14 @@ class MemoryReport:
         lines = [f"{name:<{width}}  {in_words(size):>9}  {size / self.total:4.0%}" for name, size in self.parts.items()]
         lines.append(f"{'total':<{width}}  {in_words(self.total):>9}")
         if self.away:
-            lines.append(f"{in_words(self.away)} of it on the CPU or on disk, put in place as each layer runs")
+            lines.append(f"{in_words(self.away)} of it on the CPU or on disk, moved in as each layer runs")
         if self.unpacked:
-            lines.append(f"{in_words(self.unpacked)} more for weights kept unpacked, while memory has room")
+            lines.append(f"{in_words(self.unpacked)} more for weights kept unpacked while memory allows")
         return "\n".join(lines)
 
 
 def measure(hf: Any, anatomy: Anatomy, *, kept: int = 0) -> MemoryReport:
-    """Where the bytes of a model are; `kept` are bytes of weights that are kept unpacked beside it."""
+    """Where the bytes of a model are; `kept` are the bytes of weights that are also kept unpacked."""
     owners: dict[nn.Module, str] = {}
     for block in anatomy.blocks:
         owners |= dict.fromkeys(block.module.modules(), "norms and the rest")
@@ -144,7 +144,7 @@ def predict(skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype) -> int:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that can still be had on a device: on the CPU, also within the limits of a container."""
+    """Bytes still free on a device: on the CPU, also within the limits of a container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
@@ -154,7 +154,7 @@ def available(device: torch.device) -> int:
 
 
 def installed() -> int:
-    """Bytes of memory that this process could ever have: the machine's, or the limit of its container."""
+    """All the memory that this process could use: the machine's, or the limit of its container."""
     import psutil
 
     total, limit = int(psutil.virtual_memory().total), memory_limit()

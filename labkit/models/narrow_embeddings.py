@@ -1,7 +1,7 @@
 """Embeddings that stay in 16 bits in a model that computes in 32.
 
-In a small model most of a 4-bit checkpoint is embedding, so it is stored as it is whatever is computed in: rows are
-turned into float32 as they are looked up, and an unembedding as it is multiplied, a part at a time.
+In a small model most of a 4-bit checkpoint is embedding, so it stays in 16 bits: rows are converted to float32 as they
+are looked up, and an unembedding as it is multiplied, part by part.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _scaled(kind: Any) -> Any:
 
 
 def narrow(hf: Any, dtype: torch.dtype) -> set[torch.Tensor]:
-    """Have a model's embeddings and its unembedding compute in a dtype from what they are stored in.
+    """Make a model's embeddings and unembedding compute in a dtype wider than they are stored in.
 
     Returns:
         Their weights, which are to stay as they are. Those of a class that may do something else with its weight are

@@ -1,10 +1,10 @@
-"""The experts of a mixture in 4 bits for real.
+"""The experts of a mixture, really in 4 bits.
 
 transformers keeps a layer's experts as one tensor (expert, out, in), which bitsandbytes skips: most of a "4-bit"
 mixture stays in 16 bits (bitsandbytes issue 1849). Here each expert's matrix is quantised by itself to NF4 with double
-quantisation, as it is read from the checkpoint, and the stack takes the tensor's place in the model. What a model does
-with one expert at a time (`weight[expert]`, all tokens of an expert together) dequantises that expert; the rare model
-that multiplies with all of them at once gets all of one layer for as long as that takes.
+quantisation, as it is read from the checkpoint, and the stack takes the tensor's place in the model. What a model
+computes with one expert at a time (`weight[expert]`, all tokens of an expert together) dequantises that expert; the
+rare model that multiplies with all of them at once gets one layer dequantised meanwhile.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _OF_PLAIN = ("load_in_4bit", "_load_in_4bit", "load_in_8bit", "_load_in_8bit", "
 
 
 class PackedExperts(nn.Module):
-    """A stack of experts' matrices in NF4 that stands where a tensor (expert, out, in) stood.
+    """A stack of experts' matrices in NF4 in place of a tensor (expert, out, in).
 
-    Indexing it by a number gives that expert's matrix, dequantised, in `dtype`; anything else that is done with it is
-    done with all of them dequantised.
+    Indexing it by a number gives that expert's matrix, dequantised, in `dtype`; any other operation dequantises all of
+    them.
 
     Attributes:
-        packed: (expert, bytes) uint8, two weights a byte.
+        packed: (expert, bytes) uint8, two weights per byte.
         scales: (expert, blocks) uint8, one for 64 weights; with `offset` and `nested` they give the blocks' maxima.
         nested: (expert, groups) float32, one for 256 scales.
         offset: (expert,) float32.
@@ -129,7 +129,7 @@ class PackedExperts(nn.Module):
 
 @cache
 def _codes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 16 values of NF4 and the 256 of its scales' 8-bit code (Dettmers et al. 2023), one copy a device."""
+    """The 16 values of NF4 and the 256 of its scales' 8-bit code (Dettmers et al. 2023), one copy per device."""
     from bitsandbytes.functional import quantize_4bit
 
     _, state = quantize_4bit(torch.ones(BLOCK, device=device), quant_type="nf4", compress_statistics=True)

@@ -1,14 +1,13 @@
-"""How many threads a model computes with: as many as there are processors that nobody else keeps busy.
+"""How many threads a model computes with: as many as there are free processors.
 
 The threads of a matmul wait for the slowest among them. If one has to share its processor with another program, all of
 them wait, and two threads can be ten times slower than one. So while a model runs, PyTorch gets at most as many threads
-as this process may use processors (by affinity, by the quota of its container) and as others leave free. What others
-take is measured every fifth of a second while the model runs, from counters that the system keeps anyway, without any
-sleep. Threads are never more than were set with `torch.set_num_threads`, which is restored afterwards.
+as there are processors that this process may use (by affinity, by the quota of its container) and that others leave
+free. The load of others is measured every fifth of a second, from counters that the system keeps anyway, without
+sleeping. There are never more threads than were set with `torch.set_num_threads`, which is restored afterwards.
 
-Waiting threads that sleep instead of spinning (`OMP_WAIT_POLICY=passive`) would help on a busy machine too, and cost a
-fifth of the speed on a quiet one. With no more threads than free processors they gain nothing, so labkit leaves that
-setting alone.
+Threads that sleep while waiting (`OMP_WAIT_POLICY=passive`) would also help on a busy machine, but cost a fifth of the
+speed on a quiet one. With no more threads than free processors they gain nothing, so labkit leaves that setting alone.
 
 The number of threads changes the order in which sums are rounded, and nothing else.
 """
@@ -39,14 +38,14 @@ def usable() -> int:
 
 
 def free() -> float:
-    """Processors that this process may use and that others leave to it now; measured for a fifth of a second."""
+    """Processors that this process may use and that are free now, measured over a fifth of a second."""
     begin = _Look.now()
     time.sleep(LOOK)
     return _left(begin, _Look.now())
 
 
 def threads_for(left: float) -> int:
-    """How many threads to compute with where so many processors are free; at least one."""
+    """How many threads to use with this many free processors; at least one."""
     return max(1, int(left + 1 - ENOUGH))
 
 
@@ -71,7 +70,7 @@ def shared() -> Iterator[None]:
 
 
 def look_again() -> None:
-    """Follow what others do, in the middle of a long run; no more than a look at the clock where it is too early."""
+    """Follow what others do, in the middle of a long run; no more than a check of the clock where it is too early."""
     if _here.depth:
         _look_again()
 

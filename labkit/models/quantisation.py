@@ -1,4 +1,4 @@
-"""What is quantised, and how: bitsandbytes' settings, and which layers stay as they are."""
+"""What is quantised, and how: bitsandbytes' settings, and which layers are left alone."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _read_by(kind: Any) -> frozenset[str]:
 
 
 def stored_dtype(bits: int, dtype: torch.dtype) -> torch.dtype:
-    """What the embeddings of a model are kept in: in 4 and 8 bits one of 16, whatever is computed in."""
+    """What the embeddings of a model are kept in: in 4 and 8 bits a 16-bit dtype, whatever the compute dtype."""
     return torch.bfloat16 if bits < 16 and dtype == torch.float32 else dtype
 
 

@@ -1,7 +1,7 @@
 """Results that refer to a model are copied and pickled without it.
 
-A copy refers to the same model. So does what comes out of a pickle where that very model is still in memory; anywhere
-else it holds what was computed, and an `AbsentModel`, which says how to get the model back.
+A copy refers to the same model, and so does an unpickled result while that model is still in memory. Elsewhere the
+result has its computed values and an `AbsentModel`, which says how to load the model again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _alive: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
 
 class AbsentModel:
-    """Where a result out of a pickle has no model: whatever is asked of it raises an error that says what to do."""
+    """Stands in for the model of an unpickled result; any use raises an error that says what to do."""
 
     def __init__(self, load: str) -> None:
         self._load = load
@@ -27,8 +27,8 @@ class AbsentModel:
         if name.startswith("__"):  # what Python itself asks every object for
             raise AttributeError(name)
         raise AttributeError(
-            "this result comes from a pickle, which leaves the model out, and what was asked of it takes the model; "
-            f"load the model and give it to the result, which is result.lm = lm after:\n\n{self._load}"
+            "this result was unpickled without its model, and this call needs the model; load it, then set result.lm = "
+            f"lm:\n\n{self._load}"
         )
 
     def __repr__(self) -> str:

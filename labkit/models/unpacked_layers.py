@@ -1,4 +1,4 @@
-"""Linear layers that compute faster for as long as a pass of labkit runs.
+"""Linear layers that compute faster while labkit runs a pass.
 
 bitsandbytes has a 4-bit kernel for CPUs with AVX512-BF16 only. On any other, and on Apple's GPUs, a 4-bit layer turns
 its weight back into numbers in every forward pass, which for a few tokens takes longer than the matmul; and the kernel
@@ -221,9 +221,9 @@ class FastLayers:
         self._warned = True
         warn(
             f"{self._name} is slow here: there is no 4-bit kernel for this processor and no room to keep the weights "
-            "unpacked, so every pass unpacks them again, and a token takes about three times as long as in 16 bits. "
+            "unpacked, so every pass unpacks them again and a token takes about three times as long as in 16 bits. "
             f"Unpacked they take {in_words(self._size())} more, and {in_words(available(torch.device('cpu')))} of "
-            f"{in_words(installed())} are free. Free some memory, or take a smaller model."
+            f"{in_words(installed())} are free. Free some memory, or use a smaller model."
         )
 
 

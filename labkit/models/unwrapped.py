@@ -37,7 +37,7 @@ def unwrapped(model: Any) -> Any:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"lk.wrap takes a transformers model; got a {type(model).__name__}. {HIDDEN}")
     if adapted and not _same(given, model):
-        raise ValueError(f"{type(given).__name__} changes more than the layers of the model in it; {MERGE}")
+        raise ValueError(f"{type(given).__name__} changes more than the layers of the model it wraps; {MERGE}")
     return model
 
 
@@ -58,10 +58,10 @@ def _check_adapter(model: Any) -> None:
         if getattr(config, "is_prompt_learning", False):
             raise ValueError(
                 f"the adapter {name!r} puts {config.peft_type.value.lower().replace('_', ' ')} vectors before the "
-                "prompt instead of changing layers; labkit cannot look into that"
+                "prompt instead of changing layers; labkit does not support that"
             )
         if getattr(config, "alora_invocation_tokens", None):
-            raise ValueError(f"the adapter {name!r} begins at its invocation tokens only, so it is in no layer alone")
+            raise ValueError(f"the adapter {name!r} starts at its invocation tokens, so it is not part of a layer")
 
 
 def _same(given: nn.Module, model: nn.Module) -> bool:

@@ -1,10 +1,10 @@
-"""Reading the weight matrix of a linear layer, whatever holds it.
+"""Reading the weight matrix of a linear layer, however it is stored.
 
 A 4-bit or 8-bit layer has no plain weight to read. A 4-bit one is dequantised, also where bitsandbytes has repacked it,
 as it does on CPUs with AVX512-BF16 at a layer's first forward, with scales that it rounds. What a layer does to the
-identity matrix is its weight by definition, in the very numbers that it computes with, so that is how one in 8 bits is
-read: one layer at a time, nothing kept. So is a layer with an adapter around it (LoRA): its weight is the merged one,
-as it computes now, whichever adapters are on.
+identity matrix is its weight by definition, with exactly the numbers it computes with, so 8-bit layers are read that
+way: one at a time, nothing kept. So is a layer with an adapter around it (LoRA): its weight is the merged one, as it
+computes now, whichever adapters are on.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def named(
         matrix = getattr(owner, own) if own else owner
         if isinstance(matrix, nn.Module) and not isinstance(matrix, PackedExperts):
             if expert is not None:
-                raise ValueError(f"{found[0]} belongs to no mixture; leave expert out")
+                raise ValueError(f"{found[0]} is not in a mixture of experts; leave expert out")
             return weight_of(matrix, dtype=dtype).clone()
         if expert is not None and not -len(matrix) <= expert < len(matrix):
             raise ValueError(f"expert {expert} is out of range; {found[0]} has experts 0 to {len(matrix) - 1}")

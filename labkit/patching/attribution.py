@@ -23,7 +23,7 @@ class EstimateSpec(PatchSpec):
     """Gradient estimates at many sites.
 
     Attributes:
-        sites: kinds of site; without it those of the residual stream, attention, MLPs and heads that the model has.
+        sites: kinds of site; by default all of the model's in the residual stream, attention, MLPs and heads.
     """
 
     method: str = "attribution"
@@ -34,19 +34,19 @@ class EstimateSpec(PatchSpec):
 def attribution_patch(lm: LanguageModel, spec: EstimateSpec) -> dict[str, PatchGrid]:
     """Estimate what patching does at many sites, from one forward and one backward pass (Nanda 2023).
 
-    The numbers are those of `lk.patch(..., method="attribution")`, which does one site. Use them to see where to look,
-    and exact patching to know: the estimate is a straight line through what is not straight.
+    The numbers are those of `lk.patch(..., method="attribution")`, which does one site. Use them to find where to look,
+    then patch exactly: the estimate is a linear approximation.
 
     Args:
         lm: the model.
-        clean, corrupt, answer, foil, and all others but these: as for `labkit.patch`.
+        all other arguments: as for `labkit.patch`.
         sites: kinds of site; without it those of the residual stream, attention, MLPs and heads that this model has.
 
     Returns:
         A `PatchGrid` by kind of site.
 
     Raises:
-        ValueError: anything about the input that cannot work, before the model has run; a metric without a gradient.
+        ValueError: invalid input, before the model has run; a metric without a gradient.
     """
     asked = spec.sites
     wanted = list(dict.fromkeys(asked)) if asked is not None else [kind for kind in SITES if layers_with(lm, kind)]

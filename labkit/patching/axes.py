@@ -1,4 +1,4 @@
-"""What a grid runs over: layers x positions, layers x heads, and the closer looks into one layer."""
+"""What a grid runs over: layers x positions, layers x heads, or the heads or neurons of one layer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Axes:
-    """The axes of a grid: their names, the numbers each runs over, and the layer where it is no axis.
+    """The axes of a grid: their names, the numbers each runs over, and the layer if it is not an axis.
 
-    `sizes` says for each axis how many there are in the whole model, and `usual` what a site's grid is over when
-    nothing is asked for.
+    `sizes` says for each axis how many there are in the whole model, and `usual` the default axes of a site's grid.
     """
 
     over: tuple[str, ...]
@@ -54,7 +53,7 @@ def axes_of(
     """The axes of a grid of a kind of site.
 
     Args:
-        over: the names of the axes; without it layers x heads for a site by head, else layers x positions.
+        over: the names of the axes; by default layers x heads for a site by head, else layers x positions.
         length: how many positions there are.
         layers, heads, neurons, positions: only these; negative ones count from the end.
 
@@ -74,7 +73,7 @@ def axes_of(
     layer = None
     if "layer" not in names:
         if layers is None or len(layers) != 1:
-            raise ValueError(f"over={names!r} looks into one layer; say which, such as layers=[5]")
+            raise ValueError(f"over={names!r} is for a single layer; choose it with, for example, layers=[5]")
         (layer,) = _numbers(lm, site, "layer", layers, lm.n_layers)
         if kind.unit == "head":
             sizes["head"] = n_heads_of(lm, site, layer)
@@ -90,7 +89,7 @@ def axes_of(
 
 
 def neurons_of(lm: LanguageModel, layer: int | None = None) -> int:
-    """How many neurons a layer has, or at most; 0 where none can be seen."""
+    """How many neurons a layer has, or at most; 0 if none can be read."""
     blocks = lm.anatomy.blocks if layer is None else [lm.anatomy.blocks[layer]]
     return max((width_in(block.down_projection) for block in blocks if block.down_projection is not None), default=0)
 
@@ -105,5 +104,5 @@ def _numbers(lm: LanguageModel, site: str, name: str, asked: Sequence[int] | Non
             checked(lm, Site(site, number))
     numbers = [number % size for number in asked]
     if len(set(numbers)) != len(numbers) or not numbers:
-        raise ValueError(f"{name}s={list(asked)!r} is empty or names one twice")
+        raise ValueError(f"{name}s={list(asked)!r} is empty or has duplicates")
     return numbers

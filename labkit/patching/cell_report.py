@@ -1,9 +1,9 @@
-"""Patched cells looked at closely: what would the model write next, without the patch and with it?
+"""Patched cells in detail: what would the model predict, without the patch and with it?
 
 A patch here is a `Move`: an activation read in the source run at one site and written into the base run at another,
 most often the same one. `inspect` is one cell of a grid, `transplant` one cell's activation put somewhere else,
-`together` several cells in one run, whose joint effect need not be the sum of the single ones: where two heads can each
-do the job, either alone is enough, and where both are needed, neither is.
+`together` several cells in one run, whose joint effect need not be the sum of the single ones: two heads may each
+suffice, or only work together.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Move:
 
 @dataclass(frozen=True)
 class CellReport:
-    """A patch looked at closely.
+    """One patch in detail.
 
     Attributes:
         before, after: the likeliest next tokens without and with it, as (text, probability).
-        effect: the change of the metric; NaN for a metric of one's own on a cell that is not in the grid.
+        effect: the change of the metric; NaN for your own metric on a cell that is not in the grid.
         normalized: the metric after it, where 0 is the corrupt run and 1 the clean run.
-        attention_before, attention_after: where the place looks, float32: (head, key) for a position, from there, one
-            head or all of the layer; (query, key) for a head at all positions; None where the layer has no patterns,
-            or where several cells are patched.
+        attention_before, attention_after: the attention at the cell, float32: (head, key) from a position, for one head
+            or all of the layer; (query, key) for a head at all positions; None if the layer has no patterns, or if
+            several cells are patched.
     """
 
     before: list[tuple[str, float]]
@@ -68,12 +68,12 @@ class JointReport(CellReport):
 
     @property
     def sum(self) -> float:
-        """What the cells do one by one, added up."""
+        """The sum of the single effects."""
         return float(np.sum(self.singles))
 
 
 def inspect(lm: LanguageModel, grid: PatchGrid, layer: int, column: int, *, k: int = 10) -> CellReport:
-    """Rerun one cell of a two-axis grid whole, and say what the model would write next, without and with the patch.
+    """Rerun one cell of a two-axis grid in full, and report what the model predicts without and with the patch.
 
     Args:
         layer: the layer number; or what the grid's first axis counts.
@@ -90,7 +90,7 @@ def transplant(lm: LanguageModel, grid: PatchGrid, source: Place, target: Place,
     """Read the source run at one cell, and write what was there into the base run at another cell.
 
     Raises:
-        ValueError: a cell is not in the grid, or what is read does not fit where it is written.
+        ValueError: a cell is not in the grid, or what is read does not fit the site where it is written.
     """
     move = Move(site_of(grid, source), site_of(grid, target))
     if grid.site == "pattern" and (move.source.position or 0) > (move.target.position or 0):
@@ -102,7 +102,7 @@ def transplant(lm: LanguageModel, grid: PatchGrid, source: Place, target: Place,
 
 
 def together(lm: LanguageModel, grid: PatchGrid, cells: Sequence[Place], *, k: int = 10) -> JointReport:
-    """Patch several cells in one run, and hold the joint effect beside the single ones.
+    """Patch several cells in one run, and compare the joint effect with the single ones.
 
     Raises:
         ValueError: a cell is not in the grid, or there is none.
@@ -119,7 +119,7 @@ def together(lm: LanguageModel, grid: PatchGrid, cells: Sequence[Place], *, k: i
 
 
 def site_of(grid: PatchGrid, cell: Place) -> Site:
-    """The site that a cell of a two-axis grid stands for; a neuron is where others have a head.
+    """The site of a cell of a two-axis grid; a neuron is in the place of a head.
 
     Raises:
         ValueError: the cell is not in the grid.
@@ -133,10 +133,10 @@ def site_of(grid: PatchGrid, cell: Place) -> Site:
 
 
 def cone(grid: PatchGrid, cell: Place) -> np.ndarray:
-    """The causal cone of a cell, uint8 in the grid's shape: 1 what a patch there can reach, 2 what can reach it, 3 it.
+    """The causal cone of a cell, uint8 in the grid's shape: 1 what it can reach, 2 what can reach it, 3 itself.
 
     Later layers at the same and later positions are reached, earlier layers at the same and earlier ones reach it;
-    heads of one layer work side by side and do not reach each other.
+    heads of one layer do not reach each other.
     """
     rows, columns = (np.array(numbers) for numbers in grid.index)
     site_of(grid, cell)
@@ -151,7 +151,7 @@ def cone(grid: PatchGrid, cell: Place) -> np.ndarray:
 
 
 def code_of(grid: PatchGrid, moves: Sequence[Move]) -> str:
-    """The Python that makes these moves, after `lm` is there."""
+    """The Python of these moves, given `lm`."""
     source, base = ("clean", "corrupt") if grid.direction == "denoise" else ("corrupt", "clean")
     reads = list(dict.fromkeys(str(_whole(move.source)) for move in moves))
     given = f"source = lm.run({grid.recipe[source]!r}, read={reads!r})\n"

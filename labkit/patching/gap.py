@@ -1,12 +1,12 @@
-"""Is there anything to explain? The gap between clean and corrupt, beside what rounding alone does to the metric.
+"""Is there anything to explain? The gap between clean and corrupt, compared with the effect of rounding on the metric.
 
 The same prompt in another batch, or through other kernels, gives logits that differ in their last digits: 1e-5 in
-float32, some tenths of a logit in bfloat16. Where clean and corrupt are no further apart than that, the scale on which
-0 is corrupt and 1 is clean divides by noise, and draws it in full colour. How much it is depends on the model, its
-dtype, the prompts and the metric, so it is measured: both prompts are run again, several times in one batch, with
-another last digit in the embeddings each time. That moves the metric about as far as a grid's own batches do, whichever
-kernels this machine has: on some, the plain pass alone gives the same digits in every batch. In float32 next to nothing
-is left of rounding; there a gap of logits is held against how far the logits of the vocabulary lie apart, too.
+float32, some tenths of a logit in bfloat16. Where clean and corrupt are no further apart than that, the scale from 0
+(corrupt) to 1 (clean) divides by noise, and shows it in full colour. How large it is depends on the model, its dtype,
+the prompts and the metric, so it is measured: both prompts are run again, several times in one batch, with another last
+digit in the embeddings each time. That moves the metric about as far as a grid's own batches do, whichever kernels this
+machine has: on some, the plain pass alone gives the same digits in every batch. In float32 next to nothing is left of
+rounding; there a gap of logits is checked against how far the logits of the vocabulary lie apart, too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SMALL = 0.02  # of the standard deviation of the logits over the vocabulary: a g
 
 @dataclass(frozen=True)
 class Measured:
-    """How far rounding alone moves a metric, and the gap from which on there is something to explain; in its unit."""
+    """How far rounding alone moves a metric, and the smallest gap worth explaining, in its unit."""
 
     noise: float
     least: float
@@ -52,7 +52,7 @@ def measured(
         metric: what is measured.
 
     Returns:
-        None where clean and corrupt are so far apart that rounding does not matter.
+        None if clean and corrupt are so far apart that rounding does not matter.
     """
     if torch.equal(ids["clean"], ids["corrupt"]):
         return Measured(0.0, 0.0)
@@ -93,12 +93,12 @@ def _again(lm: LanguageModel, ids: Mapping[str, torch.Tensor], times: int) -> di
 
 
 def too_close(clean: float, corrupt: float, least: float | None) -> bool:
-    """Are two runs so close that there is nothing to explain? `least` is None where that need not be measured."""
+    """Are two runs so close that there is nothing to explain? `least` is None if that need not be measured."""
     return bool(abs(clean - corrupt) <= (least or 0.0))
 
 
 def words(recipe: Mapping[str, Any], clean: float, corrupt: float) -> str:
-    """What to say of a pair that is too close, as one clause."""
+    """The message for a pair that is too close, as one clause."""
     metric, noise = recipe["metric"], recipe.get("noise")
     if recipe["clean_ids"] == recipe["corrupt_ids"]:
         return f"clean and corrupt are the same prompt, {metric} {clean:.3g}"
@@ -107,7 +107,7 @@ def words(recipe: Mapping[str, Any], clean: float, corrupt: float) -> str:
 
 
 def warn_of(recipe: Mapping[str, Any], clean: float, corrupt: float) -> None:
-    """Tell whoever patches such a pair."""
+    """Warn whoever patches such a pair."""
     warn(
         f"{words(recipe, clean, corrupt)}. There is nothing to explain on a scale from corrupt (0) to clean (1); "
         "figures show the metric's own unit. Choose prompts on which the model differs"

@@ -1,8 +1,8 @@
 """Attribution patching: the gradient estimate of every place of many sites from one forward and one backward pass.
 
-The effect of putting activation a' in the place of a is estimated as (a' - a) . d metric / d a, with the gradient of
-the run that is patched into (Nanda 2023, "Attribution patching"). It is exact where the model is linear in the patched
-site, and tends to be furthest off in the early residual stream, where it is not (Kramar et al. 2024).
+The effect of replacing activation a by a' is estimated as (a' - a) . d metric / d a, with the gradient of the patched
+run (Nanda 2023, "Attribution patching"). It is exact where the model is linear in the patched site, and tends to be
+worst in the early residual stream, where it is not (Kramar et al. 2024).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PatchGrid: the effects of patching, with everything needed to read them, draw them and repeat them."""
+"""PatchGrid: the effects of patching, with all that is needed to read, draw and repeat them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 USUAL = {"direction": "denoise", "method": "exact", "at": -1}
-"""What need not be said in the code of a grid or a sweep."""
+"""Defaults that the code of a grid or a sweep leaves out."""
 
 
 @dataclass
 class PatchGrid:
-    """Patching effects over layers x positions, layers x heads, or any other axes that `labkit.patch` knows.
+    """Patching effects over layers x positions, layers x heads, or any other axes that `labkit.patch` supports.
 
     Attributes:
         values: the metric of each patched run, float32, one axis for each of `over`; NaN where not computed (yet).
@@ -64,7 +64,7 @@ class PatchGrid:
 
     @property
     def tokens(self) -> list[Token]:
-        """The tokens of the run that is patched into: corrupt when denoising, clean when noising."""
+        """The tokens of the patched run: corrupt when denoising, clean when noising."""
         return self.corrupt_tokens if self.direction == "denoise" else self.clean_tokens
 
     @property
@@ -73,9 +73,9 @@ class PatchGrid:
 
     @property
     def normalized(self) -> np.ndarray:
-        """The same on a scale on which 0 is the corrupt run and 1 the clean run; NaN if the two are equal.
+        """The values on a scale from the corrupt run (0) to the clean run (1); NaN if the two are equal.
 
-        Where they hardly differ (`too_close`) it is a ratio of two roundings; read `values` instead.
+        If they hardly differ (`too_close`) this is a ratio of rounding errors; use `values` instead.
         """
         gap = self.clean - self.corrupt
         if gap == 0:
@@ -84,13 +84,12 @@ class PatchGrid:
 
     @property
     def noise(self) -> float | None:
-        """How far re-batching or rounding alone moves the metric, in its unit; None where the pair is so far apart that
-        it was not measured."""
+        """How far re-batching or rounding alone moves the metric, in its unit; None if not measured."""
         return self.recipe.get("noise")
 
     @property
     def too_close(self) -> bool:
-        """Are clean and corrupt hardly further apart than rounding moves them? Then nothing is to be explained."""
+        """Are clean and corrupt hardly further apart than rounding moves them? Then there is nothing to explain."""
         return gap.too_close(self.clean, self.corrupt, self.recipe.get("least_gap"))
 
     def measured_in(self, unit: str, found: gap.Measured | None) -> None:
@@ -98,13 +97,13 @@ class PatchGrid:
         self.recipe |= {"unit": unit} | ({} if found is None else {"noise": found.noise, "least_gap": found.least})
 
     def warned(self) -> Self:
-        """The grid; if there is nothing to explain in it, whoever called the caller is told."""
+        """The grid, with a warning to the user if there is nothing to explain in it."""
         if self.too_close:
             gap.warn_of(self.recipe, self.clean, self.corrupt)
         return self
 
     def labels(self, axis: str) -> list[str]:
-        """What to write along an axis: numbers for layers and heads, `position token` for positions."""
+        """Labels of an axis: numbers for layers and heads, `position token` for positions."""
         numbers = self.index[self.over.index(axis)]
         if axis == "position":
             return [f"{n} {self.tokens[n].display}" for n in numbers]
@@ -134,7 +133,7 @@ class PatchGrid:
         """A plotly heatmap with token labels: 0 as the corrupt run, 1 as the clean run, or in the metric's own unit.
 
         Args:
-            normalized: without it, yes, but for a pair that hardly differs (`too_close`).
+            normalized: by default true, unless the pair hardly differs (`too_close`).
 
         Raises:
             ValueError: the grid has three axes; select one of them first.
@@ -172,7 +171,7 @@ class PatchGrid:
 
 
 def axes_asked(recipe: dict[str, Any], over: tuple[str, ...], index: tuple[list[int], ...]) -> dict[str, Any]:
-    """The arguments that give a grid its site and its axes, without those that are as usual."""
+    """The arguments that give a grid its site and its axes, without defaults."""
     asked: dict[str, Any] = {"site": recipe["site"]}
     if over != recipe["usual_over"]:
         asked["over"] = over
@@ -183,7 +182,7 @@ def axes_asked(recipe: dict[str, Any], over: tuple[str, ...], index: tuple[list[
 
 
 def about_of(grid: PatchGrid) -> dict[str, Any]:
-    """Everything about a grid but its values, as JSON can hold it."""
+    """Everything about a grid but its values, for JSON."""
     return {
         "over": grid.over,
         "index": grid.index,

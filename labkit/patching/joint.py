@@ -1,7 +1,7 @@
 """Several pairs patched together: their rows share each pass up the blocks.
 
-A short prompt's grid is too little work to keep a machine busy: every block is called for a few hundred tokens. Pairs
-of the same length ride together, each row against the run of its own pair, and each pair's numbers are its own.
+A short prompt's grid is too small to keep a machine busy: every block runs on a few hundred tokens. Pairs of the same
+length share a pass, each row with the run of its own pair, and the numbers do not change.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from labkit.patching.patch import PatchJob
 def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
     """Do the work of several jobs on one model; yields how many cells of all are done after every chunk.
 
-    Jobs that cannot ride with others (estimates, runs that cannot be restarted, a length or site of their own) are done
-    one after another, so that the same grids come of any mixture. A job that is cancelled ends the call; `steps` or
-    another call goes on from there.
+    Jobs that cannot share a pass (estimates, runs that cannot be restarted, a length or site of their own) are done one
+    after another, so any mixture gives the same grids. A cancelled job ends the call; `steps` or another call resumes
+    it.
 
     Raises:
         ValueError: the jobs are not all on one model.
     """
     if len({id(job.lm) for job in jobs}) > 1:
-        raise ValueError("jobs that are done together are all on one model")
+        raise ValueError("jobs that run together must all be on the same model")
     try:
         yield from _together(jobs)
     finally:

@@ -1,4 +1,4 @@
-"""Metrics: from the logits at the position that is read, (rows, vocab), to one number per row.
+"""Metrics: from the logits at one position, (rows, vocab), to one number per row.
 
 `logit_diff` is the usual choice for activation patching: it is linear in the logits and not bounded, as a probability
 is (Heimersheim and Nanda 2024, "How to use and interpret activation patching").
@@ -23,13 +23,13 @@ Need = Literal["answer", "foil", "clean"]
 
 @dataclass(frozen=True)
 class MetricKind:
-    """What is known of a metric whatever the pair.
+    """A metric, independent of the pair.
 
     Attributes:
-        name: what it is asked for by, and called in code and files.
+        name: its name in calls, code and files.
         unit: of its numbers.
         label: how figures and widgets name it.
-        needs: what its function is given beside the logits.
+        needs: what its function needs besides the logits.
         function: the logits (rows, vocab), and by name the id of the `answer`, the id of the `foil`, or the logits
             (vocab,) of the `clean` run -> (rows,).
         of_columns: the function takes the columns of the answer and the foil alone, (rows, 2).
@@ -63,7 +63,7 @@ def metric(
     of_columns: bool = False,
     has_gradient: bool = True,
 ) -> Callable[[F], F]:
-    """Give a metric a name, by which everything that patches then knows it.
+    """Give a metric a name that all patching functions accept.
 
         @lk.metric("entropy", unit="nats")
         def entropy(logits):  # (rows, vocab) -> (rows,)
@@ -72,21 +72,21 @@ def metric(
         lk.patch(lm, clean, corrupt, metric="entropy")
 
     Args:
-        name: what it is asked for by.
+        name: its name.
         unit: of its numbers, for axes and colour bars.
-        label: how figures name it; without it its name, with spaces.
+        label: its label in figures; by default its name, with spaces.
         needs: any of `answer`, `foil` (ids) and `clean` (logits (vocab,) of the clean run): arguments of the function
-            besides the logits. A patch without an answer is then refused before it runs.
+            besides the logits. A patch without them is refused before it runs.
         of_columns: give the function the logits of answer and foil alone, (rows, 2), which is faster.
         has_gradient: False for one that steps, such as a rank, which cannot be estimated.
 
     Raises:
-        ValueError: there is another metric of that name.
+        ValueError: there is already a metric of that name.
     """
 
     def named(function: F) -> F:
         if name in METRICS and METRICS[name].function.__module__ != function.__module__:
-            raise ValueError(f"there is a metric {name!r} already; choose another name")
+            raise ValueError(f"there is already a metric {name!r}; choose another name")
         words = label or name.replace("_", " ")
         METRICS[name] = MetricKind(name, unit, words, tuple(needs), function, of_columns, has_gradient)
         return function
@@ -96,7 +96,7 @@ def metric(
 
 @metric("logit_diff", unit="logits", label="logit difference", needs=("answer", "foil"), of_columns=True)
 def logit_diff(logits: torch.Tensor) -> torch.Tensor:
-    """The answer's logit less the foil's."""
+    """The answer's logit minus the foil's."""
     return logits[:, 0] - logits[:, 1]
 
 
@@ -128,18 +128,18 @@ class Metric:
     function: MetricFunction
     columns: tuple[int, ...] | None = None
     key: Hashable = None  # the same for metrics that give the same numbers
-    kind: MetricKind | None = None  # what is known of it; None for a function that says nothing
+    kind: MetricKind | None = None  # its kind; None for a plain function
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """(rows, vocab or len(columns)) float32 -> (rows,) float32.
 
         Raises:
-            ValueError: a metric of the user's own does not give one number per row.
+            ValueError: your own metric does not give one number per row.
         """
         values = self.function(logits)
         if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:1]:
             got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
-            raise ValueError(f"metric {self.name} must give one number per row, shape ({len(logits)},); it gave {got}")
+            raise ValueError(f"metric {self.name} must give one number per row, shape ({len(logits)},); got {got}")
         return values.float()
 
     def of(self, logits: torch.Tensor) -> torch.Tensor:
@@ -148,7 +148,7 @@ class Metric:
 
 
 def label_of(name: str) -> str:
-    """How figures and widgets name a metric, one of the user's own by its own name."""
+    """How figures and widgets name a metric; a user's own goes by its name."""
     return METRICS[name].label if name in METRICS else name
 
 
@@ -159,7 +159,7 @@ def in_title(name: str, answer: str | None, foil: str | None) -> str:
 
 
 def code_of_own(name: str) -> str:
-    """The Python that makes a metric of the user's own known again, where it can be had; "" for labkit's."""
+    """The Python that defines a user's own metric again, if available; "" for labkit's."""
     if name not in METRICS or METRICS[name].function.__module__ == __name__:
         return ""
     try:
@@ -197,7 +197,7 @@ def metric_of(
     if "answer" in kind.needs and answer is None:
         raise ValueError(f"the metric {kind.name} needs an answer: one token, such as answer=' Mary'")
     if "foil" in kind.needs and foil is None:
-        raise ValueError(f"{kind.name} needs a foil beside the answer, such as foil=' John'; or use metric='logprob'")
+        raise ValueError(f"{kind.name} needs a foil too, such as foil=' John'; or use metric='logprob'")
     given: dict[str, Any] = {"answer": answer, "foil": foil, "clean": reference}
     key = (kind.name, answer, foil)
     if kind.of_columns:

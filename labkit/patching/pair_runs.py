@@ -1,8 +1,8 @@
 """The clean and the corrupt run of a pair, done once and shared by every grid over them.
 
-A grid needs the residual stream of the run that is patched into, one kind of activation of the other, and the gradient
-estimate of every cell. All three are kept here: a grid over another site, or in the other direction, finds the runs
-there, and one forward and one backward pass estimate every site that was asked for together.
+A grid needs the residual stream of the patched run, one kind of activation of the other, and the gradient estimate of
+every cell. All three are kept here: a grid over another site, or in the other direction, reuses the runs, and one
+forward and one backward pass estimate all sites in `together`.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ Activations = dict[int, torch.Tensor]
 
 
 def engine_kind(site: str) -> str:
-    """What is read and written for a site: head_out is linear in what the output projection takes in."""
+    """What is read and written for a site: head_out is linear in the output projection's input."""
     return HEAD_IN if site == "head_out" else site
 
 
 class PairRuns:
-    """Two runs of one model on prompts of the same length, with what has been kept of them.
+    """Two runs of one model on prompts of the same length, and what is kept of them.
 
     Args:
         lm: the model.
         clean, corrupt: token ids (1, seq), up to the position that the metric reads.
-        together: kinds of site that are estimated in one pass as soon as the first of them is.
+        together: kinds of site that are estimated in one pass, when the first is needed.
 
     Attributes:
         ids: `{"clean": (1, seq), "corrupt": (1, seq)}`.
-        unsupported: why the model cannot be restarted in the middle; None where it can.
+        unsupported: why the model cannot be restarted midway; None if it can.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PairRuns:
 
     @property
     def first(self) -> int:
-        """The first position at which the prompts differ; the length where they do not. Nothing before it matters."""
+        """The first position at which the prompts differ; the length if they do not. Nothing before it matters."""
         differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
         return int(differ[0]) if len(differ) else self.ids["clean"].shape[1]
 
@@ -74,10 +74,10 @@ class PairRuns:
         return self._kept[name, kind]
 
     def base(self, name: str) -> RecordedRun:
-        """The run and all it takes to start again from anywhere in it.
+        """The run and all that is needed to restart it anywhere.
 
         Raises:
-            Unsupported: the model cannot be restarted in the middle.
+            Unsupported: the model cannot be restarted midway.
         """
         if name not in self._bases and self.unsupported is None:
             self._run(None)
@@ -98,7 +98,7 @@ class PairRuns:
         return self._readouts[name]
 
     def noise(self, metric: Metric) -> Measured | None:
-        """How far rounding alone moves the metric on these runs; None where they are far apart (`patching.gap`)."""
+        """How far rounding alone moves the metric on these runs; None if they are far apart (`patching.gap`)."""
         if metric.key not in self._noise:
             self._noise[metric.key] = measured(self.lm, self.ids, {n: self.logits(n) for n in self.ids}, metric)
         return self._noise[metric.key]
@@ -119,8 +119,7 @@ class PairRuns:
         return known[kind]
 
     def _run(self, kind: str | None) -> None:
-        """Run both prompts for what has not been kept of them yet, with one number of threads: equal tokens give equal
-        numbers."""
+        """Run both prompts for what is missing, with equal threads, so that equal tokens give equal numbers."""
         with self.lm.busy():
             self._run_both(kind)
 

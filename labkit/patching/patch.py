@@ -1,12 +1,12 @@
 """Activation patching: which activations carry the answer?
 
-Put one activation of a source run into a base run and see how far the metric moves (Vig et al. 2020; Meng et al.
-2022; Wang et al. 2022). *Denoise* puts clean into corrupt: what is enough to bring the answer back. *Noise* puts
-corrupt into clean: what the answer cannot do without.
+Put one activation of a source run into a base run and see how far the metric moves (Vig et al. 2020; Meng et al. 2022;
+Wang et al. 2022). *Denoise* puts clean into corrupt: what is sufficient for the answer. *Noise* puts corrupt into
+clean: what is necessary for it.
 
-`PatchJob` does the work in chunks of cells, so that results can be watched, stopped and kept; `patch` runs one to its
-end. The engine is `engine.wavefront`; where an architecture cannot be restarted in the middle, or the fast path does
-not agree with running the model whole on a few cells (looked at once per model and site), every cell is run whole.
+`PatchJob` does the work in chunks of cells, so that results can be watched, stopped and kept; `patch` runs one to
+completion. The engine is `engine.wavefront`; if an architecture cannot be restarted midway, or the fast path disagrees
+with full forward passes on a few cells (checked once per model and site), every cell gets a full forward pass.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
 CHECKED: PerModel[set[str]] = PerModel(set)
-"""For each model the sites whose fast way was held against whole runs."""
+"""For each model the sites whose fast path was checked against full forward passes."""
 
 
 @asks(PatchSpec)
@@ -48,17 +48,16 @@ def patch(lm: LanguageModel, spec: PatchSpec) -> PatchGrid:
 
     Args:
         lm: the model.
-        clean, corrupt, answer, foil, metric, at, progress: as `PairSpec` has them: the prompt with the behaviour to
-            explain, one of the same length that lacks it, the tokens that each calls for, what is measured, and at
-            which position.
+        clean, corrupt, answer, foil, metric, at, progress: as `PairSpec` has them: the two prompts, the tokens they
+            call for, the metric, and where it is read.
         site, method, direction, over, layers, heads, neurons, positions: as `PatchSpec` has them: what is patched, how,
             and over which axes.
 
     Returns:
-        A `PatchGrid`; cells that an interrupt left are NaN. A warning where clean and corrupt hardly differ.
+        A `PatchGrid`; after an interrupt, cells not computed are NaN. Warns if clean and corrupt hardly differ.
 
     Raises:
-        ValueError: anything about the input that cannot work, before the model has run.
+        ValueError: invalid input, before the model has run.
     """
     job = PatchJob(lm, spec)
     finish(job, f"patching {spec.site}", unit="cell", kept="grid", progress=spec.progress)
@@ -69,12 +68,12 @@ class PatchJob:
     """Patching that can be watched and stopped.
 
     `for _ in job.steps(): ...` does the work in the calling thread; after each step `job.grid.values` has more cells.
-    `job.cancel()`, from any thread, ends it soon; what is done is kept, and `steps()` goes on from there.
+    `job.cancel()`, from any thread, ends it soon; what is done is kept, and `steps()` resumes there.
 
     Args:
         lm: the model.
         asked: a `PatchSpec`, or the arguments of `patch`.
-        runs: the two runs of the same prompts, from another job's `runs`, so that they are not done again.
+        runs: the two runs of the same prompts, from another job's `runs`, to reuse them.
 
     Attributes:
         spec: what was asked.
@@ -132,20 +131,20 @@ class PatchJob:
         return int((~np.isnan(self.grid.values)).sum())
 
     def go_on(self) -> None:
-        """Take a request to end back; `steps` does so when it has ended."""
+        """Withdraw a request to end; `steps` does so when it ends."""
         self._stop.clear()
 
     @property
     def cancelled(self) -> bool:
-        """Has the job been asked to end, and not gone on since?"""
+        """Has the job been asked to end, and not resumed since?"""
         return self._stop.is_set()
 
     def cancel(self) -> None:
-        """Ask the job to end; it does before the next block of the model."""
+        """Ask the job to end, which it does before the next block of the model."""
         self._stop.set()
 
     def take(self, values: np.ndarray) -> None:
-        """Cells that are known from before, in the shape of the grid, NaN where not: they are not computed again."""
+        """Take over known cells, in the grid's shape, NaN where unknown; they are not computed again."""
         if values.shape != self.grid.values.shape:
             raise ValueError(f"the grid is {self.grid.values.shape}; the values are {values.shape}")
         self._taken = values
@@ -153,7 +152,7 @@ class PatchJob:
     # -- the work ------------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[int]:
-        """Do the work; yields how many cells are done after every chunk. Goes on where an earlier call ended."""
+        """Do the work; yields how many cells are done after every chunk. Resumes where an earlier call ended."""
         try:
             yield from self._work()
         finally:
@@ -195,7 +194,7 @@ class PatchJob:
             yield self.done
 
     def _prepare(self) -> None:
-        """The metric on the two unpatched runs, and the cells that need no run at all."""
+        """The metric on the two unpatched runs, and the cells that need no run."""
         if self._metric is not None:
             return
         source, base = ENDS[self.direction]
@@ -220,11 +219,11 @@ class PatchJob:
 
     @property
     def _unpatched(self) -> float:
-        """The metric on the run that is patched into."""
+        """The metric on the patched run, before the patch."""
         return self.grid.corrupt if self.direction == "denoise" else self.grid.clean
 
     def ready(self) -> bool:
-        """Get ready to patch exactly; False if the job was cancelled meanwhile (it is got ready when it goes on)."""
+        """Prepare exact patching; False if the job was cancelled meanwhile (it is prepared when it resumes)."""
         self._prepare()
         self._restart()
         if self._wavefront is not None:
@@ -235,7 +234,7 @@ class PatchJob:
         return True
 
     def _restart(self) -> None:
-        """Get ready to start the base run again from any cell, where this architecture allows it."""
+        """Prepare to restart the base run from any cell, if this architecture allows it."""
         if self._wavefront is not None or self.engine != "wavefront":
             return
         try:
@@ -245,7 +244,7 @@ class PatchJob:
             self._fall_back(str(why))
 
     def lane(self) -> Lane:
-        """The run that this job patches into, for the engine. Raises `Unsupported` where it cannot be restarted."""
+        """The run that this job patches into, for the engine. Raises `Unsupported` if it cannot be restarted."""
         source, base = ENDS[self.direction]
         activations = self.runs.activations(source, engine_kind(self.site))
         return Lane(self.runs.base(base), activations, self.runs.first)
@@ -275,7 +274,7 @@ class PatchJob:
         return chunked(waiting, length.__getitem__, budget=budget)
 
     def _importance(self, cells: list[int]) -> list[float]:
-        """How far the gradient says each cell moves the metric; 0 for a metric without one, or no room to take it."""
+        """The estimated effect of each cell; 0 for a metric without a gradient, or without memory for it."""
         try:
             values: list[float] = np.abs(self._estimated()[cells]).tolist()
             return values
@@ -311,7 +310,7 @@ class PatchJob:
             return torch.cat([metric(readout(part, metric.columns)) for part in x.split(rows)]).cpu().numpy()
 
     def _whole(self, cell: Cell) -> float:
-        """One cell by the naive path: the base run once more, whole, with the source's activation written."""
+        """One cell by the naive path: a full forward pass of the base run with the source's activation written."""
         if self._stop.is_set():
             raise Cancelled
         assert self._metric is not None
@@ -323,7 +322,7 @@ class PatchJob:
         return float(self._metric(logits)[0])
 
     def _check_engine(self) -> None:
-        """On the first grid of a site in this model, hold a few cells against the naive path."""
+        """On the first grid of a site in this model, check a few cells against the naive path."""
         if self.site in CHECKED[self.lm]:
             return
         waiting = np.isnan(self.grid.values.reshape(-1)).nonzero()[0]

@@ -18,18 +18,18 @@ SENDERS = names(kind for kind in KINDS.values() if kind.sent)
 
 
 def receivers_of(lm: LanguageModel, asked: str | Site | Sequence[str | Site]) -> list[Site]:
-    """The receivers, held against the model; none for the logits."""
+    """The receivers, checked against the model; empty for the logits."""
     several = [asked] if isinstance(asked, str | Site) else list(asked)
     if several in (["logits"], ["resid_post.last"]):
         return []
     if not several or any(str(one) in ("logits", "resid_post.last") for one in several):
-        raise ValueError("receiver is 'logits' alone, or heads' inputs such as ['q.20.3', 'k.20.1']")
+        raise ValueError("receiver must be 'logits' alone, or heads' inputs such as ['q.20.3', 'k.20.1']")
     found = []
     for one in several:
         site = Site.parse(one)
         if site.kind not in RECEIVERS or site.layer is None or site.position is not None:
             raise ValueError(
-                f"{one!s} is no receiver; use 'logits', a head's input such as 'q.20.3', or a layer's 'resid_mid.20'"
+                f"{one!s} is not a receiver; use 'logits', a head's input such as 'q.20.3', or a layer's 'resid_mid.20'"
             )
         kv, n_heads = n_heads_of(lm, site.kind), n_heads_of(lm, "q")
         if site.kind in ("k", "v") and site.head is not None and kv <= site.head < n_heads:
@@ -39,13 +39,13 @@ def receivers_of(lm: LanguageModel, asked: str | Site | Sequence[str | Site]) ->
             )
         found.append(checked(lm, site))
     if len(found) > 1 and any(site.kind.startswith("resid") for site in found):
-        raise ValueError("a residual stream is a receiver of its own; give it alone")
+        raise ValueError("a residual stream cannot be combined with other receivers; give it alone")
     whole = {(site.kind, site.layer) for site in found if site.head is None}
     return list(dict.fromkeys(s for s in found if s.head is None or (s.kind, s.layer) not in whole))
 
 
 def senders_of(lm: LanguageModel, asked: Sequence[str | Site] | str | None) -> list[Site]:
-    """Every sender by itself, in order of layers."""
+    """The single senders, by layer."""
     several = ["z"] if asked is None else [asked] if isinstance(asked, str | Site) else list(asked)
     if not several:
         raise ValueError("senders is empty; leave it out for every head, or name some, such as ['z.5.3', 'mlp_out.5']")
@@ -53,7 +53,7 @@ def senders_of(lm: LanguageModel, asked: Sequence[str | Site] | str | None) -> l
     for one in several:
         site = Site.parse(one)
         if site.kind not in SENDERS or site.position is not None:
-            raise ValueError(f"{one!s} is no sender; use heads such as 'z.5.3' and MLPs such as 'mlp_out.5'")
+            raise ValueError(f"{one!s} is not a sender; use heads such as 'z.5.3' and MLPs such as 'mlp_out.5'")
         kind = "z" if site.kind == "head_out" else site.kind
         site = checked(lm, Site(kind, site.layer, site.head))
         for layer in site.layers(lm):
@@ -63,7 +63,7 @@ def senders_of(lm: LanguageModel, asked: Sequence[str | Site] | str | None) -> l
 
 
 def comes_before(sender: Site, receiver: Site) -> bool:
-    """Can what a sender says reach a receiver?"""
+    """Can the output of a sender reach a receiver?"""
     assert sender.layer is not None
     assert receiver.layer is not None
     if receiver.kind == "resid_post" or (receiver.kind == "resid_mid" and sender.kind == "z"):

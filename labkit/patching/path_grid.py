@@ -21,7 +21,7 @@ class PathGrid(PatchGrid):
 
     @property
     def receiver(self) -> str:
-        """What received: `logits`, `q.20.3`, or several joined by commas."""
+        """The receiver: `logits`, `q.20.3`, or several joined by commas."""
         receiver = self.recipe["receiver"]
         return receiver if isinstance(receiver, str) else ", ".join(receiver)
 
@@ -50,7 +50,7 @@ class PathGrid(PatchGrid):
     def title(self) -> str:
         source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
         what = in_title(self.recipe["metric"], self.answer, self.foil)
-        held = ", MLPs held" if self.recipe["mlps"] == "freeze" else ""
+        held = ", MLPs frozen" if self.recipe["mlps"] == "freeze" else ""
         return f"Paths to {self.receiver}: {source} sender in the {base} run ({what}{held})"
 
     def code(self) -> str:

@@ -1,17 +1,17 @@
-"""Path patching: which head talks to which, and over which of its inputs?
+"""Path patching: which head feeds which, and through which of its inputs?
 
-Patching a head's output changes everything after it. Path patching changes only what it says *directly* to a receiver
-(Wang et al. 2022, "Interpretability in the Wild", section 3.1 and appendix B). In four runs:
+Patching a head's output changes everything after it. Path patching changes only its *direct* input to a receiver (Wang
+et al. 2022, "Interpretability in the Wild", section 3.1 and appendix B). In four runs:
 
 1. and 2. the source prompt and the base prompt, plainly;
-3. the base prompt with the sender's activation from the source run, every attention output after it held as in the base
-   run: what reaches the receiver went over residual connections and MLPs, through no other head. The receiver's new
+3. the base prompt with the sender's activation from the source run, every attention output after it frozen to the base
+   run: what reaches the receiver went through residual connections and MLPs, but no other head. The receiver's new
    input, such as head 23.3's queries, is kept;
-4. the base prompt with the receiver's input replaced by that one, everything after it recomputed: the metric is read.
+4. the base prompt with the receiver's input replaced by that one, everything after it recomputed, and the metric read.
 
-MLPs in between are recomputed in run 3, as in the paper; `mlps="freeze"` holds them, too, so that only the residual
-connections are left. Layer norms are recomputed in either case. Run 3 needs no attention after the sender and run 4
-nothing below the receiver, and all senders go up the blocks as the rows of one batch.
+MLPs in between are recomputed in run 3, as in the paper; `mlps="freeze"` freezes them too, leaving only the residual
+connections. Layer norms are recomputed in either case. Run 3 needs no attention after the sender and run 4 nothing
+below the receiver, and all senders go up the blocks as the rows of one batch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
 CHECKED: PerModel[set[str]] = PerModel(set)
-"""For each model the paths whose fast way was held against whole runs."""
+"""For each model the paths whose fast path was checked against full forward passes."""
 
 MLPS = ("recompute", "freeze")
 
@@ -58,10 +58,10 @@ class PathSpec(PairSpec):
         receiver: `logits` (or `resid_post.last`, the same) for the direct effect on them; heads' inputs such as
             `q.23.3`, `k.20.1` or several of them, patched together; or one place in the residual stream, such as
             `resid_mid.20`. Where queries are grouped, `k` and `v` are counted by key and value head.
-        senders: heads (`z.5.3`), layers of heads (`z.5`), MLPs (`mlp_out.5`), or a kind (`z`, `mlp_out`); without them
+        senders: heads (`z.5.3`), layers of heads (`z.5`), MLPs (`mlp_out.5`), or a kind (`z`, `mlp_out`); by default
             every head.
-        mlps: `recompute` lets the change pass through the MLPs between sender and receiver, as Wang et al. do;
-            `freeze` holds their output, so that only the residual stream carries it.
+        mlps: `recompute` lets the change pass through the MLPs between sender and receiver, as Wang et al. do; `freeze`
+            keeps their output, so that only the residual stream carries it.
         direction: `denoise` puts the clean sender into a corrupt run, `noise` (the paper's) the other way round.
     """
 
@@ -73,7 +73,7 @@ class PathSpec(PairSpec):
     def __post_init__(self) -> None:
         if self.mlps not in MLPS or self.direction not in DIRECTIONS:
             got = f"{self.mlps!r}, {self.direction!r}"
-            raise ValueError(f"mlps is recompute or freeze, direction denoise or noise; got {got}")
+            raise ValueError(f"mlps must be recompute or freeze, and direction denoise or noise; got {got}")
 
 
 @asks(PathSpec)
@@ -83,14 +83,14 @@ def path_patch(lm: LanguageModel, spec: PathSpec) -> PathGrid:
     Args:
         lm: the model, in any bits.
         clean, corrupt, answer, foil, metric, at, progress: as in `lk.patch`.
-        receiver, senders, mlps, direction: as `PathSpec` has them: to whom, from whom, and what happens on the way.
+        receiver, senders, mlps, direction: as in `PathSpec`: the receiver, the senders, and the MLPs in between.
 
     Returns:
-        A `PathGrid`: `values` (layer, head) float32, one column more for MLPs where they send; NaN for what was not
-        asked. After an interrupt, one with what was computed by then.
+        A `PathGrid`: `values` (layer, head) float32, with one more column if MLPs send; NaN for anything not requested.
+            After an interrupt it has what was computed so far.
 
     Raises:
-        ValueError: anything about the input that cannot work, before the model has run.
+        ValueError: invalid input, before the model has run.
     """
     job = _Paths(lm, spec)
     finish(job, "paths", unit="sender", kept="grid", progress=spec.progress)
@@ -98,12 +98,12 @@ def path_patch(lm: LanguageModel, spec: PathSpec) -> PathGrid:
 
 
 class _Paths:
-    """The work of one `path_patch`: the input is held against the model here, before anything runs."""
+    """The work of one `path_patch`: the input is checked here, before anything runs."""
 
     def __init__(self, lm: LanguageModel, spec: PathSpec) -> None:
         for kind in ("attn_out", "mlp_out") if spec.mlps == "freeze" else ("attn_out",):
             if len(layers_with(lm, kind)) < lm.n_layers:
-                raise ValueError(f"{lm.name} has no paths to patch: not every layer has {kind}, which has to be held")
+                raise ValueError(f"{lm.name} has no paths to patch: not every layer has {kind}")
         self.lm, self.spec, self.mlps = lm, spec, spec.mlps
         self.receivers = receivers_of(lm, spec.receiver)
         self.senders = senders_of(lm, spec.senders)
@@ -169,7 +169,7 @@ class _Paths:
         return layers.index(sender.layer), columns.index(head)
 
     def _fill_in_zeros(self) -> None:
-        """A sender above every receiver says nothing to them."""
+        """A sender above every receiver has no path to them."""
         above = (
             [s for s in self.senders if not any(comes_before(s, r) for r in self.receivers)] if self.receivers else []
         )
@@ -182,7 +182,7 @@ class _Paths:
         return self.grid.corrupt if self.base == "corrupt" else self.grid.clean
 
     def _prepare(self) -> None:
-        """The two plain runs, what they leave, and the metric on them."""
+        """The two plain runs, what is kept of them, and their metric."""
         self.fast = True
         self.metric: Metric | None = None
         kinds = sorted({self.heads if s.kind == "z" else s.kind for s in self.senders})
@@ -190,7 +190,7 @@ class _Paths:
         held = {"attn_out", *(["mlp_out"] if self.mlps == "freeze" else [])}
         held |= {self.heads} & set(kinds)  # the other heads of a sender's layer
         base, self.held = record(self.lm, self.ids[self.base], sites=sorted(held))
-        # what is held does not mix positions: nothing changes before the first difference, and logits read the last
+        # what is frozen does not mix positions: nothing changes before the first difference, and logits read the last
         differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
         last = base.length - 1
         self.start = last if not self.receivers or not len(differ) else int(differ[0])
@@ -209,7 +209,7 @@ class _Paths:
         self.grid.measured_in(self.metric.unit, measured(self.lm, self.ids, logits, self.metric))
 
     def _check(self, senders: list[Site], values: np.ndarray) -> None:
-        """On the first paths of a kind in this model, hold the two that do most against running the model whole."""
+        """On the first paths of a kind in this model, check the two strongest against full forward passes."""
         key = f"paths to {', '.join(sorted({r.kind for r in self.receivers})) or 'logits'}, {self.mlps}"
         if not self.fast or key in CHECKED[self.lm]:
             return
@@ -221,7 +221,7 @@ class _Paths:
         CHECKED[self.lm].add(key)
 
     def _slower(self, why: str) -> None:
-        """The next slower way: rows from the first position on, and then whole runs."""
+        """The next slower way: rows from the first position on, then full forward passes."""
         if self.start == 0:
             self._fall_back(why)
         self.start, self.rows = 0, self.whole_rows
@@ -269,10 +269,10 @@ class _Paths:
         return of_head(found[place], receiver)[0]
 
     def _up(self, senders: list[Site], top: int, values: dict[Site, torch.Tensor]) -> torch.Tensor:
-        """The senders' rows up the blocks below `top`, attention held; fills in what receivers get on the way.
+        """The senders' rows up the blocks below `top`, attention frozen; collects the receivers' inputs.
 
-        Returns the residual stream there, (senders, seq, d_model). With MLPs held, too, blocks that only add are not
-        run at all: the change of each row stays what it was when it joined.
+        Returns the residual stream there, (senders, seq, d_model). With MLPs frozen too, blocks that only add are
+        skipped: the change of each row stays as it was when it joined.
         """
         resid = self.rows.resid
         x = resid[0].new_empty(0, *resid[0].shape)
@@ -300,7 +300,7 @@ class _Paths:
         return x
 
     def _edits(self, layer: int, old: int, new: list[Site]) -> dict[Place, Edit]:
-        """In one layer: attention held in all rows, but for the heads that speak here; MLPs, too, where asked."""
+        """In one layer: attention frozen in all rows, except for the senders here; MLPs too, if asked."""
         heads = [(old + n, s) for n, s in enumerate(new) if s.kind == "z"]
         others = [(old + n, s) for n, s in enumerate(new) if s.kind == "mlp_out"]
         quiet = [*range(old), *(row for row, _ in others)]
@@ -348,7 +348,7 @@ class _Paths:
         return x
 
     def _hear(self, sites: list[Site], values: dict[Site, torch.Tensor]) -> Edit:
-        """Put what receivers of one kind and layer got in the place of (rows, seq, ...), from the start on."""
+        """Replace (rows, seq, ...) by the inputs of receivers of one kind and layer, from the start on."""
 
         def edit(value: torch.Tensor) -> torch.Tensor:
             value = value.clone()
@@ -361,7 +361,7 @@ class _Paths:
     # -- the same, one whole run at a time -----------------------------------------------------------------------
 
     def _whole(self, sender: Site) -> float:
-        """One sender, by the definition: four whole runs."""
+        """One sender, by definition: four full forward passes."""
         lm, base, source = self.lm, self.ids[self.base], self.ids[self.source]
         assert sender.layer is not None
         assert self.metric is not None

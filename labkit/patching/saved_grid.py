@@ -1,4 +1,4 @@
-"""Grids out of their files, of cells or of paths."""
+"""Opening saved grids, of cells or of paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from labkit.text.tokens import Token
 
 
 def grid_of(values: np.ndarray, about: dict[str, Any]) -> PatchGrid:
-    """The grid that `about_of` told about."""
+    """The grid that `about_of` described."""
     recipe = {**about["recipe"], "usual_over": tuple(about["recipe"]["usual_over"])}
     clean, corrupt = ([Token(**t) for t in about[f"{name}_tokens"]] for name in ("clean", "corrupt"))
     over, index = tuple(about["over"]), tuple(about["index"])
@@ -31,7 +31,7 @@ def open_grid(path: str | os.PathLike[str]) -> PatchGrid:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a saved grid, or comes from a newer labkit.
+        ValueError: the file is not a saved grid, or was saved by a newer labkit.
     """
     about, arrays = open_arrays(path, "grid")
     with reading(path, "grid"):

@@ -1,7 +1,7 @@
-"""What is asked of a pair of prompts: said once, checked once, and carried by whatever answers it.
+"""What is asked of a pair of prompts: stated once, checked once, and carried by whatever answers it.
 
-A spec is what was asked, as it was asked. `prepared` holds it against a model: ids, answer and foil as tokens, the
-metric. Functions that take a spec's fields as their arguments are made by `asks`.
+A spec is a request as it was made. `prepared` resolves it for a model: ids, answer and foil as tokens, the metric.
+`asks` makes functions that take a spec's fields as their arguments.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class PairSpec:
         corrupt: one with the same number of tokens that lacks it.
         answer: the token that clean calls for, with its space: `" Mary"`.
         foil: the token that corrupt calls for.
-        metric: a name (docs/reference.md has them), or a function of the logits, (rows, vocab) -> (rows,); without one
-            `logit_diff`, or `logprob` where there is no foil.
+        metric: a name (docs/reference.md has them), or a function of the logits, (rows, vocab) -> (rows,); by default
+            `logit_diff`, or `logprob` without a foil.
         at: the position whose logits the metric reads.
-        progress: show a progress bar. No part of what is asked: specs that differ in it alone are equal.
+        progress: show a progress bar; ignored when specs are compared.
     """
 
     clean: Prompt
@@ -60,7 +60,7 @@ class PairSpec:
         """The pair as this model sees it.
 
         Raises:
-            ValueError: prompts of different lengths, an answer of several tokens, a metric that lacks something, ...
+            ValueError: prompts of different lengths, an answer of several tokens, a metric without what it needs, ...
         """
         pair = align(lm, self.clean, self.corrupt)
         length = pair.clean.shape[1]
@@ -81,10 +81,10 @@ class PatchSpec(PairSpec):
     """A grid of patches.
 
     Attributes:
-        site: any kind that `lm.sites()` lists but `embed`: those by head over layers x heads, all positions together,
-            the others over layers x positions.
-        method: `exact` reruns the model from each patch on; `attribution` is the gradient estimate of the same, from
-            one forward and one backward pass (`attribution_patch` has it for all sites at once).
+        site: any kind in `lm.sites()` but `embed`: sites by head over layers x heads, all positions together, the
+            others over layers x positions.
+        method: `exact` reruns the model from each patch on; `attribution` is its gradient estimate, from one forward
+            and one backward pass (`attribution_patch` gives it for all sites at once).
         direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
         over: other axes: `("layer", "position")` or `("layer", "head", "position")` for a site by head,
             `("layer", "neuron")` for `mlp_act`; and with one layer in `layers`, `("head", "position")` or
@@ -103,25 +103,25 @@ class PatchSpec(PairSpec):
 
     @property
     def layer(self) -> int | None:
-        """The one layer that it looks into, where layers are no axis."""
+        """The single layer, if layers are not an axis."""
         return self.layers[0] if self.layers and self.over is not None and "layer" not in self.over else None
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction is one of {', '.join(DIRECTIONS)}; got {self.direction!r}")
+            raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {self.direction!r}")
         if self.method not in METHODS:
-            raise ValueError(f"method is one of {', '.join(METHODS)}; got {self.method!r}")
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedPair:
-    """A spec held against a model.
+    """A spec resolved for a model.
 
     Attributes:
         pair: both prompts whole, as they align.
         ids: of `clean` and `corrupt`, (1, seq), up to the position that the metric reads.
         answer, foil: their ids.
-        kind: what is known of the metric; None for a function that says nothing.
+        kind: its `MetricKind`; None for a plain function.
     """
 
     lm: LanguageModel
@@ -147,7 +147,7 @@ class PreparedPair:
         return metric_of(self.spec.metric, answer=self.answer, foil=self.foil, reference=reference)
 
     def recipe(self, **more: Any) -> dict[str, Any]:
-        """What repeats it, as JSON can hold it."""
+        """What repeats it, for JSON."""
         asked = self.spec.metric
         name = getattr(asked, "__name__", "metric") if callable(asked) else asked or usual_metric(self.foil)
         at = -1 if self.length == self.pair.clean.shape[1] else self.length - 1
@@ -162,7 +162,7 @@ class PreparedPair:
 def asks(
     kind: Callable[P, S],
 ) -> Callable[[Callable[[LanguageModel, S], R]], Callable[Concatenate[LanguageModel, P], R]]:
-    """From a function of a model and a spec to one of a model and the spec's fields, one argument each."""
+    """Turn a function of a model and a spec into one of a model and the spec's fields, one argument each."""
 
     def of_fields(answer: Callable[[LanguageModel, S], R]) -> Callable[Concatenate[LanguageModel, P], R]:
         first = next(iter(inspect.signature(answer).parameters.values()))

@@ -1,4 +1,4 @@
-"""Two numbers to doubt with: bootstrap intervals over pairs, and the rank correlation of two grids."""
+"""Bootstrap intervals over pairs, and the rank correlation of two grids."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The low and the high end of a bootstrap interval; the same for the same seed.
+    """The low and high ends of a bootstrap interval; the same for the same seed.
 
-    Pairs are drawn again with replacement and the average is taken anew, many times; the interval is what lies between
-    the quantiles of these averages (Efron 1979): how far the average would move had other pairs of the same kind been
-    drawn. It does not speak of sentences of another kind.
+    Pairs are resampled with replacement and averaged, many times; the interval lies between quantiles of these averages
+    (Efron 1979): how far the average would move with other pairs of the same kind. It says nothing about other kinds of
+    sentence.
 
     Args:
         average: from weights (resamples, n) that sum to 1 in each row to averages (resamples, ...).
         n: how many pairs there are.
         level: the share of the averages that lies between the ends.
         resamples: how often to draw.
-        seed: of the drawing.
+        seed: of the resampling.
 
     Raises:
         ValueError: fewer than two pairs, or a level that is not between 0 and 1.
@@ -36,7 +36,7 @@ def interval(
     if n < 2:
         raise ValueError(f"an interval needs at least two pairs; there {'is' if n == 1 else 'are'} {n}")
     if not 0 < level < 1:
-        raise ValueError(f"level is a share between 0 and 1, such as 0.95; got {level!r}")
+        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level!r}")
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
     low, high = np.quantile(average(weights), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low.astype(np.float32), high.astype(np.float32)

@@ -1,4 +1,4 @@
-"""The one heatmap that every result is drawn as."""
+"""The heatmap that all results share."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def heatmap(
         x, y: labels of the columns and of the rows.
         axes: what the columns are, and what the rows are.
         unit: of the values, beside the colour bar.
-        hover: what is said of the cell at the pointer.
+        hover: the note of a cell at the pointer.
         size: width and height in pixels.
         colours, ends: the colour scale, and the values at its ends.
         slanted: write the labels of the columns at an angle.
-        more: what else `plotly.graph_objects.Heatmap` takes.
+        more: other arguments of `plotly.graph_objects.Heatmap`.
     """
     import plotly.graph_objects as go
 
@@ -69,14 +69,14 @@ def of_patching(
     hover: str = "",
     **more: Any,
 ) -> go.Figure:
-    """The effects of patching: white where there is none, with equal colour steps on both sides of it.
+    """The effects of patching: white for none, with equal colour steps on both sides.
 
     Args:
         values: (rows, columns), NaN where not computed.
         over, labels: the two axes, rows first, and what is written along them.
-        nothing: the value of the run that is patched into.
-        least: what is less than this away from `nothing` is not drawn in full colour.
-        hover: what is said of a cell beside its value.
+        nothing: the value of the patched run.
+        least: values closer than this to `nothing` are not drawn in full colour.
+        hover: the note of a cell besides its value.
     """
     reach = max(least, float(np.nanmax(np.abs(values - nothing), initial=0.0)))
     rows, columns = values.shape

@@ -48,13 +48,13 @@ KINDS = {
 
 
 def register(kind: Kind) -> None:
-    """Make a kind of file known: every opener then names it and what opens it.
+    """Register a kind of file: every opener then names it and its opener.
 
     Raises:
         ValueError: there is a kind of that name.
     """
     if KINDS.setdefault(kind.name, kind) is not kind:
-        raise ValueError(f"there is a kind of file {kind.name!r} already")
+        raise ValueError(f"there is already a kind of file {kind.name!r}")
 
 
 MANIFEST = "sweep.json"
@@ -70,7 +70,7 @@ _MARKS |= {"sweep": {"recipe", "pairs", "shard"}, "sweep shard": {"hash", "pairs
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write to that takes its name when the block ends: it is whole, or what was there before stays.
+    """A file to write to that takes its name when the block ends: it is complete, or the old one stays.
 
     It gets the permissions that any new file gets here, so that a shared folder stays shared.
     """
@@ -86,14 +86,14 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def save_arrays(path: str | os.PathLike[str], kind: str, about: dict[str, Any], **arrays: np.ndarray) -> Path:
-    """Write arrays and a JSON-able description to one file, in one step: the file is whole or not there."""
+    """Write arrays and a JSON-able description to one file, in one step."""
     with written_whole(path) as file:
         np.savez_compressed(file, about=described(kind, about), **arrays)  # type: ignore[arg-type]
     return Path(path)
 
 
 def described(kind: str, about: dict[str, Any]) -> np.ndarray:
-    """What a file says about itself, as the array that goes into it."""
+    """The description of a file, as the array that goes into it."""
     return np.array(json.dumps({"kind": kind, "format": KINDS[kind].newest, **about}))
 
 
@@ -102,7 +102,7 @@ def open_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any]
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is something else, is damaged, or comes from a newer labkit.
+        ValueError: the file is something else, is damaged, or was saved by a newer labkit.
     """
     about = open_about(path, kind)
     with reading(path, kind), np.load(path, allow_pickle=False) as file:
@@ -110,11 +110,11 @@ def open_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any]
 
 
 def open_about(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
-    """What a file (or the folder of a sweep) says about itself, if it is of this kind.
+    """The description of a file (or of the folder of a sweep), if it is of this kind.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else, or comes from a newer labkit; the message says what it is, and what opens it.
+        ValueError: it is something else, or was saved by a newer labkit; the message names its opener.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
@@ -139,7 +139,7 @@ def open_about(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
-    """Around what takes a file of a known kind apart: what it lacks is told as a damaged file, not as a raw error.
+    """Wraps the parsing of a file of a known kind: missing parts are reported as a damaged file, not as a raw error.
 
     Raises:
         ValueError: something went wrong in the block.
@@ -176,12 +176,12 @@ def _kind_of(about: Any) -> Kind | None:
 
 def _unknown(about: Any) -> str:
     if isinstance(about, dict) and "kind" in about:
-        return f"it holds {str(about['kind'])[:60]!r}, which this labkit does not know; a newer one may"
+        return f"it holds {str(about['kind'])[:60]!r}, which this version of labkit does not know; a newer one may"
     return "it holds JSON of another kind"
 
 
 def _other(path: Path, error: Exception) -> str:
-    """In words what a file is that no opener of ours reads."""
+    """What kind of file this is, if it is not one of ours."""
     if path.is_dir():
         return "a folder" if not (path / MANIFEST).exists() else f"a folder whose {MANIFEST} cannot be read ({error})"
     if not path.is_file():
@@ -195,8 +195,8 @@ def _other(path: Path, error: Exception) -> str:
     if start[:4] == b"PK\x03\x04" and not zipfile.is_zipfile(path):
         return "a zip file that was cut short, perhaps by a copy or download that stopped"
     if start[:2] == b"PK":
-        return "a zip file without a description of labkit's"
+        return "a zip file that labkit did not write"
     if start.lstrip()[:1] in (b"{", b"["):
-        return f"a text file that looks like JSON and is not whole ({error})"
+        return f"a text file that looks like JSON but is incomplete ({error})"
     names = {b"GGUF": "the weights of a model (GGUF)", b"\x93NUM": "a bare numpy array", b"\x89PNG": "a picture"}
     return names.get(start[:4]) or ("a binary file of another kind" if b"\0" in start else "a text file")

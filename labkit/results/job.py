@@ -1,4 +1,4 @@
-"""Work with a bar that may end early: what was done by then is kept."""
+"""Work with a progress bar that may end early: what is done is kept."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Job(Protocol):
 
 
 def finish(job: Job, doing: str, *, unit: str, kept: str, progress: bool) -> None:
-    """Take a job through its steps. An interrupt ends it with a warning; an error goes on, with what was done on it.
+    """Take a job through its steps. An interrupt ends it with a warning; an error carries what was done.
 
     Args:
         job: the work.
-        doing: what the bar says.
+        doing: the label of the bar.
         unit: what is counted: `cell`.
         kept: the attribute of the job that has its result so far, and of an error that ended it.
         progress: show the bar.
@@ -38,5 +38,5 @@ def finish(job: Job, doing: str, *, unit: str, kept: str, progress: bool) -> Non
             warn(f"interrupted: {job.done} of {job.total} {unit}s are in the {kept}")
         except Exception as error:
             setattr(error, kept, getattr(job, kept))
-            error.add_note(f"{job.done} of {job.total} {unit}s were done; they are in the `{kept}` of this error")
+            error.add_note(f"{job.done} of {job.total} {unit}s were done; they are in this error's `{kept}`")
             raise

@@ -30,7 +30,7 @@ def recipe_of(
     own_metric: bool,
     **more: Any,
 ) -> dict[str, Any]:
-    """Model, prompts, metric and whatever else it takes, as JSON can hold it."""
+    """Model, prompts, metric and all else that is needed, for JSON."""
     texts = lambda prompt: None if isinstance(prompt, torch.Tensor) else packed(asked(lm, prompt))  # noqa: E731
     word = lambda id: None if id is None else describe(lm.tokenizer, [id])[0].text  # noqa: E731
     end = more.get("at", -1) % pair.clean.shape[1] + 1
@@ -55,7 +55,7 @@ def recipe_of(
 
 
 def made_with(lm: Model) -> dict[str, Any]:
-    """What any result comes from: the model as it was loaded, and the libraries."""
+    """The origin of any result: the model as it was loaded, and the libraries."""
     return {
         "model": lm.name,
         "load": lm.code(),
@@ -72,8 +72,8 @@ def code_of(recipe: dict[str, Any], call: str, own: dict[str, Any], *, usual: di
     Args:
         recipe: as `recipe_of` gives it.
         call: what is called, and the name of what it gives: `grid = lk.patch`.
-        own: the arguments that only this call has.
-        usual: of arguments that the recipe has under their own names, the value that need not be said.
+        own: the arguments specific to this call.
+        usual: default values of arguments that the recipe has by name, which are left out.
     """
     by_id = recipe.get("said_by_id", ())  # those whose text would be taken as other tokens
     words = {name: recipe[f"{name}_id" if name in by_id else name] for name in ("answer", "foil")}
@@ -112,5 +112,5 @@ def versions() -> dict[str, str]:
 
 
 def usual_metric(foil: object) -> str:
-    """The metric where none is asked for."""
+    """The default metric."""
     return "logprob" if foil is None else "logit_diff"

@@ -1,10 +1,10 @@
-"""Sanity checks that a patching grid has to stand before it is believed.
+"""Sanity checks that a patching grid should pass before it is believed.
 
 A grid shows that some cell moves the answer. That need not mean what it seems to: any disturbance moves a logit
-difference towards nothing, an engine can be wrong, an estimate can miss, and one pair is one example. Each check here
-answers one of these doubts with a number and a sentence. The strongest cells of the grid are what most of them look at.
+difference towards zero, an engine can be wrong, an estimate can miss, and one pair is one example. Each check answers
+one of these doubts with a number and a sentence, most of them for the strongest cells.
 
-Shares are used throughout: 0 is the run that is patched into, 1 the run that the activation comes from.
+All shares are on a scale from the patched run (0) to the run that the activation comes from (1).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class ControlsSpec(PatchSpec):
 
     Attributes:
         pairs: more pairs of the same kind, such as `lk.task("indirect object").pairs(lm, n=50)`: they show whether this
-            pair is typical, and are what unrelated prompts are drawn from.
-        grid: the exact grid, if it is there already; otherwise it is computed.
+            pair is typical, and provide unrelated prompts.
+        grid: the exact grid, if there already is one; otherwise it is computed.
         cells: how many of its strongest cells to look at.
         n: how many random positions and prompts to try with each.
         seed: of the random choices.
@@ -58,9 +58,7 @@ class ControlsSpec(PatchSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cells < 1 or self.n < 1:
-            raise ValueError(
-                f"cells={self.cells} and n={self.n}: look at one cell at least, and try one activation at least"
-            )
+            raise ValueError(f"cells and n must be at least 1; got cells={self.cells}, n={self.n}")
 
 
 @asks(ControlsSpec)
@@ -70,14 +68,14 @@ def controls(lm: LanguageModel, spec: ControlsSpec) -> Controls:
     Args:
         lm: the model.
         clean, corrupt, answer, foil, site, metric, direction and so on: as for `lk.patch`.
-        pairs, grid, cells, n, seed: as `ControlsSpec` has them: more pairs of the same kind, the grid where it is there
-            already, how many cells to look at and how many random choices to try, and their seed.
+        pairs, grid, cells, n, seed: as `ControlsSpec` has them: more pairs of the same kind, an existing grid, how many
+            cells and random choices to try, and the seed.
 
     Returns:
-        A `Controls`, after an interrupt with the checks made by then.
+        A `Controls`; after an interrupt, with the checks made so far.
 
     Raises:
-        ValueError: anything that `lk.patch` refuses; two prompts that are the same; a grid of another pair.
+        ValueError: anything that `lk.patch` refuses; two equal prompts; a grid of another pair.
     """
     job = ControlsJob(lm, spec)
     finish(job, "sanity checks", unit="check", kept="result", progress=spec.progress)
@@ -89,7 +87,7 @@ class ControlsJob:
     """The checks one after the other, so that they can be watched and stopped.
 
     `for check in job.steps(): ...` does the work in the calling thread and yields each `Check` as it is made;
-    `job.cancel()`, from any thread, ends it soon. `job.result` has the checks made by then.
+    `job.cancel()`, from any thread, ends it soon. `job.result` has the checks made so far.
     """
 
     names = (
@@ -111,10 +109,10 @@ class ControlsJob:
             for name in ("clean_ids", "corrupt_ids", "site", "direction", "metric"):
                 if ours[name] != theirs[name]:
                     raise ValueError(
-                        f"the grid is of something else: its {name} is {theirs[name]!r}, not {ours[name]!r}"
+                        f"the grid is for something else: its {name} is {theirs[name]!r}, not {ours[name]!r}"
                     )
             if not grid.complete or theirs["method"] != "exact":
-                raise ValueError("the grid has to be exact and complete; leave it out and it is computed")
+                raise ValueError("the grid has to be exact and complete; leave it out to have it computed")
             self._exact.grid = grid
         self.site = self._exact.site
         self.pairs = [tuple(pair) for pair in spec.pairs]
@@ -133,7 +131,7 @@ class ControlsJob:
         return len(self.result.checks)
 
     def cancel(self) -> None:
-        """Ask the job to end; the check that it is at is left out."""
+        """Ask the job to end; the current check is left out."""
         self._stop.set()
         if (inner := self._inner) is not None:
             inner.cancel()
@@ -167,7 +165,7 @@ class ControlsJob:
         self._source, self._base = self._ids[source], self._ids[base]
         self._from, self._to = getattr(self.grid, base), getattr(self.grid, source)
         if torch.equal(self._source, self._base):
-            raise ValueError("clean and corrupt are one prompt, so the metric is the same on both prompts")
+            raise ValueError("clean and corrupt are the same prompt, so the metric does not differ")
         self._metric = self._exact.pair.metric(run_to_measure(self.lm, self._ids["clean"]).logits[0, -1])
         self.grid.measured_in(self._metric.unit, self._exact.runs.noise(self._metric))
         self._top: list[dict[str, int]] = []
@@ -190,7 +188,7 @@ class ControlsJob:
         return PatchJob(self.lm, replace(self.spec, **prompts, **other))
 
     def _strongest(self) -> list[tuple[int, ...]]:
-        """The strongest cells, no two of one position: neighbouring layers of a residual stream say the same."""
+        """The strongest cells, one per position: neighbouring layers of a residual stream are nearly equal."""
         size = np.abs(self._shares)
         places: list[tuple[int, ...]] = []
         for i in np.argsort(-size, axis=None, kind="stable"):
@@ -243,7 +241,7 @@ class ControlsJob:
         return float(self._share(self._value(self._put(activation, cell))))
 
     def _unrelated(self) -> Iterator[torch.Tensor]:
-        """Prompts of this length that have nothing to do with this one, (1, seq), without end."""
+        """Unrelated prompts of this length, (1, seq), without end."""
         length = self._base.shape[1]
         plain = self.lm.encode(" ".join([PLAIN] * (1 + length // 80)))[0]
         bos = self.lm.tokenizer.bos_token_id
@@ -262,7 +260,7 @@ class ControlsJob:
     def _whole_runs(self, name: str) -> Check:
         whole = [self._moved(self._read(self._source, cell), cell) for cell in self._cells]
         off = max(abs(float(self._shares[place]) - share) for place, share in zip(self._places, whole, strict=True))
-        said = f"The {len(whole)} strongest cells, each run whole, differ from the grid by at most {off:.3f}."
+        said = f"The {len(whole)} strongest cells, each run in full, differ from the grid by at most {off:.3f}."
         return Check(name, off <= self._noise, said, {"largest difference": off})
 
     def _identical(self, name: str) -> Check:
@@ -282,12 +280,12 @@ class ControlsJob:
         site = Site("resid_pre", 0)
         self._go_on()
         share = float(self._share(self._value({site: run(self.lm, self._source, read=[site])[site]})))
-        said = f"Everything patched at once, before the first layer, gives {share:.3f}; it has to give 1."
+        said = f"Everything patched at once, before the first layer, gives {share:.3f}; it should give 1."
         return Check(name, abs(share - 1) <= self._noise, said, {"share": share})
 
     def _random_positions(self, name: str) -> Check:
         if self.site == "pattern":
-            return Check(name, None, "Not done: a pattern belongs to its positions.", {})
+            return Check(name, None, "Not done: a pattern is tied to its positions.", {})
         length, found = self._source.shape[1], []
         for cell in self._cells:
             right, shares = self._read(self._source, cell), []
@@ -308,20 +306,20 @@ class ControlsJob:
         return self._against(name, found, "from a random prompt")
 
     def _against(self, name: str, found: list[list[float]], what: str) -> Check:
-        """The strongest cell's effect beside what other activations do in its place."""
+        """The strongest cell's effect compared with other activations in its place."""
         real = float(self._shares[self._places[0]])
         others = np.array(found[0])
         mean, most = float(others.mean()), float(others[np.argmax(np.abs(others))])
         ok = abs(real) > abs(most) and abs(mean) <= 0.67 * abs(real)
         said = f"{real:.2f} with the right activation; {mean:.2f} on average, {most:.2f} at most, with one {what}."
         if not ok:
-            said += " Others do it nearly as well: the effect may come from taking away what was there."
+            said += " Others do nearly as well: the effect may come from removing what was there."
         elif mean >= 0.25 * real > 0:
-            said += f" So about {mean:.2f} comes from taking away what was there, the rest from what was put in."
+            said += f" So about {mean:.2f} comes from removing what was there, the rest from what was put in."
         return Check(name, ok, said, {"right": [float(self._shares[place]) for place in self._places], "random": found})
 
     def _ablation(self, name: str) -> Check:
-        """What the clean run loses of its answer, by three ways of taking a cell away."""
+        """What the clean run loses of its answer, by three ways of ablating a cell."""
         clean, corrupt = self._ids["clean"], self._ids["corrupt"]
         rows: dict[str, list[float]] = {"patch": [], "mean": [], "resample": []}
         prompts = self._unrelated()
@@ -335,10 +333,10 @@ class ControlsJob:
         patch, average, other = (shares[0] for shares in rows.values())
         agree = min(average, other) >= 0.5 * patch if patch >= 0.2 else max(average, other) < 0.5
         said = (
-            f"Taken away from the clean run, the strongest cell costs {patch:.2f} of the answer when the corrupt "
-            f"activation takes its place, {average:.2f} with the mean of others, {other:.2f} with one of them."
+            f"Replacing the strongest cell in the clean run costs {patch:.2f} of the answer with the corrupt "
+            f"activation, {average:.2f} with the mean of others, {other:.2f} with one of them."
         )
-        said += "" if agree else " They do not agree on whether the cell is needed."
+        said += "" if agree else " They disagree on whether the cell is needed."
         return Check(name, agree, said, rows)
 
     def _estimate(self, name: str) -> Check:
@@ -372,7 +370,7 @@ class ControlsJob:
             grids.append(self._finished(job) if alike else None)
         swept = Sweep(self.pairs, grids, {})
         if len(swept.done) - len(swept.too_close) < 2:
-            return Check(name, None, "Not done: fewer than two pairs have this one's layout, and a gap to explain.", {})
+            return Check(name, None, "Not done: fewer than two pairs have this pair's layout and a gap to explain.", {})
         noise = self.spec.direction == "noise"
         away = lambda x: 1 - float(x.ravel()[0]) if noise else float(x.ravel()[0])  # noqa: E731
         mean, (low, high) = away(swept.normalized), sorted(map(away, swept.interval()))
@@ -380,7 +378,7 @@ class ControlsJob:
         real = float(self._shares[self._places[0]])
         ok = low > 0 or high < 0
         said = f"Over {len(shares)} pairs the strongest cell has {mean:.2f} (95% interval {low:.2f} to {high:.2f})"
-        said += f"; this pair has {real:.2f}." if ok else f", which may be nothing; this pair has {real:.2f}."
+        said += f"; this pair has {real:.2f}." if ok else f", which may be zero; this pair has {real:.2f}."
         numbers = {"mean": mean, "low": low, "high": high, "shares": shares, "here": real}
         return Check(name, ok, said, numbers)
 

@@ -1,4 +1,4 @@
-"""Controls: what came of the checks, as a table, in words and as a picture."""
+"""Controls: the results of the checks, as a table, in words and as figures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Controls:
         for check in self.checks:
             if check.name == name:
                 return check
-        raise KeyError(f"there is no check {name!r}; there are {', '.join(c.name for c in self.checks) or 'none'}")
+        raise KeyError(f"there is no check {name!r}; use one of {', '.join(c.name for c in self.checks) or 'none'}")
 
     @property
     def verdict(self) -> str:
@@ -61,13 +61,13 @@ class Controls:
         if not made and self.grid.too_close:
             return f"Nothing to explain: {gap.words(self.grid.recipe, self.grid.clean, self.grid.corrupt)}."
         if not made:
-            return "No check has been made."
+            return "No checks were run."
         if not wrong:
             return f"All {len(made)} checks passed."
         return f"{len(made) - len(wrong)} of {len(made)} checks passed; check these: {', '.join(wrong)}."
 
     def table(self) -> pd.DataFrame:
-        """One row per check: its verdict, and what it says."""
+        """One row per check: its verdict and its sentence."""
         import pandas as pd
 
         rows = [{"check": c.name, "verdict": c.verdict, "says": c.says} for c in self.checks]
@@ -80,8 +80,9 @@ class Controls:
         return [where(cell) + token for cell, token in zip(self.cells, tokens, strict=True)]
 
     def figure(self) -> go.Figure:
-        """Four pictures: other activations in the place of the right one, three ways of taking cells away, the estimate
-        against the truth, and the strongest cell in many pairs. A check that was not made leaves its place empty."""
+        """Four panels: other activations in place of the right one, three ways of ablating cells, the estimate against
+        exact values, and the strongest cell in many pairs; empty for checks not made.
+        """
         from plotly.subplots import make_subplots
 
         titles = (

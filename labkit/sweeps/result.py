@@ -1,8 +1,8 @@
 """Sweep: the grids of many pairs, and what they have in common.
 
-A position means the same in two pairs only if their prompts have the same layout: as many tokens, and the differences
-at the same places. Where they have not, averaging over positions would mix up different words, so it is refused;
-layers x heads can always be averaged, and so can positions counted from the end.
+A position means the same in two pairs only if their prompts have the same layout: the same number of tokens, and the
+differences at the same places. Otherwise averaging over positions would mix different words, so it is refused; layers x
+heads can always be averaged, and so can positions counted from the end.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Sweep:
 
     Attributes:
         pairs: the pairs that were asked for.
-        grids: a `PatchGrid` for each of them; None where there is none (yet).
-        failures: what went wrong, in words, by the number of the pair.
-        from_end: the positions were asked for counted from the end, so that they mean the same in every pair.
+        grids: a `PatchGrid` for each; None where there is none (yet).
+        failures: error messages, by the number of the pair.
+        from_end: the positions were given from the end, so they mean the same in every pair.
         load: the Python that loads the model.
     """
 
@@ -68,7 +68,7 @@ class Sweep:
 
     @cached_property
     def too_close(self) -> list[int]:
-        """The numbers of the pairs on which clean and corrupt hardly differ: no part of the normalised mean."""
+        """The numbers of the pairs on which clean and corrupt hardly differ; the normalised mean leaves them out."""
         return [i for i, grid in enumerate(self.grids) if grid is not None and grid.too_close]
 
     @cached_property
@@ -87,7 +87,7 @@ class Sweep:
         return dict(Counter(map(layout_of, self.done)).most_common())
 
     def by_layout(self) -> dict[Layout, Sweep]:
-        """The sweep taken apart, so that positions can be averaged within each part."""
+        """One sweep per layout, so that positions can be averaged within each."""
         parts = {}
         for layout in self.layouts:
             mine = [i for i, grid in enumerate(self.grids) if grid is not None and layout_of(grid) == layout]
@@ -96,10 +96,10 @@ class Sweep:
 
     @cached_property
     def one(self) -> PatchGrid:
-        """The first grid, which stands for all where axes, labels and recipe are concerned.
+        """The first grid, which represents all in axes, labels and recipe.
 
         Raises:
-            ValueError: there is no grid at all, or the pairs' positions do not mean the same.
+            ValueError: there is no grid, or the pairs' positions do not mean the same.
         """
         if not self.done:
             raise ValueError("no pair has been computed; there is nothing to average")
@@ -108,8 +108,8 @@ class Sweep:
             said = "; ".join(f"{n} pairs of {layout}" for layout, n in list(self.layouts.items())[:4])
             raise ValueError(
                 f"positions cannot be averaged over these pairs, which have {len(self.layouts)} layouts: {said}. A "
-                "position means something else in each. Average heads instead (site='z', over layers x heads), count "
-                "positions from the end (positions=[-1]), or take one layout at a time: sweep.by_layout()"
+                "position means something different in each. Average heads instead (site='z', over layers x heads), "
+                "count positions from the end (positions=[-1]), or take one layout at a time: sweep.by_layout()"
             )
         return first
 
@@ -164,10 +164,10 @@ class Sweep:
 
     @property
     def normalized(self) -> np.ndarray:
-        """The average on a scale on which 0 is the average corrupt run and 1 the average clean run.
+        """The average on a scale from the average corrupt run (0) to the average clean run (1).
 
-        A ratio of averages, not the average of ratios. Pairs whose two runs hardly differ (`too_close`) are left out;
-        if all pairs are such, none is, and the scale means nothing.
+        A ratio of averages, not the average of ratios. Pairs whose two runs hardly differ (`too_close`) are left out,
+        unless all do; then the scale means nothing.
         """
         n = int(self._apart.sum())
         return self._scaled(np.full((1, n), 1 / max(1, n)))[0].astype(np.float32)
@@ -199,7 +199,7 @@ class Sweep:
     # -- to look at ----------------------------------------------------------------------------------------------
 
     def labels(self, axis: str) -> list[str]:
-        """What to write along an axis; a position has its token where all pairs share it, and `…` where they do not."""
+        """Labels of an axis; a position has its token if all pairs share it, else `…`."""
         numbers = self.index[self.over.index(axis)]
         if axis != "position":
             return [str(n) for n in numbers]
@@ -230,9 +230,9 @@ class Sweep:
         return f"{self.one.site}{where}: {source} activation put into the {base} run ({what})"
 
     def figure(self, *, sure: bool = False, level: float = LEVEL) -> go.Figure:
-        """A plotly heatmap of the normalised mean; the interval of a cell is shown when it is pointed at.
+        """A plotly heatmap of the normalised mean; the interval of a cell is shown on hover.
 
-        In the metric's own unit where clean and corrupt hardly differ in any of the pairs.
+        In the metric's own unit if clean and corrupt hardly differ in all pairs.
 
         Args:
             sure: leave cells white whose interval includes "no effect".

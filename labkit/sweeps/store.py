@@ -1,9 +1,9 @@
-"""Where a sweep keeps what it has done: a folder with a manifest and one file a shard.
+"""Where a sweep keeps what it has done: a folder with a manifest and one file per shard.
 
-The manifest says what is computed, and its hash is in every shard, so that results of two sweeps cannot mix. A shard is
-written beside its place, forced to disk and moved there in one step: it is whole or not there. One that is damaged all
-the same (its checksum or its contents do not fit) counts as not there. While a sweep runs it holds the folder's lock,
-which the system lets go when the process ends, however it ends.
+The manifest says what is computed, and its hash is in every shard, so results of two sweeps cannot mix. A shard is
+written to a temporary file, synced and moved into place in one step. One that is damaged all the same (by its checksum
+or contents) counts as missing. While a sweep runs it holds the folder's lock, which the system releases however the
+process ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from labkit.text.warn import warn
 
 LOCK = ".lock"
 Results = dict[int, PatchGrid | str]
-"""What came of each pair, by its number: its grid, or in words why there is none."""
+"""The result of each pair, by its number: its grid, or the reason why there is none."""
 
 
 class Store:
@@ -56,7 +56,7 @@ class Store:
 
         Raises:
             FileNotFoundError: there is no sweep in that folder.
-            ValueError: its manifest cannot be read, or comes from a newer labkit.
+            ValueError: its manifest cannot be read, or was saved by a newer labkit.
         """
         path = Path(folder)
         if not path.exists() or (path.is_dir() and not (path / MANIFEST).is_file()):
@@ -156,7 +156,7 @@ class Store:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            warn(f"{path.name} is damaged ({error}); its pairs are computed again")
+            warn(f"{path.name} is damaged ({error}); its pairs will be computed again")
             return {}
         return results
 

@@ -1,9 +1,8 @@
-"""Sweeps: the same patching over hundreds of pairs, on as many workers as there are, resumed where it ended.
+"""Sweeps: the same patching over hundreds of pairs, on as many workers as there are, resumed where it stopped.
 
-The pairs are dealt out in shards. A shard is done here, or by any `concurrent.futures.Executor`, or by the workers of a
-Dask cluster; whoever does it sends back the grids, and they go to the store at once (`store`). A kernel or worker that
-dies takes with it only the shards it had in hand: the same call goes on from the rest. A pair that fails is reported
-and the others go on.
+The pairs are split into shards. A shard is done here, by any `concurrent.futures.Executor`, or by the workers of a Dask
+cluster, and its grids go to the store at once (`store`). A kernel or worker that dies loses only its current shards:
+the same call resumes with the rest. A pair that fails is reported and the others continue.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ needs none."""
 
 NUMBERS = ("layers", "heads", "neurons", "positions")
 USUAL = {one.name: one.default for one in fields(PatchSpec) if one.name not in (*PAIR, "progress")}
-"""What of a patch all pairs of a sweep share, and what it is where nothing is asked for."""
+"""What all pairs of a sweep share, with its defaults."""
 
 
 @spelled(PatchSpec, but=PAIR)
@@ -63,21 +62,21 @@ def sweep(
         pairs: tuples `(clean, corrupt, answer, foil)`, such as `lk.task("indirect object").pairs(lm, n=200)`.
         how: `site`, `metric`, `direction`, `method`, `over`, `layers`, `heads`, `neurons`, `positions`, `at`, as for
             `lk.patch`.
-        executor: who does the work. None: this thread. A `concurrent.futures.Executor`: its threads, which share this
+        executor: what does the work. None: this thread. A `concurrent.futures.Executor`: its threads, which share this
             model, or its processes, which load their own. A `distributed.Client`: the workers of a Dask cluster, each
-            of which loads the model once; where a machine has several GPUs, each takes one of its own.
-        store: a folder for what is done. The same call with the same folder goes on where the last one ended.
-        shard: how many pairs are done, and stored, together; without it so many that there are about 50 shards. A
-            store that was begun keeps the size that it has.
+            of which loads the model once; on a machine with several GPUs, each takes one.
+        store: a folder for what is done. The same call with the same folder resumes where the last one stopped.
+        shard: how many pairs are computed and stored together; by default such that there are about 50 shards. An
+            existing store keeps its size.
         progress: show a progress bar.
 
     Returns:
-        A `Sweep`: every pair's grid, means, standard errors and bootstrap intervals. After an interrupt, or where pairs
-        failed, one with what was computed, and a warning.
+        A `Sweep`: every pair's grid, means, standard errors and bootstrap intervals. After an interrupt, or if pairs
+            failed, it has what was computed, with a warning.
 
     Raises:
-        ValueError: anything about the input that cannot work, before the model has run; a store that holds another
-            sweep. An error that ends the sweep has what was computed in its attribute `sweep`.
+        ValueError: invalid input, before the model has run; a store that holds another sweep. An error that ends the
+            sweep has the results so far in its attribute `sweep`.
     """
     settings: dict[str, Any] = {**USUAL, **how}
     settings |= {name: list(map(int, settings[name])) for name in NUMBERS if settings[name] is not None}
@@ -165,7 +164,7 @@ class _Work:
         return self._here() if self.executor is None else self._there(self.executor)
 
     def _told(self, swept: Sweep) -> Sweep:
-        """Say which pairs failed or show nothing; if all failed, there is no result but the reason."""
+        """Report which pairs failed or show nothing; if all failed, raise the reason."""
         if swept.too_close:
             numbers = ", ".join(map(str, swept.too_close[:12])) + ", …" * (len(swept.too_close) > 12)
             warn(
@@ -210,7 +209,7 @@ class _Work:
                 future.cancel()
 
     def _result(self, future: Future[Results], number: int) -> Results:
-        """What a worker sent. A shard that killed its workers is given up; any other error ends the sweep."""
+        """The result of a worker. A shard that killed its workers is given up; any other error ends the sweep."""
         try:
             return future.result()
         except (MemoryError, torch.OutOfMemoryError) as error:
@@ -218,7 +217,7 @@ class _Work:
         except Exception as error:
             if type(error).__name__ != "KilledWorker":  # distributed's, which may not be installed
                 raise
-            said = f"it ended the workers that it was given to, perhaps because they ran out of memory ({error})"
+            said = f"the workers that ran it died, perhaps out of memory ({error})"
         return {i: said for i, _ in self.open[number]}
 
     def _keep(self, number: int) -> None:
@@ -237,17 +236,17 @@ def _swept(pairs: list[tuple[Any, ...]], results: Results, notes: dict[str, Any]
 
 
 def _check(lm: ModelSource, pairs: Sequence[Any], settings: dict[str, Any], size: int | None) -> None:
-    """Refuse what cannot work. Where the model is here, every pair is looked at; else each is when its turn comes."""
+    """Refuse invalid input. If the model is here, every pair is checked now; otherwise each in its turn."""
     if not pairs:
         raise ValueError("there are no pairs to sweep over")
     if size is not None and size < 1:
-        raise ValueError(f"shard={size!r}: a shard has at least one pair")
+        raise ValueError(f"shard={size!r}: a shard needs at least one pair")
     wrong = {}
     for number, pair in enumerate(pairs):
         if isinstance(pair, str):
-            wrong[number] = f"pairs is a list of tuples (clean, corrupt, answer, foil); this is the text {pair!r:.80}"
+            wrong[number] = f"pairs must be a list of tuples (clean, corrupt, answer, foil); got {pair!r:.80}"
         elif not 2 <= len(pair) <= 4:
-            wrong[number] = f"a pair is (clean, corrupt, answer, foil); this has {len(pair)} parts"
+            wrong[number] = f"a pair is (clean, corrupt, answer, foil); got {len(pair)} parts"
         elif isinstance(lm, LanguageModel):
             try:
                 PatchJob(lm, *pair, **settings)
@@ -272,14 +271,14 @@ def _workers(executor: Any) -> tuple[Executor | None, int | None]:
             warn("the Dask cluster has no workers yet; waiting for the first")
         return executor.get_executor(pure=False), None  # Dask itself keeps its workers to one thread
     if not isinstance(executor, Executor):
-        raise TypeError(f"executor is a concurrent.futures.Executor or a distributed.Client; got {executor!r:.80}")
+        raise TypeError(f"executor must be a concurrent.futures.Executor or a distributed.Client; got {executor!r:.80}")
     context = getattr(executor, "_mp_context", None)
     if context is None:
         return executor, None
     if context.get_start_method() == "fork":
         raise ValueError(
-            "a forked process cannot use a model safely. Make the executor with "
-            "ProcessPoolExecutor(n, mp_context=multiprocessing.get_context('spawn'))"
+            "a forked process cannot use a model safely. Create the executor with ProcessPoolExecutor(n, "
+            "mp_context=multiprocessing.get_context('spawn'))"
         )
     return executor, max(1, usable() // executor._max_workers)  # type: ignore[attr-defined]
 

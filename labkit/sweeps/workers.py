@@ -1,8 +1,7 @@
 """Where the work of a sweep is done: here, in threads, in processes, on the workers of a cluster.
 
-What travels to a worker is a `Plan`: which model, and what to compute. In the process that asked, the model is the one
-that it has; anywhere else it is loaded once and kept for the shards that follow. Where a machine has several GPUs each
-process takes one that no other has.
+A worker gets a `Plan`: which model, and what to compute. The calling process uses its own model; any other loads it
+once and keeps it for the following shards. On a machine with several GPUs each process takes a free one.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from labkit.patching.patch import PatchJob
 from labkit.sweeps.store import Results
 
 ModelSource = LanguageModel | str | Mapping[str, Any] | Callable[[], LanguageModel]
-"""A model, or what loads one where the work is done: a name, arguments of `lk.load`, or a function."""
+"""A model, or a way to load one where the work is done: a name, arguments of `lk.load`, or a function."""
 
 TOGETHER = 8  # pairs that share a pass up the blocks
 
@@ -44,21 +43,21 @@ _gpu: tuple[int, FileLock] | None = None  # this process's own; its lock is held
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker needs to know; small, and the same for every shard."""
+    """What a worker needs; small, and the same for every shard."""
 
-    home: int  # the process that asked
+    home: int  # the calling process
     key: str  # which model, there
     spec: dict[str, Any] | Callable[[], LanguageModel]  # how to load it elsewhere
-    weights: str | None  # fingerprint of the model that asked, where it had one
+    weights: str | None  # fingerprint of the caller's model, if any
     settings: dict[str, Any]  # of PatchJob
     threads: int | None = None  # how many a process may use
 
     def model(self) -> LanguageModel:
-        """The model: the asker's own in its process, loaded once anywhere else.
+        """The model: the caller's own in its process, loaded once anywhere else.
 
         Raises:
             LoadError: it cannot be loaded here.
-            ValueError: what was loaded has other weights than the asker's.
+            ValueError: the loaded model has other weights than the caller's.
         """
         if os.getpid() == self.home and (lm := _at_home.get(self.key)) is not None:
             return lm
@@ -70,8 +69,8 @@ class Plan:
                 lm = self._load()
                 if self.weights not in (None, fingerprint(lm)):
                     raise ValueError(
-                        f"what a worker loaded as {lm.name!r} has other weights than the model of this sweep, which "
-                        "was changed or wrapped. Give lk.sweep a function that loads it in the place of the model"
+                        f"a worker loaded {lm.name!r} with other weights than the model of this sweep, which was "
+                        "changed or wrapped. Instead of the model, give lk.sweep a function that loads it"
                     )
                 _loaded[self.key] = lm
             return _loaded[self.key]
@@ -103,8 +102,8 @@ def plan_for(source: ModelSource, settings: dict[str, Any], *, threads: int | No
         key = _functions.setdefault(source, uuid.uuid4().hex)
         return Plan(os.getpid(), key, source, None, settings, threads)
     raise TypeError(
-        "a sweep needs a model from lk.load, or what loads one: a name, a dict of lk.load's arguments, or a function; "
-        f"got {source!r:.80}"
+        "a sweep needs a model from lk.load, or a way to load one: a name, a dict of lk.load's arguments, or a "
+        f"function; got {source!r:.80}"
     )
 
 
@@ -114,7 +113,7 @@ def _key(spec: dict[str, Any], weights: str | None) -> str:
 
 
 def each(plan: Plan, pairs: Sequence[tuple[int, Sequence[Any]]]) -> Iterator[tuple[int, PatchGrid | str]]:
-    """The pairs' numbers with their grids, as they are done; for a pair that fails, with what went wrong in words."""
+    """The pairs' numbers with their grids, as they are done; for a pair that fails, with an error message."""
     lm = plan.model()
     for start in range(0, len(pairs), TOGETHER):
         jobs: dict[int, PatchJob] = {}
@@ -175,10 +174,10 @@ def fingerprint(lm: LanguageModel) -> str:
 
 
 def free_gpu(uuids: Sequence[str] | None = None, *, folder: str | os.PathLike[str] | None = None) -> int:
-    """The number of a GPU that no other process of a sweep has; any of them where all are taken.
+    """The number of a GPU that no other process of a sweep has; any of them if all are taken.
 
-    A process holds a lock file by the GPU's own identity, so that it does not matter in which order processes see
-    their GPUs; the system lets go of the lock when the process ends.
+    A process holds a lock file by the GPU's own identity, so that it does not matter in which order processes see their
+    GPUs; the system releases the lock when the process ends.
     """
     global _gpu
     if _gpu is not None:

@@ -1,8 +1,8 @@
-"""Two prompts held side by side while they are being written: where they part, and what would make them fit.
+"""Two prompts side by side while they are written: where they diverge, and what would make them fit.
 
-Patching puts activations at the same position, so both prompts need the same number of tokens. Where they have not,
-`side_by_side` finds the words that make the difference, and looks for one that would not: among the model's own tokens,
-by its own embeddings, the ones that are of a kind with the word in the other prompt, the most alike in spelling first.
+Patching puts activations at the same position, so both prompts need the same number of tokens. If they differ,
+`side_by_side` finds the words responsible and looks for a replacement: single tokens whose embeddings are close to that
+of the word in the other prompt, the most similar in spelling first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from labkit.text.encode import tokens_of
 from labkit.text.tokens import Token, describe
 from labkit.text.types import TextModel
 
-_CANDIDATES = 80  # tokens of a kind with the word in the other prompt
+_CANDIDATES = 80  # tokens close to the word in the other prompt
 _MOST_WORK = 2**31  # multiply-adds that a suggestion may cost while somebody is typing
 
 
@@ -27,7 +27,7 @@ class Fix:
 
     prompt: str
     text: str
-    words: str  # what it does, for a button: "write ' Mary' for ' Maryanne'"
+    words: str  # what it does, for a button: "replace ' Maryanne' with ' Mary'"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class SideBySide:
         clean, corrupt: their tokens.
         columns: the position in each prompt, None where the other prompt has more tokens there.
         differ: the columns in which they differ.
-        words: one sentence: how long they are, and where they differ or why they do not fit.
-        fix: a change that makes them fit better, where one was found.
+        words: one sentence: their length, and where they differ or why they do not fit.
+        fix: a change that makes them fit better, if one was found.
     """
 
     clean: list[Token]
@@ -51,15 +51,15 @@ class SideBySide:
 
     @property
     def fits(self) -> bool:
-        """Is there something to patch: as many tokens in both, and at least one?"""
+        """Can they be patched: the same number of tokens, and at least one?"""
         return len(self.clean) == len(self.corrupt) > 0
 
 
 def side_by_side(lm: TextModel, clean: str, corrupt: str, *, suggest: bool = True) -> SideBySide:
-    """Hold two prompts side by side; either may be empty.
+    """Compare two prompts; either may be empty.
 
     Args:
-        suggest: where they do not fit, look for a change that helps (some milliseconds).
+        suggest: if they do not fit, look for a change that helps (some milliseconds).
 
     Raises:
         ValueError: a prompt cannot be used; the message says which.
@@ -124,7 +124,7 @@ def _difference(left: Sequence[Token], right: Sequence[Token], span: Span) -> st
     sides = []
     for name, part in (("clean", left[a:b]), ("corrupt", right[c:d])):
         if not part:
-            sides.append(f"{name} has nothing there")
+            sides.append(f"{name} has no tokens there")
             continue
         count = "1 token" if len(part) == 1 else f"{len(part)} tokens"
         pieces = f" ({' + '.join(t.display for t in part)})" if 1 < len(part) <= 6 else ""
@@ -150,11 +150,11 @@ def _fix(
     if wanted == 0:
         shorter = before.rstrip(" ") + after
         ends = bool(shorter) and len(tokens_of(lm, shorter)) == len(side) - (stop - start)
-        return Fix(name, shorter, f"take {old!r} out of {name}") if ends else None
+        return Fix(name, shorter, f"remove {old!r} from {name}") if ends else None
     for word in _near(lm, right[c] if name == "clean" else left[a], old):
         changed = before + word.strip() + after
         if len(tokens_of(lm, changed)) == len(side) - (stop - start) + 1:
-            return Fix(name, changed, f"write {word!r} for {old!r}")
+            return Fix(name, changed, f"replace {old!r} with {word!r}")
     return None
 
 
@@ -169,7 +169,7 @@ def _characters(lm: TextModel, prompt: str, length: int, start: int, stop: int) 
 
 
 def _near(lm: TextModel, model: Token, word: str) -> list[str]:
-    """Single tokens of a kind with `model`, of the form of `word`; the most alike to `word` in spelling first."""
+    """Single tokens close to `model` and of the form of `word`; the most similar to `word` in spelling first."""
     table = lm.embedding  # (vocab, d_model)
     if table.ndim != 2 or table.numel() > _MOST_WORK:
         return []

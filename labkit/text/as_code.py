@@ -1,4 +1,4 @@
-"""Results as the Python that makes them again."""
+"""Results as the Python that makes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH = 110
 
 
 class Name(str):
-    """A word that stands for a variable in code, where a text would be quoted."""
+    """A variable name in code, where a text would be quoted."""
 
     __slots__ = ()
 
@@ -27,7 +27,7 @@ LM = Name("lm")
 
 
 def as_python(value: Any) -> str:
-    """A value as it is written in code: prompts of any kind, numbers, texts, and lists and tuples of these."""
+    """A value as code: prompts of any kind, numbers, texts, and lists and tuples of these."""
     if isinstance(value, torch.Tensor):
         return f"torch.tensor({value.tolist()})"
     if isinstance(value, list):
@@ -54,5 +54,5 @@ def as_code(before: str, call: str, /, *given: Any, **settings: Any) -> str:
 
 
 def changed(usual: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that need to be said: those that are not as usual."""
+    """The settings that differ from their defaults."""
     return {name: given[name] for name, value in usual.items() if given[name] != value}

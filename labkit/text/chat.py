@@ -1,8 +1,8 @@
 """Chat formats: from messages to the text that a model was trained on.
 
-A tokenizer's own template decides. Three families are known besides, as their files often come without one: Llama 2
-chat (Touvron et al. 2023), DeepSeek V2, V3 and R1 (DeepSeek-AI 2024, 2025) and Gemma (Gemma Team 2024). `Chat` is a
-prompt that also says how its last message ends and what else the template is told.
+A tokenizer's own template decides. Three families whose files often lack one are built in: Llama 2 chat (Touvron et al.
+2023), DeepSeek V2, V3 and R1 (DeepSeek-AI 2024, 2025) and Gemma (Gemma Team 2024). `Chat` is a prompt that also has
+settings: how its last message ends, and arguments of the template.
 """
 
 from __future__ import annotations
@@ -82,21 +82,20 @@ _NOT_TOLD = {
 
 
 class Chat(Sequence[Mapping[str, Any]]):
-    """Chat messages, how the last of them ends, and what else their template is told: a prompt like any other.
+    """A prompt of chat messages, with how the last of them ends and arguments of the template.
 
-    A plain list of messages is a prompt, too. There a last message of the assistant stays open, so that the model goes
-    on from it, and after any other a new turn of the assistant is opened.
+    A plain list of messages is a prompt too. There a last message of the assistant stays open, so that the model
+    continues it, and after any other a new turn of the assistant is opened.
 
     Args:
-        messages: `{"role": ..., "content": ...}` each; of another `Chat`, its settings as well where none are given.
+        messages: `{"role": ..., "content": ...}` each; another `Chat` passes on its settings too.
         continue_final_message: leave the last message open (True) or close it (False).
-        add_generation_prompt: open a new turn of the assistant at the end, or do not.
-        date: what a template that writes today's date writes instead: a date, or text such as "2025-07-26".
-        template_arguments: whatever else the model's template knows, such as `enable_thinking=False`; values that JSON
-            can hold.
+        add_generation_prompt: open a new turn of the assistant at the end (True) or not (False).
+        date: the date for a template that writes today's: a date, or text such as "2025-07-26".
+        template_arguments: other arguments of the model's template, such as `enable_thinking=False`; JSON values.
 
     Raises:
-        ValueError: no messages, one without role or content, settings that contradict each other, or a bad date.
+        ValueError: no messages, one without role or content, contradictory settings, or a bad date.
     """
 
     def __init__(
@@ -126,11 +125,11 @@ class Chat(Sequence[Mapping[str, Any]]):
         try:
             json.dumps([given, list(map(dict, messages))])
         except TypeError as error:
-            raise ValueError(f"messages and template arguments are what JSON can hold: {error}") from None
+            raise ValueError(f"messages and template arguments must be valid JSON: {error}") from None
         self.messages = tuple(copy.deepcopy(dict(message)) for message in messages)
         self.options: dict[str, Any] = {**(messages.options if isinstance(messages, Chat) else {}), **given}
         if self.options.get("continue_final_message") and self.options.get("add_generation_prompt"):
-            raise ValueError("either the last message is continued or a new turn is opened; ask for one of them")
+            raise ValueError("the last message is continued or a new turn is opened, not both; choose one")
 
     @property
     def is_open(self) -> bool:
@@ -197,16 +196,16 @@ def template_of(lm: TextModel) -> str | None:
 
 
 def render(lm: TextModel, prompt: Sequence[Mapping[str, Any]]) -> str:
-    """The text that a model sees for a chat, up to where it answers or goes on.
+    """The text that a model sees for a chat, up to where it answers or continues.
 
     Raises:
-        ValueError: the model has no chat template, or its template does not take these messages or settings.
+        ValueError: the model has no chat template, or its template rejects these messages or settings.
     """
     return Writer(lm, prompt).text
 
 
 def dated(lm: TextModel, prompt: Sequence[Mapping[str, Any]]) -> Chat:
-    """A chat whose tokens are the same tomorrow: where the template writes today's date, with this date."""
+    """A chat whose tokens are the same tomorrow: with today's date pinned if the template writes it."""
     chat = prompt if isinstance(prompt, Chat) else Chat(prompt)
     if "date" in chat.options or "strftime_now" not in (template_of(lm) or ""):
         return chat
@@ -216,15 +215,15 @@ def dated(lm: TextModel, prompt: Sequence[Mapping[str, Any]]) -> Chat:
     )
     first_time(
         lm.tokenizer,
-        f"the chat template of {lm.name} writes today's date, so that the same messages are other tokens tomorrow; "
-        f"pin it with lk.Chat(messages, date={str(today)!r})",
+        f"the chat template of {lm.name} writes today's date, so the same messages give other tokens tomorrow; pin it "
+        f"with lk.Chat(messages, date={str(today)!r})",
         about="today",
     )
     return Chat(chat, date=str(today))
 
 
 class Writer:
-    """A model's chat template, told what a chat says beside its messages.
+    """A model's chat template with the settings of a chat.
 
     Attributes:
         chat: the chat, with its date.
@@ -236,8 +235,8 @@ class Writer:
         template = template_of(lm)
         if template is None:
             raise ValueError(
-                f"{lm.name} has no chat template; give plain text instead of messages, or set the one that it was "
-                "trained with: lm.tokenizer.chat_template = '...'"
+                f"{lm.name} has no chat template; give plain text instead of messages, or set the one it was trained "
+                "with: lm.tokenizer.chat_template = '...'"
             )
         self.lm, self.chat = lm, dated(lm, prompt)
         settings = ("continue_final_message", "add_generation_prompt", "date")
@@ -246,8 +245,8 @@ class Writer:
             if not re.search(rf"\b{re.escape(name)}\b", template):
                 known = ", ".join(sorted(_variables(template))) or "none"
                 raise ValueError(
-                    f"the chat template of {lm.name} has no argument {name!r}, so it would change nothing; those that "
-                    f"it has: {known}"
+                    f"the chat template of {lm.name} has no argument {name!r}, so it would have no effect; it has: "
+                    f"{known}"
                 )
         if template is DEEPSEEK:
             told["thinks"] = _knows(lm, "<think>")
@@ -281,11 +280,11 @@ class Writer:
                 **self._told,
             )
         except (TemplateError, TypeError) as error:
-            raise ValueError(f"the chat template of {self.lm.name} does not take these messages: {error}") from error
+            raise ValueError(f"the chat template of {self.lm.name} rejects these messages: {error}") from error
         return str(text)
 
     def _open(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
-        """The text up to where the last message goes on, and where that message begins in it.
+        """The text up to where the last message continues, and where that message begins in it.
 
         A mark at the message's end shows where the template would write on. What the template strips or leaves out of
         a finished message it must not leave out of one that the model is in the middle of: then the message stands as
@@ -301,13 +300,13 @@ class Writer:
             whole = with_last(content + self.mark())
             if self.mark() not in whole:
                 raise ValueError(
-                    f"the chat template of {self.lm.name} does not write the last message, so that it cannot be "
-                    "continued; lk.Chat(messages, continue_final_message=False) closes it"
+                    f"the chat template of {self.lm.name} does not write the last message, so it cannot be continued; "
+                    "lk.Chat(messages, continue_final_message=False) closes it"
                 )
             return whole[: whole.rindex(self.mark())]
 
         if said is None:
-            raise ValueError("the last message has no text that could be continued")
+            raise ValueError("the last message has no text to continue")
         bare = said.rstrip()
         stripped = bare != said and with_last(bare + self.mark()) == with_last(bare + self.mark() + said[len(bare) :])
         text = until_the_end_of(bare if stripped else said)
@@ -349,7 +348,7 @@ def _knows(lm: TextModel, mark: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _variables(template: str) -> frozenset[str]:
-    """What a template can be told, as far as it can be read."""
+    """The arguments of a template, as far as they can be read."""
     import jinja2
     from jinja2.meta import find_undeclared_variables
 
@@ -367,7 +366,7 @@ def _as_text(date: str | datetime.date) -> str:
     try:
         datetime.datetime.fromisoformat(date)
     except (TypeError, ValueError):
-        raise ValueError(f"date is a datetime.date, or text such as '2025-07-26'; got {date!r}") from None
+        raise ValueError(f"date must be a datetime.date or text such as '2025-07-26'; got {date!r}") from None
     return date
 
 

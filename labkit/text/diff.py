@@ -1,4 +1,4 @@
-"""Two texts held side by side where their tokens differ: the stretches that say the same, and those that do not."""
+"""Two texts compared token by token: the stretches that are the same, and those that differ."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _shared(left: bytes, right: bytes) -> list[tuple[int, int, int]]:
 
 
 def differing(found: Sequence[Stretch]) -> tuple[list[int], list[int]]:
-    """The positions, left and right, that say something different."""
+    """The positions, left and right, that differ."""
     apart = [one for one in found if not one.same]
     return (
         [n for one in apart for n in range(one.left, one.left_stop)],
@@ -66,7 +66,7 @@ def differing(found: Sequence[Stretch]) -> tuple[list[int], list[int]]:
 
 
 def beside(found: Sequence[Stretch], position: int, *, left: bool = True) -> range:
-    """The positions of the other text that stand beside a position of this one."""
+    """The positions of the other text that correspond to a position of this one."""
     for one in found:
         here = range(one.left, one.left_stop) if left else range(one.right, one.right_stop)
         if position in here:

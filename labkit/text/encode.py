@@ -29,11 +29,11 @@ def encode(lm: TextModel, prompt: Prompt, *, most: int | None = -1) -> torch.Ten
     Args:
         lm: the model.
         prompt: text, chat messages or token ids.
-        most: how many tokens it may have; None: any number. Without it as many as the model's context.
+        most: how many tokens it may have; None: any number. By default the model's context.
 
     Raises:
         ValueError: the prompt is empty, or too long; a `TooLong` says by how much.
-        TypeError: it is none of text, chat messages, ids.
+        TypeError: it is not text, chat messages or ids.
     """
     with torch.inference_mode(False), torch.no_grad():  # ids of inference mode could not go into a gradient
         ids = _encoded(lm, prompt, most=most)
@@ -44,13 +44,13 @@ def _encoded(lm: TextModel, prompt: Prompt, *, most: int | None) -> torch.Tensor
     most = lm.context if most == -1 else most
     if (many := several(prompt)) is not None:
         raise ValueError(
-            f"this takes one prompt at a time, and here are {len(many)}; call it for each. lm.run takes several as one "
+            f"this takes one prompt at a time; got {len(many)}. Call it once per prompt. lm.run takes several as one "
             "batch; lm.generate, lk.score, lk.logit_lens, lk.attention and lk.direct_logit_attribution give a list"
         )
     if isinstance(prompt, torch.Tensor):
         ids = prompt if prompt.ndim == 2 else prompt[None]
         if ids.ndim != 2 or ids.dtype.is_floating_point:
-            raise TypeError(f"token ids are integers (1, seq); got {tuple(prompt.shape)}, {prompt.dtype}")
+            raise TypeError(f"token ids must be integers (1, seq); got {tuple(prompt.shape)}, {prompt.dtype}")
     elif isinstance(prompt, str):
         if not prompt:
             raise ValueError("the prompt is empty; give it at least one character")
@@ -96,20 +96,20 @@ def _adds_bos(tokenizer: Any) -> bool:
 
 
 def _expect_bos(lm: TextModel, ids: list[int]) -> None:
-    """Say, once, that chats have no BOS where plain text gets one."""
+    """Warn, once, that chats have no BOS where plain text gets one."""
     if ids[:1] != [lm.tokenizer.bos_token_id] and _adds_bos(lm.tokenizer):
         first_time(
             lm.tokenizer,
-            f"the chat template of {lm.name} writes no {lm.tokenizer.bos_token!r} at the beginning, where plain text "
-            "gets one; the model reads chats without it, as transformers gives them",
+            f"the chat template of {lm.name} does not write {lm.tokenizer.bos_token!r} at the beginning, though plain "
+            "text gets it; chats are passed without it, as in transformers",
         )
 
 
 def _expect_back(lm: TextModel, text: str, ids: list[int]) -> None:
-    """Warn, once, of a tokenizer that does not give back what it was given.
+    """Warn, once, of a tokenizer that does not round-trip.
 
-    Case, equivalent characters, a space at the beginning and spaces beside special tokens are not looked at: many
-    tokenizers change those by design.
+    Case, equivalent characters, a space at the beginning and spaces next to special tokens are ignored: many tokenizers
+    change those by design.
     """
     tokenizer = lm.tokenizer
     if ids[:1] == [tokenizer.bos_token_id] and not text.startswith(str(tokenizer.bos_token)):
@@ -128,10 +128,9 @@ def _expect_back(lm: TextModel, text: str, ids: list[int]) -> None:
         start = max(0, next((n for n, (a, b) in pairs if a != b), 0) - 12)
         first_time(
             tokenizer,
-            f"the tokenizer of {lm.name} does not give back what it is given: {text[start : start + 40]!r} comes back "
-            f"as {back[start : start + 40]!r}. The model may see another text than was meant; lm.tokens(prompt) "
-            "shows what it sees",
-            about="does not give back",
+            f"the tokenizer of {lm.name} does not round-trip: {text[start : start + 40]!r} comes back as "
+            f"{back[start : start + 40]!r}. The model may see a different text; lm.tokens(prompt) shows what it sees",
+            about="does not round-trip",
         )
 
 
@@ -149,7 +148,7 @@ def single_token(lm: TextModel, text: str | int, *, role: str = "answer", after:
             the beginning of a text, after a space, and after a quote or a newline.
 
     Raises:
-        ValueError: the text is empty or several tokens; the message offers the first of them.
+        ValueError: the text is empty or several tokens; the message offers the first one.
     """
     if isinstance(text, int):
         if not 0 <= text < lm.n_vocab:
@@ -160,18 +159,18 @@ def single_token(lm: TextModel, text: str | int, *, role: str = "answer", after:
     ids = _following(lm.tokenizer, text, after)
     if not ids:
         near = describe(lm.tokenizer, lm.tokenizer(text, add_special_tokens=False).input_ids)[0].text
-        raise ValueError(f"the {role} {text!r} is no token of its own; {near!r} is one. Give that, or the token's id")
+        raise ValueError(f"the {role} {text!r} is not a token of its own; {near!r} is. Give that, or the token's id")
     if len(ids) != 1:
         parts = [t.text for t in describe(lm.tokenizer, ids)]
         hint = "" if text.startswith(" ") else f" Most words in a sentence start with a space: try {' ' + text!r}."
         raise ValueError(
-            f"the {role} {text!r} is {len(ids)} tokens {parts}; it has to be one. The first is {parts[0]!r}.{hint}"
+            f"the {role} {text!r} is {len(ids)} tokens {parts}; it must be one. The first is {parts[0]!r}.{hint}"
         )
     return int(ids[0])
 
 
 def word_for(lm: TextModel, id: int, *, after: torch.Tensor | None = None) -> str | int:
-    """What to write for a token so that `single_token` finds it again: its text, or its id where that will not do."""
+    """How to write a token so that `single_token` finds it again: its text, or else its id."""
     text = describe(lm.tokenizer, [id])[0].text
     try:
         return text if text and single_token(lm, text, after=after) == id else id
@@ -180,7 +179,7 @@ def word_for(lm: TextModel, id: int, *, after: torch.Tensor | None = None) -> st
 
 
 def _following(tokenizer: Any, text: str, after: torch.Tensor | None) -> list[int]:
-    """The ids of a text that goes on from others, or from no matter what.
+    """The ids of a text that continues others, or anything.
 
     One token if there is one: what the tokenizer makes of the text at that place, else a token that reads like it.
     None where the only token reads otherwise, as `Mary` does that stands for ` Mary`.

@@ -1,4 +1,4 @@
-"""A clean and a corrupt prompt, held side by side token by token."""
+"""A clean and a corrupt prompt, compared token by token."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Pair:
 
 
 def align(lm: TextModel, clean: Prompt, corrupt: Prompt) -> Pair:
-    """Two prompts held side by side.
+    """Two prompts, aligned by position.
 
     Raises:
-        ValueError: they have different numbers of tokens; the message shows where they part.
+        ValueError: they have different numbers of tokens; the message shows where they diverge.
     """
     a, b = encode(lm, clean), encode(lm, corrupt)
     left, right = (describe(lm.tokenizer, ids[0].tolist()) for ids in (a, b))

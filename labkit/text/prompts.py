@@ -1,4 +1,4 @@
-"""What a prompt is, wherever one goes in: one or several, as it was asked, and as JSON."""
+"""Prompts as arguments: one or several, as given, and as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prompts_of(given: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def several(given: Any) -> list[Prompt] | None:
-    """The prompts of a list of them, or of ids (n, seq); None where this is one prompt, or none at all."""
+    """The prompts of a list of them, or of ids (n, seq); None if this is one prompt, or none."""
     if isinstance(given, torch.Tensor):
         return list(given) if given.ndim == 2 and len(given) > 1 else None
     if not isinstance(given, Sequence) or isinstance(given, str) or is_chat(given):
@@ -34,7 +34,7 @@ def several(given: Any) -> list[Prompt] | None:
 
 
 class Each(Protocol[P, R]):
-    """What gives a result for one prompt, and a list of them for several."""
+    """A function that gives a result for one prompt, and a list of results for several."""
 
     @overload
     def __call__(self, lm: Any, prompt: Prompt, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -43,10 +43,9 @@ class Each(Protocol[P, R]):
 
 
 def each_prompt(look: Callable[Concatenate[Any, Any, P], R]) -> Each[P, R]:
-    """Let a function of one prompt take several, one after the other: each result is the one it has alone.
+    """Let a function of one prompt take several, one after the other, each with the result it has alone.
 
-    A generation that was stopped ends the list. An error names the prompt that it met, and has what was done before it
-    as its `results`.
+    A generation that was stopped ends the list. An error names its prompt, and has the results before it as `results`.
     """
     name = list(signature(look).parameters)[1]
 
@@ -63,7 +62,7 @@ def each_prompt(look: Callable[Concatenate[Any, Any, P], R]) -> Each[P, R]:
             except Exception as error:
                 error.results = found  # type: ignore[attr-defined]
                 error.add_note(
-                    f"this was prompt {len(found) + 1} of {len(many)}; those before it are this error's `results`"
+                    f"this was prompt {len(found) + 1} of {len(many)}; earlier results are in this error's `results`"
                 )
                 raise
             if getattr(found[-1], "finish", None) == "stopped":
@@ -74,8 +73,7 @@ def each_prompt(look: Callable[Concatenate[Any, Any, P], R]) -> Each[P, R]:
 
 
 def asked(lm: TextModel, prompt: Prompt) -> Prompt:
-    """A prompt to be kept in a recipe: what is done later to the list of messages does not change it, and it gives the
-    same tokens tomorrow (a template that writes today's date has it from then on)."""
+    """A prompt for a recipe: a copy of its messages, with today's date pinned if the template writes it."""
     if not is_chat(prompt):
         return prompt.cpu() if isinstance(prompt, torch.Tensor) else prompt
     assert not isinstance(prompt, str | torch.Tensor)

@@ -1,9 +1,8 @@
-"""Which part of a prompt is whose.
+"""Which part of a prompt belongs to whom.
 
-Where a message stands in what the chat template wrote is not searched for, as its words may stand elsewhere, too: the
-template writes the chat once more with a mark in the message's place, and what stands where the mark is, is the
-message. What the template strips or leaves out, it is seen to; where the rest of the text changes with the message, so
-that its place cannot be told, there is no region.
+A message is not found by searching for its words, which may occur elsewhere too: the template renders the chat once
+more with a mark in the message's place, and what is at the mark is the message. Text that the template strips or leaves
+out is handled; if the rest of the text changes with the message, so that its place is unknown, there is no region.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Region:
-    """A stretch of a prompt, positions `start` to `stop` - 1: what a `system`, `user` or `assistant` message says, or
-    `thinking`, what a reasoning model says to itself, its marks included."""
+    """A stretch of a prompt, positions `start` to `stop` - 1: a `system`, `user` or `assistant` message, or `thinking`,
+    a reasoning model's own notes with their marks.
+    """
 
     kind: str
     start: int
@@ -37,10 +37,10 @@ class Region:
 
 
 def regions(lm: TextModel, prompt: Prompt) -> list[Region]:
-    """Which part of a prompt is whose, in order; what is in no region is the chat template's own.
+    """Which part of a prompt belongs to whom, in order; everything else is the chat template's own.
 
     Messages are known for a chat. Thoughts are the model's: in a chat `<think>` is looked for in its own turns alone,
-    elsewhere everywhere. A message that is empty, or whose place cannot be told, has no region.
+    elsewhere everywhere. A message that is empty, or whose place is unknown, has no region.
     """
     ids = encode(lm, prompt)[0].tolist()
     tokens = describe(lm.tokenizer, ids)
@@ -61,7 +61,7 @@ def regions(lm: TextModel, prompt: Prompt) -> list[Region]:
 
 
 def thinking(tokens: Sequence[Token]) -> list[Region]:
-    """The `<think>` regions among tokens, marks included; one that is not closed goes on to the end.
+    """The `<think>` regions among tokens, marks included; one that is not closed extends to the end.
 
     A `</think>` that nothing opened closes what began after the last special token: models whose template opens it
     put out the rest alone.

@@ -1,4 +1,4 @@
-"""Token text for people: what the model sees and what people are shown are kept apart.
+"""Token text for people: what the model sees and what is displayed are kept apart.
 
 A `Token` has the id, the exact bytes it stands for where they are known, and a display text in which spaces, newlines,
 lone bytes and special tokens are visible.

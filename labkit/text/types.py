@@ -1,4 +1,4 @@
-"""What text is turned into ids for, and what it is before that."""
+"""The types of prompts, and of a model as far as text needs one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Prompts = list[str] | tuple[str, ...] | Sequence[torch.Tensor] | Sequence[Sequen
 
 
 class TextModel(Protocol):
-    """What this package needs to know of a model: its tokenizer, its name for messages, and which ids it takes."""
+    """What this package needs of a model: its tokenizer, its name for messages, and its range of ids."""
 
     name: str
     tokenizer: Any

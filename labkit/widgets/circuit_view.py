@@ -21,15 +21,15 @@ _WIDE, _ROW, _TALL = 640, 26, 17  # of the saved picture: its width, from layer 
 
 
 class CircuitView(Block):
-    """The parts of a circuit by layer, the text going in at the bottom, and its edges: blue ones carry toward the
-    answer, orange ones against it, the wider the more. Beside it all edges are in a list, for keyboards.
+    """The parts of a circuit by layer, the text going in at the bottom, and its edges: blue ones toward the answer,
+    orange ones against it, wider if stronger. Beside it all edges are in a list, for keyboards.
 
     Args:
         circuit: from `EdgeScores.circuit`.
 
     Traits:
         selection, hovered: the number of an edge in `circuit.edges`, or None.
-        node: the name of the part whose edges alone are shown, such as `z.23.3`, or None.
+        node: the part whose edges alone are shown, such as `z.23.3`, or None.
     """
 
     _esm = module("circuit_view")
@@ -82,7 +82,7 @@ class CircuitView(Block):
     def _a_node(self, proposal: Any) -> Any:
         value = proposal["value"]
         if value is not None and value not in [node[0] for node in self.nodes]:
-            raise t.TraitError(f"{value!r} is no part of this circuit; circuit.nodes lists them")
+            raise t.TraitError(f"{value!r} is not part of this circuit; circuit.nodes lists them")
         return value
 
     def snapshot(self) -> str:

@@ -40,21 +40,21 @@ REACH = 3.0  # the slider goes from minus to plus this
 
 
 class SteerLab(Tool):
-    """Steer what a model writes. Move the strength, and the text on the right is written anew.
+    """Steer what a model writes. Move the strength, and the text on the right is rewritten.
 
     Args:
         lm: the model.
         prompt: the text to continue; chat messages or token ids (1, seq) as well.
-        positive, negative: prompts that have what is wanted, and that lack it.
+        positive, negative: prompts that have what is wanted, and prompts that lack it.
         layer: after which layer the vector is taken and added; by default a little above the middle.
         strength: how many times the vector is added; negative for the opposite.
         control: use a random direction of the same length instead.
         max_new_tokens: at most this many tokens.
-        background: do the work in a thread of its own; by default everywhere but in Colab.
+        background: work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
         prompt, positive, negative, layer, strength, control, max_new_tokens: the settings; the first is any prompt,
-            positive and negative are texts with one prompt a line.
+            positive and negative are texts with one prompt per line.
         vector: the `SteeringVector`, or None.
         before, after: the two `Generation`s, or None.
     """
@@ -200,7 +200,7 @@ class SteerLab(Tool):
     def _write(
         self, name: str, prompt: Prompt, stop: threading.Event, steered: tuple[SteeringVector, float] | None
     ) -> Generation:
-        """Have the model write into one of the strips, with what it has so far shown every now and then."""
+        """Write into one of the strips, showing progress now and then."""
         written: list[GeneratedToken] = []
         due = time.monotonic()
         strip = self.strips[name]
@@ -229,7 +229,7 @@ class SteerLab(Tool):
                 show()
 
     def _mark(self, plain: Generation, after: Generation) -> None:
-        """Mark the first token at which the two texts part."""
+        """Mark the first token at which the two texts diverge."""
         ids = [[one.id for one in text.tokens] for text in (plain, after)]
         shared = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
         for strip, own in zip(self.strips.values(), ids, strict=True):

@@ -154,7 +154,7 @@ def test_weights_say_what_they_are(page: Page, view: Locator) -> None:
     expect(large(view).locator(".labkit-title")).to_have_text("Value-weighted, layer 23, head 3")
     weigh.select_option("contribution to a logit")
     expect(large(view).locator(".labkit-title")).to_contain_text(
-        "what looks from the last token add to ' Mary' − ' John'"
+        "what each head adds to ' Mary' − ' John' from the last token"
     )
     weigh.select_option("attention")
     expect(large(view).locator(".labkit-title")).to_have_text("Layer 23, head 3")

@@ -26,13 +26,15 @@ def the_view(page: Page) -> Locator:
 
 
 def the_map(page: Page) -> Locator:
-    return the_view(page).locator(".labkit-heatmap").filter(has_text="What each layer would say").first
+    return the_view(page).locator(".labkit-heatmap").filter(has_text="What each layer would predict").first
 
 
 def test_the_lens_opens_with_a_word_in_every_cell(page: Page) -> None:
     view = the_view(page)
     expect(view.locator(".labkit-status").first).to_contain_text("30 layers × 14 positions in")
-    expect(the_map(page).locator(".labkit-title")).to_have_text("What each layer would say next, read from resid_post")
+    expect(the_map(page).locator(".labkit-title")).to_have_text(
+        "What each layer would predict next, read from resid_post"
+    )
     stage = the_map(page).locator(".labkit-stage")
     stage.focus()
     page.keyboard.press("End")
@@ -81,7 +83,9 @@ def test_one_tokens_way_is_followed_by_keyboard(page: Page) -> None:
 
 def test_site_and_colour_are_chosen(page: Page) -> None:
     the_view(page).get_by_label("site").select_option("attn_out (attention)")
-    expect(the_map(page).locator(".labkit-title")).to_have_text("What each layer would say next, read from attn_out")
+    expect(the_map(page).locator(".labkit-title")).to_have_text(
+        "What each layer would predict next, read from attn_out"
+    )
     the_view(page).get_by_label("colour").select_option("rank of followed token")
     expect(the_map(page).locator(".labkit-stage")).to_have_attribute("aria-label", re.compile("rank of ·John"))
     assert kernel_says(page, "print(view.site, view.shade, view.lens.site)") == "attn_out rank attn_out"
@@ -150,14 +154,18 @@ def test_a_page_that_is_reloaded_shows_the_same(page: Page, lab: Lab) -> None:
     seen = seen_in(page)
     page.reload()
     expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible()
-    expect(the_map(page).locator(".labkit-title")).to_have_text("What each layer would say next, read from attn_out")
+    expect(the_map(page).locator(".labkit-title")).to_have_text(
+        "What each layer would predict next, read from attn_out"
+    )
     expect(the_view(page).locator(".labkit-token-bars .labkit-title")).to_have_text("Layer 1, attn_out")
     assert seen_in(page) == seen
     button(the_view(page), "Steering").click()
     expect(the_view(page).locator(".labkit-strip").filter(has_text="After: +1.5 × the direction")).to_be_visible()
     button(the_view(page), "Lens").click()
     the_view(page).get_by_label("site").select_option("resid_post (whole stream)")  # it is alive
-    expect(the_map(page).locator(".labkit-title")).to_have_text("What each layer would say next, read from resid_post")
+    expect(the_map(page).locator(".labkit-title")).to_have_text(
+        "What each layer would predict next, read from resid_post"
+    )
 
 
 def seen_in(page: Page) -> list[str]:
@@ -175,7 +183,7 @@ def test_a_bad_token_is_answered_in_words_and_nothing_is_lost(page: Page) -> Non
     follow = the_view(page).get_by_label("follow")
     follow.fill("antidisestablishment")
     follow.press("Enter")
-    expect(the_view(page).get_by_role("alert")).to_contain_text("it has to be one")
+    expect(the_view(page).get_by_role("alert")).to_contain_text("it must be one")
     expect(the_map(page)).to_be_visible()
     expect(the_view(page).locator(".labkit-token-bars tr")).to_have_count(10)
 

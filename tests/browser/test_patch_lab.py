@@ -180,7 +180,7 @@ def test_several_cells_are_chosen_with_mouse_and_keyboard_and_escape_lets_go(pag
     page.keyboard.up("Shift")
     go_to(page, tool, layer=21, column=9)
     page.keyboard.press("Shift+Enter")
-    expect(tool.locator(".labkit-token-bars")).to_contain_text("one by one")
+    expect(tool.locator(".labkit-token-bars")).to_contain_text("sum of single patches")
     assert kernel_says(page, "print(patching.chosen, patching.arrow)") == "[(21, 13), (21, 9)] None"
     grid_of(tool).locator(".labkit-stage").focus()
     page.keyboard.press("Escape")

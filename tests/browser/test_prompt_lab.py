@@ -279,7 +279,7 @@ def test_a_pasted_text_is_scored_and_its_surprises_stand_out(page: Page) -> None
     lab = cell(page, "prompt")
     button(lab, "Score a text").click()
     ask(lab, "Monday, Tuesday, Wednesday, Thursday, banana, Saturday, Sunday")
-    expect(status(lab)).to_contain_text(re.compile(r"perplexity [\d.]+ · [\d.]+ bits a byte"))
+    expect(status(lab)).to_contain_text(re.compile(r"perplexity [\d.]+ · [\d.]+ bits per byte"))
     surprise = lab.locator(".labkit-is-surprise").filter(has_text="ban")
     expect(surprise).to_have_count(1)
     surprise.hover()
@@ -290,7 +290,7 @@ def test_four_bits_and_sixteen_stand_side_by_side_with_what_differs_marked(page:
     lab = cell(page, "two")
     button(lab, "Run").click()
     strips = lab.locator(".labkit-strip:visible")
-    expect(status(lab)).to_contain_text("They part at token")
+    expect(status(lab)).to_contain_text("They diverge at token")
     expect(strips).to_have_count(2)
     first, second = (strips.nth(n).bounding_box() for n in range(2))
     assert first
@@ -373,7 +373,7 @@ def test_after_a_reload_with_the_kernel_alive_everything_is_there(page: Page, la
     cell(page, "long").locator(".labkit-token").nth(4000).hover()
     expect(cell(page, "long").locator(".labkit-note:visible tr")).to_have_count(10)
     button(two, "Run").click()  # and it works on
-    expect(status(two)).to_contain_text("They part at token")
+    expect(status(two)).to_contain_text("They diverge at token")
 
 
 def test_a_saved_notebook_shows_the_pictures_without_a_kernel(page: Page, lab: Lab, browser: Browser) -> None:

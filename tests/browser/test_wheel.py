@@ -115,7 +115,7 @@ def test_the_labkit_that_runs_is_the_one_of_the_wheel(installed: Installed) -> N
 def test_labkit_lab_copies_the_notebooks_says_where_and_opens_the_first(lab: Lab, browser: Browser) -> None:
     log = (lab.root.parent / "log.txt").read_text()
     names = {file.name for file in (ROOT / "notebooks").glob("*.ipynb")}
-    assert f"The notebooks are in {lab.root}, {len(names)} of them copied there now." in log
+    assert f"The notebooks are in {lab.root}, {len(names)} of them just copied." in log
     assert {file.name for file in lab.root.glob("*.ipynb")} == names
     with open_notebook(browser, lab, "00_start_here.ipynb") as page:
         run_all(page)

@@ -162,7 +162,7 @@ def test_a_layer_s_weight_and_bias_are_those_that_it_computes_with_in_16_bits_to
 def test_an_adapter_that_is_no_linear_map_is_named_as_the_reason():
     lm = lk.wrap(adapted("llama", Gated), tokenizer())
     for site in ("mlp_act.0", "head_out.1"):
-        with pytest.raises(ValueError, match=r"adapter that is no linear map.*merge the adapter first"):
+        with pytest.raises(ValueError, match=r"adapter that is not a linear map.*merge the adapter first"):
             lm.run(IDS, read=[site])
     with pytest.raises(ValueError, match="merge the adapter first"):
         lk.edge_attribution(lm, IDS, CORRUPT, ANSWER, FOIL, progress=False)

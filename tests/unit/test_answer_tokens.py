@@ -144,7 +144,7 @@ def test_everything_that_takes_an_answer_takes_it_after_its_prompt(lm):
 
 
 def test_several_tokens_are_refused_with_what_they_are(lm):
-    with pytest.raises(ValueError, match=r"is \d tokens \[.*it has to be one. The first is"):
+    with pytest.raises(ValueError, match=r"is \d tokens \[.*it must be one. The first is"):
         single_token(lm, f" {NAMES[0]} {NAMES[1]}", after=lm.encode(NAMES[2]))
     with pytest.raises(ValueError, match="is empty"):
         single_token(lm, "", after=lm.encode(NAMES[2]))
@@ -157,7 +157,7 @@ def test_a_word_that_has_a_token_with_its_space_alone_is_refused_without_it():
     made.normalizer, made.decoder = PREPEND, SPACE
     lm = model(PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>"))
     assert single_token(lm, " Mary") == single_token(lm, " Mary", after=lm.encode("Mary")) == pieces.index("▁Mary")
-    with pytest.raises(ValueError, match="'Mary' is no token of its own; ' Mary' is one"):
+    with pytest.raises(ValueError, match="'Mary' is not a token of its own; ' Mary' is"):
         single_token(lm, "Mary")
     with pytest.raises(ValueError, match="'Mary' is 4 tokens"):
         single_token(lm, "Mary", after=lm.encode("Mary"))

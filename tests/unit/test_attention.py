@@ -174,7 +174,7 @@ def test_scores_is_a_table_with_columns_of_ones_own(lm4):
     assert best.previous_token == pytest.approx(
         patterns.pattern(int(best.layer), int(best["head"])).diagonal(-1).mean()
     )
-    with pytest.raises(ValueError, match="there is no score 'nonsense'; there are previous_token"):
+    with pytest.raises(ValueError, match="there is no score 'nonsense'; use one of previous_token"):
         patterns.grid("nonsense")
 
 
@@ -241,7 +241,7 @@ def test_what_was_saved_is_opened_without_the_model(lm4, tmp_path):
     assert saved.figure(3, 0).data[0].z.shape == (14, 14)
     with pytest.raises(ValueError, match=r"no pattern of layer 4; it has \[3, 24\]"):
         saved.pattern(4)
-    with pytest.raises(ValueError, match="open the model"):
+    with pytest.raises(ValueError, match="load the model"):
         saved.figure(3, 0, weighting="value")
 
 
@@ -293,9 +293,9 @@ def test_a_knock_out_says_what_changed(lm4):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"heads": []}, "no head is chosen"),
+        ({"heads": []}, "no heads to ablate"),
         ({"heads": [(0, 9)]}, "head 9 is out of range"),
-        ({"heads": HEADS, "how": "gently"}, "how is one of zero, mean, other, other_pattern"),
+        ({"heads": HEADS, "how": "gently"}, "how must be one of zero, mean, other, other_pattern"),
         ({"heads": HEADS, "how": "other"}, "give other="),
         ({"heads": HEADS, "how": "other", "other": CORRUPT + " a"}, "clean has 14 tokens, corrupt 15"),
     ],

@@ -74,7 +74,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(error, cache):
 def test_a_file_in_the_place_of_the_cache_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(CacheUnusable, match="is a file and no folder"):
+    with pytest.raises(CacheUnusable, match="is a file, not a folder"):
         entry("models/thing", closed)
 
 

@@ -169,7 +169,7 @@ def test_gemma_is_known_by_its_turns():
 
 def test_a_chat_without_the_bos_that_text_gets_is_said_once(llama2, monkeypatch):
     monkeypatch.setattr(llama2.tokenizer, "chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")
-    with pytest.warns(UserWarning, match=r"writes no '<s>' at the beginning") as caught:
+    with pytest.warns(UserWarning, match=r"does not write '<s>' at the beginning") as caught:
         assert llama2.encode(TALK)[0, 0] != llama2.tokenizer.bos_token_id
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
@@ -203,7 +203,7 @@ def test_a_tokenizer_that_does_not_give_back_what_it_gets_is_warned_about_once(n
         lm.encode("plain")
         lm.encode(text)
         lm.encode(text)
-    assert [("does not give back" in str(one.message)) for one in caught] == [True] * warns
+    assert [("does not round-trip" in str(one.message)) for one in caught] == [True] * warns
 
 
 def test_an_unknown_character_is_warned_about_with_what_comes_back():

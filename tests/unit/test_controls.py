@@ -67,7 +67,7 @@ def test_an_effect_that_any_disturbance_has_is_seen_through(lm32):
     grid = lk.patch(lm32, *PAIR, metric=distance, direction="noise", layers=[26], positions=[13], progress=False)
     made = lk.controls(lm32, *PAIR, metric=distance, direction="noise", grid=grid, n=4, progress=False)
     assert made["random prompts"].ok is False
-    assert "taking away what was there" in made["random prompts"].says
+    assert "removing what was there" in made["random prompts"].says
 
 
 @pytest.mark.parametrize("site", ["z", pytest.param("pattern", marks=pytest.mark.long), "attn_out"])
@@ -94,14 +94,14 @@ def test_it_can_be_stopped_between_and_within_checks_and_begun_again(lm4):
 
 def test_bad_input_is_refused_with_words(lm4):
     grid = lk.patch(lm4, *PAIR, layers=[20], progress=False)
-    with pytest.raises(ValueError, match="the grid is of something else: its site is 'resid_pre', not 'attn_out'"):
+    with pytest.raises(ValueError, match="the grid is for something else: its site is 'resid_pre', not 'attn_out'"):
         lk.controls(lm4, *PAIR, site="attn_out", grid=grid)
     partial = lk.PatchJob(lm4, *PAIR).grid
     with pytest.raises(ValueError, match="exact and complete"):
         lk.controls(lm4, *PAIR, grid=partial)
-    with pytest.raises(ValueError, match="same on both prompts"):
+    with pytest.raises(ValueError, match="the metric does not differ"):
         lk.controls(lm4, CLEAN, CLEAN, " Mary", " John", progress=False)
-    with pytest.raises(ValueError, match="one cell at least"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         lk.controls(lm4, *PAIR, cells=0)
 
 

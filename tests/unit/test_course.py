@@ -39,15 +39,15 @@ WRONG = {
     "00.2": ("norms", "most megabytes"),
     "00.3": ("meta-llama/Llama-2-7b-hf", "is not public"),
     "01.1": ("The capital of Germany is", "likeliest next token is"),
-    "02.1": (20, "tokens likelier than ' Paris'"),
-    "02.2": (5, "the attention of layer 5 says"),
+    "02.1": (20, "tokens are likelier than ' Paris'"),
+    "02.2": (5, "the attention output of layer 5 gives"),
     "02.3": ((23, 3), "Look for less than -0.5"),
     "06.1": (0, "Look for more than +4"),
     "06.2": (3.0, "That costs too much"),
     "06.3": ((["one"], ["two"]), "At least four pairs"),
     "01.2": ("Purple seven runs the quietly of because green to and a", "Look for less than 2"),
     "01.3": ((0, "."), "Greedy has log-probability"),
-    "01.4": ("word", "tokens. What is rare"),
+    "01.4": ("word", "tokens. Text that is rare"),
     "03.1": ((0, 40), "heads from 0 to 8"),
     "03.2": ((0, 0), "Look for more than two fifths"),
     "03.3": ((0, 0), "goes from"),
@@ -58,7 +58,7 @@ WRONG = {
     "10.2": (80, "0.71 times as wide"),
     "05.1": ((23, 3), "Look for the smallest number"),
     "05.2": ("q", "Try the others"),
-    "05.3": (1500, "Hand in a circuit"),
+    "05.3": (1500, "must be a circuit"),
 }
 
 
@@ -107,7 +107,7 @@ def test_some_pair_misleads_and_others_do_not(lm4, capsys):
 
 def test_a_circuit_is_judged_by_pairs_that_it_was_not_found_with(lm4, capsys):
     edges = lk.edge_attribution(lm4, CLEAN, CORRUPT, " Mary", " John", steps=2, progress=False)
-    for n_edges, says in ((1500, "Right."), (60, "Get to 0.6"), (5000, "2.5% is the most")):
+    for n_edges, says in ((1500, "Right."), (60, "reach 0.6"), (5000, "at most 2.5%")):
         check("05.3", edges.circuit(n_edges), lm4)
         assert says in capsys.readouterr().out
 

@@ -84,7 +84,7 @@ def _peak(call) -> int:
     return int(held.max())
 
 
-@pytest.mark.parametrize(("answer", "says"), [("", "empty"), ("antidisestablishment", "it has to be one")])
+@pytest.mark.parametrize(("answer", "says"), [("", "empty"), ("antidisestablishment", "it must be one")])
 def test_a_bad_answer_is_named(full, answer, says):
     with pytest.raises(ValueError, match=says):
         lk.direct_logit_attribution(full, CLEAN, answer)

@@ -249,15 +249,15 @@ def test_a_circuit_of_several_pairs_comes_from_their_mean(llama, scored):
 
 def test_what_cannot_work_is_said(llama, scored):
     for call, says in (
-        (lambda: lk.edge_attribution(llama, *PAIR, steps=0), "steps is at least 1"),
+        (lambda: lk.edge_attribution(llama, *PAIR, steps=0), "steps must be at least 1"),
         (lambda: lk.edge_attribution(llama, IDS, CORRUPT_IDS[:, :5], ANSWER, FOIL), "clean has 12 tokens, corrupt 5"),
-        (lambda: scored.circuit(), "say how large"),
-        (lambda: scored.circuit(10, threshold=0.1), "say how large"),
+        (lambda: scored.circuit(), "give the size"),
+        (lambda: scored.circuit(10, threshold=0.1), "give the size"),
         (lambda: scored.circuit(threshold=99.0), "no path from the embedding"),
         (lambda: scored.circuit(30).faithfulness(llama, []), "at least one pair"),
         (lambda: scored.circuit(30).faithfulness(llama, ["abcd"]), "a pair is"),
-        (lambda: scored.circuit(30).without("embed", "z.1.1"), "is no edge of this circuit"),
-        (lambda: lk.EdgeScores.mean([]), "one or more scores"),
+        (lambda: scored.circuit(30).without("embed", "z.1.1"), "is not an edge of this circuit"),
+        (lambda: lk.EdgeScores.mean([]), "at least one EdgeScores"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=says):
             call()

@@ -71,17 +71,17 @@ def test_a_failing_callback_leaves_the_model_as_it_was(lm4):
     ("prompt", "settings", "says"),
     [
         ("", {}, "the prompt is empty"),
-        (CLEAN, {"temperature": -1}, "temperature is 0 or more"),
-        (CLEAN, {"temperature": 1e-6}, "say 0 for that"),
+        (CLEAN, {"temperature": -1}, "temperature must be at least 0"),
+        (CLEAN, {"temperature": 1e-6}, "use 0 for that"),
         (CLEAN, {"top_p": 0}, "top_p is above 0"),
         (CLEAN, {"top_p": float("nan")}, "top_p is above 0"),
-        (CLEAN, {"top_k": -1}, "top_k is 0 or more"),
+        (CLEAN, {"top_k": -1}, "top_k must be at least 0"),
         (CLEAN, {"min_p": 1.5}, "min_p is from 0 to 1"),
         (CLEAN, {"repetition_penalty": 0}, "repetition_penalty is above 0"),
         (CLEAN, {"stop_strings": [""]}, "at least one character"),
         (CLEAN, {"max_new_tokens": 0}, "max_new_tokens"),
         (CLEAN, {"max_new_tokens": 9000}, "822 more than the 8192"),
-        (CLEAN, {"top_p": 0.9, "min_p": 0.1}, "top_p and min_p would change nothing"),
+        (CLEAN, {"top_p": 0.9, "min_p": 0.1}, "top_p and min_p would have no effect"),
         (["a", 3], {}, "a prompt is text"),
     ],
 )
@@ -149,7 +149,7 @@ def test_an_interrupt_keeps_what_was_written(lm4):
         if token.token.text == " and":
             raise KeyboardInterrupt
 
-    with pytest.warns(UserWarning, match="2 tokens written by then are kept"):
+    with pytest.warns(UserWarning, match="2 tokens written so far are kept"):
         generation = lm4.generate(CLEAN, on_token=interrupt)
     assert generation.text == " Mary and"
     assert generation.finish == "stopped"

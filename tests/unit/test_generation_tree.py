@@ -119,11 +119,11 @@ def test_what_was_written_before_a_failure_stays_in_the_tree(lm4):
     [
         (lambda t: t.branch("A", 99, " a"), "places 0 to 7"),
         (lambda t: t.branch("Z", 0, " a"), "no branch 'Z' in this tree; there are: A, B, C"),
-        (lambda t: t.branch("A", 0, " Maryanne"), "it has to be one"),
+        (lambda t: t.branch("A", 0, " Maryanne"), "it must be one"),
         (lambda t: t.branch("A", 0, " John", top_p=0.5), "temperature 0 always takes"),
         (lambda t: t.branch("A", 0, " John", name="B"), "choose another name"),
         (lambda t: t.extend("A", 9000), "more than the 8192"),
-        (lambda t: t.start(), "first branch already"),
+        (lambda t: t.start(), "already has its first branch"),
     ],
 )
 def test_what_cannot_be_grown_is_told_and_leaves_the_tree_alone(grown, call, says):

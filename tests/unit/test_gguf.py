@@ -143,7 +143,7 @@ def test_converting_shows_its_progress(made, capsys):
 
 def test_one_too_large_to_convert_is_told_before_it_is_read(made, monkeypatch):
     monkeypatch.setattr("labkit.models.sources.default_model.available", lambda device: 1e5)
-    with pytest.raises(NotEnoughMemory, match="while it is converted"):
+    with pytest.raises(NotEnoughMemory, match="for its conversion"):
         lk.load(made[1], progress=False)
 
 
@@ -225,7 +225,7 @@ def test_parts_of_two_models_are_told(one, tmp_path):
     files = split(one[1], tmp_path)
     rewrite(files[1], tmp_path / "x", lambda name: "attn_q" not in name, part=1, parts=3)
     (tmp_path / "x").rename(files[1])
-    refused(files[0], tmp_path, "they are not of one model")
+    refused(files[0], tmp_path, "they do not match")
 
 
 @pytest.mark.parametrize("part", ["blk.0.", "blk.1.", "blk.1.ffn_down", "output_norm", "token_embd"])

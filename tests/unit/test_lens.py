@@ -149,8 +149,8 @@ def test_ranks_of_an_older_file_are_counted_from_one_when_it_is_opened(lm4, tmp_
         ({"site": "z"}, "a lens reads resid_post, attn_out, mlp_out; got 'z'"),
         ({"positions": [14]}, "position 14 is out of range; the prompt has 14 tokens"),
         ({"positions": []}, "no positions to read"),
-        ({"follow": "antidisestablishment"}, "it has to be one"),
-        ({"k": 0}, "1 or more; got 0"),
+        ({"follow": "antidisestablishment"}, "it must be one"),
+        ({"k": 0}, "at least 1; got 0"),
     ],
 )
 def test_bad_settings_are_answered_in_words(lm4, settings, says):
@@ -202,7 +202,7 @@ def test_colours_sites_and_followed_tokens_are_settings(view):
     view.wait(300)
     assert view.lens.site == "attn_out"
     view.follow = "antidisestablishment"
-    assert "it has to be one" in view.status.text
+    assert "it must be one" in view.status.text
     assert view.status.kind == "error"
     assert view.lens.site == "attn_out"  # what was there is still there
     view.follow, view.site, view.shade = "", "resid_post", "probability"

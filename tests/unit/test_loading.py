@@ -159,7 +159,7 @@ def test_chat_and_text_have_one_bos_at_most(lm4):
 
 @pytest.mark.parametrize("bits", [3, "4", 64])
 def test_bits_that_do_not_exist_are_told(bits):
-    with pytest.raises(ValueError, match="bits is 4, 8, 16 or 32"):
+    with pytest.raises(ValueError, match="bits must be 4, 8, 16 or 32"):
         lk.load(bits=bits)
 
 
@@ -215,7 +215,7 @@ def hub_error(kind: type[Exception], text: str = "") -> Exception:
 @pytest.mark.parametrize(
     ("cause", "name", "becomes", "says"),
     [
-        (hub.GatedRepoError, "meta-llama/Llama-2-7b-hf", GatedModel, "accept it there, then log in here with `hf auth"),
+        (hub.GatedRepoError, "meta-llama/Llama-2-7b-hf", GatedModel, "while logged in, then log in here with `hf auth"),
         (hub.RepositoryNotFoundError, "meta-llama/Llama-2-7b-fh", ModelNotFound, "mean meta-llama/Llama-2-7b-hf"),
         (hub.RevisionNotFoundError, "Qwen/Qwen3-0.6B", ModelNotFound, "no such revision"),
         (hub.LocalEntryNotFoundError, "Qwen/Qwen3-0.6B", NoNetwork, "the hub cannot be reached"),

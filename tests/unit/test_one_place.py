@@ -115,7 +115,7 @@ def test_a_metric(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     assert metrics.label_of("certainty") == "certainty of the clean answer"
     estimate = lk.patch(lm, IDS, CORRUPT_IDS, metric="certainty", site="z", method="attribution", progress=False)
     assert estimate.complete
-    with pytest.raises(ValueError, match="there is a metric 'rank' already"):
+    with pytest.raises(ValueError, match="there is already a metric 'rank'"):
         lk.metric("rank", unit="x")(certainty)
 
 
@@ -146,7 +146,7 @@ def test_a_model_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     text.write_text("no model")
     with pytest.raises(LoadError, match=r"it reads shelf:name, nothing, a path that ends in \.gguf"):
         lk.load(str(text))
-    with pytest.raises(ValueError, match="there is a model source 'the shelf' already"):
+    with pytest.raises(ValueError, match="there is already a model source 'the shelf'"):
         sources.register(shelf)
 
 
@@ -162,7 +162,7 @@ def test_a_kind_of_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"it holds a grid, which lk\.open_grid\(path\) opens"):
         file.open_arrays(tmp_path / "grid.npz", "tally")
     assert "| a tally | `open_tally(path)` | 2 |" in reference()
-    with pytest.raises(ValueError, match="there is a kind of file 'tally' already"):
+    with pytest.raises(ValueError, match="there is already a kind of file 'tally'"):
         file.register(file.Kind("tally", "another", "x"))
 
 

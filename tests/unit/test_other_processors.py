@@ -127,5 +127,5 @@ def test_an_explicit_dtype_is_repeated():
     assert lm.dtype == torch.float32
     assert lm.run(CLEAN, read=["resid_pre.0"])["resid_pre.0"].dtype == torch.float32
     assert lm.memory().total == pytest.approx(113e6, rel=0.02)  # the embedding stays in 16 bits
-    with pytest.raises(ValueError, match="dtype is 'float32', 'bfloat16' or 'float16'; got 'float33'"):
+    with pytest.raises(ValueError, match="dtype must be 'float32', 'bfloat16' or 'float16'; got 'float33'"):
         lk.load(dtype="float33", progress=False)

@@ -114,7 +114,7 @@ def test_a_word_too_many_is_offered_to_be_taken_out(lm4: lk.LanguageModel) -> No
     held = side_by_side(lm4, "I saw a dog", "I saw dog")
     assert held.fix is not None
     assert (held.fix.prompt, held.fix.text) == ("clean", "I saw dog")
-    assert "corrupt has nothing there" in held.words
+    assert "corrupt has no tokens there" in held.words
 
 
 @pytest.mark.parametrize("other", ["Bartholomew", "Wilhelmina", "Liechtenstein"])
@@ -520,7 +520,7 @@ def test_cells_together_are_held_beside_their_sum(lm32: lk.LanguageModel) -> Non
         assert single == pytest.approx(float(lab.grid.values[cell]) - lab.grid.corrupt, abs=1e-6)
     assert report.sum == pytest.approx(sum(report.singles))
     assert f"{report.effect:+.2f}" in lab.bars.note
-    assert f"one by one {report.sum:+.2f} in sum" in lab.bars.note
+    assert f"sum of single patches {report.sum:+.2f}" in lab.bars.note
     with pytest.raises(ValueError, match="at least one"):
         together(lm32, lab.grid, [])
 

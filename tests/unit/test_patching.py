@@ -414,7 +414,7 @@ def test_a_metric_of_ones_own_sees_rows_of_logits(lm32):
 
     grid = lk.patch(lm32, CLEAN, CORRUPT, metric=top, layers=[10], progress=False)
     assert grid.recipe["metric"] == "top"
-    with pytest.raises(ValueError, match=r"must give one number per row, shape \(1,\); it gave \(1, 49152\)"):
+    with pytest.raises(ValueError, match=r"must give one number per row, shape \(1,\); got \(1, 49152\)"):
         lk.patch(lm32, CLEAN, CORRUPT, metric=lambda logits: logits, progress=False)
 
 
@@ -500,9 +500,9 @@ def test_attribution_goes_through_four_bit_layers(lm4):
         ({"positions": [14]}, "position 14 is out of range"),
         ({"heads": [1]}, "the grid is over"),
         ({"over": ("layer", "head")}, "is not possible for resid_pre"),
-        ({"layers": []}, "empty or names one twice"),
-        ({"direction": "up"}, "direction is one of"),
-        ({"method": "guess"}, "method is one of"),
+        ({"layers": []}, "empty or has duplicates"),
+        ({"direction": "up"}, "direction must be one of"),
+        ({"method": "guess"}, "method must be one of"),
         ({"at": 14}, "at=14 is out of range"),
         ({"clean": CLEAN * 700, "corrupt": CLEAN * 700}, "more than the 8192 of .* context"),
     ],

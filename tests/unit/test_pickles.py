@@ -82,7 +82,7 @@ def test_elsewhere_it_says_how_to_get_the_model(results, lm4, monkeypatch):
         lambda: elsewhere["attention"].pattern(3),
         lambda: elsewhere["tree"].extend("A", 3),
     ):
-        with pytest.raises(AttributeError, match=r"result\.lm = lm after:\n\nimport labkit as lk\n\nlm = lk\.load"):
+        with pytest.raises(AttributeError, match=r"result\.lm = lm:\n\nimport labkit as lk\n\nlm = lk\.load"):
             ask()
     elsewhere["run"].lm = lm4
     assert elsewhere["run"]["resid_pre.3"].equal(results["run"]["resid_pre.3"])

@@ -116,7 +116,7 @@ FOREIGN: dict[str, bytes | None] = {
     "a text file": b"Mary and John\n",
     "JSON of another kind": b'{"model": "x"}',
     "looks like JSON": b'{"kind": "gri',
-    "this labkit does not know": b'{"kind": "hologram", "format": 1}',
+    "this version of labkit does not know": b'{"kind": "hologram", "format": 1}',
     "a binary file": bytes(range(256)),
     "the weights of a model": b"GGUF" + bytes(60),
     "a folder": None,
@@ -143,10 +143,10 @@ def test_every_opener_says_what_a_file_of_no_kind_is(
     with pytest.raises(ValueError, match="a bare numpy array"):
         openers[opener](tmp_path / "bare.npy")
     np.savez(tmp_path / "any.npz", values=np.zeros(3))
-    with pytest.raises(ValueError, match="a zip file without a description"):
+    with pytest.raises(ValueError, match="a zip file that labkit did not write"):
         openers[opener](tmp_path / "any.npz")
     np.savez(tmp_path / "pickled.npz", about=np.array({"kind": "grid"}, dtype=object))
-    with pytest.raises(ValueError, match="a zip file without a description"):
+    with pytest.raises(ValueError, match="a zip file that labkit did not write"):
         openers[opener](tmp_path / "pickled.npz")
 
 

@@ -79,7 +79,7 @@ def test_an_error_names_its_prompt_and_keeps_those_before_it(lm4):
     ],
 )
 def test_what_takes_one_prompt_says_so(lm4, call):
-    with pytest.raises(ValueError, match=r"one prompt at a time, and here are 2; .*lk\.score"):
+    with pytest.raises(ValueError, match=r"one prompt at a time; got 2\. .*lk\.score"):
         call(lm4)
 
 

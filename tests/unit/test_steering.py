@@ -73,7 +73,7 @@ def test_code_and_file_give_the_same_vector(lm4, vector, tmp_path):
     ("positive", "negative", "layer", "settings", "says"),
     [
         ([], ["bad"], 3, {}, "no positive prompts"),
-        (["good"], ["good"], 3, {}, "leave layer 3 the same"),
+        (["good"], ["good"], 3, {}, "give the same activations at layer 3"),
         (["good"], ["bad"], 30, {}, "layers 0 to 29"),
         (["good"], [""], 3, {}, "the prompt is empty"),
         (["good"], ["bad"], 3, {"at": "first"}, "'last' or 'mean'; got 'first'"),

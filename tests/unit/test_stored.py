@@ -161,7 +161,7 @@ def test_where_the_cache_cannot_be_written_it_is_loaded_all_the_same(tmp_path, t
     first = logits(load(tmp_path / "m", 4))
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "file"))
     assert torch.equal(first, logits(load(tmp_path / "m", 4)))
-    assert "is not kept" in capsys.readouterr().err
+    assert "was not cached" in capsys.readouterr().err
 
 
 MIXTURE = {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
@@ -297,7 +297,7 @@ def test_packed_four_bits_of_compressed_tensors_are_left_to_the_package(tmp_path
     for bits in (None, 4):
         with pytest.raises(LoadError, match="is stored as compressed-tensors"):
             load(tmp_path, bits)
-    with pytest.raises(ValueError, match="in 4 bits, which cannot be made bits=16"):
+    with pytest.raises(ValueError, match="in 4 bits, which cannot be converted to bits=16"):
         load(tmp_path, 16)
 
 

@@ -227,7 +227,7 @@ def test_a_worker_loads_the_model_once_and_only_the_right_one(lm4):
     assert first is dataclasses.replace(plan_for(lm4, {"site": "z"}), home=-1).model()  # for the next sweep as well
     assert (first.name, first.bits, first.dtype) == (lm4.name, lm4.bits, lm4.dtype)
     changed = dataclasses.replace(plan, key="another", weights="0" * 16)
-    with pytest.raises(ValueError, match="has other weights than the model of this sweep"):
+    with pytest.raises(ValueError, match="with other weights than the model of this sweep"):
         changed.model()
 
 

@@ -97,7 +97,7 @@ def test_mixed_templates_give_more_kinds_of_sentence(lm4):
 
 def test_too_many_are_refused_with_the_number_that_can_be_had(lm4):
     task = lk.task("factual recall")
-    with pytest.raises(ValueError, match=r"factual recall: with the tokenizer of .* (\d+) different pairs") as refused:
+    with pytest.raises(ValueError, match=r"factual recall: the tokenizer of .* only (\d+) different pairs") as refused:
         task.pairs(lm4, n=5000)
     possible = int(str(refused.value).split("n=")[1].split(".")[0])
     assert possible > 200

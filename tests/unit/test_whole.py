@@ -72,14 +72,14 @@ def test_an_embedding_or_an_unembedding_that_is_not_tied_is_missed(tmp_path, tok
 
 def test_weights_of_another_shape_or_number_of_layers_are_refused(llama):
     configure(llama, intermediate_size=160)
-    with pytest.raises(LoadError, match=r"in the shape \(\d+, \d+\) where its config.json makes a model with"):
+    with pytest.raises(LoadError, match=r"with shape \(\d+, \d+\), but its config.json asks for"):
         load(llama)
     configure(llama, intermediate_size=128, num_hidden_layers=3)
     with pytest.raises(LoadError, match=r"are missing: model\.layers\.2"):
         load(llama)
     configure(llama, num_hidden_layers=1)
     for bits in (16, 4):
-        with pytest.raises(LoadError, match=r"weights of layers that its config.json does not have: model\.layers\.1"):
+        with pytest.raises(LoadError, match=r"weights for layers that its config.json does not have: model\.layers\.1"):
             load(llama, bits)
 
 
@@ -98,14 +98,14 @@ def test_a_layer_that_predicts_several_tokens_ahead_is_left_out_without_a_word(t
 def test_tensors_that_the_model_has_no_place_for_are_warned_about(llama):
     tensors = load_file(llama / "model.safetensors")
     write(llama, tensors | {f"model.layers.{n}.self_attn.q_norm.weight": torch.ones(16) for n in range(2)})
-    with pytest.warns(UserWarning, match=r"no place for: model\.layers\.0\.self_attn\.q_norm\.weight"):
+    with pytest.warns(UserWarning, match=r"its model does not use: model\.layers\.0\.self_attn\.q_norm\.weight"):
         load(llama)
 
 
 def test_scales_without_a_word_in_the_configuration_are_refused(llama):
     tensors = load_file(llama / "model.safetensors")
     write(llama, tensors | {"model.layers.0.mlp.up_proj.weight_scale_inv": torch.ones(1, 1)})
-    with pytest.raises(LoadError, match="lacks the part quantization_config"):
+    with pytest.raises(LoadError, match="lacks quantization_config"):
         load(llama)
 
 

@@ -207,6 +207,6 @@ def _dtype_that_fits(config: Any, name: str) -> torch.dtype:
         if need <= 0.8 * have:
             return dtype
     raise NotEnoughMemory(
-        f"{name} takes {in_words(need)} of memory while it is converted and {in_words(have)} are free. Convert it once "
+        f"{name} needs {in_words(need)} of memory for its conversion, but {in_words(have)} are free. Convert it once "
         "on a larger machine with labkit pull; the result in the cache folder is an ordinary checkpoint"
     )

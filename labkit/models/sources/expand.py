@@ -48,10 +48,10 @@ def expanded(tensors: Mapping[str, Tensor], *, dtype: torch.dtype, stored: Mappi
     for name in [name for name, tensor in plain.items() if _is_packed(name, tensor)]:
         weight, (scale, zero) = plain.pop(name), (_take(plain, name, kind) for kind in (_SCALES, _ZEROS))
         if scale is None:
-            raise LoadError(f"the checkpoint has {name} in {weight.kind} and no scale for it; it is not whole")
+            raise LoadError(f"the checkpoint has {name} in {weight.kind} but no scale for it; it is incomplete")
         found[name] = _scaled(name, weight, scale, zero, dtype, block, nibbles=nibbles and weight.kind == "I8")
     for name in [name for name in plain if name.endswith(("_blocks", "_scales", "weight_scale_inv", "weight_scale"))]:
-        raise LoadError(f"the checkpoint has {name} and not the tensor that belongs to it; it is not whole")
+        raise LoadError(f"the checkpoint has {name} but not the tensor that belongs to it; it is incomplete")
     return plain | found
 
 

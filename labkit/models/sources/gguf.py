@@ -19,7 +19,7 @@ def parts(path: Path) -> list[Path]:
     """The files of the model that a GGUF file belongs to, in order: the file alone, or all parts of a split one.
 
     Raises:
-        LoadError: it is no GGUF file, or a part is missing.
+        LoadError: it is not a GGUF file, or a part is missing.
     """
     files = [path]
     if (found := _PART.match(path.name)) and (count := int(found["count"])) > 1:
@@ -50,16 +50,16 @@ def readers(files: list[Path]) -> list[Any]:
     declared = int(_value(found[0], "split.count") or 1)
     if declared > 1 and declared != len(files):
         raise LoadError(
-            f"{files[0].name} is one of {declared} parts of a model that was split. Give the parts the names that they "
-            f"had, ...-00001-of-{declared:05d}.gguf and so on, in one folder, and load any of them"
+            f"{files[0].name} is one of {declared} parts of a model that was split. Give the parts their original "
+            f"names, ...-00001-of-{declared:05d}.gguf and so on, in one folder, and load any of them"
         )
     order = [int(_value(reader, "split.no") or 0) for reader in found]
     if declared > 1 and order != list(range(declared)):
-        raise LoadError(f"the parts of {files[0].name} are not in their order; they say that they are parts {order}")
+        raise LoadError(f"the parts of {files[0].name} are out of order: their headers say parts {order}")
     names = {tensor.name for reader in found for tensor in reader.tensors}
     total = int(_value(found[0], "split.tensors.count") or 0)
     if declared > 1 and total and len(names) != total:
-        raise LoadError(f"the parts of {files[0].name} hold {len(names)} tensors of {total}; they are not of one model")
+        raise LoadError(f"the parts of {files[0].name} hold {len(names)} of {total} tensors; they do not match")
     blocks = _value(found[0], f"{_value(found[0], 'general.architecture')}.block_count")
     # layers that predict several tokens ahead are counted and may be left out
     spare = _value(found[0], f"{_value(found[0], 'general.architecture')}.nextn_predict_layers") or 0
@@ -81,8 +81,8 @@ def _reader(file: Path) -> Any:
         return GGUFReader(file)
     except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError, MemoryError) as error:
         raise LoadError(
-            f"{file.name} is cut short or damaged: what its header speaks of is not all there "
-            f"({file.stat().st_size:,} bytes). {AGAIN}"
+            f"{file.name} is cut short or damaged: its header lists more than it holds ({file.stat().st_size:,} "
+            f"bytes). {AGAIN}"
         ) from error
 
 

@@ -51,7 +51,7 @@ def register(source: Source) -> None:
         ValueError: there is a source of that name.
     """
     if any(one.name == source.name for one in SOURCES):
-        raise ValueError(f"there is a model source {source.name!r} already")
+        raise ValueError(f"there is already a model source {source.name!r}")
     SOURCES.insert(0, source)
 
 

@@ -84,7 +84,7 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
             try:
                 return _through_the_cache(plan, files, tensors, tokenizer, dtype=dtype)
             except CacheUnusable as error:
-                print(f"labkit: {plan.label} in 4 bits is not kept: {error}", file=sys.stderr)
+                print(f"labkit: {plan.label} in 4 bits was not cached: {error}", file=sys.stderr)
         return _finished(replace(plan, dtype=dtype), *_from_tensors(plan, tensors), extra=extra)
     if plan.stored is None or plan.way != "package":
         return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings), extra=extra)

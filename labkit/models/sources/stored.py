@@ -152,14 +152,14 @@ def bits_to_load(stored: Stored | None, asked: int | None, label: str) -> int:
         raise ValueError(f"{label} is stored in {stored.bits} bits; bits={asked} contradicts it. Leave bits out")
     bits = f" in {stored.bits} bits" if stored.bits else ""
     raise ValueError(
-        f"{label} is stored as {stored.name}{bits}, which cannot be made bits={asked}. {_otherwise(stored)}"
+        f"{label} is stored as {stored.name}{bits}, which cannot be converted to bits={asked}. {_otherwise(stored)}"
     )
 
 
 def _otherwise(stored: Stored) -> str:
     return (
-        "Load the unquantised original that it was made from, on the hub mostly the base model on its page; labkit "
-        "makes it 4, 8, 16 or 32 bits itself"
+        "Load the unquantised original instead, usually the base model on its hub page; labkit converts it to 4, 8, 16 "
+        "or 32 bits itself"
     )
 
 
@@ -187,13 +187,13 @@ def not_read(stored: Stored, label: str, error: Exception) -> LoadError:
     """What to say where the package that made a format is missing or fails, or what it made is not right."""
     needs = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return LoadError(
-        f"{label} is stored as {stored.name}, which labkit leaves to the package that made it, and here that does not "
-        f"work: {needs}. Install what it needs, or do without: {_otherwise(stored)}"
+        f"{label} is stored as {stored.name}, which needs the package that made it, and that does not work here: "
+        f"{needs}. Install what it needs, or avoid it: {_otherwise(stored)}"
     )
 
 
 def check_weights(stored: Stored, label: str, hf: nn.Module) -> None:
-    """See that weights of a foreign format are read right: what a layer computes is what the weight read of it says.
+    """Check that weights of a foreign format are read right: a layer must compute what its weight says.
 
     One layer of each kind is tried; direct attribution, head_out and neurons depend on it.
 
@@ -226,10 +226,10 @@ def check_weights(stored: Stored, label: str, hf: nn.Module) -> None:
         except Exception as error:
             raise LoadError(
                 f"{label} is stored as {stored.name}; it was loaded, but its {type(layer).__name__} at {name} cannot "
-                f"be looked into ({type(error).__name__}: {error}). {_otherwise(stored)}"
+                f"be read ({type(error).__name__}: {error}). {_otherwise(stored)}"
             ) from error
         if not far < 0.05:
-            by = f"by {far:.0%} " if far == far else "(in numbers that are none, NaN) "
+            by = f"by {far:.0%} " if far == far else "(it is NaN) "
             raise LoadError(
                 f"{label} is stored as {stored.name}; it was loaded, but the weight read of {name} differs {by}"
                 f"from what the layer computes, so direct attribution would be wrong. {_otherwise(stored)}"

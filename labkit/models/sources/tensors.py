@@ -1,4 +1,4 @@
-"""Weight files as they lie on disk: what their headers say, and each tensor read when it is asked for.
+"""Weight files on disk: their headers, and each tensor read on demand.
 
 A safetensors file begins with a header that names its tensors, their dtypes, shapes and places. From headers alone one
 sees whether a checkpoint is whole. `Tensor` has the two things that transformers asks of a tensor in a file (its dtype,
@@ -84,7 +84,7 @@ def header(file: Path) -> dict[str, Any]:
     """What a safetensors file says of its tensors: by name `dtype`, `shape`, `data_offsets`.
 
     Raises:
-        LoadError: it is cut short, damaged, or a pointer that stands in its place.
+        LoadError: it is cut short, damaged, or a pointer in its place.
     """
     size = file.stat().st_size
     with file.open("rb") as opened:
@@ -93,11 +93,11 @@ def header(file: Path) -> dict[str, Any]:
             raise pointer(file)
         length = int.from_bytes(first[:8], "little")
         if size < 8 or length < 2:
-            raise LoadError(f"{file.name} is damaged: it is no safetensors file. {AGAIN}")
+            raise LoadError(f"{file.name} is damaged: it is not a safetensors file. {AGAIN}")
         if length > size - 8:
             if first[8:9] == b"{":
-                raise LoadError(f"{file.name} is cut short, within its header. {AGAIN}")
-            raise LoadError(f"{file.name} is damaged: it is no safetensors file. {AGAIN}")
+                raise LoadError(f"{file.name} is cut short inside its header. {AGAIN}")
+            raise LoadError(f"{file.name} is damaged: it is not a safetensors file. {AGAIN}")
         opened.seek(8)
         try:
             entries: dict[str, Any] = json.loads(opened.read(length))
@@ -107,24 +107,24 @@ def header(file: Path) -> dict[str, Any]:
             raise LoadError(f"{file.name} is damaged: its header cannot be read. {AGAIN}") from None
     if size < 8 + length + end:
         raise LoadError(
-            f"{file.name} is cut short: it has {size:,} bytes and its header speaks of {8 + length + end:,}. {AGAIN}"
+            f"{file.name} is cut short: it has {size:,} bytes and its header lists {8 + length + end:,}. {AGAIN}"
         )
     return entries
 
 
-AGAIN = "Download it again, or copy it again from where it came"
+AGAIN = "Download or copy it again"
 
 
 def is_pointer(file: Path) -> bool:
-    """Is this a Git LFS pointer, a few lines of text in the place of a large file?"""
+    """Is this a Git LFS pointer, a few lines of text in place of a large file?"""
     with file.open("rb") as opened:
         return opened.read(len(_POINTER)) == _POINTER
 
 
 def pointer(file: Path) -> LoadError:
     return LoadError(
-        f"{file.name} is a Git LFS pointer, a few lines of text in the place of the file. Fetch the file itself, with "
-        "`git lfs pull` in its folder or with `hf download`"
+        f"{file.name} is a Git LFS pointer, a few lines of text in place of the file. Fetch the file itself, with `git "
+        "lfs pull` in its folder or with `hf download`"
     )
 
 
@@ -201,7 +201,7 @@ def read_json(file: Path) -> dict[str, Any]:
             raise pointer(file) from None
         raise LoadError(f"{file.name} is damaged: it is not valid JSON. {AGAIN}") from None
     if not isinstance(found, dict):
-        raise LoadError(f"{file.name} is damaged: it holds no JSON object. {AGAIN}")
+        raise LoadError(f"{file.name} is damaged: it is not a JSON object. {AGAIN}")
     return found
 
 
@@ -253,8 +253,8 @@ def _indexed(index: Path) -> Iterator[str]:
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         named = ", ".join(missing[:5]) + (" and others" if len(missing) > 5 else "")
         raise LoadError(
-            f"the folder {str(index.parent)!r} lacks {named}: {len(missing)} of the {len(names)} files of weights that "
-            "its index names. Fetch what is missing: the download has stopped, or the copy is not whole"
+            f"the folder {str(index.parent)!r} lacks {named}: {len(missing)} of the {len(names)} weight files that its "
+            "index names. Fetch the missing ones: the download or copy did not finish"
         )
     yield from names
 
@@ -269,6 +269,7 @@ def check_index(folder: Path, tensors: dict[str, Tensor]) -> None:
         return
     if missing := sorted(set(read_json(folder / INDEX)["weight_map"]) - set(tensors)):
         raise LoadError(
-            f"{INDEX} names {len(missing)} tensors that no file has: {', '.join(missing[:3])}"
-            f"{' and others' if len(missing) > 3 else ''}. The files are not of one model, or not whole. {AGAIN}"
+            f"{INDEX} names {len(missing)} tensors that no file has: "
+            f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}. The files are not from one model, "
+            f"or are incomplete. {AGAIN}"
         )

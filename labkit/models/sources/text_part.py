@@ -61,8 +61,8 @@ def config_of(config: Any, label: str) -> Any | None:
     if text is config or not known or config.model_type in _OTHERWISE or text.is_encoder_decoder:
         raise NotADecoder(
             f"{label} takes {_takes(whole)} as well as text ({whole.model_type}), and transformers has no language "
-            f"model that is its text part alone ({text.model_type}). Take a model of its family that is for text "
-            "alone: labkit models lists some"
+            f"model for its text part alone ({text.model_type}). Use a text-only model of the same family: labkit "
+            "models lists some"
         )
     fields = {
         name: value for name, value in text.to_dict().items() if name not in ("model_type", "transformers_version")
@@ -110,8 +110,8 @@ def tensors_of(tensors: Mapping[str, Tensor], skeleton: PreTrainedModel, label: 
     names = _renamed({name: tensor.shape for name, tensor in tensors.items()}, skeleton)
     if names is None:
         raise LoadError(
-            f"in {label}, which takes more than text, the weights of its text part ({skeleton.config.model_type}) "
-            "cannot be found by their names. It may be incomplete; fetch it again, or take a model for text alone"
+            f"{label} takes more than text, and the weights of its text part ({skeleton.config.model_type}) were not "
+            "found by name. It may be incomplete; fetch it again, or use a text-only model"
         )
     return {new: tensors[old] for old, new in names.items()}
 
@@ -188,8 +188,8 @@ def of_model(hf: PreTrainedModel, name: str) -> PreTrainedModel:
     away = [key for key, value in part.state_dict().items() if value.device.type == "meta"]
     if away:
         raise NotADecoder(
-            f"{name} takes {_takes(hf.config)} as well as text, and its text part cannot be taken out of it: "
-            f"{away[0]} is not found in it. Load its text part with lk.load"
+            f"{name} takes {_takes(hf.config)} as well as text, and its text part cannot be extracted: {away[0]} is "
+            "missing. Load its text part with lk.load"
         )
     where = hf.get_input_embeddings().weight.device
     for module in part.modules():
@@ -215,6 +215,6 @@ def _check_same(hf: PreTrainedModel, part: PreTrainedModel, name: str) -> None:
         whole, alone = hf(input_ids=ids).logits.float(), part(input_ids=ids).logits.float()
     if not bool((whole - alone).abs().max() <= 0.02 * whole.abs().max()):
         raise NotADecoder(
-            f"{name} takes {_takes(hf.config)} as well as text, and what it does with text alone is not what "
-            f"transformers' {type(part).__name__} does. Take a model that is for text alone"
+            f"{name} takes {_takes(hf.config)} as well as text, and on text alone it differs from transformers' "
+            f"{type(part).__name__}. Use a text-only model"
         )

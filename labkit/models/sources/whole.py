@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? A tensor that is missing from it would be filled with random numbers.
+"""Is a checkpoint complete? A missing tensor would be filled with random numbers.
 
 transformers itself is asked, before any weight is read: it "loads" tensors that have a shape and no numbers, with all
 that it knows of renamed, merged and tied ones, and reports what it did not find. What it leaves out on purpose (a tied
@@ -133,26 +133,26 @@ def judge(
         name, stored, wanted = wrong[0][:3]
         more = f", and {len(wrong) - 1} others" if len(wrong) > 1 else ""
         raise LoadError(
-            f"{label} has {name} in the shape {tuple(stored)} where its config.json makes a model with "
-            f"{tuple(wanted)}{more}. Weights and config.json are not of one model"
+            f"{label} has {name} with shape {tuple(stored)}, but its config.json asks for {tuple(wanted)}{more}. "
+            "Weights and config.json are not from one model"
         )
     unexpected = sorted(name for name in info["unexpected_keys"] if not _OF_OLD.search(name)) if extra else []
     beyond, ahead = _beyond(unexpected, hf)
     if beyond:
         raise LoadError(
-            f"{label} has weights of layers that its config.json does not have: {_some(beyond)}. Weights and "
-            "config.json are not of one model"
+            f"{label} has weights for layers that its config.json does not have: {_some(beyond)}. Weights and "
+            "config.json are not from one model"
         )
     unexpected = [name for name in unexpected if name not in ahead]
     if companions := [name for name in unexpected if _COMPANIONS.search(name)]:
         raise LoadError(
-            f"{label} has scales of quantised weights ({_some(companions)}) which its config.json does not speak of, "
-            "so its weights would be misread. Its config.json lacks the part quantization_config; fetch it again"
+            f"{label} has scales of quantised weights ({_some(companions)}) which its config.json does not mention, so "
+            "its weights would be misread. Its config.json lacks quantization_config; fetch it again"
         )
     if unexpected:
         warn(
-            f"{label} has tensors that its model has no place for: {_some(unexpected)}. If the model that they come "
-            "from used them, its results differ from these"
+            f"{label} has tensors that its model does not use: {_some(unexpected)}. If the model that they come from "
+            "used them, its results differ from these"
         )
 
 
@@ -199,9 +199,9 @@ def incomplete(label: str, missing: Iterable[str], hf: PreTrainedModel) -> LoadE
     missing = list(missing)
     of = len(list(hf.parameters()))
     return LoadError(
-        f"{label} is incomplete: {len(missing) or 'some'} of its {of} tensors are missing"
-        f"{': ' + _some(missing) if missing else ''}. They would be random numbers, so it was not loaded. Fetch the "
-        "model again, or correct its config.json if that is of another model"
+        f"{label} is incomplete: {len(missing) or 'some'} of its {of} tensors are "
+        f"missing{': ' + _some(missing) if missing else ''}. They would be random numbers, so it was not loaded. Fetch "
+        "the model again, or correct its config.json if that is from another model"
     )
 
 

@@ -1,4 +1,4 @@
-"""HeadAction: knock out or freeze the chosen heads, see at once what the model would write; send them to PatchLab."""
+"""HeadAction: ablate or freeze the chosen heads and see what the model predicts, or send them to PatchLab."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class HeadAction(widgets.VBox):
-    """What can be done with some heads. The buttons are the owner's to wire: `knock_button`, `send_button`.
+    """Actions on the chosen heads. The owner wires the buttons: `knock_button`, `send_button`.
 
     Traits:
         heads: list of (layer, head).

@@ -1,4 +1,4 @@
-"""HeadFinder: every head at a glance, in order of what it does, or those that look from one token at another."""
+"""HeadFinder: every head at a glance, ordered by what it does, or only those that look from one token at another."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Ask = Callable[[Callable[[threading.Event], None]], None]
 
 
 class HeadFinder(widgets.VBox):
-    """A `HeadGrid` and what finds heads in it. `ask` has work done off the UI thread.
+    """A `HeadGrid` with controls to find heads. `ask` runs work off the UI thread.
 
     Traits:
         selection, chosen: as in `HeadGrid`.
         score: the score that orders the heads, "" for none.
-        at_least: heads with less are left out of the order, and faint in the grid.
+        at_least: heads below this are left out of the order, and faint in the grid.
         ranked: in order of the score, or by layer and head.
         look: (query, key): find the heads in which that token looks at that one; None for no search.
     """
@@ -132,7 +132,7 @@ class HeadFinder(widgets.VBox):
 
 
 def ranks(grid: np.ndarray, *, at_least: float = 0.0) -> list[tuple[int, int]]:
-    """The heads that have at least so much, the most first."""
+    """The heads with at least this much, the largest first."""
     order = np.argsort(-np.nan_to_num(grid, nan=-np.inf), axis=None, kind="stable")
     heads = [divmod(int(n), grid.shape[1]) for n in order]
     return [head for head in heads if grid[head] >= at_least or (at_least <= 0 and np.isfinite(grid[head]))]

@@ -1,4 +1,4 @@
-"""HeadMaps: one head large, or two side by side with their difference, or what a layer's heads write to a logit."""
+"""HeadMaps: one head large, or two with their difference, or what a layer's heads write to a logit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Side = tuple[str, list[str], np.ndarray]  # title, token labels, (query, key)
 
 
 class HeadMaps:
-    """Three heatmaps in a row, `box`, of which one, two or three are there; they share a window."""
+    """Up to three heatmaps in a row, `box`, that share a window."""
 
     def __init__(self) -> None:
         self.heatmap, self.other, self.difference = attention_map(), attention_map(), attention_map(difference=True)
@@ -36,7 +36,7 @@ class HeadMaps:
     def matrix(
         self, patterns: AttentionPatterns, head: tuple[int, int], weighting: str, *, hide_sink: bool
     ) -> np.ndarray:
-        """One head weighed, (query, key) float32; the last ones are kept."""
+        """One head, weighted, (query, key) float32; the last ones are kept."""
         place = (head[0], 0) if weighting == "rollout" else head
         key = (id(patterns), place, weighting, hide_sink)
         if key not in self._made:
@@ -48,7 +48,7 @@ class HeadMaps:
         return self._made[key]
 
     def show(self, sides: Sequence[Side], weighting: str) -> bool:
-        """One side, or two and their difference. False if they have no difference, not being of the same length."""
+        """One side, or two and their difference. False if there is none, as their lengths differ."""
         plain, unit = weighting == "pattern", UNITS[weighting]
         high = 1.0 if plain else max(float(matrix.max(initial=0)) for *_, matrix in sides) or 1.0
         self.box.children = [self.heatmap, self.other, self.difference][: 1 if len(sides) == 1 else 3]
@@ -69,13 +69,13 @@ class HeadMaps:
         return True
 
     def show_contributions(self, found: LogitContribution, layer: int, *, hide_sink: bool) -> np.ndarray:
-        """Heads of a layer x tokens looked at from the last one, in logits; returns what is shown, (head, key)."""
+        """Heads of a layer x keys of the last token, in logits; returns what is shown, (head, key)."""
         values = found.values[layer]
         values = without_sink(values, renormalise=False) if hide_sink else values
         self._shown, self.difference.selection = [], None
         self.box.children, self.difference.row_axis = [self.difference], "head"
         labels = [f"head {n}" for n in range(len(values))], [token.display for token in found.tokens]
-        title = f"Layer {layer}: what looks from the last token add to {found.what}"
+        title = f"Layer {layer}: what each head adds to {found.what} from the last token"
         reach = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
         put(self.difference, values, labels, title=title, unit="logits", high=reach)
         return values

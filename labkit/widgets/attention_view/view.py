@@ -47,10 +47,10 @@ class AttentionView(Tool):
     Args:
         lm: the model, or two of them to compare.
         text: what it reads: text, chat messages, or token ids (1, seq).
-        selection: the head to begin with, (layer, head); by default one that looks at more than the text's beginning.
+        selection: the head to begin with, (layer, head); by default one that looks beyond the first token.
         against: another prompt, to compare with and to take heads from.
         scores: scores of your own by name, each from a head's pattern (query, key) to a number.
-        background: do the work in a thread of its own; by default everywhere but in Colab.
+        background: work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
         text: what the model reads; `start()` or `run()` after changing it.
@@ -62,7 +62,7 @@ class AttentionView(Tool):
         over: whose looks the text shows: of the `selection`, or the `mean` or `max` of those chosen.
         weighting: `pattern`, `value`, `logit` or `rollout`; hide_sink: leave the first token out.
         compare: `nothing`, `head`, `prompt` or `model`.
-        answer, foil: tokens, for `logit` and for the difference that a knock-out makes.
+        answer, foil: tokens, for `logit` and for the effect of a knock-out.
     """
 
     text = t.Unicode()
@@ -290,7 +290,7 @@ class AttentionView(Tool):
         if self.weighting == "logit":
             found, (layer, head) = self._contribution(), self.selection
             values = self.maps.show_contributions(found, layer, hide_sink=self.hide_sink)
-            one = f"What layer {layer}, head {head} adds to {found.what} by looking at each token"
+            one = f"What layer {layer}, head {head} adds to {found.what} by attending to each token"
             self.looks.show(values[head][None], unit="logits", one=one)
             return
         sides = self._sides()

@@ -1,1 +1,1 @@
-"""What every widget is made of."""
+"""The base of every widget."""

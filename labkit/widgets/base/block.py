@@ -1,4 +1,4 @@
-"""What every building block is made of.
+"""The base of every building block.
 
 A block is one anywidget: traits that are its public API, one ES module and one css file in `js/`. `js/theme.js` and
 `js/theme.css` go in front of both, so that each block reaches the browser as one module without imports: no build step,
@@ -102,7 +102,7 @@ def cell() -> Any:
 
 
 class Block(HasSnapshot, anywidget.AnyWidget):
-    """A building block: its colour scale, and how it shows where no browser is listening."""
+    """A building block: its colour scale, and how it shows without a browser."""
 
     scale = t.Unicode("amount").tag(sync=True)
     stops = t.Dict(help="the scale's colours, by theme").tag(sync=True)

@@ -1,7 +1,7 @@
 """Colour scales that people with any colour vision can read, for light and dark pages.
 
 A scale is a list of stops from low to high. One hue that gains strength for amounts; blue to orange through the page's
-own colour where zero means nothing. The browser and the saved snapshots draw from these same tables.
+own colour where zero means no effect. The browser and the saved snapshots draw from these same tables.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Model work off the UI thread: one worker thread for each model, one job at a time, in the order of asking.
+"""Model work off the UI thread: one worker thread per model, one job at a time, in the order of requests.
 
-A `JobQueue` takes what one widget asks. A new request cancels the older one of the same queue; requests of other
-widgets wait their turn. A job is told to stop through an event and keeps what it has done. In Colab, where updates from
-other threads are not displayed, and on request, the work is done in the calling thread instead.
+A `JobQueue` takes the requests of one widget. A new request cancels the older one of the same queue; requests of other
+widgets wait their turn. A job is stopped through an event and keeps what it has done. In Colab, where updates from
+other threads are not displayed, and on request, the work runs in the calling thread instead.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _worker_of(lm: Any) -> _Worker:
 
 @atexit.register
 def _leave() -> None:
-    """Do not let Python end in the middle of a matrix product."""
+    """Do not let Python exit during a matmul."""
     for worker in list(_workers.values()):
         if (job := worker.now) is not None:
             job.stop.set()
@@ -78,12 +78,12 @@ def _leave() -> None:
 
 
 def in_background(asked: bool | None = None) -> bool:
-    """Is model work done in a thread of its own? As asked; if nothing was asked, everywhere but in Colab."""
+    """Does model work run in a thread of its own? By default everywhere but in Colab."""
     return "google.colab" not in sys.modules if asked is None else asked
 
 
 class JobQueue:
-    """Where one widget asks for work on one model."""
+    """The requests of one widget for work on one model."""
 
     def __init__(self, lm: Any, *, background: bool | None = None) -> None:
         self.lm = lm
@@ -113,7 +113,7 @@ class JobQueue:
         """Wait until the last request is done.
 
         Raises:
-            TimeoutError: it took longer than `timeout` seconds; it goes on.
+            TimeoutError: it took longer than `timeout` seconds; it keeps running.
             Exception: what the work raised.
         """
         job = self.last

@@ -1,4 +1,4 @@
-"""What a widget looks like where it is not alive: in a saved notebook, on GitHub and nbviewer, in a terminal.
+"""What a widget looks like without a kernel: in a saved notebook, on GitHub and nbviewer, in a terminal.
 
 A widget that is displayed leaves two outputs: the live view, and a picture of it as plain HTML. The picture is hidden
 by the block's own css as long as a block is alive on the page, and it is replaced when the widget has something new to

@@ -1,4 +1,4 @@
-"""StatusLine: what is going on, in one sentence, with a bar while something runs."""
+"""StatusLine: the current state in one sentence, with a bar while something runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class StatusLine(Block):
     share = t.Float(None, allow_none=True).tag(sync=True)
 
     def say(self, text: str, *, share: float | None = None) -> None:
-        """What is going on, and how much of it is done."""
+        """Show what is going on, and the share done."""
         with self.hold_sync():
             self.text, self.kind, self.share = text, "info", share
 
     def complain(self, text: str) -> None:
-        """What went wrong."""
+        """Show what went wrong."""
         with self.hold_sync():
             self.text, self.kind, self.share = text, "error", None
 

@@ -1,4 +1,4 @@
-"""What the tools have in common: a model, a queue for its work, a status line, and how errors reach people."""
+"""What the tools have in common: a model, a queue for its work, a status line, and error messages."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FRAME = 0.08  # seconds between two updates of what is shown while work goes on
 class Tool(HasSnapshot, widgets.VBox):
     """A column of blocks and controls around one model.
 
-    `start()` asks for the work and returns; `wait()` waits for it; `run()` does both; `stop()` ends it early and keeps
-    what there is. None of them needs a front end.
+    `start()` requests the work and returns; `wait()` waits for it; `run()` does both; `stop()` ends it early and keeps
+    what is done. None of them needs a front end.
     """
 
     def __init__(self, lm: LanguageModel, *, background: bool | None = None, **traits: Any) -> None:
@@ -31,22 +31,22 @@ class Tool(HasSnapshot, widgets.VBox):
         self._going: set[object] = set()  # what has been asked for and is not done
         self.status = StatusLine()
         self.run_button = widgets.Button(description="Run", button_style="primary", tooltip="Run (Ctrl+Enter)")
-        self.stop_button = widgets.Button(description="Stop", disabled=True, tooltip="Stop and keep what there is")
+        self.stop_button = widgets.Button(description="Stop", disabled=True, tooltip="Stop and keep what is done")
         self.run_button.on_click(lambda _: self.start())
         self.stop_button.on_click(lambda _: self.stop())
         super().__init__(**traits)
         self.add_class("labkit-tool")
 
     def start(self) -> None:
-        """Begin with the present settings; what was going on here is cancelled."""
+        """Start with the current settings; any running work of this tool is cancelled."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Stop soon, and keep what there is."""
+        """Stop soon, and keep what is done."""
         self.queue.stop()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for what was asked for last.
+        """Wait for the last request.
 
         Raises:
             ValueError: the input could not be used; the message says why.
@@ -55,7 +55,7 @@ class Tool(HasSnapshot, widgets.VBox):
         self.queue.wait(timeout)
 
     def do(self, work: Callable[[threading.Event], None], *, queue: JobQueue | None = None) -> None:
-        """Have work done, show its errors in plain words, and leave buttons and picture as they should be."""
+        """Run work, show its errors in plain words, and reset the buttons and the picture."""
         mine = object()
 
         def guarded(stop: threading.Event) -> None:
@@ -75,7 +75,7 @@ class Tool(HasSnapshot, widgets.VBox):
         (queue or self.queue).ask(guarded)
 
     def _settle(self) -> None:
-        """Leave the buttons as they should be, now that a piece of work has ended."""
+        """Reset the buttons after a piece of work."""
         self.stop_button.disabled = not self._going
 
     def code(self) -> str:
@@ -92,7 +92,7 @@ def in_words(error: Exception) -> str:
 
 
 def row(*children: Any, wide: bool = False) -> widgets.HBox:
-    """Children side by side, going on in the next line where they do not fit."""
+    """Children side by side, wrapping to the next line."""
     box = widgets.HBox(list(children))
     box.add_class("labkit-row")
     if wide:
@@ -115,7 +115,7 @@ def headed(words: str, *children: Any) -> widgets.VBox:
 
 
 def shown(widget: Any, yes: bool) -> None:
-    """Show a part of a tool, or take it out of the picture; its place and state stay."""
+    """Show or hide a part of a tool; its place and state stay."""
     display = None if yes else "none"
     if widget.layout.display != display:
         widget.layout.display = display

@@ -1,4 +1,4 @@
-"""BranchTree: the ways a text went, as a tree to choose from, name, compare, prune and write on."""
+"""BranchTree: the branches of a text, as a tree to select, rename, compare, prune and continue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BranchTree(Block):
     Traits:
         selection (int | None), compared (int | None): indices into branches; both can be observed, linked and set.
 
-    `on_action` hears what a person asks for; the widget changes nothing by itself.
+    `on_action` is called with what the user asks for; the widget changes nothing by itself.
     """
 
     _esm = module("branch_tree")
@@ -49,11 +49,11 @@ class BranchTree(Block):
         for index, branch in enumerate(proposal["value"]):
             parent = branch.get("parent")
             if parent is not None and not 0 <= parent < index:
-                raise t.TraitError(f"a branch comes after the one it left; branch {index} names {parent} as its parent")
+                raise t.TraitError(f"a branch must come after its parent; branch {index} names {parent} as its parent")
         return proposal["value"]
 
     def on_action(self, call: Callable[[str, int, str], Any]) -> None:
-        """Call this with (action, index, text) when a person asks for one; the text is the new name for `rename`."""
+        """Call this with (action, index, text) when the user asks for one; the text is the new name for `rename`."""
 
         def heard(_widget: Any, message: Any, _buffers: Any) -> None:
             kind = message.get("kind")

@@ -1,4 +1,4 @@
-"""Heatmap: cells of numbers with readable labels, zero in the middle where zero means nothing."""
+"""Heatmap: cells of numbers with readable labels, zero in the middle where it means no effect."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Heatmap(Block):
         texts: a word for each cell, row by row, written into it; cut where it does not fit, whole in the note.
         notes: for each cell what its note says instead of the number.
         ticks: (value, label) pairs for the colour bar, where numbers alone would not do.
-        estimated: (rows, columns), uint8, 1 where a value is an estimate: those cells are dotted, and said to be.
+        estimated: (rows, columns), uint8, 1 where a value is an estimate: those cells are dotted, and announced.
         cone: (rows, columns), uint8, 0 outside the causal cone of a cell, where thin lines lie over the colours.
         gestures: cells can be chosen together (Shift or Ctrl and a click, Shift+Enter), and one dragged onto another
             (or M on the one, Enter on the other).
 
-    A large grid is best given pooled, with `extent` its true size and labels for all of it; whoever observes `window`
-    gives the numbers of a part as `detail`.
+    A large grid is best given pooled, with its true size as `extent` and labels for all of it; an observer of `window`
+    sets the numbers of a part as `detail`.
 
     Args, of a large grid:
         zoomable: with buttons, Ctrl + wheel, drag and the keys + - 0 to look at a part.
@@ -58,8 +58,8 @@ class Heatmap(Block):
         selection, hovered: (row, column) or None.
         chosen: the cells chosen together, in order.
         arrow: the last drag, ((row, column), (row, column)), from where to where; or None.
-        window: (row, row stop, column, column stop) that is looked at; None for all.
-        detail, detail_at: the numbers of such a part, and which.
+        window: (row, row stop, column, column stop) in view; None for all.
+        detail, detail_at: the numbers of a part, and its window.
     """
 
     _esm = module(
@@ -171,7 +171,7 @@ class Heatmap(Block):
         )  # fmt: skip
 
     def _about(self) -> str:
-        """The heatmap in a sentence: what it is of, its scale, and the cell that stands out most."""
+        """The heatmap in a sentence: its title, its scale, and the strongest cell."""
         values = self.numbers()
         rows, columns = values.shape
         down, across = (name or what for name, what in ((self.row_axis, "rows"), (self.column_axis, "columns")))

@@ -1,4 +1,4 @@
-"""PairStrip: two prompts token over token, so that one sees where they part."""
+"""PairStrip: two prompts token over token, to show where they diverge."""
 
 from __future__ import annotations
 

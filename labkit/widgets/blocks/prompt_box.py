@@ -23,7 +23,7 @@ class PromptBox(Block):
     delay = t.Int(0, help="milliseconds without a key before `value` follows what is typed").tag(sync=True)
 
     def on_submit(self, call: Callable[[], Any]) -> None:
-        """Call this, without arguments, when the person asks for a run."""
+        """Call this, without arguments, when the user asks for a run."""
         self.on_msg(lambda _widget, message, _buffers: call() if message.get("kind") == "submit" else None)
 
     def snapshot(self) -> str:

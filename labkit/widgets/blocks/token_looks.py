@@ -25,7 +25,7 @@ class TokenLooks(widgets.VBox):
     Traits:
         token: the position whose looks are shown, or None; follows the pointer, unless one is locked by a click.
         direction: `from` the token, or `to` it.
-        over: whose looks the matrix holds; for the owner, who makes it.
+        over: which heads the matrix holds; used by the owner, who makes it.
     """
 
     token = t.Int(None, allow_none=True)

@@ -1,8 +1,8 @@
 """TokenStrip: a row of token chips that wraps, with a value, marks and alternatives for each token.
 
-A strip can grow while it is looked at: `append` sends the new tokens alone, and neither side touches those that are
-there, so that the four-thousandth token costs what the first one did. Alternatives travel and are kept as numbers into
-a list of words, with probabilities in half precision.
+A strip can grow while it is shown: `append` sends only the new tokens, and neither side touches the others, so the
+four-thousandth token costs no more than the first. Alternatives travel and are kept as numbers into a list of words,
+with probabilities in half precision.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class TokenStrip(Block):
         facts: more numbers about each token (seq, f), with `fact_names`, shown beside the alternatives.
         notes: a few words about a position, shown with it: `{"3": "a part of 😀"}`.
         folds: stretches folded away behind their length, `{"start": 3, "stop": 40, "label": "thought"}`; a stop of None
-            goes on to the end. `opened` lists the starts of those that are unfolded.
+            extends to the end. `opened` lists the starts of those that are unfolded.
         title, unit: what is shown, and of what the values are.
         scale: `amount`, `surprise` or `effect`; `low`, `high`, `centre` are the values at its ends and middle.
         legend: show the colour scale.
-        choosable: alternatives can be clicked, or chosen with arrows and Enter; `on_choose` hears of it.
+        choosable: alternatives can be clicked, or chosen with arrows and Enter; see `on_choose`.
         widths: chip widths in characters, so that two strips line up.
 
     Traits:
@@ -172,7 +172,7 @@ class TokenStrip(Block):
             self.folds, self.opened, self.pointed, self.notes = [], [], [], {}
 
     def on_choose(self, call: Callable[[int, int], Any]) -> None:
-        """Call this with (position, place among its alternatives) when a person chooses one."""
+        """Call this with (position, place among its alternatives) when the user chooses one."""
 
         def heard(_widget: Any, message: Any, _buffers: Any) -> None:
             if message.get("kind") == "choose":

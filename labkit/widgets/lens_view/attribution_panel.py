@@ -27,7 +27,7 @@ class AttributionPanel(widgets.VBox):
     """Two maps of shares, by head and by layer, and the sum; `ask` is called when there is something new to compute.
 
     Traits:
-        answer, foil: one token each; empty for the two that the model finds likeliest.
+        answer, foil: one token each; empty for the two likeliest.
         found: the `DirectAttribution` that is shown.
     """
 
@@ -110,7 +110,7 @@ class AttributionPanel(widgets.VBox):
 
 
 def sentences(found: DirectAttribution) -> list[str]:
-    """The sum in words, and who writes most."""
+    """The sum in words, and the largest shares."""
     what = f"{found.answer!r}" + ("" if found.foil is None else f" minus {found.foil!r}")
     parts: dict[str, Any] = {
         "embedding": found.embed, "attention": float(found.attn.sum()), "MLPs": float(found.mlp.sum()),

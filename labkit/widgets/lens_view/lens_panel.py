@@ -1,4 +1,4 @@
-"""The lens in LensView: a logit lens as a map of words, the ten likeliest tokens of a cell, one token's way up."""
+"""The lens in LensView: a logit lens as a map of words, the ten likeliest tokens of a cell, one token's rank."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class LensPanel(widgets.VBox):
     """Controls, map, bars and curve of a logit lens; `ask` is called when the model has to be read again.
 
     Traits:
-        site, shade, follow: the settings; an empty `follow` is the token that the model itself says last.
+        site, shade, follow: the settings; an empty `follow` is the token that the model predicts.
         window: (first, last) position that is read; None for the end of the prompt.
         lens: the `LogitLens` that is shown.
-        selection: (layer, position) of the cell that is looked at closely.
+        selection: (layer, position) of the selected cell.
     """
 
     site = t.Enum(SITES, "resid_post")
@@ -169,7 +169,7 @@ class LensPanel(widgets.VBox):
         with self.heatmap.hold_sync():
             self.heatmap.max_height = min(1400, max(16 * len(lens.layers), 60))
             self.heatmap.row_labels, self.heatmap.column_labels = [str(n) for n in lens.layers], lens.labels()
-            self.heatmap.title = f"What each layer would say next, read from {lens.site}"
+            self.heatmap.title = f"What each layer would predict next, read from {lens.site}"
             for name, value in look.items():
                 setattr(self.heatmap, name, value)
             self.heatmap.texts, self.heatmap.notes = words, self._notes(lens) if worded else []
@@ -188,7 +188,7 @@ class LensPanel(widgets.VBox):
         return [f"{p:.1%}\nentropy {h:.2f}, KL {kl:.2f} nats\nrank of {word}: {r}" for p, h, kl, r in each]
 
     def _look(self) -> None:
-        """The ten likeliest tokens of the selected cell, and the followed token's way at its position."""
+        """The ten likeliest tokens of the selected cell, and the followed token's rank at its position."""
         lens = self.lens
         if lens is None or self.selection is None:
             return

@@ -1,4 +1,4 @@
-"""LensView: what a model was about to say at every layer, who writes the answer, and what a push does to it."""
+"""LensView: what a model would predict at every layer, what writes the answer, and the effect of steering."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ FACES = {"lens": "Lens", "direct": "Direct attribution", "steering": "Steering"}
 class LensView(Tool):
     """A prompt under three lenses.
 
-    *Lens*: what each layer would say next (logit lens, nostalgebraist 2020). Click a cell for its ten likeliest tokens
-    and for the way of one token through the layers. *Direct attribution*: what every head, attention and MLP writes to
-    the logit of an answer less that of a foil (Elhage et al. 2021). *Steering*: a `SteerLab` on the same prompt.
+    *Lens*: what each layer would predict next (logit lens, nostalgebraist 2020). Click a cell for its ten likeliest
+    tokens and the rank of one token by layer. *Direct attribution*: what every head, attention and MLP writes to the
+    logit of an answer less that of a foil (Elhage et al. 2021). *Steering*: a `SteerLab` on the same prompt.
 
     Args:
         lm: the model.
         prompt: text, chat messages, or token ids (1, seq).
         answer, foil: for direct attribution, one token each; the model's two likeliest if not given.
-        follow: the token whose rank is followed; what the model itself says if not given.
+        follow: the token whose rank is followed; by default what the model predicts.
         site: what the lens reads: `resid_post`, `attn_out` or `mlp_out`.
         shade: what cells are coloured by: `probability`, `entropy`, `rank` or `kl`.
         face: which of the three is shown: `lens`, `direct` or `steering`.
-        background: do the work in a thread of its own; by default everywhere but in Colab.
+        background: work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
         prompt, answer, foil, follow, site, shade, face: the settings.
-        selection: (layer, position) of the cell that is looked at closely.
+        selection: (layer, position) of the selected cell.
         lens: the `LogitLens` that is shown; attribution: the `DirectAttribution`.
     """
 
@@ -170,7 +170,7 @@ class LensView(Tool):
             self._steering.wait(timeout)
 
     def run(self, timeout: float | None = None) -> Any:
-        """Read the prompt, wait, and give what the present face shows. Raises what `wait` raises."""
+        """Read the prompt, wait, and return what the current face shows. Raises what `wait` raises."""
         self.start()
         self.wait(timeout)
         return {"lens": self.lens, "direct": self.attribution}.get(self.face, self._steering)

@@ -1,3 +1,3 @@
-"""PatchLab: a pair, its grid, and a close look at it."""
+"""PatchLab: a pair, its grid, and its cells in detail."""
 
 from labkit.widgets.patch_lab.lab import PatchLab as PatchLab

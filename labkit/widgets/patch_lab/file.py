@@ -36,7 +36,7 @@ def open_lab(path: str | os.PathLike[str], lm: LanguageModel) -> tuple[dict[str,
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a saved lab, or it is one of another model.
+        ValueError: the file is not a saved lab, or it belongs to another model.
     """
     about, arrays = open_arrays(path, "lab")
     known = {}

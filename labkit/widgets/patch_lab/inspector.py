@@ -1,4 +1,4 @@
-"""The inspector: what one patch does, or several together: the tokens, the metric, and where the place looks."""
+"""The inspector: what one patch does, or several together: the tokens, the metric, and the attention at the cell."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
 HINT = (
-    "Click a cell to see what the model would write after that patch. Shift+click several to patch them together. "
+    "Click a cell to see what the model would predict after that patch. Shift+click several to patch them together. "
     "Drag a cell onto another to put its activation there."
 )
 TOKENS = 6  # in each column
 
 
 class Inspector(widgets.VBox):
-    """Token bars before and after a patch, the effect in words, and the attention of the place before and after.
+    """Token bars before and after a patch, the effect in words, and the attention at the cell before and after.
 
-    With nothing to show it takes no room, and `invitation`, which its owner places, says what there is to do.
+    Without anything to show it takes no room, and `invitation`, which its owner places, says what can be done.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Inspector(widgets.VBox):
         self.hint()
 
     def hint(self) -> None:
-        """Say what there is to do."""
+        """Show what can be done."""
         self._show(None, "", "")
 
     def look(
@@ -64,7 +64,7 @@ class Inspector(widgets.VBox):
         chosen: Sequence[Place] = (),
         arrow: tuple[Place, Place] | None = None,
     ) -> Work | None:
-        """What there is to compute for a drag, several cells, or one, whichever is given first; None for nothing."""
+        """What to compute for a drag, several cells, or one, whichever is given first; None for nothing."""
         if arrow is not None:
             title = move_words(grid, arrow)
         elif chosen:
@@ -153,11 +153,11 @@ class Inspector(widgets.VBox):
 
 
 def _report_words(grid: PatchGrid, report: CellReport) -> str:
-    """The effect; of several cells, beside what they do one by one."""
+    """The effect; of several cells, with the single effects."""
     if not isinstance(report, JointReport):
         return effect_words(grid, report)
     singles = f": {' '.join(f'{one:+.2f}' for one in report.singles)}" if len(report.singles) <= 8 else ""
-    words = f"together {effect_words(grid, report)}\none by one {report.sum:+.2f} in sum{singles}"
+    words = f"together {effect_words(grid, report)}\nsum of single patches {report.sum:+.2f}{singles}"
     return words.replace("-", "−")
 
 

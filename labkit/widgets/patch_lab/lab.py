@@ -1,7 +1,7 @@
 """PatchLab: two prompts side by side, and what each activation of one does in the other.
 
-The tool is made of four parts, each a room of its own: the pair (`pair_editor`), the grid (`live_grid`), the close look
-(`inspector`) and the sanity checks (`sanity_panel`). What they share is in `state`. Here they are put together.
+The tool has four parts: the pair (`pair_editor`), the grid (`live_grid`), the details of a cell (`inspector`) and the
+sanity checks (`sanity_panel`). What they share is in `state`. This file puts them together.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class _Open:
 
 
 class PatchLab(Tool, PatchState):
-    """Activation patching to watch: an estimate at once, exact cells over it as they are computed.
+    """Activation patching live: an estimate at once, exact cells over it as they are computed.
 
-    Click a cell for what the model would then write; Shift+click several to patch them together; drag a cell onto
+    Click a cell to see what the model would then predict; Shift+click several to patch them together; drag a cell onto
     another to put its activation there.
 
     Args:
@@ -62,21 +62,21 @@ class PatchLab(Tool, PatchState):
         corrupt: one with the same number of tokens that lacks it.
         answer: the token that clean calls for, with its space: `" Mary"`.
         foil: the token that corrupt calls for; may be empty.
-        metric: the name of what is measured, as for `lk.patch`.
+        metric: the name of a metric, as for `lk.patch`.
         site: which activation is patched.
         over: the grid's axes: `("layer", "position")`; for a site by head also `("layer", "head")`, and in one layer
             `("head", "position")`; for `mlp_act`, in one layer, `("neuron", "position")`.
-        layer: the layer of a grid that is over one; without it the middle one, or that of the last cell selected.
+        layer: the layer of a grid over a single one; by default the middle one, or that of the last cell selected.
         direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
         chosen: cells to patch together, such as `[(23, 3), (20, 0)]`.
-        background: do the work in a thread of its own; by default everywhere but in Colab.
+        background: work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
         clean, corrupt, answer, foil, metric, site, over, layer, direction: the settings.
-        grid: the `PatchGrid`, as `labkit.patch` gives it; fills in with exact cells while the work goes on.
-        selection: (layer, position or head) of the cell that is looked at closely.
+        grid: the `PatchGrid`, as `labkit.patch` gives it; fills with exact cells while it is computed.
+        selection: (layer, position or head) of the selected cell.
         chosen: cells that are patched together.
-        arrow: ((layer, position), (layer, position)): the first one's activation is put where the second is.
+        arrow: ((layer, position), (layer, position)): the first cell's activation is put at the second.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class PatchLab(Tool, PatchState):
         background: bool | None = None,
     ) -> None:
         super().__init__(lm, background=background)
-        # Desks of their own: a click or a keystroke does not cancel the grid.
+        # Queues of their own: a click or a keystroke does not cancel the grid.
         self._close_look, self._offers, self._doubts = (JobQueue(lm, background=background) for _ in range(3))
         self._paused = False
         self._asked: PatchSpec | None = None
@@ -139,7 +139,7 @@ class PatchLab(Tool, PatchState):
     # -- the grid ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Compute what is not known yet of the present settings; what was going on here is cancelled."""
+        """Compute what is not known yet for the current settings; any running work here is cancelled."""
         self._halt()
         self._paused = False
         self._go_on()
@@ -157,12 +157,12 @@ class PatchLab(Tool, PatchState):
         return self.grid
 
     def pause(self) -> None:
-        """Stop soon, to go on with `start()`; what is done is kept."""
+        """Stop soon, to resume with `start()`; what is done is kept."""
         self._paused = True
         self._halt()
 
     def stop(self) -> None:
-        """Cancel what is going on, or was paused; what is done is kept."""
+        """Cancel what is running or paused; what is done is kept."""
         paused, self._paused = self._paused, False
         self._halt()
         self._close_look.stop()
@@ -253,7 +253,7 @@ class PatchLab(Tool, PatchState):
     # -- a closer look -------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Look closely at what was pointed out last: a drag, several cells, or one."""
+        """Show the details of the last selection: a drag, several cells, or one."""
         grid = self.grid
         if grid is None and not self.chosen:
             return
@@ -268,7 +268,7 @@ class PatchLab(Tool, PatchState):
         if work is None:
             self._close_look.stop()
             return
-        # A look does not wait for the grid: the grid stops for it, and goes on.
+        # The inspector does not wait for the grid: the grid pauses for it.
         if busy := self._computing > 0 and not self._paused:
             self._halt()
         self.do(work, queue=self._close_look)
@@ -283,11 +283,11 @@ class PatchLab(Tool, PatchState):
 
     @classmethod
     def _open(cls, lm: LanguageModel, path: str | os.PathLike[str], *, background: bool | None = None) -> PatchLab:
-        """Open a lab that `save` wrote: nothing that is in it is computed again, and what is not done can go on.
+        """Open a lab that `save` wrote: nothing in it is computed again, and unfinished grids can be resumed.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is not a saved lab, or it is one of another model.
+            ValueError: the file is not a saved lab, or it belongs to another model.
         """
         settings, known = open_lab(path, lm)
         what = {name: settings[name] for name in ("site", "layer", "direction")}
@@ -310,7 +310,7 @@ class PatchLab(Tool, PatchState):
     open = _Open()
 
     def moves(self) -> list[Move]:
-        """What is looked at closely, as moves from the source run into the base run."""
+        """What the inspector shows, as moves from the source run into the base run."""
         if self.grid is None:
             return []
         if self.arrow is not None:
@@ -319,7 +319,7 @@ class PatchLab(Tool, PatchState):
         return [Move(site, site) for site in (site_of(self.grid, place) for place in places)]
 
     def code(self) -> str:
-        """The Python that computes the grid that is shown (or asked for), and makes the patch that is looked at."""
+        """The Python that computes the grid that is shown (or asked for), and makes the patch in the inspector."""
         grid = self.grid
         if grid is None:
             names = (*PAIR, "metric", "site", "direction")

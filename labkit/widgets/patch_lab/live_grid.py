@@ -1,7 +1,7 @@
 """The live grid: an estimate of every cell first, then exact cells over it, the most important ones first.
 
-What is known of a question is kept: switching the site or the direction and coming back computes nothing again, and a
-grid that was paused, stopped or saved half done goes on where it was.
+Results are kept per question: switching the site or the direction and back computes nothing again, and a grid that was
+paused, stopped or saved unfinished resumes where it was.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Say = Callable[[str, float | None], None]
 
 @dataclass
 class Known:
-    """What is known of what is asked: exact cells (NaN where not computed), the estimate, the job that has the rest."""
+    """What is known of a question: exact cells (NaN where not computed), the estimate, and the job for the rest."""
 
     grid: PatchGrid
     estimate: np.ndarray | None = None
@@ -71,10 +71,10 @@ class LiveGrid:
     # -- the work ------------------------------------------------------------------------------------------------
 
     def fill(self, spec: PatchSpec, stop: threading.Event, say: Say) -> Known:
-        """Compute what is asked as far as it goes until `stop`; the heatmap fills in on the way.
+        """Compute what is asked until `stop`; the heatmap fills on the way.
 
         Raises:
-            ValueError: it cannot be answered; what is shown stays.
+            ValueError: it cannot be answered; the display stays.
         """
         known = self.known.get(spec)
         if known is None or (known.job is None and not known.grid.complete):

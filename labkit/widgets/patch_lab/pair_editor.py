@@ -30,13 +30,13 @@ _OWN = "a pair of your own"
 
 
 class PairEditor(widgets.VBox):
-    """Write a pair, or have one made; what does not fit is said as you type.
+    """Write a pair, or generate one; mismatches are shown as you type.
 
     Args:
         lm: the model.
         state: the pair is in its `clean`, `corrupt`, `answer` and `foil`.
         ask: has model work done in the background: called with a function of the event that tells it to stop.
-        submit: called when the person asks for a run (Ctrl+Enter in a prompt).
+        submit: called when the user asks for a run (Ctrl+Enter in a prompt).
 
     Traits:
         fits: both prompts are there and have the same number of tokens.
@@ -116,7 +116,7 @@ class PairEditor(widgets.VBox):
             self.offer()
 
     def align(self) -> bool:
-        """Show both prompts token over token; say in plain words where they do not fit each other."""
+        """Show both prompts token over token; say in plain words where they do not fit."""
         try:
             held = self.held = side_by_side(self.lm, self.state.clean, self.state.corrupt)
         except ValueError as error:
@@ -171,7 +171,7 @@ class PairEditor(widgets.VBox):
     # -- answer and foil -----------------------------------------------------------------------------------------
 
     def offer(self) -> None:
-        """Have the model say what it would write after each prompt, to choose the answer and the foil from."""
+        """Offer what the model predicts after each prompt, to choose the answer and the foil from."""
         prompts = {name: getattr(self.state, name) for name in NAMES}
         if not self.fits or self._offers_for == tuple(prompts.values()):
             return

@@ -1,4 +1,4 @@
-"""What is patched: the site, the axes of its grid, the layer where it is no axis, the direction; and the metric."""
+"""What is patched: the site, the axes of its grid, the layer if it is not an axis, the direction; and the metric."""
 
 from __future__ import annotations
 

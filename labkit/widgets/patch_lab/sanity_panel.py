@@ -24,7 +24,7 @@ class SanityPanel(widgets.VBox):
 
     Args:
         lm: the model.
-        check: called when the person asks for the checks.
+        check: called when the user asks for the checks.
 
     Traits:
         result: the `Controls`, or None before the first check.
@@ -44,7 +44,7 @@ class SanityPanel(widgets.VBox):
         self.forget()
 
     def forget(self, *, ready: bool = False) -> None:
-        """Another grid: what was checked is not true of it. `ready`: it is finished, and can be checked."""
+        """Another grid: drop the old results. `ready`: it is finished, and can be checked."""
         self.ready(ready)
         self.result = None
         with self.list.hold_sync():
@@ -75,6 +75,6 @@ class SanityPanel(widgets.VBox):
             self.list.title = job.result.verdict if done else f"{job.result.verdict} Stopped before the rest."
 
     def stop(self) -> None:
-        """End soon; the check that it is at is left out."""
+        """End soon; the current check is left out."""
         if (job := self._job) is not None:
             job.cancel()

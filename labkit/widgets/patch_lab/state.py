@@ -22,7 +22,7 @@ POINTED = ("selection", "chosen", "arrow")
 
 
 class PatchState(t.HasTraits):
-    """A question, the grid that answers it, and what is pointed out in the grid.
+    """A question, its grid, and the selection in the grid.
 
     Traits:
         clean, corrupt, answer, foil: the pair.

@@ -62,7 +62,7 @@ class ChatTurns(widgets.VBox):
     """A system prompt and the turns so far.
 
     Traits:
-        system: the system prompt; empty for none of one's own.
+        system: the system prompt; empty for none of your own.
         messages: `{"role": ..., "content": ...}` of user and assistant; an edit of a box changes them.
     """
 

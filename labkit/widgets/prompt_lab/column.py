@@ -34,7 +34,7 @@ LOOKS = {  # measure: the value of the warmest colour, that of the plain one, an
 }
 ENDS = {
     "length": "reached max tokens", "eos": "the model ended the text", "stopped": "stopped",
-    "stop_string": "wrote a stop string", "failed": "failed half-way; what was written is kept", "writing": "writing",
+    "stop_string": "wrote a stop string", "failed": "failed midway; the text so far is kept", "writing": "writing",
 }  # fmt: skip
 SURPRISE = 5.0  # bits from which a token of a scored text is pointed out
 
@@ -236,7 +236,7 @@ class Column(widgets.VBox):
         size = self.size
         if self.score is not None:
             score = self.score
-            numbers = f"perplexity {score.perplexity:.1f} · {score.bits_per_byte:.2f} bits a byte"
+            numbers = f"perplexity {score.perplexity:.1f} · {score.bits_per_byte:.2f} bits per byte"
             least = [
                 f"{t.token.display} {_share(t.probability)}" for _, t in score.surprises(3) if t.surprisal >= SURPRISE
             ]
@@ -284,7 +284,7 @@ class Column(widgets.VBox):
             self.compared.clear()
             self._fill(self.compared, other.record, [])
             self.compared.marks = {"differs": [at + n for n in right]}
-            self.compared.title = f"Branch {other.name}, which parts from {self.branch.name} at {at}"
+            self.compared.title = f"Branch {other.name}, which diverges from {self.branch.name} at {at}"
         self._arrange()
 
     def _other_record(self) -> Record | None:

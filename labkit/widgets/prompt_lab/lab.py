@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 MODES = {"text": "Text", "chat": "Chat", "score": "Score a text"}
 BOXES = {
     "text": ("Prompt", "Write the beginning of a text. Ctrl+Enter runs it."),
-    "chat": ("Your message", "Write to the model. Ctrl+Enter sends it; empty, the last answer goes on."),
+    "chat": ("Your message", "Write to the model. Ctrl+Enter sends it; leave empty to continue the last answer."),
     "score": ("Text to score", "Paste a text to see how probable the model finds each of its tokens."),
 }
 
@@ -54,28 +54,27 @@ BOXES = {
 class PromptLab(Sampled, Tool):
     """Prompt a model, or several side by side.
 
-    Tokens appear as they come, warm where the model was unsure. Point at one for what else it could have been, click it
-    to choose one of these and branch, look inside at any place.
+    Tokens appear as they come, warm where the model was unsure. Hover over one for its alternatives, click it to branch
+    from one of these, or look inside at any place.
 
     Args:
         lm: the model, or a list of models that get the same prompt.
         prompt: the text to continue, to send or to score.
         mode: `text` continues, `chat` sends the prompt in the model's chat template, `score` reads it.
-        background: do the work in a thread of its own; by default everywhere but in Colab.
+        background: work in a thread of its own; the default everywhere but in Colab.
         settings: any of the traits below.
 
     Traits:
         mode, prompt, system, messages: what is asked; `messages` are the turns of the chat so far. An empty
             box continues the last of them.
-        template_arguments: what else the chat template is told, by name, as `lk.Chat` takes it: `enable_thinking`,
-            `date`, ...
+        template_arguments: arguments of the chat template, by name, as in `lk.Chat`: `enable_thinking`, `date`, ...
         temperature, top_p, top_k, min_p, repetition_penalty, max_new_tokens, seed, stop_strings: how to sample.
-        measure: by what tokens are coloured: `probability`, `surprisal`, `entropy` or `rank`.
+        measure: the measure tokens are coloured by: `probability`, `surprisal`, `entropy` or `rank`.
         generation: what the first model shows: a `Branch` or a `Score`; None before the first run.
 
     Attributes:
-        columns: one `Column` a model, with its `tree` and `branch`.
-        runs: every run so far; none is lost when the next one begins.
+        columns: one `Column` per model, with its `tree` and `branch`.
+        runs: every run so far.
     """
 
     mode = t.Enum(list(MODES), "text")
@@ -157,7 +156,7 @@ class PromptLab(Sampled, Tool):
     def _possible(self, proposal: Any) -> str:
         mode = str(proposal["value"])
         if mode == "chat" and all(template_of(lm) is None for lm in self.lms):
-            raise t.TraitError(f"{self.lm.name} has no chat template; the mode is text or score")
+            raise t.TraitError(f"{self.lm.name} has no chat template; use mode text or score")
         return mode
 
     @t.observe("mode")
@@ -182,7 +181,7 @@ class PromptLab(Sampled, Tool):
         self.do(self._work)
 
     def run(self, timeout: float | None = None) -> Branch | Score:
-        """Run with the present settings, and wait until it is done; gives what the first model has to show.
+        """Run with the present settings, and wait until it is done; returns the result of the first model.
 
         Raises what `wait` raises.
         """
@@ -206,8 +205,8 @@ class PromptLab(Sampled, Tool):
         return Chat(found, **self.template_arguments) if self.template_arguments else found
 
     def turns_to_answer(self) -> list[dict[str, Any]]:
-        """The turns of the chat with what is in the box, up to where the model answers; with nothing in the box up to
-        the end of its last answer, from which it goes on.
+        """The turns of the chat and the text in the box, up to where the model answers; with an empty box, up to the
+        end of its last answer, which it continues.
 
         Raises:
             ValueError: there is nothing to answer.
@@ -270,7 +269,7 @@ class PromptLab(Sampled, Tool):
         self._compare()
 
     def write(self, column: Column, write: Callable[..., Branch]) -> None:
-        """Have a branch written, shown as it comes; whatever happens, what was written is shown and kept."""
+        """Write a branch, shown as it comes; what was written is always shown and kept."""
         tree = column.tree
         assert tree is not None
         self.status.say("Waiting for the model…" if column.alone else f"Waiting for {column.name}…")
@@ -294,7 +293,7 @@ class PromptLab(Sampled, Tool):
 
     def _waiting(self) -> str:
         idle = " and ".join(name.replace("_", "-") for name in self.idle())
-        return f" · {idle} waits for a temperature above 0" if idle else ""
+        return f" · no effect at temperature 0: {idle}" if idle else ""
 
     def _note_result(self) -> None:
         result = self.columns[0].branch or self.columns[0].score
@@ -302,7 +301,7 @@ class PromptLab(Sampled, Tool):
             self.generation = result
 
     def answered(self) -> None:
-        """What the columns show now is what the models said: each one's own answer joins the chat."""
+        """The columns show the models' answers: each one's own answer joins the chat."""
         now = self.now
         if now is not None and now.mode == "chat":
             answered = with_answers(self.messages, now.messages, [one.branch for one in self.columns])
@@ -310,13 +309,13 @@ class PromptLab(Sampled, Tool):
         self._compare()
 
     def _compare(self) -> None:
-        """Hold several models' columns beside each other."""
+        """Compare several models' columns."""
         if len(self.columns) > 1:
             self._beside.align()
             self.status.say(self._beside.in_words() + self._waiting())
 
     def _rerun(self, number: int) -> None:
-        """Go on from a turn: after one of the person, or in place of one of the model."""
+        """Continue from a turn: after one of the user, or in place of one of the model."""
         turn = self.messages[number]
         self.prompt = ""
         self.messages = self.messages[: number + (turn["role"] == "user")]
@@ -331,7 +330,7 @@ class PromptLab(Sampled, Tool):
         self.start()
 
     def branch(self, at: int, token: int | str, *, column: int = 0) -> None:
-        """Take another token at a place of the shown branch, and write on from there; `wait()` waits for it."""
+        """Take another token at a place of the shown branch, and continue from there; `wait()` waits for it."""
         one = self.columns[column]
         after = None
         if one.tree is not None and one.branch is not None and 0 <= at < len(one.branch):
@@ -374,7 +373,7 @@ class PromptLab(Sampled, Tool):
         """Read a session that `save_session` wrote; its runs come after those that are here.
 
         Raises:
-            ValueError: it is no session, or of other models; what is here stays as it is.
+            ValueError: it is not a session, or belongs to other models; nothing here changes.
         """
         self.sessions.bring(path)
         return self

@@ -56,17 +56,17 @@ class LookInside(widgets.VBox):
         self._arrange()
 
     def prefix(self) -> torch.Tensor:
-        """The ids (1, seq) that stood before the selected token.
+        """The ids (1, seq) before the selected token.
 
         Raises:
-            ValueError: no token is selected, or nothing stands before it.
+            ValueError: no token is selected, or nothing comes before it.
         """
         column = self._from
         position = column.strip.selection if column is not None else None
         if column is None or position is None:
             raise ValueError("no token is selected; click one first")
         if position == 0:
-            raise ValueError("nothing stands before the first token; choose a later one")
+            raise ValueError("there is nothing before the first token; choose a later one")
         if column.tree is not None and column.branch is not None:
             ids = [*column.tree.ids[0].tolist(), *column.branch.record.ids]
         elif column.score is not None:
@@ -94,7 +94,7 @@ class LookInside(widgets.VBox):
         return tool
 
     def close_tool(self) -> None:
-        """Take the opened tool away."""
+        """Close the opened tool."""
         self.tool = None
         self._arrange()
 

@@ -1,4 +1,4 @@
-"""Columns of PromptLab held beside the first one: what differs is marked, and what belongs together is outlined."""
+"""Columns of PromptLab compared with the first one: differences are marked, matches are outlined."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class PaneDiff:
         return differing(apart)
 
     def in_words(self) -> str:
-        """Where the columns part, in a sentence."""
+        """Where the columns diverge, in a sentence."""
         if not self.found:
             return "Nothing to compare yet."
         first = self.columns[0]
@@ -58,15 +58,15 @@ class PaneDiff:
             return f"Marked: where surprisal differs by more than {APART:g} bits, {count} tokens."
         parted = {n: next((s for s in found if not s.same), None) for n, found in self.found.items()}
         if all(part is None for part in parted.values()):
-            return "They wrote the same."
+            return "The texts are the same."
         words, at = [], min(part.left for part in parted.values() if part is not None)
         for number, part in parted.items():
             if part is not None:
-                words.append(f"{_said(first, part.left)} against {_said(self.columns[number], part.right)}")
-        return f"They part at token {at}: {'; '.join(words)}."
+                words.append(f"{_said(first, part.left)} vs. {_said(self.columns[number], part.right)}")
+        return f"They diverge at token {at}: {'; '.join(words)}."
 
     def point(self, column: Column) -> None:
-        """Outline in the other columns what stands beside the token under the pointer of this one."""
+        """Outline in the other columns what matches the token under the pointer."""
         here, hovered = self.columns.index(column), column.strip.hovered
         for there, other in enumerate(self.columns):
             if there == here:

@@ -42,7 +42,7 @@ class Run:
 
 
 def template_mark(lm: LanguageModel) -> str | None:
-    """A short mark of a model's chat template, equal for equal templates; None where there is none."""
+    """A short hash of a model's chat template; None if there is none."""
     template = template_of(lm)
     return None if template is None else hashlib.sha256(template.encode()).hexdigest()[:12]
 
@@ -76,7 +76,7 @@ def read(path: str | Path, lms: Sequence[LanguageModel]) -> tuple[dict[str, Any]
     """The settings and runs of a session, and in words how these models differ from those that wrote it.
 
     Raises:
-        ValueError: there is no such file, it is no session, or of other models than these.
+        ValueError: there is no such file, it is not a session, or belongs to other models.
     """
     try:
         whole = open_about(path, KIND)
@@ -87,7 +87,7 @@ def read(path: str | Path, lms: Sequence[LanguageModel]) -> tuple[dict[str, Any]
         settings, saved = dict(whole["settings"]), list(whole["runs"])
     if len(models) != len(lms):
         names = ", ".join(f"{name} in {bits} bits" for name, bits in models)
-        raise ValueError(f"the session has {len(models)} models beside each other ({names}); this PromptLab {len(lms)}")
+        raise ValueError(f"the session compares {len(models)} models ({names}); this PromptLab has {len(lms)}")
     apart = [
         f"{name} in {bits} bits (here {lm.name} in {lm.bits})"
         for (name, bits), lm in zip(models, lms, strict=True)

@@ -26,7 +26,7 @@ class Sessions(widgets.HBox):
         self.file = widgets.Text(description="Session", placeholder="session.json", style=wide)
         self.file.layout.width = "240px"
         buttons = []
-        for words, tip, act in (("Save", "Write all runs to this file", self.keep), ("Open", "Read one", self.bring)):
+        for words, tip, act in (("Save", "Save all runs to it", self.keep), ("Open", "Open the file", self.bring)):
             button = widgets.Button(description=words, tooltip=tip)
             button.on_click(lambda _, act=act: self._with_file(act))
             buttons.append(button)

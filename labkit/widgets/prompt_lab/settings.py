@@ -26,14 +26,14 @@ class Sampled(t.HasTraits):
     stop_strings = t.List(t.Unicode())
 
     def sampling(self) -> Sampling:
-        """The settings, without those that would change nothing at temperature 0."""
+        """The settings, without those that have no effect at temperature 0."""
         given: dict[str, Any] = {name: getattr(self, name) for name in DEFAULTS}
         if not self.temperature:
             given |= {name: DEFAULTS[name] for name in CUTS}
         return Sampling(**given | {"stop_strings": tuple(self.stop_strings)})
 
     def idle(self) -> list[str]:
-        """Settings that wait for a temperature above 0."""
+        """Settings that have no effect at temperature 0."""
         return [] if self.temperature else [name for name in CUTS if getattr(self, name) != DEFAULTS[name]]
 
 
@@ -94,7 +94,7 @@ class Settings(widgets.VBox):
 
     def _tell_idle(self) -> None:
         words = " and ".join(name.replace("_", "-") for name in self.sampled.idle())
-        self.note.value = f"At temperature 0 the likeliest token is always taken: {words} waits." if words else ""
+        self.note.value = f"No effect at temperature 0, which takes the likeliest token: {words}." if words else ""
 
 
 def parsed(text: str) -> list[str]:
