@@ -32,9 +32,7 @@ class Block:
 
     module: nn.Module
     attention: nn.Module | None
-    attn_out: (
-        nn.Module | None
-    )  # outputs what attention adds: attention itself, or the last module inside one that adds it
+    attn_out: nn.Module | None  # outputs what attention adds: attention, or the last module inside one that adds it
     output_projection: nn.Module | None  # takes z, all heads side by side
     mlp: nn.Module | None
     mlp_out: nn.Module | None
