@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
 HINT = (
-    "Click a cell to see what the model would predict after that patch.\n"
+    "Click a cell to see what the model would write after that patch.\n"
     "Shift+click several to patch them together.\n"
     "Drag a cell onto another to put its activation there."
 )
@@ -31,7 +31,7 @@ TOKENS = 6  # in each column
 
 
 class Inspector(widgets.VBox):
-    """Token bars before and after a patch, the effect in words, and the attention at the cell before and after."""
+    """Token bars before and after a patch, the effect in words, and the attention of the place before and after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Inspector(widgets.VBox):
         self.hint()
 
     def hint(self) -> None:
-        """Show what can be done."""
+        """Say what there is to do."""
         self._show(None, "", HINT)
 
     def look(

@@ -46,7 +46,7 @@ class SanityPanel(widgets.VBox):
         self.forget()
 
     def forget(self, *, ready: bool = False) -> None:
-        """Another grid: drop the old results. `ready`: it is finished, and can be checked."""
+        """Another grid: what was checked is not true of it. `ready`: it is finished, and can be checked."""
         self.button.disabled = not ready
         self.result = None
         with self.list.hold_sync():
