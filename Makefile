@@ -71,10 +71,11 @@ test-default: $(VENV)/.test
 	$(BIN)/labkit pull
 	ATEN_CPU_CAPABILITY=default $(AVX2) $(PYTEST) $(PORTABLE) $(SPREAD) --dist worksteal $(ARGS)
 
-lint: $(VENV)/.test  ## ruff, mypy, and which way imports go
+lint: $(VENV)/.test  ## ruff, mypy, spelling, and which way imports go
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 	$(BIN)/lint-imports
 
 # The environment of Colab, as far as its published list says, and labkit on top of it as people install it there: with

@@ -1,5 +1,6 @@
-"""Modules of version 0.1 under the names that they had, for code that imports them: a `DeprecationWarning` says where
-what one takes from them is now. They go with the next version."""
+"""Modules of version 0.1 under their old names, for code that imports them: a `DeprecationWarning` names the new place.
+They are removed in the next version.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +138,7 @@ PACKAGES = ("labkit.analysis", "labkit.internals")
 
 
 class _Moved(ModuleType):
-    """Looks for a name where it is now."""
+    """Looks up a name in its new place."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -152,7 +153,7 @@ class _Moved(ModuleType):
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds modules by their old names, and the packages that held them."""
+    """Finds modules, and the packages that held them, by their old names."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -1,6 +1,6 @@
-"""The version of labkit and the name it is installed by; both stand here and nowhere else.
+"""The version of labkit and the name it is installed by, defined only here.
 
-One imports `labkit` and installs `labkit-lm`: on the package index the shorter name is another project's.
+It is installed as `labkit-lm` and imported as `labkit`, a name that another project has on the package index.
 """
 
 __version__ = "0.2.0"

@@ -43,11 +43,11 @@ def reference() -> str:
     return "\n".join(
         [
             "# Reference\n",
-            "Written by `python tools/reference.py` from the lists that labkit itself uses.\n",
+            "Written by `python tools/reference.py` from labkit's own lists.\n",
             "## Sites\n",
             "A site is written `kind.layer`, `kind.layer.head`, with `@` one position: `z.5.3@-1`. `lm.sites()` says",
-            "which of them a model has, and why not the others.\n",
-            table(("site", "what passes there", "shape of one layer", "patched over", "paths"), sites),
+            "which of them a model has, and why it lacks the others.\n",
+            table(("site", "what it is", "shape of one layer", "patched over", "paths"), sites),
             "## Metrics\n",
             "`metric=` takes one of these names, or a function of the logits; `lk.metric` gives a function a name.\n",
             table(("metric", "in figures", "unit", "needs", "gradient"), metrics),

@@ -146,7 +146,7 @@ def _ours(lm: Model, ids: torch.Tensor, look: Any) -> torch.Tensor:
 
 
 def _projected(lm: Model, ids: torch.Tensor, *, zeroed: bool) -> dict[int, torch.Tensor]:
-    """What each layer's output projection takes in, with the first head's z set to zero if asked."""
+    """The input of each layer's output projection, with the first head's z set to zero if asked."""
     found: dict[int, torch.Tensor] = {}
     current = 0
 

@@ -202,7 +202,7 @@ def _module_hook(
 
 
 def _in_a_gradient(new: torch.Tensor, own: torch.Tensor) -> bool:
-    """Must what was read go on through the model, so that a gradient reaches it? The model's own tensor does anyway."""
+    """Does the model have to use what was read, for a gradient to reach it? Its own tensor it uses anyway."""
     return new is not own and new.requires_grad
 
 

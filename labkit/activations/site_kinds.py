@@ -145,7 +145,7 @@ KINDS = {
     )
 }
 ATTENTION_KINDS = ("q", "k", "v", "pattern", "z")  # those that the attention function sees
-HEAD_IN = "head_in"  # what the output projection takes in, by head: z, or z gated or normed; for the engine alone
+HEAD_IN = "head_in"  # the input of the output projection, by head: z, or z gated or normed; for the engine only
 
 
 def names(kinds: Iterable[SiteKind]) -> tuple[str, ...]:

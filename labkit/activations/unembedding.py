@@ -92,7 +92,7 @@ def softcap_of(lm: Model) -> float | None:
 
 
 def last_logits(lm: Model, ids: torch.Tensor) -> torch.Tensor:
-    """The model's own logits (batch, vocab) at the last position; only they are computed where it can be asked to."""
+    """The model's own logits (batch, vocab) at the last position; only these are computed if possible."""
     return lm.hf(input_ids=ids, use_cache=False, **lm.only_last).logits[:, -1]
 
 
@@ -123,7 +123,7 @@ def _exactly(
     if not taken or taken[0].dtype == torch.float32 or taken[0].ndim != 3 or not is_plain(unembed):
         return None
     x = taken[0][:, -1]
-    if lm not in _ends:  # once per model: does it do what can be done anew?
+    if lm not in _ends:  # once per model: can its last step be recomputed?
         with torch.no_grad():
             _ends[lm] = _end_of(lm, unembedded(unembed, x)[0], own[0])
     end = _ends[lm]
@@ -138,7 +138,7 @@ def _end_of(lm: Model, made: torch.Tensor, own: torch.Tensor) -> End | None:
     fitted = plain.fitted(made, own)
     numbers = [float(v) for v in lm.config.to_dict().values() if isinstance(v, int | float) and v > 0]
     declared = [n for v in numbers for n in (v, 1 / v) if abs(n - fitted) <= 2e-3 * abs(fitted)]
-    for scale in (1.0, *declared, fitted):  # what is declared has no rounding in it
+    for scale in (1.0, *declared, fitted):  # a declared scale has no rounding in it
         end = End(scale, plain.softcap)
         if bool(((end(made) - own).abs() <= 2.0**-6 * (own.abs() + own.pow(2).mean().sqrt())).all()):
             return end

@@ -121,7 +121,7 @@ class ModelPatterns(Patterns):
 
     @abstractmethod
     def before_projection(self, layer: int) -> torch.Tensor:
-        """What the output projection took in at the last token, (head, d_head)."""
+        """The input of the output projection at the last token, (head, d_head)."""
 
     @abstractmethod
     def blocks(self, call: AttentionCall, heads: slice = slice(None)) -> Iterator[tuple[int, torch.Tensor]]:

@@ -118,7 +118,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
             return self._calls[layer]
 
     def before_projection(self, layer: int) -> torch.Tensor:
-        """What a layer's output projection takes in at the last token, (head, d_head)."""
+        """The input of a layer's output projection at the last token, (head, d_head)."""
         with self._lock:
             if layer not in self._before_projection:
                 self._pass(lambda at, call: None, keep=layer)

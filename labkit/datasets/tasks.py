@@ -233,7 +233,7 @@ def _indirect_object(draw: _Draw, template: str) -> PromptPair:
 
 
 def _greater_than(draw: _Draw, template: str) -> PromptPair:
-    # Tokenizers have numbers in parts of one, two or three digits. What is asked for is the next part, whichever it is.
+    # Tokenizers split numbers into parts of one, two or three digits. The answer is the next part, whatever its length.
     start, end = draw.random.randint(1, 3), draw.random.randint(6, 8)
     low, high = draw.random.randint(start + 1, start + 2), draw.random.randint(end + 1, 9)
     unit, century = draw.random.randint(1, 9), draw.random.randint(11, 19)

@@ -29,7 +29,7 @@ _additive: WeakKeyDictionary[Model, dict[int, bool]] = WeakKeyDictionary()
 
 
 class _Reached(Exception):
-    """Attention has been called; the rest of the block is not needed."""
+    """Attention was called; the rest of the block is not needed."""
 
 
 class BlockRunner:
@@ -185,7 +185,7 @@ def _noise(x: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> bool:
-    """Are two outputs (seq, d_model) of a block the same, beside the change that it makes to x?"""
+    """Are two outputs (seq, d_model) of a block equal, compared with the change that it makes to x?"""
     rms = lambda t: t.float().pow(2).mean(-1).sqrt()  # noqa: E731
     share, rounding = (1e-4, 1e-5) if a.dtype == torch.float32 else (0.02, 2**-7)
     limit = share * rms(b - x).max() + rounding * rms(b).max()

@@ -6,7 +6,7 @@ positions before p. Linear layers see one packed list of tokens without padding 
 attention works on the rows of the same p together, against the shared prefix. At the top only the position that the
 metric reads is unembedded.
 
-What a block is called with (position ids, rotary tables, whatever an architecture hands down) is recorded from one
+What a block is called with (position ids, rotary tables, whatever else an architecture passes) is recorded from one
 plain run and re-indexed for the packed tokens, so no architecture needs a table here. Layers that mix positions in
 another way than attention does (state spaces, convolutions, attention of their own) are run on whole rows, with the
 base run's prefix in front; once per model each layer is tested for the fastest way that reproduces its own output.
@@ -354,7 +354,7 @@ def _fast(call: AttentionCall) -> torch.Tensor:
 
 
 def _same(out: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> bool:
-    """Is what a block gave (seq, ...) what it gives, at every position, beside the change that it makes to x?"""
+    """Are two outputs (seq, ...) of a block equal at every position, compared with the change that it makes to x?"""
     rms = lambda t: t.float().flatten(1).pow(2).mean(1).sqrt()  # noqa: E731
     share, rounding = (1e-4, 1e-5) if out.dtype == torch.float32 else (0.02, 2**-7)
     limit = share * rms(expected - x).max() + rounding * rms(expected).max()

@@ -1,7 +1,7 @@
 """Continuing a prompt, with the alternatives at every token.
 
 transformers' own `generate` does the work. A logits processor that changes nothing looks at each step's distribution
-before penalties, temperature and cuts are applied, a streamer hands tokens on as they come, and a stopping criterion
+before penalties, temperature and cuts are applied, a streamer passes tokens on as they come, and a stopping criterion
 looks at the caller's stop flag and at the text after every token. Of a checkpoint's own generation defaults only the
 end tokens are used: anything that suppresses, forces or re-weights tokens would falsify the record.
 """
@@ -105,7 +105,7 @@ class _Watch(LogitsProcessor):
 
 
 class _Stream(BaseStreamer):
-    """Writes each token into the record, and tells the caller."""
+    """Writes each token into the record, and calls the caller back."""
 
     def __init__(self, watch: _Watch, record: Record, tokenizer: Any, on_token: OnToken | None) -> None:
         self.watch, self.record, self.tokenizer, self.on_token = watch, record, tokenizer, on_token
@@ -126,7 +126,7 @@ class _Stream(BaseStreamer):
 
 
 class _Stop(StoppingCriteria):
-    """Stop when asked to, and when a stop string has been written, also one that is split over tokens."""
+    """Stop on request, and after a stop string, even one that is split over tokens."""
 
     def __init__(self, stop: threading.Event, strings: Sequence[str], tokenizer: Any, start: int) -> None:
         self.stop, self.strings, self.tokenizer, self.start = stop, strings, tokenizer, start
@@ -296,7 +296,7 @@ def _without_defaults(lm: Model) -> Any:
 
 
 def _config(lm: Model, sampling: Sampling) -> GenerationConfig:
-    """All that `generate` is asked for."""
+    """The full generation config of a call."""
     ends, pad = ends_of(lm), lm.tokenizer.pad_token_id
     return GenerationConfig(
         max_new_tokens=int(sampling.max_new_tokens),

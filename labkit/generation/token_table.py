@@ -149,7 +149,7 @@ class Record:
 
 
 class Distribution:
-    """One next-token distribution, (vocab,) logits, looked at: waits on the device only when a row is asked for."""
+    """One next-token distribution, (vocab,) logits, examined: waits for the device only when a row is read."""
 
     def __init__(self, logits: torch.Tensor, alternatives: int) -> None:
         self.logprob = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)

@@ -32,14 +32,14 @@ class Block:
 
     module: nn.Module
     attention: nn.Module | None
-    attn_out: nn.Module | None  # puts out what attention adds: attention itself, or inside one that adds it, its last
+    attn_out: nn.Module | None  # outputs what attention adds: attention, or the last module inside one that adds it
     output_projection: nn.Module | None  # takes z, all heads side by side
     mlp: nn.Module | None
     mlp_out: nn.Module | None
     down_projection: nn.Module | None  # takes the neurons, mlp_act
     mid: nn.Module | None  # takes resid_mid
     experts: nn.Module | None  # called with (tokens, width), expert numbers (tokens, k) and their weights (tokens, k)
-    router: nn.Module | None  # where experts are not called so: puts out the weights of all of them, (tokens, expert)
+    router: nn.Module | None  # if experts are called otherwise: outputs the weights of all, (tokens, expert)
     latent: nn.Module | None  # takes the compressed keys and values of multi-head latent attention
 
 
@@ -64,7 +64,7 @@ class Anatomy:
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:
-    """The tensor itself, or the first one of a tuple: what a block, attention or MLP hands on."""
+    """The tensor itself, or the first one of a tuple: the output of a block, attention or MLP."""
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, tuple | list):
@@ -256,7 +256,7 @@ def _is_exact(module: nn.Module) -> bool:
 def _parts(block: nn.Module, attention_classes: tuple[type, ...], flow: _Flow, rank: int | None) -> Block:
     named_children = {name: original(child) for name, child in block.named_children()}
     children = [child for child in named_children.values() if child in flow.outputs]
-    # a block that hands all its work to one child (Zamba's shared transformer) is looked into there as well
+    # a block that delegates to one child (Zamba's shared transformer) is searched there as well
     inner = [m for m in block.modules() if m is not block and m in flow.outputs]
     attention = next((m for m in inner if attention_classes and isinstance(m, attention_classes)), None)
     if attention is None:

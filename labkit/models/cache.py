@@ -94,7 +94,7 @@ def _lock(place: Path) -> Path:
 
 
 def _open_up(folder: Path) -> None:
-    """Give all that a folder holds the permissions of the umask, whoever wrote it: those of the manifest and its own.
+    """Give everything in a folder the permissions of the umask: those of the manifest and its own.
 
     What writes weights makes files that only their owner can read.
     """

@@ -68,6 +68,6 @@ def copied(module: nn.Module) -> nn.Module:
 def to_index(numbers: Sequence[int] | torch.Tensor, device: torch.device) -> torch.Tensor:
     """An index (n,) of whole numbers, sent to the device without waiting for it."""
     index = torch.as_tensor(numbers, dtype=torch.long)
-    if device.type == "cuda":  # only from pinned memory does a copy to a GPU go on by itself
+    if device.type == "cuda":  # only from pinned memory is a copy to a GPU asynchronous
         index = index.pin_memory()
     return index.to(device, non_blocking=True)

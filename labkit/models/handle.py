@@ -206,8 +206,8 @@ class Model:
     def busy(self, *, gradients: bool = False) -> Iterator[None]:
         """Exclusive use of the model, in eval mode, uncompiled and on the free processors, while a block runs.
 
-        Its layers are as fast as they can be. It runs without gradients unless they are asked for. Whatever mode the
-        caller is in, of the model or of PyTorch (`torch.inference_mode`), is back afterwards.
+        Layers run in their fast form, without gradients unless requested. The modes of the model and of PyTorch
+        (`torch.inference_mode`) are restored afterwards.
 
         Raises:
             RuntimeError: gradients reach tensors made under `torch.inference_mode()`, which can have none.

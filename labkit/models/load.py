@@ -156,7 +156,7 @@ def _config(source: str, *, revision: str | None, trust_remote_code: bool) -> An
     except OSError as error:
         from transformers.utils.hub import cached_file
 
-        answered = "does not appear to have a file named" in str(error)  # else the hub is not asked once more
+        answered = "does not appear to have a file named" in str(error)  # otherwise the hub is not contacted again
         try:  # it may be an adapter, which has another configuration
             adapter = cached_file(
                 source, "adapter_config.json", revision=revision or "main", local_files_only=not answered

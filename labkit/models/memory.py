@@ -95,7 +95,7 @@ def measure(hf: Any, anatomy: Anatomy, *, kept: int = 0) -> MemoryReport:
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
-    """A module's own parameters and buffers, with what bitsandbytes keeps beside a packed weight."""
+    """A module's own parameters and buffers, with what bitsandbytes keeps for a packed weight."""
     found = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     weight = getattr(module, "weight", None)
     states = [getattr(weight, "quant_state", None)]

@@ -216,7 +216,7 @@ def _classes() -> tuple[type, type]:
 
         def update_weight_conversions(self, weight_conversions: Any, *model: Any) -> Any:
             # a saved model has the names that it had in memory; renaming those of a hub again would break some
-            # (the model is handed over by newer versions of transformers)
+            # (newer versions of transformers pass the model)
             return super().update_weight_conversions([] if self.pre_quantized else weight_conversions, *model)
 
         def get_quantize_ops(self) -> Any:

@@ -70,7 +70,7 @@ def shared() -> Iterator[None]:
 
 
 def look_again() -> None:
-    """Follow what others do, in the middle of a long run; no more than a check of the clock where it is too early."""
+    """Adapt to the load of others during a long run; only checks the clock if it is too early."""
     if _here.depth:
         _look_again()
 

@@ -24,7 +24,7 @@ class AbsentModel:
         self._load = load
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what Python itself asks every object for
+        if name.startswith("__"):  # what Python itself looks up on every object
             raise AttributeError(name)
         raise AttributeError(
             "this result was unpickled without its model, and this call needs the model; load it, then set result.lm = "

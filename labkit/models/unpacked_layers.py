@@ -3,8 +3,8 @@
 bitsandbytes has a 4-bit kernel for CPUs with AVX512-BF16 only. On any other, and on Apple's GPUs, a 4-bit layer turns
 its weight back into numbers in every forward pass, which for a few tokens takes longer than the matmul; and the kernel
 does so again for every few tokens, which takes longer than a matmul in 16 bits as soon as there are many. So where
-memory has room, weights are kept once they are unpacked, with the very numbers that the layer computes with. They lie
-beside the model, not in it, until room is needed.
+memory has room, weights are kept once they are unpacked, with exactly the numbers the layer computes with. They are
+kept outside the model until the memory is needed.
 
 In bfloat16 a CPU without units for it multiplies as `models.bf16_matmul` does. In float32 PyTorch multiplies with MKL,
 which on AMD processors leaves the wider half of AVX-512 idle; oneDNN, which comes with PyTorch as well, is about twice
@@ -52,7 +52,7 @@ class _Packed:
         self.forward: Callable[[torch.Tensor], Any] = self._few_by_kernel if has_kernel(layer) else self._unpacking
 
     def _looked_at(self, weight: torch.Tensor) -> None:
-        """This is what `kept` is unpacked from; it is held on to, so that no other comes to lie where it lies."""
+        """What `kept` is unpacked from; a reference is kept so that its memory is not reused."""
         self._packed, self._version = weight.detach(), weight._version
         self._pointer = self._packed.data_ptr()
 
@@ -61,7 +61,7 @@ class _Packed:
         now = self.layer._parameters["weight"]
         if now is None or now._version != self._version:
             return False
-        with torch._C.DisableTorchFunctionSubclass():  # bitsandbytes' parameters take ten times as long to ask
+        with torch._C.DisableTorchFunctionSubclass():  # bitsandbytes' parameters are ten times slower to query
             return bool(now.data_ptr() == self._pointer)
 
     def readable(self) -> torch.Tensor | None:
@@ -154,7 +154,7 @@ class FastLayers:
             with torch._C.DisableTorchFunctionSubclass():  # as in `holds`, once for all
                 for layer in self._layers:
                     own = layer.__dict__
-                    if "forward" in own:  # somebody else has laid hands on it
+                    if "forward" in own:  # something else has modified it
                         continue
                     ours.append(own)
                     way = ways.get(layer)
@@ -192,11 +192,11 @@ class FastLayers:
                 layer.__dict__.pop("forward", None)
 
     def drop(self) -> None:
-        """Give the memory back; weights that are needed again are unpacked again."""
+        """Release the memory; weights that are needed again are unpacked again."""
         self._ways = {}
 
     def has_room(self) -> bool:
-        """Is there room for all weights unpacked? Of memory a part of all there is, and half of what is free."""
+        """Is there room for all weights unpacked: a share of all memory, and half of what is free?"""
         if self._room is None:
             size = self._size()
             self._room = size <= installed() / 4 and size - self.size <= available(torch.device("cpu")) / 2
@@ -215,7 +215,7 @@ class FastLayers:
             self._room = False
 
     def warn(self) -> None:
-        """Say what it costs that there is no room, once."""
+        """Warn, once, what it costs that there is no room."""
         if self._warned:
             return
         self._warned = True
@@ -228,7 +228,7 @@ class FastLayers:
 
 
 class _ExpertsInFloat32(TorchFunctionMode):
-    """`models.bf16_matmul` for the experts of a mixture, whose matrices belong to no layers that could be told."""
+    """`models.bf16_matmul` for the experts of a mixture, whose matrices belong to no layers."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in _MATMULS and not kwargs and all(isinstance(x, torch.Tensor) and x.ndim == 2 for x in args[:2]):
@@ -242,18 +242,18 @@ _MATMULS = (F.linear, torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.
 
 
 def kept_unpacked() -> int:
-    """Bytes of unpacked weights that all models of this process keep, and give back when asked."""
+    """Bytes of unpacked weights that all models of this process keep, which they release on request."""
     return sum(fast.size for fast in [*_models])
 
 
 def give_back() -> None:
-    """Have all models of this process give back their unpacked weights."""
+    """Release the unpacked weights of all models of this process."""
     for fast in [*_models]:
         fast.drop()
 
 
 def _is_free(layer: Any) -> bool:
-    """Is this a linear layer on the CPU that nobody else has laid hands on?"""
+    """Is this an unmodified linear layer on the CPU?"""
     weight = layer._parameters.get("weight")
     return weight is not None and weight.device.type == "cpu" and "forward" not in layer.__dict__
 

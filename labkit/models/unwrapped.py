@@ -15,7 +15,7 @@ MERGE = "merge the adapter first: model = model.merge_and_unload()"
 def unwrapped(model: Any) -> Any:
     """The transformers model that does the work.
 
-    Adapters in its layers stay where they are and go on working.
+    Adapters in its layers stay in place and active.
 
     Raises:
         TypeError: there is no transformers model in it.

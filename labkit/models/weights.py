@@ -51,7 +51,7 @@ def is_quantised(layer: nn.Module) -> bool:
 
 
 def width_in(layer: Any) -> int:
-    """How wide what a linear layer takes in is, whatever holds its weight; GPT-2 keeps it as (in, out)."""
+    """The input width of a linear layer, however its weight is stored; GPT-2 stores it as (in, out)."""
     if list(layer.children()):
         return int(getattr(layer, "in_features", None) or width_in(_inner(layer)))
     return int(getattr(layer, "in_features", None) or layer.weight.shape[0])
@@ -70,12 +70,12 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def size_of(linear: Any) -> tuple[int, ...]:
-    """How wide what a linear layer takes in and puts out is, in any order; a packed one's weight has another shape."""
+    """The input and output widths of a linear layer, in any order; a packed weight has another shape."""
     return (linear.in_features, linear.out_features) if isinstance(linear, nn.Linear) else tuple(linear.weight.shape)
 
 
 def _like(layer: Any, rows: int) -> torch.Tensor:
-    """Zeros (rows, in) such as the layer in an adapter takes in."""
+    """Zeros (rows, in) as input for the layer in an adapter."""
     weight = _inner(layer).weight
     dtype = weight.dtype if weight.dtype.is_floating_point else getattr(_inner(layer), "compute_dtype", None)
     return torch.zeros(rows, width_in(layer), dtype=dtype or torch.float32, device=runs_on(layer))
@@ -104,7 +104,7 @@ def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
         state = copy(state)
-        state.dtype = getattr(layer, "compute_dtype", None) or dtype  # the numbers that it computes with
+        state.dtype = getattr(layer, "compute_dtype", None) or dtype  # the numbers it computes with
         return dequantize_4bit(weight.data, state).to(dtype)
     if weight.dtype.is_floating_point and type(layer).__name__ == "Conv1D":  # GPT-2 keeps (in, out)
         return weight.detach().T.to(dtype)

@@ -33,7 +33,7 @@ class PathGrid(PatchGrid):
         return ["MLP" if n == n_heads else name for n, name in zip(self.index[1], names, strict=True)]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per sender that was asked for: `sender`, `layer`, `head` (none for an MLP), `value`, `normalized`."""
+        """One row per requested sender: `sender`, `layer`, `head` (none for an MLP), `value`, `normalized`."""
         frame = super().to_frame()
         mlp = frame["head"] == self.recipe["n_heads"]
         places = zip(frame["layer"], frame["head"], mlp, strict=True)
@@ -62,7 +62,7 @@ class PathGrid(PatchGrid):
         return code_of(self.recipe, "paths = lk.path_patch", own, usual=usual)
 
     def __repr__(self) -> str:
-        """What was asked, and the five senders whose path moves the metric most."""
+        """The request, and the five senders whose path moves the metric most."""
         frame = self.to_frame()
         done = frame.dropna(subset="value")
         ends = (self.corrupt, self.clean) if self.too_close else (0.0, 1.0)

@@ -32,7 +32,7 @@ def heatmap(
         values: (rows, columns); NaN is left blank.
         x, y: labels of the columns and of the rows.
         axes: what the columns are, and what the rows are.
-        unit: of the values, beside the colour bar.
+        unit: of the values, at the colour bar.
         hover: the note of a cell at the pointer.
         size: width and height in pixels.
         colours, ends: the colour scale, and the values at its ends.

@@ -137,7 +137,7 @@ class ControlsJob:
             inner.cancel()
 
     def steps(self) -> Iterator[Check]:
-        """Make the checks; yields each as it is made. Begins anew where an earlier call was cancelled."""
+        """Make the checks; yields each as it is made. Restarts if an earlier call was cancelled."""
         try:
             self._begin()
             checks: list[Check] = []

@@ -46,7 +46,7 @@ class Sweep:
     """The grids of many pairs, and their average.
 
     Attributes:
-        pairs: the pairs that were asked for.
+        pairs: the requested pairs.
         grids: a `PatchGrid` for each; None where there is none (yet).
         failures: error messages, by the number of the pair.
         from_end: the positions were given from the end, so they mean the same in every pair.

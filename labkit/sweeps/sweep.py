@@ -287,7 +287,7 @@ def _workers(executor: Any) -> tuple[Executor | None, int | None]:
 
 
 def _recipe(plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
-    """What makes a sweep this sweep and no other; the model's arguments stand beside the others, to be compared."""
+    """What identifies a sweep; the model's arguments are listed with the others, to be compared."""
     model = plan.spec if isinstance(plan.spec, dict) else {"model": plan.spec}
     recipe = {**{k: v for k, v in model.items() if k != "device"}, "weights": plan.weights, **settings}
     as_text = {k: _source(v) if callable(v) else str(v) for k, v in recipe.items() if not _is_json(v)}

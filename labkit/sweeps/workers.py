@@ -87,7 +87,7 @@ class Plan:
 def plan_for(source: ModelSource, settings: dict[str, Any], *, threads: int | None = None) -> Plan:
     """The plan for a model that is here, or that is to be loaded where the work is done."""
     if isinstance(source, LanguageModel):
-        # Workers compute in the dtype of the asker, so that a sweep gives one result wherever its shards are done.
+        # Workers compute in the caller's dtype, so a sweep gives one result wherever its shards are done.
         name = None if source.name == NAME else source.name
         spec: dict[str, Any] = {"name": name, "revision": source.revision if name else None, "bits": source.bits}
         spec |= {"dtype": source.dtype, "device": source.device.type}
@@ -122,7 +122,7 @@ def each(plan: Plan, pairs: Sequence[tuple[int, Sequence[Any]]]) -> Iterator[tup
                 jobs[number] = PatchJob(lm, *pair, **plan.settings)
             except Exception as error:
                 yield number, f"{type(error).__name__}: {error}"
-        with suppress(Exception):  # a pair that fails among others is found when each goes on alone
+        with suppress(Exception):  # a pair that fails among others is found when each continues alone
             steps = steps_together(list(jobs.values()))
             while _next(lm, steps):
                 for number in [n for n, job in jobs.items() if job.grid.complete]:
@@ -152,8 +152,8 @@ def whole_shard(plan: Plan, pairs: Sequence[tuple[int, Sequence[Any]]]) -> Resul
 def fingerprint(lm: LanguageModel) -> str:
     """A short hash of a model's weights: a few of every matrix, the same before and after it has run.
 
-    bitsandbytes packs weights anew when a layer first runs, and other devices round otherwise, so of a quantised layer
-    it takes the signs of what comes out for a few unit vectors.
+    bitsandbytes repacks weights when a layer first runs, and devices round differently, so for a quantised layer it
+    takes the signs of the outputs for a few unit vectors.
     """
     digest = hashlib.sha256()
     with lm.busy():

@@ -53,7 +53,7 @@ DEEPSEEK = """\
 {%- if add_generation_prompt -%}{{ '<｜Assistant｜>' ~ ('<think>\\n' if thinks else '') }}{%- endif -%}
 """
 
-# Gemma has no system turn: what is said there opens the first turn of the user. The model's turns are those of `model`.
+# Gemma has no system turn: its text opens the user's first turn. The model's turns are those of `model`.
 GEMMA = """\
 {{- bos_token -}}
 {%- set system = messages[0].content.strip() if messages[0].role == 'system' else none -%}
@@ -68,7 +68,7 @@ GEMMA = """\
 {%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}
 """
 
-# Stands before a template that writes the date, and takes the place of the function that asks the clock.
+# Precedes a template that writes the date, replacing the function that reads the clock.
 _DATED = (
     "{% macro strftime_now(format) %}{% set at = namespace(code='') %}{% for c in format %}"
     "{% if not at.code %}{% if c == '%' %}{% set at.code = c %}{% else %}{{ c }}{% endif %}"
@@ -209,7 +209,7 @@ def dated(lm: TextModel, prompt: Sequence[Mapping[str, Any]]) -> Chat:
     chat = prompt if isinstance(prompt, Chat) else Chat(prompt)
     if "date" in chat.options or "strftime_now" not in (template_of(lm) or ""):
         return chat
-    # asked of the template's own clock
+    # according to the template's own clock
     today = lm.tokenizer.apply_chat_template(
         list(chat), chat_template="{{ strftime_now('%Y-%m-%d') }}", tokenize=False, add_generation_prompt=False
     )
@@ -286,9 +286,9 @@ class Writer:
     def _open(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
         """The text up to where the last message continues, and where that message begins in it.
 
-        A mark at the message's end shows where the template would write on. What the template strips or leaves out of
-        a finished message it must not leave out of one that the model is in the middle of: then the message stands as
-        it is said, after what the template writes before it.
+        A mark at the message's end shows where the template would write on. Text that the template strips from a
+        finished message must not be stripped from one that continues: then the message stands as given, after what the
+        template writes before it.
         """
         *before, last = messages
         said = text_in(last)

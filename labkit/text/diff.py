@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tokens `left` to `left_stop` - 1 of one text beside tokens `right` to `right_stop` - 1 of the other.
+    """Tokens `left` to `left_stop` - 1 of one text, matched with tokens `right` to `right_stop` - 1 of the other.
 
     `same` if they spell the same.
     """

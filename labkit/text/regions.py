@@ -64,7 +64,7 @@ def thinking(tokens: Sequence[Token]) -> list[Region]:
     """The `<think>` regions among tokens, marks included; one that is not closed extends to the end.
 
     A `</think>` that nothing opened closes what began after the last special token: models whose template opens it
-    put out the rest alone.
+    write only the rest.
     """
     text, at = "", []  # at: the position of each character
     for position, token in enumerate(tokens):
@@ -106,8 +106,9 @@ def _thoughts(tokens: Sequence[Token], said: list[tuple[int, Region]], messages:
 
 
 def places_of(writer: Writer) -> list[list[Span]]:
-    """For each message of a chat, where what it says stands in the text, in characters; nothing where it is left out
-    or cannot be told, and several places where the template writes it several times."""
+    """For each message of a chat, its places in the text, in characters: none if it is left out or unknown, several if
+    the template repeats it.
+    """
     messages, text = writer.chat.messages, writer.text
     found = _all_at_once(writer) or [
         _place(writer.write, messages, number, text, writer.mark, said)

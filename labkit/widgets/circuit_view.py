@@ -125,7 +125,7 @@ class CircuitView(Block):
 
 
 def _placed(circuit: Circuit) -> tuple[list[list[Any]], list[str]]:
-    """Nodes as (name, label, across, row), and what stands beside each row: only layers that have a part in it.
+    """Nodes as (name, label, across, row), and the label of each row: only layers with a part in the circuit.
 
     Heads of one number are above each other; MLPs have a column of their own.
     """

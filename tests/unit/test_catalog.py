@@ -1,4 +1,4 @@
-"""The catalogue: its numbers are those of the configurations, and a real load agrees with them."""
+"""The catalog: its numbers are those of the configurations, and a real load agrees with them."""
 
 import json
 

@@ -39,8 +39,8 @@ LEFT_OUT = {
     ),
     "xlnet": "permutation language model: not causal",
     "reformer": "reversible layers over hashed buckets",
-    "cpmant": "its forward takes prompts in a form of its own",
-    "blt": "bytes in latent patches: an encoder, a global and a local decoder, no one stack of blocks",
+    "cpmant": "its forward takes prompts in another form",
+    "blt": "bytes in latent patches: an encoder, a global and a local decoder, not one stack of blocks",
     "gpt-sw3": "the same class as gpt2",
 }
 TYPES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(LEFT_OUT))

@@ -18,21 +18,21 @@ PEER = ROOT / "benchmarks" / "results" / "zoo.json"
 BITS = (32, 4)
 HEAD = """# Architectures
 
-What labkit promises, tried on a tiny random model of every decoder-only type that transformers {version} can load, in
-32 bits and in 4 bits (NF4, computing in float32). Written by `python tests/zoo/table.py`; the tests hold every row
+labkit's promises, tested on a tiny random model of every decoder-only type that transformers {version} can load, in
+32 bits and in 4 bits (NF4, computing in float32). Written by `python tests/zoo/table.py`; the tests check every row
 against the models again.
 
-**{good} of {total}** keep every promise for the sites that they have, in both. {peer}
+**{good} of {total}** keep every promise for the sites they have, in both. {peer}
 
 - `yes`: kept. `-`: the architecture has no such site, and `lm.sites()` says so. `no`: not kept, see below.
 - *logits*: a run that reads gives the plain forward's logits.
 - *resid*, *attn/mlp out*, *q/k/v*, *z*: writing back what was read changes nothing, writing something else does.
-- *pattern*: rows sum to at most 1, nothing ahead is looked at, pattern @ v = z.
+- *pattern*: rows sum to at most 1, no token looks ahead, pattern @ v = z.
 - *head_out*: the heads add up to `attn_out`.
 - *router*: which experts take each token, read and written.
 - *direct*: the parts of direct logit attribution add up to the logit difference, heads to their attention.
-- *fast = naive*: grids by the wavefront equal one whole run a cell (`slow`: run that way, because layers or readout
-  cannot be restarted alone).
+- *fast = naive*: grids by the wavefront equal one full forward pass per cell (`slow`: run that way, because layers or
+  readout cannot be restarted alone).
 - *generation*: transformers' own tokens. *clean up*: an error leaves no hook.
 - *4 bits*: the same, or what differs.
 
@@ -93,7 +93,7 @@ def main() -> None:
     columns = [*PROMISES, "4 bits", *([peer["peer"]] if peer else [])]
     table = [f"| type | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}", *lines]
     out = HEAD.format(version=transformers.__version__, good=good, total=len(ZOO), peer=said)
-    out += "\n".join(table) + "\n\n## What is not kept, and why\n\n" + ("\n".join(failures) or "Nothing.") + "\n"
+    out += "\n".join(table) + "\n\n## Exceptions\n\n" + ("\n".join(failures) or "Nothing.") + "\n"
     out += "\n## What is left out\n\nTypes in transformers' causal mapping that are not plain decoders:\n\n"
     by_reason: dict[str, list[str]] = {}
     for name, why in LEFT_OUT.items():

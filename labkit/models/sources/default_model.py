@@ -178,7 +178,7 @@ def _convert(gguf: Path, part: Path, *, bits: int, progress: bool) -> None:
 
 @contextmanager
 def _own_bar(*, progress: bool) -> Iterator[None]:
-    """Have transformers' bar over a GGUF's tensors only where progress is wanted; it asks no setting."""
+    """Show transformers' bar over a GGUF's tensors only if progress is wanted; it has no setting for that."""
     try:
         from transformers import modeling_gguf_pytorch_utils as module
     except ImportError:  # a version that reads them in another way

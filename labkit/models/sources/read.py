@@ -177,7 +177,7 @@ def _tensors(plan: Plan, files: list[Path]) -> tuple[dict[str, Tensor], bool]:
     """
     tensors = open_files(files)
     check_index(files[0].parent, tensors)
-    if plan.way == "package":  # what it makes of its tensors is for the package to know
+    if plan.way == "package":  # only the package knows what it does with its tensors
         return tensors, False
     if plan.stored is not None and plan.way == "expanded":
         tensors = expanded(tensors, dtype=plan.dtype, stored=plan.stored.settings)

@@ -137,10 +137,10 @@ def bits_to_load(stored: Stored | None, asked: int | None, label: str) -> int:
     """How many bits to load a checkpoint in.
 
     Without `asked`: 4 for plain numbers; what the file has, for quantised ones; 16 for FP8 and MXFP4, which are
-    dequantised to the very numbers of the file.
+    dequantised exactly.
 
     Raises:
-        ValueError: `asked` cannot be had of it.
+        ValueError: it cannot be loaded in `asked` bits.
     """
     if stored is None:
         return asked or 4

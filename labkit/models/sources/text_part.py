@@ -102,10 +102,10 @@ def _takes(config: Any) -> str:
 
 
 def tensors_of(tensors: Mapping[str, Tensor], skeleton: PreTrainedModel, label: str) -> dict[str, Tensor]:
-    """Of a whole checkpoint's tensors those of the text part, under the names of the language model.
+    """The tensors of the text part of a checkpoint, under the names of the language model.
 
     Raises:
-        LoadError: they cannot be told apart.
+        LoadError: they cannot be identified.
     """
     names = _renamed({name: tensor.shape for name, tensor in tensors.items()}, skeleton)
     if names is None:

@@ -1,8 +1,8 @@
 """Is a checkpoint complete? A missing tensor would be filled with random numbers.
 
-transformers itself is asked, before any weight is read: it "loads" tensors that have a shape and no numbers, with all
-that it knows of renamed, merged and tied ones, and reports what it did not find. What it leaves out on purpose (a tied
-unembedding, layers that predict several tokens ahead) is no fault.
+transformers itself checks it, before any weight is read: it "loads" tensors that have a shape but no numbers, with all
+its rules for renamed, merged and tied ones, and reports what it did not find. What it leaves out on purpose (a tied
+unembedding, layers that predict several tokens ahead) is not an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COMPANIONS = re.compile(
     r"(weight|_proj)_(scale(_inv|_2)?|zero_point|packed|shape|g_idx|blocks|scales)$|\.(qweight|qzeros|scales|g_idx|SCB)$"
     r"|\.weight\.(absmax|quant_map|nested_absmax|quant_state\..*)$|_(blocks|scales)$|\.(qdata|scale)$"
 )
-# what bitsandbytes and labkit keep beside a packed weight
+# what bitsandbytes and labkit keep for a packed weight
 _PACKED = re.compile(
     r"(?<=\.weight)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)$|(?<=\.)(SCB|weight_format)$"
     r"|\.(packed|scales|nested|offset)$"

@@ -55,7 +55,7 @@ class AttentionView(Tool):
     Traits:
         text: what the model reads; `start()` or `run()` after changing it.
         against: the other prompt.
-        selection: (layer, head) shown large; other_head: the one beside it.
+        selection: (layer, head) shown large; other_head: the one next to it.
         chosen: list of (layer, head), for the text view and for knocking out.
         token: the position whose looks are shown, or None; follows the pointer, unless one is locked by a click.
         direction: `from` the token, or `to` it.

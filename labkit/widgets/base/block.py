@@ -73,7 +73,7 @@ class Array(t.TraitType):
         array = np.asarray(value)
         if array.ndim != self.ndim:
             raise t.TraitError(f"{self.name} has {self.ndim} axes; got an array of shape {array.shape}")
-        # A copy: a grid that goes on filling must not change under the browser's feet.
+        # A copy: the array may still be filling and must not change before it is sent.
         return np.array(array, dtype=np.uint8 if array.dtype == np.uint8 else self.dtype, order="C")
 
     def set(self, obj: Any, value: Any) -> None:

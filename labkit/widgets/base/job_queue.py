@@ -33,7 +33,9 @@ class Job:
             self.work(self.stop)
         except BaseException as error:
             self.error = error
-            if not isinstance(error, Exception):  # an interrupt is for the caller; the work has been told to keep
+            if not isinstance(
+                error, Exception
+            ):  # an interrupt is for the caller; the work was told to stop and keep its results
                 raise
         finally:
             self.finished.set()
@@ -91,7 +93,7 @@ class JobQueue:
         self.last: Job | None = None
 
     def ask(self, work: Work) -> Job:
-        """Do this as soon as the model is free; what this queue asked for before is cancelled."""
+        """Do this as soon as the model is free; earlier requests of this queue are cancelled."""
         self.stop()
         job = self.last = Job(work)
         if self.background:

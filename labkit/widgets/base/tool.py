@@ -15,7 +15,7 @@ from labkit.widgets.base.status_line import StatusLine
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
-FRAME = 0.08  # seconds between two updates of what is shown while work goes on
+FRAME = 0.08  # seconds between two updates of what is shown while work is running
 
 
 class Tool(HasSnapshot, widgets.VBox):
@@ -28,7 +28,7 @@ class Tool(HasSnapshot, widgets.VBox):
     def __init__(self, lm: LanguageModel, *, background: bool | None = None, **traits: Any) -> None:
         self.lm = lm
         self.queue = JobQueue(lm, background=background)
-        self._going: set[object] = set()  # what has been asked for and is not done
+        self._going: set[object] = set()  # requested but not done
         self.status = StatusLine()
         self.run_button = widgets.Button(description="Run", button_style="primary", tooltip="Run (Ctrl+Enter)")
         self.stop_button = widgets.Button(description="Stop", disabled=True, tooltip="Stop and keep what is done")

@@ -29,7 +29,7 @@ class TokenStrip(Block):
             `system`, `user`, `assistant`, `branched` and `surprise` have a look of their own, any name is read out and
             becomes the css class `labkit-is-<name>`.
         alternatives: for each token None or rows of (text, probability), shown on hover and focus.
-        facts: more numbers about each token (seq, f), with `fact_names`, shown beside the alternatives.
+        facts: more numbers about each token (seq, f), with `fact_names`, shown with the alternatives.
         notes: a few words about a position, shown with it: `{"3": "a part of 😀"}`.
         folds: stretches folded away behind their length, `{"start": 3, "stop": 40, "label": "thought"}`; a stop of None
             extends to the end. `opened` lists the starts of those that are unfolded.
@@ -41,7 +41,7 @@ class TokenStrip(Block):
 
     Traits:
         selection (int | None), hovered (int | None): positions; both can be observed, linked and set.
-        pointed: positions that are outlined, such as those beside the hovered one of another strip.
+        pointed: positions that are outlined, such as those matching the hovered one of another strip.
     """
 
     _esm = module("token_strip_rows", "token_strip_note", "token_strip")

@@ -100,7 +100,7 @@ class PatchLab(Tool, PatchState):
         self._close_look, self._offers, self._doubts = (JobQueue(lm, background=background) for _ in range(3))
         self._paused = False
         self._asked: PatchSpec | None = None
-        self._computing = 0  # grids asked for and not ended
+        self._computing = 0  # requested grids that have not ended
         self.site, self.direction, self.metric = site, direction, metric or ""
         self.over = over or KINDS[site].usual
         self.layer = lm.n_layers // 2 if layer is None else layer
@@ -319,7 +319,7 @@ class PatchLab(Tool, PatchState):
         return [Move(site, site) for site in (site_of(self.grid, place) for place in places)]
 
     def code(self) -> str:
-        """The Python that computes the grid that is shown (or asked for), and makes the patch in the inspector."""
+        """The Python that computes the grid that is shown (or requested), and makes the patch in the inspector."""
         grid = self.grid
         if grid is None:
             names = (*PAIR, "metric", "site", "direction")

@@ -101,7 +101,7 @@ class LiveGrid:
         if self._pair != pair:
             job.runs.together = tuple(site for site in TOGETHER if layers_with(self.lm, site))
             for known in self.known.values():
-                known.job = None  # another pair's activations; its cells are kept, and it can go on from them
+                known.job = None  # another pair's activations; its cells are kept, so it can resume
         self._pair, self._runs = pair, job.runs
         return job
 
@@ -121,7 +121,7 @@ class LiveGrid:
     def _compute(self, known: Known, job: PatchJob, stop: threading.Event, say: Say) -> None:
         work, begun, due = _work(job), None, 0.0
         try:
-            while not known.grid.complete and not stop.is_set():  # a cancel that came too early is asked for again
+            while not known.grid.complete and not stop.is_set():  # a cancel that came too early is repeated
                 for done in job.steps():
                     if stop.is_set():
                         job.cancel()
@@ -166,7 +166,7 @@ class LiveGrid:
             marked = [n for n, at in enumerate(grid.index[1]) if at in differ]
             self.heatmap.column_marks = marked if across == "position" else []
             self.draw()
-        for name in POINTED:  # told before there was a grid to show them in
+        for name in POINTED:  # selected before there was a grid to show
             self._to_heatmap({"name": name, "new": getattr(self.state, name)})
 
     def draw(self) -> None:

@@ -35,7 +35,7 @@ class PairEditor(widgets.VBox):
     Args:
         lm: the model.
         state: the pair is in its `clean`, `corrupt`, `answer` and `foil`.
-        ask: has model work done in the background: called with a function of the event that tells it to stop.
+        ask: runs model work in the background: called with a function of the stop event.
         submit: called when the user asks for a run (Ctrl+Enter in a prompt).
 
     Traits:

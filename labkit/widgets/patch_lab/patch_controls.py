@@ -42,7 +42,7 @@ class PatchControls(widgets.HBox):
             control.style = {"description_width": "initial"}
             control.layout.width = width
         self._offering = False
-        state.observe(lambda change: self._new_site(change["old"]), "site")  # before anybody else hears of it
+        state.observe(lambda change: self._new_site(change["old"]), "site")  # before other observers
         named = {"site": self._site, "layer": self._layer, "direction": self._direction, "metric": self._metric}
         for name, control in named.items():
             t.link((state, name), (control, "value"))

@@ -1,4 +1,4 @@
-"""What a PatchLab asks and shows: one set of traits that all its parts read and change."""
+"""The state of a PatchLab: one set of traits that all its parts read and change."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class PatchState(t.HasTraits):
 
     Traits:
         clean, corrupt, answer, foil: the pair.
-        metric: the name of what is measured; "" for the usual one.
-        site, over, layer, direction: what is patched; `layer` counts only where it is no axis.
+        metric: the name of a metric; "" for the default.
+        site, over, layer, direction: what is patched; `layer` only matters if it is not an axis.
         grid: the `PatchGrid` that is shown; exact cells only.
         selection, chosen, arrow: a cell, several, and the last drag, as (layer, position or head).
     """
@@ -52,7 +52,7 @@ class PatchState(t.HasTraits):
         return "layer" not in self.over
 
     def spec(self) -> PatchSpec:
-        """What the present settings ask."""
+        """The request of the current settings."""
         return PatchSpec(
             self.clean, self.corrupt, self.answer or None, self.foil or None, metric=self.metric or None,
             site=self.site, over=self.over, direction=self.direction, layers=(self.layer,) if self.one_layer else None,

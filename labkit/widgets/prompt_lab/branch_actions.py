@@ -1,4 +1,4 @@
-"""What a person asks of the branches in a PromptLab, done."""
+"""What the user does with the branches in a PromptLab."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class BranchActions:
         self.lab = lab
 
     def take(self, column: Column, at: int, id: int) -> None:
-        """Another token at a place of the branch that is shown, and on from there with the present settings."""
+        """Another token at a place of the branch that is shown, and continue with the current settings."""
         lab, tree, parent = self.lab, column.tree, column.branch
         if tree is None or parent is None:
             return
@@ -37,7 +37,7 @@ class BranchActions:
         lab.do(work)
 
     def go_on(self, column: Column, branch: Branch, stop: threading.Event) -> None:
-        """Write a branch on."""
+        """Continue a branch."""
         assert column.tree is not None
         column.compare(None)
         column.show(branch)

@@ -1,4 +1,4 @@
-"""The turns of a chat as boxes that can be edited, each with a button that goes on from there."""
+"""The turns of a chat as boxes that can be edited, each with a button that continues from there."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def as_asked(system: str, messages: Sequence[Mapping[str, Any]], column: int = 0
 def with_answers(
     turns: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]], branches: Sequence[Branch | None]
 ) -> list[dict[str, Any]] | None:
-    """The turns with what each model said to those that it was asked; None where the person went on meanwhile.
+    """The turns with each model's answer; None if the user has continued meanwhile.
 
-    Asked to go on from an answer, a model has said what was there and what it wrote after it.
+    A continued answer is the earlier text and what the model wrote after it.
     """
     begun = asked[-1] if asked and asked[-1]["role"] == "assistant" else None
     before = list(asked[:-1]) if begun else list(asked)
@@ -51,7 +51,7 @@ def with_answers(
 
 
 def _said(branch: Branch | None, *, space: bool) -> str:
-    """What a branch says; in the middle of a sentence with its first space, which many tokenizers leave out."""
+    """The text of a branch; within a sentence with its first space, which many tokenizers drop."""
     if branch is None:
         return ""
     first = branch.tokens[0].token.text if space and len(branch) else ""
@@ -83,7 +83,7 @@ class ChatTurns(widgets.VBox):
         self._draw()
 
     def on_rerun(self, call: Callable[[int], Any]) -> None:
-        """Call this with the number of the turn that a person wants to go on from."""
+        """Call this with the number of the turn to continue from."""
         self._rerun.append(call)
 
     def _draw(self) -> None:

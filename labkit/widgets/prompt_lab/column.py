@@ -80,7 +80,7 @@ class Column(widgets.VBox):
 
     @property
     def offset(self) -> int:
-        """Where in the strip what was written begins."""
+        """Where the written text begins in the strip."""
         return len(self.tree.tokens) if self.tree is not None else 0
 
     @property
@@ -133,7 +133,7 @@ class Column(widgets.VBox):
         return marks
 
     def add(self, token: GeneratedToken) -> bool:
-        """A token came: show it, with those that came shortly before, the first at once. Has anything been shown?"""
+        """Show a new token, with those that came shortly before, the first at once. Was anything shown?"""
         self._fresh.append(token)
         if time.monotonic() < self._due:
             return False
@@ -168,7 +168,7 @@ class Column(widgets.VBox):
             self.show(branch)
 
     def show(self, branch: Branch, *, most: int | None = None) -> None:
-        """Show a branch of the tree: all of it, or what stands before a place, after which another goes on."""
+        """Show a branch of the tree: all of it, or the part before a place, where another continues."""
         assert self.tree is not None
         self.branch = branch
         record = branch.record.part(0, most)
@@ -179,7 +179,7 @@ class Column(widgets.VBox):
             self.refresh()
 
     def refresh(self) -> None:
-        """Bring what is said about the tree up to date."""
+        """Update the information about the tree."""
         tree, branch = self.tree, self.branch
         if tree is None or branch is None:
             return
@@ -269,7 +269,7 @@ class Column(widgets.VBox):
     # -- comparing ---------------------------------------------------------------------------------------------------
 
     def compare(self, index: int | None) -> None:
-        """Show another branch below the one that is shown, with what differs marked; None takes it away."""
+        """Show another branch below the one that is shown, with differences marked; None removes it."""
         self.branches.compared = index
         marks = {name: places for name, places in self.strip.marks.items() if name != "differs"}
         if index is None or self.tree is None or self.branch is None:
@@ -350,7 +350,7 @@ class Column(widgets.VBox):
             self.show(branch)
 
     def on_branch(self, call: Callable[[Column, int, int], Any]) -> None:
-        """Call this with (column, place after the prompt, token id) when a person chooses an alternative."""
+        """Call this with (column, place after the prompt, token id) when the user chooses an alternative."""
 
         def chosen(position: int, place: int) -> None:
             record, at = self.record, position - self.offset
@@ -367,5 +367,5 @@ class Column(widgets.VBox):
 
 
 def _share(probability: float) -> str:
-    """A probability as people read it."""
+    """A probability for display."""
     return "< 0.01%" if probability < 1e-4 else f"{probability:.2%}" if probability < 0.01 else f"{probability:.1%}"

@@ -1,9 +1,8 @@
 """PromptLab: write a prompt, watch models continue it, see how sure they were of every token, and branch.
 
-The work is done by `lm.tree` and `lk.score`; this is their face. A run is a `Run` with a tree or a score for each
-model; `Column` shows one model's part of it, `PaneDiff` compares several, `BranchActions` does what is asked of their
-branches, `ChatTurns` is the chat, `Settings` how to sample, `Sessions` keeps runs, `LookInside` is the way into the
-other tools.
+The work is done by `lm.tree` and `lk.score`; this is their interface. A run is a `Run` with a tree or a score for each
+model; `Column` shows one model's part of it, `PaneDiff` compares several, `BranchActions` acts on their branches,
+`ChatTurns` is the chat, `Settings` how to sample, `Sessions` keeps runs, `LookInside` is the way into the other tools.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ class PromptLab(Sampled, Tool):
         self.look = LookInside(self.status, background=self.queue.background)
 
     def _compose(self) -> None:
-        """Every part has its place for good; `_arrange` shows and hides them."""
+        """Every part has a fixed place; `_arrange` shows and hides them."""
         t.link((self, "prompt"), (self.box, "value"))
         t.link((self, "measure"), (self._measure, "value"))
         t.link((self, "system"), (self.turns, "system"))
@@ -345,7 +344,7 @@ class PromptLab(Sampled, Tool):
         self.sessions.list_runs()
 
     def show_run(self, number: int) -> None:
-        """Show an earlier run, with what was asked then."""
+        """Show an earlier run, with its settings."""
         if self.queue.busy:
             self.stop()
             self.queue.wait()

@@ -14,11 +14,11 @@ APART = 2.0  # bits by which the surprisal of a stretch has to differ for it to 
 
 
 class PaneDiff:
-    """How the texts of several columns belong together; found anew by `align`."""
+    """How the texts of several columns belong together; recomputed by `align`."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self.columns = columns
-        self.found: dict[int, list[Stretch]] = {}  # by column: its stretches beside those of the first
+        self.found: dict[int, list[Stretch]] = {}  # by column: its stretches matched with those of the first
 
     def align(self) -> None:
         """Cut the texts where they have borders in common, and mark what differs."""

@@ -16,7 +16,7 @@ from labkit.widgets.prompt_lab.session_file import Run
 
 
 class Lab(Protocol):
-    """A PromptLab: what is asked, of which models, what came of it, and how to ask for more."""
+    """A PromptLab: its settings, models and results, and how to request more."""
 
     lm: LanguageModel
     lms: list[LanguageModel]

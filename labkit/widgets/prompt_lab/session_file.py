@@ -26,7 +26,7 @@ KIND = "labkit prompt session"
 
 @dataclass(eq=False)
 class Run:
-    """One time that Run was pressed: what was asked, and for each model what came of it, None if nothing did."""
+    """One press of Run: the settings, and the result for each model, None if there was none."""
 
     mode: str
     prompt: str
