@@ -1,8 +1,10 @@
+// @ts-check
 // Heatmap: a canvas of cells with readable labels, a colour bar, and the cell under the pointer or the keyboard.
 
 const FONT = 12;
 const BAR = { width: 12, gap: 18, label: 58 };
 
+/** @param {Context<HeatmapTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-heatmap");
   const head = element("div", "labkit-heatmap-head");
@@ -10,17 +12,24 @@ function render({ model, el }) {
   const legend = element("div", "labkit-heatmap-legend labkit-muted");
   const tools = element("div", "labkit-tool-buttons");
   head.append(title, tools);
-  let table = null;
-  let plan = null; // where everything lies, in CSS pixels
+  /** @type {Uint8ClampedArray} */
+  let table;
+  /** @type {HeatmapPlan} */
+  let plan; // where everything lies, in CSS pixels
+  /** @type {Model<HeatmapTraits>["get"]} */
   const get = (name) => model.get(name);
+  /** @type {[Wire | null, Numbers | null]} */
   let held = [null, null]; // values as they came, and unpacked
   const grid = () => {
     const wire = get("values");
     if (held[0] !== wire) held = [wire, unpacked(wire)];
-    return held[1];
+    return /** @type {Numbers} */ (held[1]); // asked for only where there are values
   };
 
-  /** A cell of the grid itself, from a source of numbers that may stand for several cells each. */
+  /**
+   * A cell of the grid itself, from a source of numbers that may stand for several cells each.
+   * @param {Source} source @param {number} row @param {number} column
+   */
   function valueAt(source, row, column) {
     if (get("triangular") && column > row) return NaN;
     const [down, across] = [Math.floor((row - source.row) / source.step), Math.floor((column - source.column) / source.step)];
@@ -28,24 +37,29 @@ function render({ model, el }) {
     return source.dtype === "uint8" ? get("low") + (raw / 255) * (get("high") - get("low")) : raw;
   }
 
+  /** @type {(axis: "row" | "column", at: number) => string} */
   const labelOf = (axis, at) => get(`${axis}_labels`)[at] ?? String(at);
+  /** @type {(text: string) => string} */
   const shorten = (text) => (text.length > 14 ? `${text.slice(0, 13)}…` : text);
 
-  /** The plot's own row of pixels for a row of the values, and back. */
+  /** The plot's own row of pixels for a row of the values, and back. @type {Flip} */
   const flip = (row) => (get("origin") === "bottom" ? plan.rows - 1 - row : row);
   const sources = () => sourceOf(model, grid(), frame.now());
 
+  /** @param {Numbers} values @returns {HeatmapPlan} */
   function measure(values) {
-    const context = base.getContext("2d");
+    const context = pen(base);
     const [firstRow, lastRow, firstColumn, lastColumn] = frame.now();
     const [rows, columns] = [lastRow - firstRow, lastColumn - firstColumn];
     context.font = `${FONT}px ${colours.mono}`;
+    /** @type {(axis: "row" | "column", from: number, to: number) => number} */
     const widest = (axis, from, to) => {
       let most = 0;
       for (let i = from; i < to; i++) most = Math.max(most, context.measureText(shorten(labelOf(axis, i))).width);
       return most;
     };
-    const left = Math.ceil(widest("row", ...(get("zoomable") ? [0, get("row_labels").length || lastRow] : [firstRow, lastRow]))) + 12 + (get("row_axis") ? 22 : 0);
+    const [from, to] = get("zoomable") ? [0, get("row_labels").length || lastRow] : [firstRow, lastRow];
+    const left = Math.ceil(widest("row", from, to)) + 12 + (get("row_axis") ? 22 : 0);
     const top = 6;
     const right = BAR.gap + BAR.width + BAR.label;
     const room = Math.max(el.clientWidth - left - right, 60);
@@ -66,11 +80,14 @@ function render({ model, el }) {
     };
   }
 
-  /** Cells that are not computed yet: quiet hatching, so that they are never taken for zero. */
+  /**
+   * Cells that are not computed yet: quiet hatching, so that they are never taken for zero.
+   * @param {CanvasRenderingContext2D} context
+   */
   function hatching(context) {
-    const tile = document.createElement("canvas");
+    const tile = element("canvas");
     tile.width = tile.height = 6;
-    const ink = tile.getContext("2d");
+    const ink = pen(tile);
     ink.strokeStyle = colours.line;
     ink.beginPath();
     for (const shift of [-6, 0, 6]) {
@@ -78,14 +95,13 @@ function render({ model, el }) {
       ink.lineTo(shift + 7, -1);
     }
     ink.stroke();
-    return context.createPattern(tile, "repeat");
+    return /** @type {CanvasPattern} */ (context.createPattern(tile, "repeat"));
   }
 
   function draw() {
     if (!table || !el.clientWidth) return;
     const values = grid();
-    title.textContent = get("title");
-    title.hidden = !get("title");
+    write(title, get("title"));
     stage.setAttribute("aria-label", get("description"));
     stage.hidden = !values;
     frame.draw();
@@ -100,6 +116,7 @@ function render({ model, el }) {
     cells.drawOver();
   }
 
+  /** @param {CanvasRenderingContext2D} context @param {Numbers} values */
   function drawCells(context, values) {
     const { rows, columns, left, top, width, height } = plan;
     const ratio = devicePixelRatio || 1;
@@ -129,14 +146,14 @@ function render({ model, el }) {
         }
         if (Number.isNaN(best)) continue;
         const at = 3 * shade(best, low, most, centre);
-        const to = 4 * (flipDot(y, high) * wide + x);
+        const to = 4 * ((get("origin") === "bottom" ? high - 1 - y : y) * wide + x);
         picture.data.set([table[at], table[at + 1], table[at + 2], 255], to);
       }
     }
-    const dots = document.createElement("canvas");
+    const dots = element("canvas");
     dots.width = wide;
     dots.height = high;
-    dots.getContext("2d").putImageData(picture, 0, 0);
+    pen(dots).putImageData(picture, 0, 0);
     context.imageSmoothingEnabled = false;
     context.drawImage(dots, left, top, width, height);
     drawEstimates(context, model, plan, flip, colours);
@@ -156,6 +173,7 @@ function render({ model, el }) {
     }
     context.strokeStyle = colours.line;
     context.strokeRect(left - 0.5, top - 0.5, width + 1, height + 1);
+    /** @type {(row: number, column: number) => string} */
     const inkAt = (row, column) => {
       const value = valueAt(source, fromRow + row, fromColumn + column);
       return Number.isFinite(value) ? inkOn(table, shade(value, low, most, centre)) : colours.ink;
@@ -164,8 +182,7 @@ function render({ model, el }) {
     if (texts) drawTexts(context, texts, plan, flip, inkAt, colours.mono);
   }
 
-  const flipDot = (y, high) => (get("origin") === "bottom" ? high - 1 - y : y);
-
+  /** @param {CanvasRenderingContext2D} context */
   function drawAxes(context) {
     const { rows, columns, left, top, width, height, cellWidth, cellHeight, turned } = plan;
     const marked = new Set(get("column_marks"));
@@ -202,18 +219,13 @@ function render({ model, el }) {
     }
   }
 
+  /** @param {CanvasRenderingContext2D} context */
   function drawBar(context) {
     const { left, top, width, height } = plan;
     const x = left + width + BAR.gap;
     const long = Math.min(height, 180);
-    const [centre, most] = [get("centre"), get("high")];
-    let low = get("low");
-    let high = most;
-    if (centre !== null) {
-      const reach = Math.max(high - centre, centre - low) || 1;
-      low = centre - reach;
-      high = centre + reach;
-    }
+    const centre = get("centre");
+    const [low, high] = ends(get("low"), get("high"), centre);
     const shades = context.createLinearGradient(0, top + long, 0, top);
     for (let i = 0; i <= 16; i++) shades.addColorStop(i / 16, css(table, Math.round((i / 16) * 255)));
     context.fillStyle = shades;
@@ -224,8 +236,8 @@ function render({ model, el }) {
     context.fillStyle = colours.muted;
     context.textAlign = "left";
     context.textBaseline = "middle";
-    const plain = centre === null ? [low, (low + high) / 2, high] : [low, centre, high];
-    const ticks = get("ticks").length ? get("ticks") : plain.map((at) => [at, tick(at)]);
+    const plain = [low, centre ?? (low + high) / 2, high].map((at) => /** @type {const} */ ([at, tick(at)]));
+    const ticks = get("ticks").length ? get("ticks") : plain;
     for (const [at, label] of ticks) {
       const y = top + long * (1 - (at - low) / (high - low || 1));
       context.fillText(label, x + BAR.width + 6, Math.min(Math.max(y, top + 5), top + long - 5));
@@ -240,12 +252,14 @@ function render({ model, el }) {
     }
   }
 
+  /** @type {(cell: Cell) => boolean} */
   const inside = ([row, column]) =>
     row >= plan.firstRow && column >= plan.firstColumn &&
     row < plan.firstRow + plan.rows && column < plan.firstColumn + plan.columns;
 
+  /** @type {Geometry} */
   const geometry = {
-    ready: () => plan !== null,
+    ready: () => plan !== undefined,
     first: () => [plan.firstRow + flip(0), plan.firstColumn],
     steps: () => {
       const up = get("origin") === "bottom" ? 1 : -1;
@@ -275,7 +289,7 @@ function render({ model, el }) {
     outline(context, cell, colour, thickness) {
       if (!inside(cell)) return;
       const { x, y, width, height } = geometry.box(cell);
-      for (const [style, more] of [[colours.page, 2], [colour, 0]]) {
+      for (const [style, more] of /** @type {const} */ ([[colours.page, 2], [colour, 0]])) {
         context.lineWidth = thickness + more;
         context.strokeStyle = style;
         context.strokeRect(x, y, Math.max(width, 4), Math.max(height, 4));
@@ -286,6 +300,7 @@ function render({ model, el }) {
       drawGestures(context, model, plan, flip, colours, gestures);
     },
     say([row, column]) {
+      /** @type {(axis: "row" | "column", at: number) => [string, string]} */
       const name = (axis, at) => [get(`${axis}_axis`).split(" (")[0] || axis, labelOf(axis, at)];
       const places = [name("row", row), name("column", column)];
       const ahead = get("triangular") && column > row;
@@ -314,37 +329,20 @@ function render({ model, el }) {
 
   function dress() {
     cells.palette();
-    table = colourTable(get("stops")[el.dataset.theme]);
+    table = tableOf(model, el);
     draw();
   }
-  const stopTheme = followTheme(el, dress);
-  const observer = new ResizeObserver(dress);
-  observer.observe(el);
   // Everything but what the pointer and the keyboard change is drawn anew as a whole, once a frame at most.
-  let asked = false;
-  function redraw() {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      dress();
-      if (get("values")) cells.refresh();
-    });
-  }
-  const whole = ["values", "low", "high", "centre", "stops", "title", "unit", "square", "origin", "max_height"]
-    .concat(["window", "detail", "detail_at", "extent", "triangular", "zoomable", "texts", "notes", "ticks"])
-    .concat(["row", "column"].flatMap((axis) => [`${axis}_labels`, `${axis}_axis`]), ["column_marks", "description", "estimated"])
-    .map((name) => `change:${name}`)
-    .join(" ");
-  model.on(whole, redraw);
-  const marks = "change:selection change:cone change:chosen change:arrow";
-  model.on(marks, cells.drawOver);
-  return () => {
-    stopTheme();
-    observer.disconnect();
-    model.off(whole, redraw);
-    model.off(marks, cells.drawOver);
-  };
+  const redraw = onceAFrame(() => {
+    dress();
+    if (get("values")) cells.refresh();
+  });
+  const numbersOf = "values low high centre stops window detail detail_at extent triangular estimated";
+  const words = "title unit row_labels column_labels row_axis column_axis column_marks description texts notes ticks";
+  return follow({ model, el }, {
+    [`${numbersOf} ${words} square origin max_height zoomable`]: redraw,
+    "selection cone chosen arrow": cells.drawOver,
+  }, dress, true);
 }
 
 export default { render };

@@ -1,30 +1,41 @@
+// @ts-check
 // Heatmap, estimated cells: dotted over their colour, so that nobody takes an estimate for a computed number.
 
-/** Where the values are estimates: (row, column) => true or false. */
+/**
+ * Where the values are estimates.
+ * @param {Model<HeatmapTraits>} model @returns {(row: number, column: number) => boolean}
+ */
 function estimateMask(model) {
   const mask = numbers(model.get("estimated"));
   return (row, column) => Boolean(mask && mask.data[row * mask.shape[1] + column]);
 }
 
-/** A light and a dark dot in each tile: one of the two shows on every colour. */
+/**
+ * A light and a dark dot in each tile: one of the two shows on every colour.
+ * @param {CanvasRenderingContext2D} context @param {Colours} colours
+ */
 function dots(context, colours) {
-  const tile = document.createElement("canvas");
+  const tile = element("canvas");
   const ratio = devicePixelRatio || 1;
   tile.width = tile.height = 6 * ratio;
-  const ink = tile.getContext("2d");
+  const ink = pen(tile);
   ink.scale(ratio, ratio);
-  for (const [at, colour, alpha] of [[1.5, colours.page, 1], [4.5, colours.ink, 0.7]]) {
+  for (const [at, colour, alpha] of /** @type {const} */ ([[1.5, colours.page, 1], [4.5, colours.ink, 0.7]])) {
     ink.fillStyle = colour;
     ink.globalAlpha = alpha;
     ink.beginPath();
     ink.arc(at, at, 1, 0, 2 * Math.PI);
     ink.fill();
   }
-  const pattern = context.createPattern(tile, "repeat");
+  const pattern = /** @type {CanvasPattern} */ (context.createPattern(tile, "repeat"));
   pattern.setTransform(new DOMMatrix().scale(1 / ratio));
   return pattern;
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context @param {Model<HeatmapTraits>} model @param {HeatmapPlan} plan
+ * @param {Flip} flip @param {Colours} colours
+ */
 function drawEstimates(context, model, plan, flip, colours) {
   if (!model.get("estimated")) return;
   const estimated = estimateMask(model);
@@ -40,7 +51,7 @@ function drawEstimates(context, model, plan, flip, colours) {
   }
 }
 
-/** The line that says what dots mean, as long as there are any. */
+/** The line that says what dots mean, as long as there are any. @param {Model<HeatmapTraits>} model @param {HTMLElement} legend */
 function estimateLegend(model, legend) {
   const mask = numbers(model.get("estimated"));
   legend.hidden = !mask || !mask.data.some(Boolean);

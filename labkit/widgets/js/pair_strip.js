@@ -1,45 +1,37 @@
+// @ts-check
 // PairStrip: two prompts token over token. A column is one position; the columns wrap together.
 
+/** @param {Context<PairStripTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-pair");
   const list = element("div", "labkit-pair-columns");
   list.setAttribute("role", "listbox");
   list.setAttribute("aria-orientation", "horizontal");
   el.append(list);
+  /** @type {HTMLElement[]} */
   let nodes = [];
   let current = 0; // the column that Tab reaches
-  const get = (name) => model.get(name);
 
+  /** @param {string | null} text */
   function chip(text) {
-    if (text === null) return element("span", "labkit-token labkit-is-gap");
-    const node = element("span", "labkit-token");
-    // Spaces that are made visible are there to be seen, not to be read: paler than the word.
-    const [, lead, word, tail] = /^(·*)([^]*?)(·*)$/.exec(text);
-    if (lead) node.append(element("span", "labkit-space", lead));
-    node.append(word);
-    if (tail) node.append(element("span", "labkit-space", tail));
+    const node = element("span", `labkit-token${text === null ? " labkit-is-gap" : ""}`);
+    if (text !== null) writeToken(node, text);
     return node;
   }
 
   function draw() {
-    const [upper, lower] = get("names");
-    const labels = get("labels");
-    const marks = new Map();
-    for (const [name, places] of Object.entries(get("marks"))) {
-      for (const at of places) marks.set(at, [...(marks.get(at) || []), name]);
-    }
+    const [upper, lower] = model.get("names");
+    const marks = marksByPlace(model.get("marks"));
     list.setAttribute("aria-label", `${upper} and ${lower} prompt, token by token`);
-    nodes = get("columns").map(([above, below], at) => {
+    nodes = model.get("columns").map(([above, below], at) => {
       const node = element("div", "labkit-pair-column");
-      const here = marks.get(at) || [];
-      for (const name of here) node.classList.add(`labkit-is-${name.replace(/[^a-z0-9-]/gi, "-")}`);
-      node.append(element("span", "labkit-pair-label", labels[at] ?? String(at)), chip(above), chip(below));
+      const here = marks.get(at) ?? [];
+      node.classList.add(...here.map(markClass));
+      const label = model.get("labels")[at] ?? String(at);
+      node.append(element("span", "labkit-pair-label", label), chip(above), chip(below));
       node.setAttribute("role", "option");
-      const said = (text) => (text === null ? "nothing" : text);
-      const pair = above === below ? said(above) : `${upper} ${said(above)}, ${lower} ${said(below)}`;
-      node.setAttribute("aria-label", [`${labels[at] ?? at}: ${pair}`, ...here].join(", "));
-      node.dataset.index = at;
-      node.tabIndex = -1;
+      const pair = above === below ? (above ?? "nothing") : `${upper} ${above ?? "nothing"}, ${lower} ${below ?? "nothing"}`;
+      node.setAttribute("aria-label", [`${label}: ${pair}`, ...here].join(", "));
       return node;
     });
     current = Math.min(current, Math.max(nodes.length - 1, 0));
@@ -49,7 +41,7 @@ function render({ model, el }) {
   }
 
   function drawSelection() {
-    const selection = get("selection");
+    const selection = model.get("selection");
     if (selection !== null && selection < nodes.length) current = selection;
     nodes.forEach((node, at) => {
       node.setAttribute("aria-selected", String(at === selection));
@@ -57,12 +49,15 @@ function render({ model, el }) {
     });
   }
 
-  const indexOf = (event) => {
-    const node = event.target.closest(".labkit-pair-column");
-    return node && list.contains(node) ? Number(node.dataset.index) : null;
-  };
-  const choose = (at) => tell(model, "selection", get("selection") === at ? null : at);
+  /** The column that an event is in, null where it is in none. @param {Event} event */
+  function indexOf(event) {
+    const at = nodes.findIndex((node) => node.contains(targetOf(event)));
+    return at < 0 ? null : at;
+  }
+  /** @param {number} at */
+  const choose = (at) => tell(model, "selection", model.get("selection") === at ? null : at);
 
+  /** @param {number} at */
   function move(at) {
     nodes[current].tabIndex = -1;
     current = Math.max(0, Math.min(nodes.length - 1, at));
@@ -85,20 +80,11 @@ function render({ model, el }) {
     else if (event.key === "Enter" || event.key === " ") choose(current);
     else if (event.key === "Escape") tell(model, "selection", null);
     else return;
-    event.preventDefault();
-    event.stopPropagation();
+    taken(event);
   });
 
-  const stopTheme = followTheme(el, () => {});
   draw();
-  const whole = "change:columns change:marks change:labels change:names";
-  model.on(whole, draw);
-  model.on("change:selection", drawSelection);
-  return () => {
-    stopTheme();
-    model.off(whole, draw);
-    model.off("change:selection", drawSelection);
-  };
+  return follow({ model, el }, { "columns marks labels names": draw, selection: drawSelection });
 }
 
 export default { render };
