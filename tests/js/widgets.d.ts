@@ -209,6 +209,14 @@ interface HeatmapPlan {
   turned: boolean;
   all: { width: number; height: number };
 }
+/** What the parts of a heatmap draw with. */
+interface Drawing {
+  context: CanvasRenderingContext2D;
+  model: Model<HeatmapTraits>;
+  plan: HeatmapPlan;
+  flip: Flip;
+  colours: Colours;
+}
 /** Where the heads lie, by "layer.head". */
 interface HeadPlan {
   layers: number;

@@ -34,7 +34,7 @@ const block = await import(url);
 URL.revokeObjectURL(url);
 export default block.default;
 """
-_COMMENT = re.compile(r"^ *(//.*|/\*\*((?!\*/)[\s\S])*\*/)$", re.MULTILINE)
+_COMMENT = re.compile(r"^ *//.*|/\*\*((?!\*/)[\s\S])*\*/ ?", re.MULTILINE)
 _STYLED = """const sheet = {id};
 if (!document.getElementById(sheet)) {{
   const style = Object.assign(document.createElement("style"), {{ id: sheet, textContent: {css} }});

@@ -10,21 +10,17 @@ const SHORTCUTS = { F2: "rename", Delete: "prune", c: "compare", "+": "continue"
 function render({ model, el }) {
   blockRoot(el, "labkit-branches");
   const title = element("div", "labkit-title");
-  const list = element("div", "labkit-tree");
-  list.setAttribute("role", "treegrid");
+  const list = element("div", "labkit-tree", "", { role: "treegrid" }); // its rows have buttons
   el.append(title, list);
   /** @typedef {{ node: HTMLElement, branch: Branch, index: number, depth: number }} Row */
-  /** @type {Row[]} */
-  let rows = [];
+  let rows = /** @type {Row[]} */ ([]);
   let current = 0; // the row that Tab reaches
 
   const order = () => {
     // parents first, each followed by all that grew from it
     const branches = model.get("branches");
-    /** @type {Omit<Row, "node">[]} */
-    const found = [];
-    /** @type {(parent: number | null, depth: number) => void} */
-    const visit = (parent, depth) =>
+    const found = /** @type {Omit<Row, "node">[]} */ ([]);
+    const visit = (/** @type {number | null} */ parent, /** @type {number} */ depth) =>
       branches.forEach((branch, index) => {
         if ((branch.parent ?? null) !== parent) return;
         found.push({ branch, index, depth });
@@ -37,15 +33,13 @@ function render({ model, el }) {
   /** @type {(kind: string, index: number, text?: string) => void} */
   const ask = (kind, index, text) => model.send({ kind, index, text });
 
-  /** @param {Row} row */
-  function rename(row) {
+  function rename(/** @type {Row} */ row) {
     const name = /** @type {HTMLElement} */ (row.node.querySelector(".labkit-branch-name"));
-    const box = element("input", "labkit-branch-input");
+    const label = `New name of branch ${row.branch.name}`;
+    const box = element("input", "labkit-branch-input", undefined, { "aria-label": label });
     box.value = row.branch.name;
-    box.setAttribute("aria-label", `New name of branch ${row.branch.name}`);
     let done = false;
-    /** @param {boolean} keep */
-    const finish = (keep) => {
+    const finish = (/** @type {boolean} */ keep) => {
       if (done) return;
       done = true;
       const text = box.value.trim();
@@ -67,8 +61,7 @@ function render({ model, el }) {
     box.select();
   }
 
-  /** @param {string} kind @param {Row} row */
-  function act(kind, row) {
+  function act(/** @type {string} */ kind, /** @type {Row} */ row) {
     if (!model.get("actions").includes(kind)) return;
     if (kind === "prune" && row.depth === 0) return;
     if (kind === "rename") rename(row);
@@ -77,15 +70,13 @@ function render({ model, el }) {
 
   /** @param {Omit<Row, "node">} from @returns {Row} */
   function rowOfBranch({ branch, index, depth }) {
-    const node = element("div", "labkit-branch");
-    node.setAttribute("role", "row");
-    node.setAttribute("aria-level", String(depth + 1));
+    const place = depth ? `, at ${branch.at} ${branch.taken}` : "";
+    const label = `branch ${branch.name}${place}, ${branch.tokens} tokens: ${branch.text || ""}`;
+    const node = element("div", "labkit-branch", "", { role: "row", "aria-level": depth + 1, "aria-label": label });
     node.style.paddingLeft = `${6 + 20 * depth}px`;
-    const [head, text, size, buttons] = ["head", "text", "size", "actions"].map((part) => {
-      const cell = element("span", `labkit-branch-${part}`);
-      cell.setAttribute("role", "gridcell");
-      return cell;
-    });
+    const [head, text, size, buttons] = ["head", "text", "size", "actions"].map((part) =>
+      element("span", `labkit-branch-${part}`, "", { role: "gridcell" }),
+    );
     if (depth) head.append(element("span", "labkit-branch-joint", "└"));
     head.append(element("span", "labkit-branch-name", branch.name));
     if (depth) {
@@ -99,10 +90,8 @@ function render({ model, el }) {
     for (const kind of model.get("actions")) {
       if (kind === "prune" && !depth) continue;
       if (kind === "continue" && branch.finish === "eos") continue;
-      const button = element("button", "", WORDS[kind]);
-      button.type = "button";
-      button.tabIndex = -1;
-      button.setAttribute("aria-label", `${WORDS[kind]}: branch ${branch.name}`);
+      const says = { type: "button", tabindex: -1, "aria-label": `${WORDS[kind]}: branch ${branch.name}` };
+      const button = element("button", "", WORDS[kind], says);
       button.addEventListener("click", (event) => {
         event.stopPropagation();
         act(kind, row);
@@ -110,8 +99,6 @@ function render({ model, el }) {
       buttons.append(button);
     }
     node.append(head, text, size, buttons);
-    const place = depth ? `, at ${branch.at} ${branch.taken}` : "";
-    node.setAttribute("aria-label", `branch ${branch.name}${place}, ${branch.tokens} tokens: ${branch.text || ""}`);
     node.addEventListener("click", () => {
       move(rows.indexOf(row));
       tell(model, "selection", index);
@@ -119,12 +106,10 @@ function render({ model, el }) {
     return row;
   }
 
-  /** @param {number} place */
-  function move(place) {
+  function move(/** @type {number} */ place) {
     if (!rows[place]) return;
-    if (rows[current]) rows[current].node.tabIndex = -1;
     current = place;
-    rows[current].node.tabIndex = 0;
+    rows.forEach(({ node }, at) => (node.tabIndex = at === current ? 0 : -1));
     rows[current].node.focus();
   }
 
@@ -143,7 +128,7 @@ function render({ model, el }) {
 
   function drawSelection() {
     rows.forEach(({ node, index }, place) => {
-      node.setAttribute("aria-selected", String(index === model.get("selection")));
+      attribute(node, { "aria-selected": index === model.get("selection") });
       node.classList.toggle("labkit-compared", index === model.get("compared"));
       if (index === model.get("selection")) current = place;
     });

@@ -8,19 +8,15 @@ const sameCell = (a, b) => Boolean(a && b && a[0] === b[0] && a[1] === b[1]);
 
 /** @param {Context<CellTraits> & { role: string, geometry: Geometry }} context */
 function cellGrid({ model, el, role, geometry }) {
-  const stage = element("div", "labkit-stage");
+  const says = { role: "application", "aria-roledescription": role, tabindex: 0 };
+  const stage = element("div", "labkit-stage", "", says);
   const base = element("canvas");
   const over = element("canvas");
   stage.append(base, over);
-  stage.tabIndex = 0;
-  stage.setAttribute("role", "application");
-  stage.setAttribute("aria-roledescription", role);
   const live = spoken(el);
   const note = floatingNote(el);
-  /** @type {Cell | null} */
-  let cursor = null; // the cell that the keyboard is on
-  /** @type {Cell | null} */
-  let pointed = null; // the cell that the pointer is on
+  let cursor = /** @type {Cell | null} */ (null); // the cell that the keyboard is on
+  let pointed = /** @type {Cell | null} */ (null); // the cell that the pointer is on
   /** @type {Colours} */
   const colours = { page: "", ink: "", muted: "", line: "", accent: "", sans: "", mono: "" };
 
@@ -30,11 +26,8 @@ function cellGrid({ model, el, role, geometry }) {
     for (const name of names) colours[name] = style.getPropertyValue(`--lk-${name}`).trim();
   }
 
-  /**
-   * Give a canvas this size in CSS pixels, sharp on any screen.
-   * @param {HTMLCanvasElement} canvas @param {number} width @param {number} height
-   */
-  function fit(canvas, width, height) {
+  /** Give a canvas this size in CSS pixels, sharp on any screen. */
+  function fit(/** @type {HTMLCanvasElement} */ canvas, /** @type {number} */ width, /** @type {number} */ height) {
     const ratio = devicePixelRatio || 1;
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
@@ -64,8 +57,7 @@ function cellGrid({ model, el, role, geometry }) {
     if (now) geometry.outline(context, now, colours.ink, 1.5);
   }
 
-  /** @param {Cell} cell */
-  function show(cell) {
+  function show(/** @type {Cell} */ cell) {
     const { spoken: text, content } = geometry.say(cell);
     const { x, y, width, height } = geometry.box(cell);
     const frame = stage.getBoundingClientRect();
@@ -73,16 +65,14 @@ function cellGrid({ model, el, role, geometry }) {
     live.textContent = text;
   }
 
-  /** @param {Cell | null} cell */
-  function look(cell) {
+  function look(/** @type {Cell | null} */ cell) {
     tell(model, "hovered", cell);
     if (cell) show(cell);
     else note.hide();
     drawOver();
   }
 
-  /** @param {Cell} cell @param {MouseEvent | KeyboardEvent} event */
-  function select(cell, event) {
+  function select(/** @type {Cell} */ cell, /** @type {MouseEvent | KeyboardEvent} */ event) {
     if (!geometry.pick?.(cell, event)) tell(model, "selection", cell);
     drawOver();
   }

@@ -6,8 +6,7 @@ const VERDICTS = { true: ["✓", "passed"], false: ["!", "check this"], null: ["
 /** @param {Context<CheckListTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-checks");
-  const title = element("div", "labkit-title");
-  title.setAttribute("role", "status");
+  const title = element("div", "labkit-title", "", { role: "status" });
   const list = element("dl");
   el.append(title, list);
 
@@ -15,11 +14,8 @@ function render({ model, el }) {
     write(title, model.get("title"));
     const rows = model.get("checks").map(([name, ok, says]) => {
       const [sign, verdict] = VERDICTS[/** @type {"true"} */ (String(ok))];
-      const row = element("div", "labkit-check");
-      row.dataset.ok = String(ok);
-      const mark = element("span", "labkit-check-mark", sign);
-      mark.setAttribute("role", "img");
-      mark.setAttribute("aria-label", verdict);
+      const row = element("div", "labkit-check", "", { "data-ok": ok });
+      const mark = element("span", "labkit-check-mark", sign, { role: "img", "aria-label": verdict });
       const term = element("dt");
       term.append(mark, name);
       row.append(term, element("dd", "", says));

@@ -29,9 +29,7 @@ function render({ model, el }) {
   const heading = element("div", "labkit-circuit-heading");
   const words = element("span");
   const all = element("button", "labkit-circuit-all", "Show all");
-  const list = element("div", "labkit-circuit-list");
-  list.tabIndex = 0;
-  list.setAttribute("role", "listbox");
+  const list = element("div", "labkit-circuit-list", "", { role: "listbox", tabindex: 0 });
   heading.append(words, all);
   side.append(heading, list);
   body.append(picture, side);
@@ -45,22 +43,17 @@ function render({ model, el }) {
   key.append(element("span", "labkit-muted", "· width: how much"));
   el.append(title, caption, body, key);
   const note = floatingNote(el);
-  /** @type {Model<CircuitViewTraits>["get"]} */
-  const get = (name) => model.get(name);
-  /** @type {SVGGraphicsElement[][]} */
-  let paths = []; // of each edge: the curves that are drawn for it
-  /** @type {HTMLElement[]} */
-  let options = [];
-  /** @type {Map<string, SVGElement>} */
-  let boxes = new Map();
-  /** @type {number | null} */
-  let cursor = null;
+  const get = model.get.bind(model);
+  let paths = /** @type {SVGGraphicsElement[][]} */ ([]); // of each edge: the curves that are drawn for it
+  let options = /** @type {HTMLElement[]} */ ([]);
+  let boxes = /** @type {Map<string, SVGElement>} */ (new Map());
+  let cursor = /** @type {number | null} */ (null);
 
-  const score = (edge) => numbers(get("strengths"))?.data[edge] ?? NaN;
-  const signed = (value) => `${value < 0 ? "−" : "+"}${say(Math.abs(value))}`;
-  const called = (edge) => `${get("names")[edge][0]} → ${get("names")[edge][1]}`;
+  const score = (/** @type {number} */ edge) => numbers(get("strengths"))?.data[edge] ?? NaN;
+  const signed = (/** @type {number} */ value) => `${value < 0 ? "−" : "+"}${say(Math.abs(value))}`;
+  const called = (/** @type {number} */ edge) => `${get("names")[edge][0]} → ${get("names")[edge][1]}`;
 
-  function hue(value, most, table) {
+  function hue(/** @type {number} */ value, /** @type {number} */ most, /** @type {Uint8ClampedArray} */ table) {
     const share = Math.sqrt(Math.abs(value) / most);
     return css(table, Math.round(255 * (0.5 + (0.2 + 0.2 * share) * Math.sign(value))));
   }
@@ -77,10 +70,8 @@ function render({ model, el }) {
     const wide = Math.min(680, Math.max(420, el.clientWidth - 290));
     const high = ROW * get("rows").length + 6;
     picture.replaceChildren();
-    picture.setAttribute("viewBox", `0 0 ${wide} ${high}`);
-    picture.setAttribute("width", String(wide));
-    picture.setAttribute("height", String(high));
-    picture.setAttribute("aria-label", `${get("title")}: ${get("caption")}. The edges are in the list beside it.`);
+    const says = `${get("title")}: ${get("caption")}. The edges are in the list beside it.`;
+    attribute(picture, { viewBox: `0 0 ${wide} ${high}`, width: wide, height: high, "aria-label": says });
     list.style.maxHeight = `${Math.max(200, high - 30)}px`;
     get("rows").forEach((text, n) => {
       picture.append(shape("text", { x: 2, y: high - 12 - ROW * n, class: "labkit-circuit-row" }, text));
@@ -150,10 +141,7 @@ function render({ model, el }) {
     all.hidden = !chosen;
     list.setAttribute("aria-label", words.textContent);
     options = edges.map((edge, n) => {
-      const option = element("div", "labkit-circuit-option");
-      option.id = `${id}-${edge}`;
-      option.dataset.edge = String(edge);
-      option.setAttribute("role", "option");
+      const option = element("div", "labkit-circuit-option", "", { role: "option", id: `${id}-${edge}`, "data-edge": edge });
       option.append(element("span", "labkit-mono", called(edge)), element("span", "labkit-number", signed(score(edge))));
       option.addEventListener("pointerenter", () => look(edge));
       option.addEventListener("pointerleave", () => look(null));
@@ -168,7 +156,7 @@ function render({ model, el }) {
     paths.forEach((curves, edge) => curves.forEach((path) => path.classList.toggle("labkit-circuit-quiet", !kept.has(edge))));
     for (const [name, group] of boxes) {
       group.classList.toggle("labkit-chosen", name === chosen);
-      group.setAttribute("aria-pressed", String(name === chosen));
+      attribute(group, { "aria-pressed": name === chosen });
     }
     cursor = null;
     mark();
@@ -185,26 +173,26 @@ function render({ model, el }) {
     });
     for (const option of options) {
       const edge = Number(option.dataset.edge);
-      option.setAttribute("aria-selected", String(edge === chosen));
+      attribute(option, { "aria-selected": edge === chosen });
       option.classList.toggle("labkit-circuit-under", edge === under);
     }
   }
 
-  function look(edge, x, y) {
+  function look(/** @type {number | null} */ edge, x = NaN, y = NaN) {
     tell(model, "hovered", edge);
     mark();
-    if (edge === null || x === undefined) return note.hide();
+    if (edge === null || Number.isNaN(x)) return note.hide();
     const head = element("div", "labkit-note-head");
     head.append(element("span", "labkit-mono", called(edge)), element("span", "labkit-note-value", signed(score(edge))));
     note.show({ left: x + 12, top: y, bottom: y + 6 }, [head, element("div", "labkit-muted", `estimated cost of cutting it, ${get("unit") || "in the metric's unit"}`)]);
   }
 
-  function choose(edge) {
+  function choose(/** @type {number} */ edge) {
     tell(model, "selection", get("selection") === edge ? null : edge);
     mark();
   }
 
-  function go(to) {
+  function go(/** @type {number} */ to) {
     if (!options.length) return;
     cursor = Math.max(0, Math.min(options.length - 1, to));
     const option = options[cursor];
@@ -217,8 +205,8 @@ function render({ model, el }) {
   const id = `labkit-circuit-${Math.random().toString(36).slice(2)}`;
   list.addEventListener("keydown", (event) => {
     const page = Math.max(1, Math.floor(list.clientHeight / 22) - 1);
-    const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page };
-    if (event.key in moves) go(cursor === null ? 0 : cursor + moves[event.key]);
+    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page }[event.key];
+    if (step) go(cursor === null ? 0 : cursor + step);
     else if (event.key === "Home") go(0);
     else if (event.key === "End") go(options.length - 1);
     else if ((event.key === "Enter" || event.key === " ") && cursor !== null) choose(Number(options[cursor].dataset.edge));

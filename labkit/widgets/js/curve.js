@@ -7,19 +7,15 @@ const EDGE = { left: 58, right: 14, top: 8, bottom: 36 };
 function render({ model, el }) {
   blockRoot(el, "labkit-curve");
   const title = element("div", "labkit-title");
-  const stage = element("div", "labkit-stage");
-  stage.tabIndex = 0;
-  stage.setAttribute("role", "application");
-  stage.setAttribute("aria-roledescription", "line chart");
+  const says = { role: "application", "aria-roledescription": "line chart", tabindex: 0 };
+  const stage = element("div", "labkit-stage", "", says);
   const live = spoken(el);
   el.append(title, stage);
   const note = floatingNote(el);
-  /** @type {Model<CurveTraits>["get"]} */
-  const get = (name) => model.get(name);
+  const get = model.get.bind(model);
   /** @type {({ x: number, y: number } | null)[]} */
   let points = []; // {x, y} of each value, in CSS pixels; null where there is none
-  /** @type {number | null} */
-  let at = null; // the point that pointer or keyboard is on
+  let at = /** @type {number | null} */ (null); // the point that pointer or keyboard is on
 
   function draw() {
     write(title, get("title"));
@@ -64,8 +60,7 @@ function render({ model, el }) {
   /** @param {number} i */
   const said = (i) => get("notes")[i] || `${say(numbers(get("values"))?.data[i] ?? NaN)} ${get("unit")}`.trim();
 
-  /** @param {number | null} i */
-  function look(i) {
+  function look(/** @type {number | null} */ i) {
     const point = i === null ? null : points[i];
     at = point ? i : null;
     draw();
@@ -102,8 +97,9 @@ function render({ model, el }) {
   stage.addEventListener("blur", () => look(null));
   stage.addEventListener("keydown", (event) => {
     const last = points.length - 1;
-    const to = { ArrowRight: (at ?? -1) + 1, ArrowUp: (at ?? -1) + 1, ArrowLeft: (at ?? 1) - 1, ArrowDown: (at ?? 1) - 1, Home: 0, End: last };
-    if (event.key in to) look(Math.max(0, Math.min(last, to[event.key])));
+    const [on, back] = [(at ?? -1) + 1, (at ?? 1) - 1];
+    const to = { ArrowRight: on, ArrowUp: on, ArrowLeft: back, ArrowDown: back, Home: 0, End: last }[event.key];
+    if (to !== undefined) look(Math.max(0, Math.min(last, to)));
     else if ((event.key === "Enter" || event.key === " ") && at !== null) tell(model, "selection", at);
     else if (event.key === "Escape") look(null);
     else return;

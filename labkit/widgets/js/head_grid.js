@@ -10,14 +10,10 @@ function render({ model, el }) {
   /** @type {HeadPlan} */
   let plan;
 
-  /** @type {Model<HeadGridTraits>["get"]} */
-  const get = (name) => model.get(name);
-  /** @type {(head: Cell) => string} */
-  const key = ([layer, head]) => `${layer}.${head}`;
-  /** @type {(name: string) => Cell} */
-  const headOf = (name) => /** @type {Cell} */ (name.split(".").map(Number));
-  /** @type {(head: Cell) => number} */
-  const scoreOf = ([layer, head]) => {
+  const get = model.get.bind(model);
+  const key = (/** @type {Cell} */ [layer, head]) => `${layer}.${head}`;
+  const headOf = (/** @type {string} */ name) => /** @type {Cell} */ (name.split(".").map(Number));
+  const scoreOf = (/** @type {Cell} */ [layer, head]) => {
     const scores = numbers(get("scores"));
     return scores ? scores.data[layer * scores.shape[1] + head] : NaN;
   };
@@ -36,11 +32,8 @@ function render({ model, el }) {
     return { layers, heads, cell, left, places, wide: left + heads * cell + 2, high: 2 + layers * cell + bottom };
   }
 
-  /**
-   * In their order, line by line.
-   * @param {number} layers @param {number} heads @param {Cell[]} order @returns {HeadPlan}
-   */
-  function asRanks(layers, heads, order) {
+  /** In their order, line by line. @returns {HeadPlan} */
+  function asRanks(/** @type {number} */ layers, /** @type {number} */ heads, /** @type {Cell[]} */ order) {
     const [cell, across, down] = [34, 52, 66];
     const columns = Math.max(1, Math.floor((el.clientWidth - 22) / across));
     const places = new Map();
@@ -105,8 +98,7 @@ function render({ model, el }) {
     cells.drawOver();
   }
 
-  /** @param {CanvasRenderingContext2D} context */
-  function nameRanks(context) {
+  function nameRanks(/** @type {CanvasRenderingContext2D} */ context) {
     context.textAlign = "center";
     context.textBaseline = "middle";
     for (const [name, { x, y }] of plan.places) {
@@ -119,8 +111,7 @@ function render({ model, el }) {
     }
   }
 
-  /** @param {CanvasRenderingContext2D} context */
-  function nameAxes(context) {
+  function nameAxes(/** @type {CanvasRenderingContext2D} */ context) {
     const { layers, heads, cell, left = 0 } = plan;
     context.fillStyle = colours.muted;
     context.font = `11px ${colours.mono}`;
@@ -142,13 +133,10 @@ function render({ model, el }) {
     context.fillText("layer", 0, 0);
   }
 
-  /** @type {(cell: Cell) => boolean} */
-  const has = (cell) => plan.places.has(key(cell));
-  /** @type {(cell: Cell) => { x: number, y: number }} */
-  const corner = (cell) => plan.places.get(key(cell)) ?? { x: 0, y: 0 };
+  const has = (/** @type {Cell} */ cell) => plan.places.has(key(cell));
+  const corner = (/** @type {Cell} */ cell) => plan.places.get(key(cell)) ?? { x: 0, y: 0 };
 
-  /** @param {Cell} cell */
-  function toggle(cell) {
+  function toggle(/** @type {Cell} */ cell) {
     const others = get("chosen").filter((one) => !sameCell(one, cell));
     tell(model, "chosen", others.length < get("chosen").length ? others : [...others, cell]);
     cells.drawOver();

@@ -12,38 +12,32 @@ function render({ model, el }) {
   const legend = element("div", "labkit-heatmap-legend labkit-muted");
   const tools = element("div", "labkit-tool-buttons");
   head.append(title, tools);
-  /** @type {Uint8ClampedArray} */
-  let table;
+  let table = new Uint8ClampedArray();
   /** @type {HeatmapPlan} */
   let plan; // where everything lies, in CSS pixels
-  /** @type {Model<HeatmapTraits>["get"]} */
-  const get = (name) => model.get(name);
-  /** @type {[Wire | null, Numbers | null]} */
-  let held = [null, null]; // values as they came, and unpacked
+  const get = model.get.bind(model);
+  let held = /** @type {[Wire | null, Numbers | null]} */ ([null, null]); // values as they came, and unpacked
   const grid = () => {
     const wire = get("values");
     if (held[0] !== wire) held = [wire, unpacked(wire)];
     return /** @type {Numbers} */ (held[1]); // asked for only where there are values
   };
 
-  /**
-   * A cell of the grid itself, from a source of numbers that may stand for several cells each.
-   * @param {Source} source @param {number} row @param {number} column
-   */
-  function valueAt(source, row, column) {
+  /** A cell of the grid itself, from a source of numbers that may stand for several cells each. */
+  function valueAt(/** @type {Source} */ source, /** @type {number} */ row, /** @type {number} */ column) {
     if (get("triangular") && column > row) return NaN;
     const [down, across] = [Math.floor((row - source.row) / source.step), Math.floor((column - source.column) / source.step)];
     const raw = source.data[down * source.shape[1] + across];
     return source.dtype === "uint8" ? get("low") + (raw / 255) * (get("high") - get("low")) : raw;
   }
 
-  /** @type {(axis: "row" | "column", at: number) => string} */
-  const labelOf = (axis, at) => get(`${axis}_labels`)[at] ?? String(at);
-  /** @type {(text: string) => string} */
-  const shorten = (text) => (text.length > 14 ? `${text.slice(0, 13)}…` : text);
+  const labelOf = (/** @type {"row" | "column"} */ axis, /** @type {number} */ at) => get(`${axis}_labels`)[at] ?? String(at);
+  const shorten = (/** @type {string} */ text) => (text.length > 14 ? `${text.slice(0, 13)}…` : text);
 
   /** The plot's own row of pixels for a row of the values, and back. @type {Flip} */
   const flip = (row) => (get("origin") === "bottom" ? plan.rows - 1 - row : row);
+  /** @returns {Drawing} */
+  const drawing = (/** @type {CanvasRenderingContext2D} */ context) => ({ context, model, plan, flip, colours });
   const sources = () => sourceOf(model, grid(), frame.now());
 
   /** @param {Numbers} values @returns {HeatmapPlan} */
@@ -52,8 +46,7 @@ function render({ model, el }) {
     const [firstRow, lastRow, firstColumn, lastColumn] = frame.now();
     const [rows, columns] = [lastRow - firstRow, lastColumn - firstColumn];
     context.font = `${FONT}px ${colours.mono}`;
-    /** @type {(axis: "row" | "column", from: number, to: number) => number} */
-    const widest = (axis, from, to) => {
+    const widest = (/** @type {"row" | "column"} */ axis, /** @type {number} */ from, /** @type {number} */ to) => {
       let most = 0;
       for (let i = from; i < to; i++) most = Math.max(most, context.measureText(shorten(labelOf(axis, i))).width);
       return most;
@@ -80,11 +73,8 @@ function render({ model, el }) {
     };
   }
 
-  /**
-   * Cells that are not computed yet: quiet hatching, so that they are never taken for zero.
-   * @param {CanvasRenderingContext2D} context
-   */
-  function hatching(context) {
+  /** Cells that are not computed yet: quiet hatching, so that they are never taken for zero. */
+  function hatching(/** @type {CanvasRenderingContext2D} */ context) {
     const tile = element("canvas");
     tile.width = tile.height = 6;
     const ink = pen(tile);
@@ -116,8 +106,7 @@ function render({ model, el }) {
     cells.drawOver();
   }
 
-  /** @param {CanvasRenderingContext2D} context @param {Numbers} values */
-  function drawCells(context, values) {
+  function drawCells(/** @type {CanvasRenderingContext2D} */ context, /** @type {Numbers} */ values) {
     const { rows, columns, left, top, width, height } = plan;
     const ratio = devicePixelRatio || 1;
     const { firstRow: fromRow, firstColumn: fromColumn } = plan;
@@ -156,7 +145,7 @@ function render({ model, el }) {
     pen(dots).putImageData(picture, 0, 0);
     context.imageSmoothingEnabled = false;
     context.drawImage(dots, left, top, width, height);
-    drawEstimates(context, model, plan, flip, colours);
+    drawEstimates(drawing(context));
     if (plan.cellWidth >= 9 && plan.cellHeight >= 9) {
       context.strokeStyle = colours.page;
       context.lineWidth = 1;
@@ -173,17 +162,15 @@ function render({ model, el }) {
     }
     context.strokeStyle = colours.line;
     context.strokeRect(left - 0.5, top - 0.5, width + 1, height + 1);
-    /** @type {(row: number, column: number) => string} */
-    const inkAt = (row, column) => {
+    const inkAt = (/** @type {number} */ row, /** @type {number} */ column) => {
       const value = valueAt(source, fromRow + row, fromColumn + column);
       return Number.isFinite(value) ? inkOn(table, shade(value, low, most, centre)) : colours.ink;
     };
     const texts = cellTexts(model, "texts", values);
-    if (texts) drawTexts(context, texts, plan, flip, inkAt, colours.mono);
+    if (texts) drawTexts(drawing(context), texts, inkAt);
   }
 
-  /** @param {CanvasRenderingContext2D} context */
-  function drawAxes(context) {
+  function drawAxes(/** @type {CanvasRenderingContext2D} */ context) {
     const { rows, columns, left, top, width, height, cellWidth, cellHeight, turned } = plan;
     const marked = new Set(get("column_marks"));
     context.textBaseline = "middle";
@@ -219,8 +206,7 @@ function render({ model, el }) {
     }
   }
 
-  /** @param {CanvasRenderingContext2D} context */
-  function drawBar(context) {
+  function drawBar(/** @type {CanvasRenderingContext2D} */ context) {
     const { left, top, width, height } = plan;
     const x = left + width + BAR.gap;
     const long = Math.min(height, 180);
@@ -252,11 +238,6 @@ function render({ model, el }) {
     }
   }
 
-  /** @type {(cell: Cell) => boolean} */
-  const inside = ([row, column]) =>
-    row >= plan.firstRow && column >= plan.firstColumn &&
-    row < plan.firstRow + plan.rows && column < plan.firstColumn + plan.columns;
-
   /** @type {Geometry} */
   const geometry = {
     ready: () => plan !== undefined,
@@ -270,7 +251,10 @@ function render({ model, el }) {
       return [Math.max(0, Math.min(rows - 1, row)), Math.max(0, Math.min(columns - 1, column))];
     },
     key: (event, cursor) =>
-      ({ Home: [cursor[0], plan.firstColumn], End: [cursor[0], plan.firstColumn + plan.columns - 1] })[event.key] ??
+      /** @type {Record<string, Cell>} */ ({
+        Home: [cursor[0], plan.firstColumn],
+        End: [cursor[0], plan.firstColumn + plan.columns - 1],
+      })[event.key] ??
       frame.key(event, cursor),
     follow: (cell) => frame.follow(cell),
     dragged: () => frame.dragged(),
@@ -287,7 +271,7 @@ function render({ model, el }) {
       height: plan.cellHeight,
     }),
     outline(context, cell, colour, thickness) {
-      if (!inside(cell)) return;
+      if (!shownBy(plan, cell)) return;
       const { x, y, width, height } = geometry.box(cell);
       for (const [style, more] of /** @type {const} */ ([[colours.page, 2], [colour, 0]])) {
         context.lineWidth = thickness + more;
@@ -296,13 +280,12 @@ function render({ model, el }) {
       }
     },
     under(context) {
-      drawCone(context, model, plan, flip, colours);
-      drawGestures(context, model, plan, flip, colours, gestures);
+      drawCone(drawing(context));
+      drawGestures(drawing(context), gestures);
     },
     say([row, column]) {
-      /** @type {(axis: "row" | "column", at: number) => [string, string]} */
-      const name = (axis, at) => [get(`${axis}_axis`).split(" (")[0] || axis, labelOf(axis, at)];
-      const places = [name("row", row), name("column", column)];
+      const nameOf = (/** @type {"row" | "column"} */ axis) => get(`${axis}_axis`).split(" (")[0] || axis;
+      const places = [[nameOf("row"), labelOf("row", row)], [nameOf("column"), labelOf("column", column)]];
       const ahead = get("triangular") && column > row;
       const at = row * grid().shape[1] + column;
       const told = cellTexts(model, "notes", grid())?.[at];

@@ -6,13 +6,10 @@
  * @param {Numbers} cone @param {Flip} flip where a row is drawn
  */
 function coneShape({ data, shape: [rows, columns] }, flip) {
-  /** @type {(row: number, column: number) => boolean} */
-  const inside = (row, column) =>
+  const inside = (/** @type {number} */ row, /** @type {number} */ column) =>
     row >= 0 && column >= 0 && row < rows && column < columns && data[row * columns + column] > 0;
-  /** @type {Cell[]} */
-  const outside = [];
-  /** @type {[number, number, number, number][]} */
-  const border = [];
+  const outside = /** @type {Cell[]} */ ([]);
+  const border = /** @type {[number, number, number, number][]} */ ([]);
   for (let row = 0; row < rows; row++) {
     const above = flip(row + 1) < flip(row) ? row + 1 : row - 1; // the row that is drawn above this one
     for (let x = 0, y = flip(row); x < columns; x++) {
@@ -29,11 +26,8 @@ function coneShape({ data, shape: [rows, columns] }, flip) {
   return { outside, border };
 }
 
-/**
- * @param {CanvasRenderingContext2D} context @param {Model<HeatmapTraits>} model @param {HeatmapPlan} plan
- * @param {Flip} flip @param {Colours} colours
- */
-function drawCone(context, model, plan, flip, colours) {
+/** @param {Drawing} drawing */
+function drawCone({ context, model, plan, flip, colours }) {
   const cone = numbers(model.get("cone"));
   if (!cone || cone.shape[0] !== plan.rows || cone.shape[1] !== plan.columns) return;
   const { left, top, cellWidth, cellHeight } = plan;

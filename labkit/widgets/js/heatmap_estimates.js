@@ -1,20 +1,14 @@
 // @ts-check
 // Heatmap, estimated cells: dotted over their colour, so that nobody takes an estimate for a computed number.
 
-/**
- * Where the values are estimates.
- * @param {Model<HeatmapTraits>} model @returns {(row: number, column: number) => boolean}
- */
-function estimateMask(model) {
+/** Where the values are estimates. @returns {(row: number, column: number) => boolean} */
+function estimateMask(/** @type {Model<HeatmapTraits>} */ model) {
   const mask = numbers(model.get("estimated"));
   return (row, column) => Boolean(mask && mask.data[row * mask.shape[1] + column]);
 }
 
-/**
- * A light and a dark dot in each tile: one of the two shows on every colour.
- * @param {CanvasRenderingContext2D} context @param {Colours} colours
- */
-function dots(context, colours) {
+/** A light and a dark dot in each tile: one of the two shows on every colour. */
+function dots(/** @type {CanvasRenderingContext2D} */ context, /** @type {Colours} */ colours) {
   const tile = element("canvas");
   const ratio = devicePixelRatio || 1;
   tile.width = tile.height = 6 * ratio;
@@ -32,11 +26,8 @@ function dots(context, colours) {
   return pattern;
 }
 
-/**
- * @param {CanvasRenderingContext2D} context @param {Model<HeatmapTraits>} model @param {HeatmapPlan} plan
- * @param {Flip} flip @param {Colours} colours
- */
-function drawEstimates(context, model, plan, flip, colours) {
+/** @param {Drawing} drawing */
+function drawEstimates({ context, model, plan, flip, colours }) {
   if (!model.get("estimated")) return;
   const estimated = estimateMask(model);
   context.fillStyle = dots(context, colours);

@@ -8,14 +8,12 @@
  * @param {Pick<ReturnType<typeof cellGrid>, "under" | "cursor" | "drawOver" | "announce">} cells
  */
 function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, announce }) {
-  /** @type {Cell | null} */
-  let pressed = null; // where the pointer went down
+  let pressed = /** @type {Cell | null} */ (null); // where the pointer went down
   let swallow = false; // the click that ends a drag is no click
   /** @type {GestureState} */
   const state = { from: null, to: null, marked: null };
 
-  /** @param {Cell} cell */
-  function toggle(cell) {
+  function toggle(/** @type {Cell} */ cell) {
     if (model.get("arrow")) tell(model, "arrow", null);
     const chosen = model.get("chosen");
     const less = chosen.filter((one) => !sameCell(one, cell));
@@ -32,8 +30,7 @@ function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, a
     redraw();
   }
 
-  /** @param {Cell} from @param {Cell} to */
-  function carry(from, to) {
+  function carry(/** @type {Cell} */ from, /** @type {Cell} */ to) {
     if (model.get("chosen").length) tell(model, "chosen", []);
     tell(model, "arrow", [from, to]);
     redraw();
@@ -99,23 +96,14 @@ function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, a
   return state;
 }
 
-/**
- * The chosen cells with a corner each, and the arrow of a drag, the one that is being drawn or the last one.
- * @param {CanvasRenderingContext2D} context @param {Model<HeatmapTraits>} model @param {HeatmapPlan} plan
- * @param {Flip} flip @param {Colours} colours @param {GestureState} state
- */
-function drawGestures(context, model, plan, flip, colours, state) {
+/** The chosen cells with a corner each, and the arrow of a drag, the one that is being drawn or the last one. */
+function drawGestures(/** @type {Drawing} */ { context, model, plan, flip, colours }, /** @type {GestureState} */ state) {
   const { firstRow, firstColumn, left, top } = plan; // of what is shown of the grid
-  /** @type {(cell: Cell) => Cell} */
-  const corner = ([row, column]) => [
-    left + (column - firstColumn) * plan.cellWidth,
-    top + flip(row - firstRow) * plan.cellHeight,
-  ];
-  /** @type {(at: number, first: number, count: number) => boolean} */
-  const within = (at, first, count) => at >= first && at < first + count;
+  /** @returns {Cell} */
+  const corner = (/** @type {Cell} */ [row, column]) =>
+    [left + (column - firstColumn) * plan.cellWidth, top + flip(row - firstRow) * plan.cellHeight];
   /** @type {(cell: Cell | null) => cell is Cell} */
-  const known = (cell) =>
-    cell !== null && within(cell[0], firstRow, plan.rows) && within(cell[1], firstColumn, plan.columns);
+  const known = (cell) => cell !== null && shownBy(plan, cell);
   for (const cell of [...model.get("chosen"), state.marked].filter(known)) {
     const [x, y] = corner(cell);
     const [wide, high] = [Math.max(plan.cellWidth, 4), Math.max(plan.cellHeight, 4)];
@@ -135,16 +123,12 @@ function drawGestures(context, model, plan, flip, colours, state) {
     context.fill();
   }
   const [from, to] = state.from ? [state.from, state.to] : (model.get("arrow") ?? [null, null]);
-  if (known(from) && known(to)) drawArrow(context, corner(from), corner(to), plan, colours);
+  if (known(from) && known(to)) drawArrow({ context, model, plan, flip, colours }, corner(from), corner(to));
 }
 
-/**
- * @param {CanvasRenderingContext2D} context @param {Cell} from @param {Cell} to
- * @param {HeatmapPlan} plan @param {Colours} colours
- */
-function drawArrow(context, from, to, plan, colours) {
-  /** @type {(corner: Cell) => Cell} */
-  const middle = ([x, y]) => [x + plan.cellWidth / 2, y + plan.cellHeight / 2];
+/** @param {Drawing} drawing @param {Cell} from @param {Cell} to */
+function drawArrow({ context, plan, colours }, from, to) {
+  const middle = (/** @type {Cell} */ [x, y]) => [x + plan.cellWidth / 2, y + plan.cellHeight / 2];
   const [[x1, y1], [x2, y2]] = [middle(from), middle(to)];
   const turn = Math.atan2(y2 - y1, x2 - x1);
   const head = 10;

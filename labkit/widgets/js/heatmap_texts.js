@@ -38,15 +38,14 @@ function clipped(context, text, room, kept) {
 }
 
 /**
- * Write the texts; `inkAt` is the colour that can be read on a cell, `flip` where a row is drawn.
- * @param {CanvasRenderingContext2D} context @param {string[]} texts @param {HeatmapPlan} plan @param {Flip} flip
- * @param {(row: number, column: number) => string} inkAt @param {string} mono
+ * Write the texts; `inkAt` is the colour that can be read on a cell.
+ * @param {Drawing} drawing @param {string[]} texts @param {(row: number, column: number) => string} inkAt
  */
-function drawTexts(context, texts, plan, flip, inkAt, mono) {
+function drawTexts({ context, plan, flip, colours }, texts, inkAt) {
   const { rows, columns, left, top, cellWidth, cellHeight } = plan;
   if (cellWidth < WORDS.least || cellHeight < WORDS.lowest) return;
   context.save();
-  context.font = `${Math.min(WORDS.font, cellHeight - 2)}px ${mono}`;
+  context.font = `${Math.min(WORDS.font, cellHeight - 2)}px ${colours.mono}`;
   context.textAlign = "center";
   context.textBaseline = "middle";
   context.direction = "ltr";

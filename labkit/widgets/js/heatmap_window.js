@@ -28,6 +28,10 @@ function sourceOf(model, values, [row, rowStop, column, columnStop]) {
   return { ...values, row: 0, column: 0, step: Math.ceil(rows / values.shape[0]) };
 }
 
+/** Is a cell in the window? @param {HeatmapPlan} plan @param {Cell} cell */
+const shownBy = ({ firstRow, firstColumn, rows, columns }, [row, column]) =>
+  row >= firstRow && column >= firstColumn && row < firstRow + rows && column < firstColumn + columns;
+
 const LEAST = 6; // rows that can still be read as a picture
 
 /**
@@ -61,12 +65,10 @@ function heatmapWindow({ model, stage, tools, plan, changed }) {
   const size = () => model.get("extent") ?? /** @type {Cell} */ (model.get("values")?.shape ?? [0, 0]);
   /** @returns {Part} */
   const now = () => model.get("window") ?? [0, size()[0], 0, size()[1]];
-  /** @type {{ window: Part, x: number, y: number } | null} */
-  let drag = null;
+  let drag = /** @type {{ window: Part, x: number, y: number } | null} */ (null);
   let moved = false;
 
-  /** @param {Part} window */
-  function go(window) {
+  function go(/** @type {Part} */ window) {
     const [rows, columns] = size();
     const whole = window[1] - window[0] >= rows && window[3] - window[2] >= columns;
     tell(model, "window", whole ? null : window);
@@ -76,18 +78,14 @@ function heatmapWindow({ model, stage, tools, plan, changed }) {
 
   /** @type {(factor: number, about?: Cell | null) => void} */
   const zoom = (factor, about) => go(zoomed(size(), now(), factor, about));
-  /** @type {(rows: number, columns: number) => void} */
-  const pan = (rows, columns) => {
+  const pan = (/** @type {number} */ rows, /** @type {number} */ columns) => {
     const [top, bottom, left, right] = now();
     go(placed(size(), top + rows, left + columns, bottom - top, right - left));
   };
 
-  /** @param {string} text @param {string} label @param {() => void} act */
-  function button(text, label, act) {
-    const node = element("button", "labkit-tool-button", text);
-    node.type = "button";
-    node.setAttribute("aria-label", label);
-    node.title = label;
+  function button(/** @type {string} */ text, /** @type {string} */ label, /** @type {() => void} */ act) {
+    const says = { type: "button", "aria-label": label, title: label };
+    const node = element("button", "labkit-tool-button", text, says);
     node.addEventListener("click", act);
     tools.append(node);
     return node;

@@ -4,18 +4,15 @@
 /** @param {Context<PairStripTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-pair");
-  const list = element("div", "labkit-pair-columns");
-  list.setAttribute("role", "listbox");
-  list.setAttribute("aria-orientation", "horizontal");
+  const list = element("div", "labkit-pair-columns", "", { role: "listbox", "aria-orientation": "horizontal" });
   el.append(list);
-  /** @type {HTMLElement[]} */
-  let nodes = [];
+  let nodes = /** @type {HTMLElement[]} */ ([]);
   let current = 0; // the column that Tab reaches
 
-  /** @param {string | null} text */
-  function chip(text) {
-    const node = element("span", `labkit-token${text === null ? " labkit-is-gap" : ""}`);
-    if (text !== null) writeToken(node, text);
+  function chip(/** @type {string | null} */ text, /** @type {string[]} */ marks) {
+    if (text === null) return element("span", "labkit-token labkit-is-gap");
+    const node = element("span", ["labkit-token", ...marks.map(markClass)].join(" "));
+    writeToken(node, text);
     return node;
   }
 
@@ -24,14 +21,12 @@ function render({ model, el }) {
     const marks = marksByPlace(model.get("marks"));
     list.setAttribute("aria-label", `${upper} and ${lower} prompt, token by token`);
     nodes = model.get("columns").map(([above, below], at) => {
-      const node = element("div", "labkit-pair-column");
       const here = marks.get(at) ?? [];
-      node.classList.add(...here.map(markClass));
       const label = model.get("labels")[at] ?? String(at);
-      node.append(element("span", "labkit-pair-label", label), chip(above), chip(below));
-      node.setAttribute("role", "option");
       const pair = above === below ? (above ?? "nothing") : `${upper} ${above ?? "nothing"}, ${lower} ${below ?? "nothing"}`;
-      node.setAttribute("aria-label", [`${label}: ${pair}`, ...here].join(", "));
+      const says = { role: "option", "aria-label": [`${label}: ${pair}`, ...here].join(", ") };
+      const node = element("div", ["labkit-pair-column", ...here.map(markClass)].join(" "), "", says);
+      node.append(element("span", "labkit-pair-label", label), chip(above, here), chip(below, here));
       return node;
     });
     current = Math.min(current, Math.max(nodes.length - 1, 0));
@@ -44,8 +39,7 @@ function render({ model, el }) {
     const selection = model.get("selection");
     if (selection !== null && selection < nodes.length) current = selection;
     nodes.forEach((node, at) => {
-      node.setAttribute("aria-selected", String(at === selection));
-      node.tabIndex = at === current ? 0 : -1;
+      attribute(node, { "aria-selected": at === selection, tabindex: at === current ? 0 : -1 });
     });
   }
 
@@ -54,11 +48,9 @@ function render({ model, el }) {
     const at = nodes.findIndex((node) => node.contains(targetOf(event)));
     return at < 0 ? null : at;
   }
-  /** @param {number} at */
-  const choose = (at) => tell(model, "selection", model.get("selection") === at ? null : at);
+  const choose = (/** @type {number} */ at) => tell(model, "selection", model.get("selection") === at ? null : at);
 
-  /** @param {number} at */
-  function move(at) {
+  function move(/** @type {number} */ at) {
     nodes[current].tabIndex = -1;
     current = Math.max(0, Math.min(nodes.length - 1, at));
     nodes[current].tabIndex = 0;

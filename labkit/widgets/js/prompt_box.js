@@ -23,8 +23,7 @@ function render({ model, el }) {
     grow();
   }
 
-  /** @type {number | null} */
-  let waiting = null; // what was typed and is not told yet
+  let waiting = /** @type {number | null} */ (null); // what was typed and is not told yet
   function tellNow() {
     if (waiting === null) return;
     clearTimeout(waiting);

@@ -7,10 +7,8 @@ const BETWEEN = 5000; // milliseconds between two announcements of how far somet
 function render({ model, el }) {
   blockRoot(el, "labkit-status");
   const text = element("span", "labkit-status-text");
-  const track = element("span", "labkit-track");
+  const track = element("span", "labkit-track", "", { role: "progressbar", "aria-label": "progress" });
   const done = element("span", "labkit-done");
-  track.setAttribute("role", "progressbar");
-  track.setAttribute("aria-label", "progress");
   track.append(done);
   el.append(track, text);
   const live = spoken(el);
@@ -20,10 +18,10 @@ function render({ model, el }) {
   function announce() {
     const now = { kind: model.get("kind"), going: model.get("share") !== null, at: performance.now() };
     const same = now.going && said.going && now.kind === said.kind;
-    if ((same && now.at - said.at < BETWEEN) || live.textContent === model.get("text")) return;
+    if (same && now.at - said.at < BETWEEN) return;
     said = now;
-    live.setAttribute("aria-live", now.kind === "error" ? "assertive" : "polite");
-    live.textContent = model.get("text");
+    attribute(live, now.kind === "error" ? { role: "alert", "aria-live": "assertive" } : { role: "status", "aria-live": "polite" });
+    if (live.textContent !== model.get("text")) live.textContent = model.get("text");
   }
 
   function draw() {
@@ -32,7 +30,7 @@ function render({ model, el }) {
     const share = model.get("share");
     track.hidden = share === null;
     done.style.width = `${100 * (share ?? 0)}%`;
-    track.setAttribute("aria-valuenow", String(Math.round(100 * (share ?? 0))));
+    attribute(track, { "aria-valuenow": Math.round(100 * (share ?? 0)) });
     announce();
   }
 

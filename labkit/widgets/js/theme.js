@@ -16,11 +16,8 @@ function isDark(el) {
   return system;
 }
 
-/**
- * Keep `el.dataset.theme` equal to the page's theme, call `changed` when it changes, return how to stop.
- * @param {HTMLElement} el @param {() => void} changed
- */
-function followTheme(el, changed) {
+/** Keep `el.dataset.theme` equal to the page's theme, call `changed` when it changes, return how to stop. */
+function followTheme(/** @type {HTMLElement} */ el, /** @type {() => void} */ changed) {
   const media = ["(prefers-color-scheme: dark)", "(forced-colors: active)"].map((query) => matchMedia(query));
   let before = "";
   const look = () => {
@@ -138,8 +135,7 @@ function shade(value, least, most, centre) {
   return Math.max(0, Math.min(255, Math.round(((value - low) / (high - low || 1)) * 255)));
 }
 
-/** @param {Uint8ClampedArray} table @param {number} at */
-function css(table, at) {
+function css(/** @type {Uint8ClampedArray} */ table, /** @type {number} */ at) {
   return `rgb(${table[3 * at]}, ${table[3 * at + 1]}, ${table[3 * at + 2]})`;
 }
 
@@ -169,12 +165,18 @@ function percent(value) {
   return `${(100 * value).toFixed(value < 0.01 ? 2 : 1)}%`;
 }
 
+/** Set attributes. @template {Element} Node @param {Node} node @param {Record<string, any>} attributes */
+function attribute(node, attributes) {
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
+}
+
 /**
- * An element with a class and text. Text goes in as textContent: a token is never markup.
+ * An element with a class, text and attributes. Text goes in as textContent: a token is never markup.
  * @template {keyof HTMLElementTagNameMap} Tag @param {Tag} tag @param {string} [name] @param {string} [text]
  */
-function element(tag, name, text) {
-  const node = document.createElement(tag);
+function element(tag, name, text, attributes = {}) {
+  const node = attribute(document.createElement(tag), attributes);
   if (name) node.className = name;
   if (text !== undefined) node.textContent = text;
   return node;
@@ -182,10 +184,9 @@ function element(tag, name, text) {
 
 /** An element of a drawing. @param {string} tag @param {Record<string, any>} attributes @param {string} [text] */
 function shape(tag, attributes, text) {
-  const node = /** @type {SVGGraphicsElement} */ (document.createElementNS("http://www.w3.org/2000/svg", tag));
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
   if (text !== undefined) node.textContent = text;
-  return node;
+  return attribute(/** @type {SVGGraphicsElement} */ (node), attributes);
 }
 
 /** Text where there is some: a title, a caption. @param {HTMLElement} node @param {string} text */
@@ -194,11 +195,8 @@ function write(node, text) {
   node.hidden = !text;
 }
 
-/**
- * Put something that floats below a box, or above it where there is no room below.
- * @param {HTMLElement} node @param {Place} box
- */
-function placeBeside(node, box) {
+/** Put something that floats below a box, or above it where there is no room below. */
+function placeBeside(/** @type {HTMLElement} */ node, /** @type {Place} */ box) {
   const { width, height } = node.getBoundingClientRect();
   const below = box.bottom + 6 + height <= innerHeight || box.top < height + 6;
   const left = Math.min(box.left, document.documentElement.clientWidth - width - 8);
@@ -210,16 +208,15 @@ function placeBeside(node, box) {
  * Something that floats over the page beside a box; it lies in the top layer, so that no output area cuts it off.
  * @param {HTMLElement} root
  */
-function floating(root, name = "labkit-note") {
-  const note = element("div", name);
+function floating(root, name = "labkit-note", attributes = {}) {
+  const note = element("div", name, undefined, attributes);
   const inTopLayer = Boolean(note.showPopover); // older browsers have none
   if (inTopLayer) note.popover = "manual";
   note.hidden = true;
   root.append(note);
   return {
     note,
-    /** @param {Place} box @param {(Node | string)[]} content */
-    show(box, content) {
+    show(/** @type {Place} */ box, /** @type {(Node | string)[]} */ content) {
       note.replaceChildren(...content);
       note.hidden = false;
       if (inTopLayer && !note.matches(":popover-open")) note.showPopover();
@@ -234,30 +231,22 @@ function floating(root, name = "labkit-note") {
 }
 
 /** A note beside what the pointer or the keyboard is on. @param {HTMLElement} root */
-function floatingNote(root) {
-  const float = floating(root);
-  float.note.setAttribute("role", "tooltip");
-  return float;
-}
+const floatingNote = (root) => floating(root, "labkit-note", { role: "tooltip" });
 
 /** Text that is read out when it changes and never seen. @param {HTMLElement} root */
 function spoken(root) {
-  const live = element("div", "labkit-spoken");
-  live.setAttribute("aria-live", "polite");
+  const live = element("div", "labkit-spoken", "", { "aria-live": "polite" });
   root.append(live);
   return live;
 }
 
-/**
- * Make `el` the root of a block: its class, and no notebook shortcut fires from keys pressed inside it.
- * @param {HTMLElement} el @param {string} name
- */
-function blockRoot(el, name) {
+/** Make `el` the root of a block: its class, and no notebook shortcut fires from keys pressed inside it. */
+function blockRoot(/** @type {HTMLElement} */ el, /** @type {string} */ name) {
   el.classList.add("labkit", name);
   el.dataset.lmSuppressShortcuts = "true";
 }
 
-/** A key press that is the block's own. @param {Event} event */
+/** An event that is the block's own: neither the page nor the notebook acts on it. @param {Event} event */
 function taken(event) {
   event.preventDefault();
   event.stopPropagation();

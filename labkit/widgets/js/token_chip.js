@@ -14,8 +14,7 @@ function writeToken(node, text) {
 
 /** Which names mark each place. @param {Record<string, number[]>} marks */
 function marksByPlace(marks) {
-  /** @type {Map<number, string[]>} */
-  const found = new Map();
+  const found = /** @type {Map<number, string[]>} */ (new Map());
   for (const [name, places] of Object.entries(marks)) {
     for (const at of places) found.set(at, [...(found.get(at) ?? []), name]);
   }

@@ -12,48 +12,34 @@ function render({ model, el }) {
   const title = element("span", "labkit-title");
   const legend = element("span", "labkit-legend");
   head.append(title, legend);
-  const list = element("div", "labkit-tokens");
-  list.setAttribute("role", "grid"); // a fold is a button, which a list of options may not have
+  const list = element("div", "labkit-tokens", "", { role: "grid" }); // a fold is a button, which a list of options may not have
   el.append(head, list);
   const note = floatingNote(el);
   const menu = choiceMenu(el, model);
-  /** @type {{ text: string, node: HTMLElement, break: HTMLElement | null }[]} */
-  let chips = [];
-  /** @type {{ node: HTMLElement, size: number, ended: boolean } | null} */
-  let paragraph = null;
-  /** @type {Uint8ClampedArray} */
-  let table;
+  let chips = /** @type {{ text: string, node: HTMLElement, break: HTMLElement | null }[]} */ ([]);
+  let paragraph = /** @type {{ node: HTMLElement, size: number, ended: boolean } | null} */ (null);
+  let table = new Uint8ClampedArray();
   let current = 0; // the chip that Tab reaches
-  /** @type {number | null} */
-  let selected = null;
-  /** @type {number[]} */
-  let outlined = [];
+  let selected = /** @type {number | null} */ (null);
+  let outlined = /** @type {number[]} */ ([]);
   let marks = marksByPlace(model.get("marks"));
-  /** @type {(Required<Fold> & { button: HTMLElement | null })[]} */
-  let folds = [];
+  let folds = /** @type {(Required<Fold> & { button: HTMLElement | null })[]} */ ([]);
 
-  /** @param {number} index */
-  const marksOf = (index) => marks.get(index) ?? [];
+  const marksOf = (/** @type {number} */ index) => marks.get(index) ?? [];
 
-  /** @param {string} text @param {number} index */
-  function chip(text, index) {
-    const node = element("span", "labkit-token");
+  function chip(/** @type {string} */ text, /** @type {number} */ index) {
+    const says = { role: "gridcell", "aria-selected": false, tabindex: -1, "data-index": index };
+    const node = element("span", "labkit-token", "", says);
     writeToken(node, text);
-    node.setAttribute("role", "gridcell");
-    node.setAttribute("aria-selected", "false");
-    node.tabIndex = -1;
-    node.dataset.index = String(index);
     return node;
   }
 
-  /** @param {number} from */
-  function add(from) {
+  function add(/** @type {number} */ from) {
     const tokens = model.get("tokens");
     const aligned = model.get("widths").length > 0;
     for (let i = from; i < tokens.length; i++) {
       if (!paragraph || paragraph.size >= PARAGRAPH || (paragraph.ended && paragraph.size >= PARAGRAPH / 4)) {
-        paragraph = { node: element("div", "labkit-paragraph"), size: 0, ended: false };
-        paragraph.node.setAttribute("role", "row");
+        paragraph = { node: element("div", "labkit-paragraph", "", { role: "row" }), size: 0, ended: false };
         list.append(paragraph.node);
       }
       /** @type {typeof chips[0]} */
@@ -108,8 +94,7 @@ function render({ model, el }) {
     }
   }
 
-  /** @param {number} i */
-  function shadeChip(i) {
+  function shadeChip(/** @type {number} */ i) {
     const { node, text } = chips[i];
     const row = rowOf(model, "values", i);
     const value = row ? row[0] : NaN;
@@ -127,8 +112,7 @@ function render({ model, el }) {
     node.setAttribute("aria-label", `${i}: ${text}${said}${marked}`);
   }
 
-  /** @param {number} i */
-  function markChip(i) {
+  function markChip(/** @type {number} */ i) {
     const { classList } = chips[i].node;
     classList.remove(...[...classList].filter((name) => name.startsWith("labkit-is-")));
     classList.add(...marksOf(i).map(markClass));
@@ -153,13 +137,12 @@ function render({ model, el }) {
       if (start >= chips.length || end <= from) continue;
       const open = model.get("opened").includes(start);
       if (!fold.button) {
-        fold.button = Object.assign(element("button", "labkit-fold"), { type: "button" });
+        fold.button = element("button", "labkit-fold", "", { type: "button" });
         fold.button.addEventListener("click", () => {
           const opened = model.get("opened");
           tell(model, "opened", opened.includes(start) ? opened.filter((n) => n !== start) : [...opened, start]);
         });
-        const cell = element("span");
-        cell.setAttribute("role", "gridcell");
+        const cell = element("span", "", "", { role: "gridcell" });
         cell.append(fold.button);
         chips[start].node.before(cell);
       }
@@ -210,8 +193,7 @@ function render({ model, el }) {
     drawHead();
   }
 
-  /** @param {number | null} index */
-  function look(index) {
+  function look(/** @type {number | null} */ index) {
     tell(model, "hovered", index);
     if (index === null || !chips[index] || menu.isOpen()) return note.hide();
     const { head: heading, words: numbers, rows } = about(model, index, chips[index].text);
@@ -230,14 +212,12 @@ function render({ model, el }) {
     return node && list.contains(node) ? Number(node.dataset.index) : null;
   }
 
-  /** @param {number} index */
-  function reach(index) {
+  function reach(/** @type {number} */ index) {
     chips[current].node.tabIndex = -1;
     current = index;
     chips[current].node.tabIndex = 0;
   }
-  /** @param {number} index */
-  function move(index) {
+  function move(/** @type {number} */ index) {
     reach(index);
     chips[current].node.focus();
   }
@@ -266,8 +246,7 @@ function render({ model, el }) {
     return best;
   }
 
-  /** @param {number} index */
-  function select(index) {
+  function select(/** @type {number} */ index) {
     const again = model.get("selection") === index;
     const opened = !again && model.get("choosable") && menu.open(index, chips[index].node, chips[index].text);
     if (opened) note.hide();

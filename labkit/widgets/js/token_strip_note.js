@@ -9,11 +9,8 @@ function factOf(name, value) {
   return `${name} ${value.toFixed(value < 10 ? 2 : 1)} bits`;
 }
 
-/**
- * Everything there is to say about a token: a heading, its numbers in words, and its alternatives as rows.
- * @param {Model<TokenStripTraits>} model @param {number} index @param {string} text
- */
-function about(model, index, text) {
+/** Everything there is to say about a token: a heading, its numbers in words, and its alternatives as rows. */
+function about(/** @type {Model<TokenStripTraits>} */ model, /** @type {number} */ index, /** @type {string} */ text) {
   const head = element("div", "labkit-note-head");
   head.append(element("span", "labkit-mono", text), element("span", "labkit-muted", `position ${index}`));
   const names = model.get("fact_names");
@@ -27,52 +24,39 @@ function about(model, index, text) {
   return { head, words: words.join(" · "), rows: alternativesOf(model, index) };
 }
 
-/**
- * A list beside a token from which one alternative is chosen, with the pointer or with arrows and Enter.
- * @param {HTMLElement} root @param {Model<TokenStripTraits>} model
- */
-function choiceMenu(root, model) {
+/** A list beside a token from which one alternative is chosen, with the pointer or with arrows and Enter. */
+function choiceMenu(/** @type {HTMLElement} */ root, /** @type {Model<TokenStripTraits>} */ model) {
   const { note: menu, show, hide } = floating(root, "labkit-note labkit-menu");
-  /** @type {HTMLElement | null} */
-  let back = null; // where the focus goes when the list is closed
-  /** @type {number | null} */
-  let position = null;
+  let back = /** @type {HTMLElement | null} */ (null); // where the focus goes when the list is closed
+  let position = /** @type {number | null} */ (null);
 
-  /** @param {boolean} refocus */
-  function close(refocus) {
+  function close(/** @type {boolean} */ refocus) {
     if (menu.hidden) return;
     hide();
     document.removeEventListener("pointerdown", outside, true);
     if (refocus && back) back.focus();
   }
-  /** @param {Event} event */
-  function outside(event) {
+  function outside(/** @type {Event} */ event) {
     if (!menu.contains(targetOf(event))) close(false);
   }
-  /** @param {number} place */
-  function choose(place) {
+  function choose(/** @type {number} */ place) {
     close(true);
     model.send({ kind: "choose", position, place });
   }
-  /** @param {number} index @param {HTMLElement} chip @param {string} text */
-  function open(index, chip, text) {
+  function open(/** @type {number} */ index, /** @type {HTMLElement} */ chip, /** @type {string} */ text) {
     const { head, words, rows } = about(model, index, text);
     if (!rows.length) return false;
     position = index;
     back = chip;
-    const list = element("div", "labkit-choices");
-    list.setAttribute("role", "listbox");
-    list.setAttribute("aria-label", `What else could stand in place of ${text}`);
+    const label = `What else could stand in place of ${text}`;
+    const list = element("div", "labkit-choices", "", { role: "listbox", "aria-label": label });
     rows.forEach(([word, probability], place) => {
-      const option = element("div", "labkit-choice");
-      option.setAttribute("role", "option");
-      option.setAttribute("aria-selected", String(word === text));
-      option.setAttribute("aria-label", `${word}, ${percent(probability)}${word === text ? ", taken" : ""}`);
-      option.tabIndex = -1;
+      const [now, likely] = [word === text, percent(probability)];
+      const says = { "aria-selected": now, "aria-label": `${word}, ${likely}${now ? ", taken" : ""}`, tabindex: -1 };
+      const option = element("div", `labkit-choice${now ? " labkit-chosen" : ""}`, "", { role: "option", ...says });
       const track = element("span", "labkit-choice-track");
       track.append(barOf(probability));
-      option.append(element("span", "labkit-mono", word), track, element("span", "labkit-muted", percent(probability)));
-      if (word === text) option.classList.add("labkit-chosen");
+      option.append(element("span", "labkit-mono", word), track, element("span", "labkit-muted", likely));
       option.addEventListener("click", () => choose(place));
       list.append(option);
     });

@@ -11,8 +11,7 @@ const COLUMNS = {
 
 /** One array trait as rows: `row(i)` is a view, or null where there is none. */
 class Rows {
-  /** @param {string} name @param {Wire | null} wire */
-  constructor(name, wire) {
+  constructor(/** @type {string} */ name, /** @type {Wire | null} */ wire) {
     const held = numbers(wire);
     this.name = name;
     const [Kind, dtype, empty] = COLUMNS[name];
@@ -23,8 +22,7 @@ class Rows {
     this.width = held?.shape[1] ?? 1;
     this.room = held?.data ?? new this.kind(0);
   }
-  /** @param {number} i */
-  row(i) {
+  row(/** @type {number} */ i) {
     return i < this.length && this.width ? this.room.subarray(i * this.width, (i + 1) * this.width) : null;
   }
   /**
@@ -60,8 +58,7 @@ class Rows {
  * @param {{ model: Model<TokenStripTraits> }} context
  */
 function initialize({ model }) {
-  /** @type {Record<string, Rows>} */
-  const rows = {};
+  const rows = /** @type {Record<string, Rows>} */ ({});
   const forget = () => Object.keys(rows).forEach((name) => delete rows[name]);
   model.on("change:tokens change:values change:top change:chances change:facts", forget);
   model.on("msg:custom", (message, buffers) => {
@@ -94,11 +91,8 @@ function rowOf(model, name, i) {
   });
 }
 
-/**
- * The alternatives of a token: [text, probability], likeliest first.
- * @param {Model<TokenStripTraits>} model @param {number} i @returns {Alternative[]}
- */
-function alternativesOf(model, i) {
+/** The alternatives of a token: [text, probability], likeliest first. @returns {Alternative[]} */
+function alternativesOf(/** @type {Model<TokenStripTraits>} */ model, /** @type {number} */ i) {
   const top = rowOf(model, "top", i);
   const chances = rowOf(model, "chances", i);
   if (!top || !chances) return [];
