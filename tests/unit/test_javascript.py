@@ -1,4 +1,4 @@
-"""What the widgets' JavaScript and their Python have in common: traits, colours, numbers, what is cut and what is drawn.
+"""What the widgets' JavaScript and Python have in common: traits, colours, numbers, what is cut and what is drawn.
 
 tests/js has the JavaScript half; `make test-js` runs it.
 """
@@ -32,7 +32,8 @@ JS = Path(__file__).parents[1] / "js"
 FRONT = Path(__file__).parents[2] / "labkit" / "widgets" / "js"
 CASES = json.loads((JS / "cases.json").read_text("utf-8"))
 BLOCKS = [
-    BranchTree, CheckList, CircuitView, Curve, HeadGrid, Heatmap, PairStrip, PromptBox, StatusLine, TokenBars, TokenStrip
+    BranchTree, CheckList, CircuitView, Curve, HeadGrid, Heatmap, PairStrip, PromptBox, StatusLine, TokenBars,
+    TokenStrip,
 ]  # fmt: skip
 
 
