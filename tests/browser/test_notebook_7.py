@@ -60,12 +60,12 @@ def test_it_streams_branches_and_is_there_after_a_reload(page: Page) -> None:
     written.first.click()
     lab.locator(".labkit-menu:visible").get_by_role("option").filter(has_text="·John").click()
     expect(written.first).to_have_text("·John")
-    expect(lab.get_by_role("treeitem")).to_have_count(2)
+    expect(lab.locator(".labkit-branch")).to_have_count(2)
     expect(lab.locator(".labkit-status").first).to_contain_text("tokens/s ·")
     saved(page, page.server, "prompt.ipynb")  # type: ignore[attr-defined]
     page.goto(address(page.server, "prompt.ipynb"))  # type: ignore[attr-defined]
     lab = page.locator(".labkit-tool").first
-    expect(lab.get_by_role("treeitem")).to_have_count(2)
+    expect(lab.locator(".labkit-branch")).to_have_count(2)
     expect(lab.locator(".labkit-strip:visible .labkit-token:not(.labkit-is-prompt)").first).to_have_text("·John")
 
 

@@ -114,7 +114,7 @@ def test_a_pair_is_aligned_as_it_is_typed_and_what_does_not_fit_is_mended(page: 
 
 def test_answer_and_foil_are_picked_from_what_the_model_would_write(page: Page) -> None:
     tool = tool_of(page, "patch")
-    offers = tool.locator(".labkit-picks").first.get_by_role("option")
+    offers = tool.locator(".labkit-picks").first.get_by_role("gridcell")
     expect(offers.first).to_have_text("·Mary")
     offers.nth(1).click()
     expect(tool.get_by_label("answer")).to_have_value(" the")

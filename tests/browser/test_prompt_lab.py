@@ -94,7 +94,7 @@ def test_a_chosen_alternative_branches_the_text_and_the_tree_shows_both(page: Pa
     john.click()
     expect(written(lab).first).to_have_text("·John")
     expect(status(lab)).to_contain_text("tokens/s ·")
-    tree = lab.get_by_role("treeitem")
+    tree = lab.locator(".labkit-branch")
     expect(tree).to_have_count(2)
     expect(tree.nth(1)).to_contain_text("at 0 ·John not ·Mary")
     assert (
@@ -105,7 +105,7 @@ def test_a_chosen_alternative_branches_the_text_and_the_tree_shows_both(page: Pa
 
 def test_branches_are_chosen_named_compared_continued_and_pruned(page: Page) -> None:
     lab = cell(page, "prompt")
-    tree = lab.get_by_role("treeitem")
+    tree = lab.locator(".labkit-branch")
     tree.first.click()
     expect(written(lab).first).to_have_text("·Mary")
     expect(tree.first).to_have_attribute("aria-selected", "true")
@@ -146,7 +146,7 @@ def test_the_keyboard_alone_reaches_a_token_and_takes_another(page: Page) -> Non
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     expect(written(lab).nth(1)).to_have_text(word)
-    expect(lab.get_by_role("treeitem")).to_have_count(2)
+    expect(lab.locator(".labkit-branch")).to_have_count(2)
 
 
 def test_text_comes_while_the_model_writes_and_stop_stops(page: Page) -> None:

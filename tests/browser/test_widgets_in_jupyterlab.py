@@ -64,14 +64,14 @@ def test_markup_in_a_prompt_is_text_in_every_widget_and_picture(page: Page) -> N
 
 def test_blocks_are_used_with_the_keyboard_alone(page: Page) -> None:
     output = cell(page, "blocks")
-    first = output.get_by_role("option").first
+    first = output.get_by_role("gridcell").first
     first.focus()
     page.keyboard.press("ArrowRight")
-    expect(output.get_by_role("option").nth(1)).to_be_focused()
-    expect(output.get_by_role("option").nth(1)).to_have_attribute("aria-label", "1: ·two, value 0.500")
+    expect(output.get_by_role("gridcell").nth(1)).to_be_focused()
+    expect(output.get_by_role("gridcell").nth(1)).to_have_attribute("aria-label", "1: ·two, value 0.500")
     page.keyboard.press("Enter")
-    expect(output.get_by_role("option").nth(1)).to_have_attribute("aria-selected", "true")
-    assert output.locator("[role=option][tabindex='0']").count() == 1
+    expect(output.get_by_role("gridcell").nth(1)).to_have_attribute("aria-selected", "true")
+    assert output.locator("[role=gridcell][tabindex='0']").count() == 1
     stage = output.locator(".labkit-heatmap .labkit-stage")
     stage.focus()
     page.keyboard.press("ArrowDown")

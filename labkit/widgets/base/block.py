@@ -11,6 +11,7 @@ import base64
 import gzip
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ const block = await import(url);
 URL.revokeObjectURL(url);
 export default block.default;
 """
+_COMMENT = re.compile(r"^ *//.*|/\*\*((?!\*/)[\s\S])*\*/ ?", re.MULTILINE)
 _STYLED = """const sheet = {id};
 if (!document.getElementById(sheet)) {{
   const style = Object.assign(document.createElement("style"), {{ id: sheet, textContent: {css} }});
@@ -42,12 +44,14 @@ if (!document.getElementById(sheet)) {{
 
 
 def source(*names: str) -> str:
-    """A block as its browser runs it: the theme and what else it shares with others first, its own file last, then css.
+    """A block as its browser runs it: css, the theme and what else it shares with others, and its own file last.
 
-    The last name is the block's own.
+    The last name is the block's own. Comments, which have the types, stay at home; lines keep their numbers.
     """
-    script = "\n".join((_FRONT / f"{name}.js").read_text("utf-8") for name in ("theme", *names))
-    css = "\n".join((_FRONT / f"{name}.css").read_text("utf-8") for name in ("theme", names[-1]))
+    files = [_FRONT / f"{name}.{kind}" for kind in ("js", "css") for name in ("theme", *names)]
+    script = "\n".join(file.read_text("utf-8") for file in files if file.suffix == ".js")
+    script = _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), script)
+    css = "\n".join(file.read_text("utf-8") for file in files if file.suffix == ".css" and file.exists())
     name = f"labkit-{names[-1]}-{hashlib.sha256(css.encode()).hexdigest()[:8]}"
     return f"{_STYLED.format(id=json.dumps(name), css=json.dumps(css))}{script}\n//# sourceURL=labkit/{names[-1]}.js\n"
 

@@ -27,7 +27,7 @@ class PairStrip(Block):
         selection, hovered (int | None): columns.
     """
 
-    _esm = module("pair_strip")
+    _esm = module("token_chip", "pair_strip")
 
     columns: t.List = t.List().tag(sync=True)
     marks = t.Dict().tag(sync=True)

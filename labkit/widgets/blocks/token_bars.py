@@ -21,7 +21,7 @@ class TokenBars(Block):
         title, note: a line above and below.
     """
 
-    _esm = module("token_bars")
+    _esm = module("bars", "token_bars")
 
     columns: t.List = t.List().tag(sync=True)
     marked = t.List(t.Unicode()).tag(sync=True)

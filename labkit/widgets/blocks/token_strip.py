@@ -44,7 +44,7 @@ class TokenStrip(Block):
         pointed: positions that are outlined, such as those matching the hovered one of another strip.
     """
 
-    _esm = module("token_strip_rows", "token_strip_note", "token_strip")
+    _esm = module("bars", "token_chip", "token_strip_rows", "token_strip_note", "token_strip")
 
     tokens = t.List(t.Unicode()).tag(sync=True)
     values = Array(1, grows=True)

@@ -1,22 +1,26 @@
+// @ts-check
 // BranchTree: the ways a text went, each below the one it left. What a person asks for goes to the kernel as a message.
 
+/** @type {Record<string, string>} */
 const WORDS = { continue: "Continue", compare: "Compare", rename: "Rename", prune: "Prune" };
+/** @type {Record<string, string>} */
 const SHORTCUTS = { F2: "rename", Delete: "prune", c: "compare", "+": "continue" };
 
+/** @param {Context<BranchTreeTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-branches");
   const title = element("div", "labkit-title");
-  const list = element("div", "labkit-tree");
-  list.setAttribute("role", "tree");
+  const list = element("div", "labkit-tree", "", { role: "treegrid" }); // its rows have buttons
   el.append(title, list);
-  let rows = [];
+  /** @typedef {{ node: HTMLElement, branch: Branch, index: number, depth: number }} Row */
+  let rows = /** @type {Row[]} */ ([]);
   let current = 0; // the row that Tab reaches
 
   const order = () => {
     // parents first, each followed by all that grew from it
     const branches = model.get("branches");
-    const found = [];
-    const visit = (parent, depth) =>
+    const found = /** @type {Omit<Row, "node">[]} */ ([]);
+    const visit = (/** @type {number | null} */ parent, /** @type {number} */ depth) =>
       branches.forEach((branch, index) => {
         if ((branch.parent ?? null) !== parent) return;
         found.push({ branch, index, depth });
@@ -26,19 +30,21 @@ function render({ model, el }) {
     return found;
   };
 
+  /** @type {(kind: string, index: number, text?: string) => void} */
   const ask = (kind, index, text) => model.send({ kind, index, text });
 
-  function rename(row) {
-    const name = row.node.querySelector(".labkit-branch-name");
-    const box = element("input", "labkit-branch-input");
+  function rename(/** @type {Row} */ row) {
+    const name = /** @type {HTMLElement} */ (row.node.querySelector(".labkit-branch-name"));
+    const label = `New name of branch ${row.branch.name}`;
+    const box = element("input", "labkit-branch-input", undefined, { "aria-label": label });
     box.value = row.branch.name;
-    box.setAttribute("aria-label", `New name of branch ${row.branch.name}`);
     let done = false;
-    const finish = (keep) => {
+    const finish = (/** @type {boolean} */ keep) => {
       if (done) return;
       done = true;
       const text = box.value.trim();
-      box.replaceWith(name);
+      box.remove();
+      name.hidden = false;
       if (keep && text && text !== row.branch.name) ask("rename", row.index, text);
       row.node.focus();
     };
@@ -49,52 +55,50 @@ function render({ model, el }) {
     });
     box.addEventListener("click", (event) => event.stopPropagation());
     box.addEventListener("blur", () => finish(true));
-    name.replaceWith(box);
+    name.hidden = true;
+    name.before(box);
     box.focus();
     box.select();
   }
 
-  function act(kind, row) {
+  function act(/** @type {string} */ kind, /** @type {Row} */ row) {
     if (!model.get("actions").includes(kind)) return;
     if (kind === "prune" && row.depth === 0) return;
     if (kind === "rename") rename(row);
     else ask(kind, row.index);
   }
 
+  /** @param {Omit<Row, "node">} from @returns {Row} */
   function rowOfBranch({ branch, index, depth }) {
-    const node = element("div", "labkit-branch");
-    node.setAttribute("role", "treeitem");
-    node.setAttribute("aria-level", depth + 1);
-    node.tabIndex = -1;
+    const place = depth ? `, at ${branch.at} ${branch.taken}` : "";
+    const label = `branch ${branch.name}${place}, ${branch.tokens} tokens: ${branch.text || ""}`;
+    const node = element("div", "labkit-branch", "", { role: "row", "aria-level": depth + 1, "aria-label": label });
     node.style.paddingLeft = `${6 + 20 * depth}px`;
-    if (depth) node.append(element("span", "labkit-branch-joint", "└"));
-    node.append(element("span", "labkit-branch-name", branch.name));
-    const text = element("span", "labkit-branch-text");
+    const [head, text, size, buttons] = ["head", "text", "size", "actions"].map((part) =>
+      element("span", `labkit-branch-${part}`, "", { role: "gridcell" }),
+    );
+    if (depth) head.append(element("span", "labkit-branch-joint", "└"));
+    head.append(element("span", "labkit-branch-name", branch.name));
     if (depth) {
       text.append(element("span", "labkit-muted", `at ${branch.at} `), element("b", "labkit-mono", branch.taken));
       if (branch.instead) text.append(element("span", "labkit-muted", ` not ${branch.instead} `));
     }
     text.append(element("bdi", "", branch.text || ""));
-    const bits = Number.isFinite(branch.bits) ? ` · ${branch.bits.toFixed(2)} bits per token` : "";
-    node.append(text, element("span", "labkit-muted labkit-branch-size", `${branch.tokens} tokens${bits}`));
+    const bits = Number.isFinite(branch.bits) ? ` · ${Number(branch.bits).toFixed(2)} bits per token` : "";
+    size.textContent = `${branch.tokens} tokens${bits}`;
     const row = { node, branch, index, depth };
-    const buttons = element("span", "labkit-branch-actions");
     for (const kind of model.get("actions")) {
       if (kind === "prune" && !depth) continue;
       if (kind === "continue" && branch.finish === "eos") continue;
-      const button = element("button", "", WORDS[kind]);
-      button.type = "button";
-      button.tabIndex = -1;
-      button.setAttribute("aria-label", `${WORDS[kind]}: branch ${branch.name}`);
+      const says = { type: "button", tabindex: -1, "aria-label": `${WORDS[kind]}: branch ${branch.name}` };
+      const button = element("button", "", WORDS[kind], says);
       button.addEventListener("click", (event) => {
         event.stopPropagation();
         act(kind, row);
       });
       buttons.append(button);
     }
-    node.append(buttons);
-    const place = depth ? `, at ${branch.at} ${branch.taken}` : "";
-    node.setAttribute("aria-label", `branch ${branch.name}${place}, ${branch.tokens} tokens: ${branch.text || ""}`);
+    node.append(head, text, size, buttons);
     node.addEventListener("click", () => {
       move(rows.indexOf(row));
       tell(model, "selection", index);
@@ -102,19 +106,17 @@ function render({ model, el }) {
     return row;
   }
 
-  function move(place) {
+  function move(/** @type {number} */ place) {
     if (!rows[place]) return;
-    if (rows[current]) rows[current].node.tabIndex = -1;
     current = place;
-    rows[current].node.tabIndex = 0;
+    rows.forEach(({ node }, at) => (node.tabIndex = at === current ? 0 : -1));
     rows[current].node.focus();
   }
 
   function draw() {
     const focused = list.contains(document.activeElement);
     const held = rows[current] ? rows[current].index : null;
-    title.textContent = model.get("title");
-    title.hidden = !model.get("title");
+    write(title, model.get("title"));
     list.setAttribute("aria-label", model.get("title") || "branches");
     rows = order().map(rowOfBranch);
     list.replaceChildren(...rows.map(({ node }) => node));
@@ -126,7 +128,7 @@ function render({ model, el }) {
 
   function drawSelection() {
     rows.forEach(({ node, index }, place) => {
-      node.setAttribute("aria-selected", String(index === model.get("selection")));
+      attribute(node, { "aria-selected": index === model.get("selection") });
       node.classList.toggle("labkit-compared", index === model.get("compared"));
       if (index === model.get("selection")) current = place;
     });
@@ -134,12 +136,12 @@ function render({ model, el }) {
   }
 
   list.addEventListener("focusin", (event) => {
-    const place = rows.findIndex(({ node }) => node.contains(event.target));
+    const place = rows.findIndex(({ node }) => node.contains(targetOf(event)));
     if (place >= 0) current = place;
   });
   list.addEventListener("keydown", (event) => {
     const row = rows[current];
-    if (!row || event.target.tagName === "INPUT") return;
+    if (!row || targetOf(event).tagName === "INPUT") return;
     if (event.key === "ArrowDown") move(current + 1);
     else if (event.key === "ArrowUp") move(current - 1);
     else if (event.key === "ArrowLeft") move(rows.findIndex(({ index }) => index === row.branch.parent));
@@ -149,19 +151,11 @@ function render({ model, el }) {
     else if (event.key === "Enter" || event.key === " ") tell(model, "selection", row.index);
     else if (event.key in SHORTCUTS && !event.ctrlKey && !event.metaKey) act(SHORTCUTS[event.key], row);
     else return;
-    event.preventDefault();
-    event.stopPropagation();
+    taken(event);
   });
 
-  const stopTheme = followTheme(el, () => {});
   draw();
-  model.on("change:branches change:title change:actions", draw);
-  model.on("change:selection change:compared", drawSelection);
-  return () => {
-    stopTheme();
-    model.off("change:branches change:title change:actions", draw);
-    model.off("change:selection change:compared", drawSelection);
-  };
+  return follow({ model, el }, { "branches title actions": draw, "selection compared": drawSelection });
 }
 
 export default { render };

@@ -1,51 +1,45 @@
+// @ts-check
 // What Heatmap and HeadGrid share: a stage of two canvases, and the cell that the pointer or the keyboard is on.
 //
-// `geometry` is the block's own: `ready()`, `at(x, y)` the cell under a point of the stage or null, `box(cell)` where a
-// cell lies as {x, y, width, height}, `clamp(cell)`, `steps()` what each arrow key adds, `first()` where the keyboard
-// begins, `say(cell)` what is read out and shown as {spoken, content}, `outline(context, cell, colour, width)`. It may
-// have `pick(cell, event)`, told of a click or Enter before the cell becomes the selection (true: it took care of it),
-// `key(event, cursor)` for keys of its own (a cell to go to, or true when done), `follow(cell)`, told where the keyboard
-// goes, `dragged()`, whether a click was the end of a drag, and `under(context)`, drawn beneath
-// the outlines. Shift with an arrow key is the block's own.
+// `geometry` is the block's own: `Geometry` in tests/js/widgets.d.ts says what it has. Shift with an arrow key is its own, too.
 
+/** @param {Cell | null} a @param {Cell | null} b */
+const sameCell = (a, b) => Boolean(a && b && a[0] === b[0] && a[1] === b[1]);
+
+/** @param {Context<CellTraits> & { role: string, geometry: Geometry }} context */
 function cellGrid({ model, el, role, geometry }) {
-  const stage = element("div", "labkit-stage");
+  const says = { role: "application", "aria-roledescription": role, tabindex: 0 };
+  const stage = element("div", "labkit-stage", "", says);
   const base = element("canvas");
   const over = element("canvas");
   stage.append(base, over);
-  stage.tabIndex = 0;
-  stage.setAttribute("role", "application");
-  stage.setAttribute("aria-roledescription", role);
   const live = spoken(el);
   const note = floatingNote(el);
-  let cursor = null; // the cell that the keyboard is on
-  let pointed = null; // the cell that the pointer is on
-  const colours = {};
-  const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+  let cursor = /** @type {Cell | null} */ (null); // the cell that the keyboard is on
+  let pointed = /** @type {Cell | null} */ (null); // the cell that the pointer is on
+  /** @type {Colours} */
+  const colours = { page: "", ink: "", muted: "", line: "", accent: "", sans: "", mono: "" };
 
   function palette() {
     const style = getComputedStyle(el);
-    const names = ["page", "ink", "muted", "line", "accent", "sans", "mono"];
+    const names = /** @type {(keyof Colours)[]} */ (Object.keys(colours));
     for (const name of names) colours[name] = style.getPropertyValue(`--lk-${name}`).trim();
-    return colours;
   }
 
   /** Give a canvas this size in CSS pixels, sharp on any screen. */
-  function fit(canvas, width, height) {
+  function fit(/** @type {HTMLCanvasElement} */ canvas, /** @type {number} */ width, /** @type {number} */ height) {
     const ratio = devicePixelRatio || 1;
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
-    canvas.style.width = `${width}px`;
-    canvas.style.height = `${height}px`;
-    const context = canvas.getContext("2d");
+    Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
+    const context = pen(canvas);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     return context;
   }
 
-  /** Size the stage and both canvases; the context to draw the cells with. */
+  /** Size the stage and both canvases; the context to draw the cells with. @param {number} width @param {number} height */
   function resize(width, height) {
-    stage.style.width = `${width}px`;
-    stage.style.height = `${height}px`;
+    Object.assign(stage.style, { width: `${width}px`, height: `${height}px` });
     fit(over, width, height);
     const context = fit(base, width, height);
     context.clearRect(0, 0, width, height);
@@ -54,7 +48,7 @@ function cellGrid({ model, el, role, geometry }) {
 
   function drawOver() {
     if (!geometry.ready()) return;
-    const context = over.getContext("2d");
+    const context = pen(over);
     context.clearRect(0, 0, over.width, over.height);
     geometry.under?.(context);
     const selected = model.get("selection");
@@ -63,7 +57,7 @@ function cellGrid({ model, el, role, geometry }) {
     if (now) geometry.outline(context, now, colours.ink, 1.5);
   }
 
-  function show(cell) {
+  function show(/** @type {Cell} */ cell) {
     const { spoken: text, content } = geometry.say(cell);
     const { x, y, width, height } = geometry.box(cell);
     const frame = stage.getBoundingClientRect();
@@ -71,18 +65,19 @@ function cellGrid({ model, el, role, geometry }) {
     live.textContent = text;
   }
 
-  function look(cell) {
+  function look(/** @type {Cell | null} */ cell) {
     tell(model, "hovered", cell);
     if (cell) show(cell);
     else note.hide();
     drawOver();
   }
 
-  function select(cell, event) {
+  function select(/** @type {Cell} */ cell, /** @type {MouseEvent | KeyboardEvent} */ event) {
     if (!geometry.pick?.(cell, event)) tell(model, "selection", cell);
     drawOver();
   }
 
+  /** The cell under an event. @param {MouseEvent} event */
   function under(event) {
     if (!geometry.ready()) return null;
     const frame = stage.getBoundingClientRect();
@@ -91,7 +86,7 @@ function cellGrid({ model, el, role, geometry }) {
 
   stage.addEventListener("pointermove", (event) => {
     const cell = under(event);
-    if (same(cell, pointed)) return;
+    if (cell === pointed || sameCell(cell, pointed)) return;
     pointed = cell;
     look(cell);
   });
@@ -115,19 +110,18 @@ function cellGrid({ model, el, role, geometry }) {
     if (!geometry.ready()) return;
     const at = geometry.clamp(cursor || [0, 0]);
     const step = event.shiftKey ? null : geometry.steps()[event.key];
+    /** @type {Cell | null} */
     let next = step ? [at[0] + step[0], at[1] + step[1]] : null;
     if (!next) {
       const own = geometry.key?.(event, at);
       if (Array.isArray(own)) next = own;
-      else if (own) event.preventDefault();
-      else if (event.key === "Enter" || event.key === " ") select(at, event);
-      else if (event.key === "Escape") {
+      else if (!own && (event.key === "Enter" || event.key === " ")) select(at, event);
+      else if (!own && event.key === "Escape") {
         tell(model, "selection", null);
         note.hide();
-      } else return;
+      } else if (!own) return;
     }
-    event.preventDefault();
-    event.stopPropagation();
+    taken(event);
     if (!next) return drawOver();
     cursor = geometry.clamp(next);
     pointed = null;
@@ -138,13 +132,9 @@ function cellGrid({ model, el, role, geometry }) {
   return {
     stage, base, colours, palette, resize, drawOver, under,
     cursor: () => cursor,
+    /** @param {string} words */
     announce: (words) => (live.textContent = words),
     /** Say again what is under the pointer, when the numbers have changed. */
     refresh: () => pointed && show(pointed),
-    /** Forget where the pointer was: what lies under it has moved. */
-    let_go: () => {
-      pointed = null;
-      note.hide();
-    },
   };
 }

@@ -1,91 +1,85 @@
+// @ts-check
 // Curve: numbers as a line in SVG; a point under the pointer or the keyboard says what it is.
 
-const SVG = "http://www.w3.org/2000/svg";
 const EDGE = { left: 58, right: 14, top: 8, bottom: 36 };
 
-function drawn(name, attributes, text) {
-  const node = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
+/** @param {Context<CurveTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-curve");
   const title = element("div", "labkit-title");
-  const stage = element("div", "labkit-stage");
-  stage.tabIndex = 0;
-  stage.setAttribute("role", "application");
-  stage.setAttribute("aria-roledescription", "line chart");
+  const says = { role: "application", "aria-roledescription": "line chart", tabindex: 0 };
+  const stage = element("div", "labkit-stage", "", says);
   const live = spoken(el);
   el.append(title, stage);
   const note = floatingNote(el);
-  const get = (name) => model.get(name);
+  const get = model.get.bind(model);
+  /** @type {({ x: number, y: number } | null)[]} */
   let points = []; // {x, y} of each value, in CSS pixels; null where there is none
-  let at = null; // the point that pointer or keyboard is on
+  let at = /** @type {number | null} */ (null); // the point that pointer or keyboard is on
 
   function draw() {
-    title.textContent = get("title");
-    title.hidden = !get("title");
+    write(title, get("title"));
     const cells = numbers(get("values"));
     stage.replaceChildren();
     stage.hidden = !cells;
     points = [];
     if (!cells || !el.clientWidth) return;
     const [wide, high] = [Math.min(el.clientWidth, 620), get("height")];
-    const svg = drawn("svg", { width: wide, height: high, "aria-hidden": "true" });
+    const svg = shape("svg", { width: wide, height: high, "aria-hidden": "true" });
     const count = cells.shape[0];
     const step = (wide - EDGE.left - EDGE.right) / Math.max(1, count - 1);
+    /** @param {number} value */
     const yOf = (value) => EDGE.top + (high - EDGE.top - EDGE.bottom) * (1 - (value - get("low")) / (get("high") - get("low") || 1));
     points = [...cells.data].map((value, i) => (Number.isFinite(value) ? { x: EDGE.left + i * step, y: yOf(value) } : null));
     for (const [value, label] of get("ticks")) {
       svg.append(
-        drawn("line", { x1: EDGE.left, x2: wide - EDGE.right, y1: yOf(value), y2: yOf(value), class: "labkit-curve-rule" }),
-        drawn("text", { x: EDGE.left - 8, y: yOf(value) + 4, "text-anchor": "end" }, label),
+        shape("line", { x1: EDGE.left, x2: wide - EDGE.right, y1: yOf(value), y2: yOf(value), class: "labkit-curve-rule" }),
+        shape("text", { x: EDGE.left - 8, y: yOf(value) + 4, "text-anchor": "end" }, label),
       );
     }
     const every = Math.ceil(26 / Math.max(step, 1));
     get("labels").forEach((label, i) => {
-      if (i % every === 0) svg.append(drawn("text", { x: EDGE.left + i * step, y: high - EDGE.bottom + 17, "text-anchor": "middle" }, label));
+      if (i % every === 0) svg.append(shape("text", { x: EDGE.left + i * step, y: high - EDGE.bottom + 17, "text-anchor": "middle" }, label));
     });
-    svg.append(drawn("text", { x: EDGE.left + (wide - EDGE.left - EDGE.right) / 2, y: high - 3, "text-anchor": "middle" }, get("axis")));
+    svg.append(shape("text", { x: EDGE.left + (wide - EDGE.left - EDGE.right) / 2, y: high - 3, "text-anchor": "middle" }, get("axis")));
     let path = "";
     points.forEach((point, i) => {
       if (point) path += `${points[i - 1] ? "L" : "M"}${point.x.toFixed(1)},${point.y.toFixed(1)}`;
     });
-    svg.append(drawn("path", { d: path, class: "labkit-curve-line" }));
+    svg.append(shape("path", { d: path, class: "labkit-curve-line" }));
     points.forEach((point, i) => {
       if (!point) return;
       const chosen = i === get("selection");
       const name = i === at ? "labkit-curve-now" : chosen ? "labkit-curve-chosen" : "labkit-curve-dot";
-      svg.append(drawn("circle", { cx: point.x, cy: point.y, r: chosen || i === at ? 5 : 2.5, class: name }));
+      svg.append(shape("circle", { cx: point.x, cy: point.y, r: chosen || i === at ? 5 : 2.5, class: name }));
     });
     stage.append(svg);
     stage.setAttribute("aria-label", `${get("title")}: ${count} points. Arrow keys move, Enter selects.`);
   }
 
-  const said = (i) => get("notes")[i] || `${say(numbers(get("values")).data[i])} ${get("unit")}`.trim();
+  /** @param {number} i */
+  const said = (i) => get("notes")[i] || `${say(numbers(get("values"))?.data[i] ?? NaN)} ${get("unit")}`.trim();
 
-  function look(i) {
-    at = i !== null && points[i] ? i : null;
+  function look(/** @type {number | null} */ i) {
+    const point = i === null ? null : points[i];
+    at = point ? i : null;
     draw();
-    if (at === null) return note.hide();
+    if (!point || at === null) return note.hide();
     const frame = stage.getBoundingClientRect();
     const name = `${get("axis").split(" (")[0]} ${get("labels")[at] ?? at}`.trim();
     note.show(
-      { left: frame.left + points[at].x + 10, top: frame.top + points[at].y - 8, bottom: frame.top + points[at].y + 8 },
+      { left: frame.left + point.x + 10, top: frame.top + point.y - 8, bottom: frame.top + point.y + 8 },
       [element("div", "labkit-note-value", said(at)), element("div", "labkit-muted", name)],
     );
     live.textContent = `${name}: ${said(at)}`;
   }
 
+  /** The point that is nearest to an event. @param {MouseEvent} event */
   function nearest(event) {
     const x = event.clientX - stage.getBoundingClientRect().left;
-    let best = null;
-    points.forEach((point, i) => {
-      if (point && (best === null || Math.abs(point.x - x) < Math.abs(points[best].x - x))) best = i;
-    });
-    return best;
+    const apart = points.map((point) => (point ? Math.abs(point.x - x) : Infinity));
+    const least = Math.min(...apart);
+    return Number.isFinite(least) ? apart.indexOf(least) : null;
   }
 
   stage.addEventListener("pointermove", (event) => {
@@ -103,27 +97,17 @@ function render({ model, el }) {
   stage.addEventListener("blur", () => look(null));
   stage.addEventListener("keydown", (event) => {
     const last = points.length - 1;
-    const to = { ArrowRight: (at ?? -1) + 1, ArrowUp: (at ?? -1) + 1, ArrowLeft: (at ?? 1) - 1, ArrowDown: (at ?? 1) - 1, Home: 0, End: last };
-    if (event.key in to) look(Math.max(0, Math.min(last, to[event.key])));
+    const [on, back] = [(at ?? -1) + 1, (at ?? 1) - 1];
+    const to = { ArrowRight: on, ArrowUp: on, ArrowLeft: back, ArrowDown: back, Home: 0, End: last }[event.key];
+    if (to !== undefined) look(Math.max(0, Math.min(last, to)));
     else if ((event.key === "Enter" || event.key === " ") && at !== null) tell(model, "selection", at);
     else if (event.key === "Escape") look(null);
     else return;
-    event.preventDefault();
-    event.stopPropagation();
+    taken(event);
   });
 
-  const stopTheme = followTheme(el, draw);
-  const observer = new ResizeObserver(draw);
-  observer.observe(el);
-  const whole = ["values", "labels", "notes", "ticks", "axis", "title", "unit", "low", "high", "height", "selection"]
-    .map((name) => `change:${name}`)
-    .join(" ");
-  model.on(whole, draw);
-  return () => {
-    stopTheme();
-    observer.disconnect();
-    model.off(whole, draw);
-  };
+  const whole = "values labels notes ticks axis title unit low high height selection";
+  return follow({ model, el }, { [whole]: draw }, draw, true);
 }
 
 export default { render };

@@ -1,20 +1,24 @@
+// @ts-check
 // HeadGrid: one thumbnail for each head of each layer; layer 0 is at the bottom, where the text goes in. Given an
 // order, the heads stand one after the other instead, each with its name and score.
 
+/** @param {Context<HeadGridTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-heads");
   const title = element("div", "labkit-title");
   const scroller = element("div", "labkit-heads-scroll");
-  let plan = null;
+  /** @type {HeadPlan} */
+  let plan;
 
-  const get = (name) => model.get(name);
-  const key = ([layer, head]) => `${layer}.${head}`;
-  const scoreOf = ([layer, head]) => {
+  const get = model.get.bind(model);
+  const key = (/** @type {Cell} */ [layer, head]) => `${layer}.${head}`;
+  const headOf = (/** @type {string} */ name) => /** @type {Cell} */ (name.split(".").map(Number));
+  const scoreOf = (/** @type {Cell} */ [layer, head]) => {
     const scores = numbers(get("scores"));
     return scores ? scores.data[layer * scores.shape[1] + head] : NaN;
   };
 
-  /** Layers up, heads across. */
+  /** Layers up, heads across. @param {number} layers @param {number} heads @returns {HeadPlan} */
   function asGrid(layers, heads) {
     const [left, bottom] = [40, 38];
     const room = Math.floor(Math.min((el.clientWidth - left - 18) / heads, (get("max_height") - bottom - 6) / layers));
@@ -28,22 +32,22 @@ function render({ model, el }) {
     return { layers, heads, cell, left, places, wide: left + heads * cell + 2, high: 2 + layers * cell + bottom };
   }
 
-  /** In their order, line by line. */
-  function asRanks(layers, heads) {
+  /** In their order, line by line. @returns {HeadPlan} */
+  function asRanks(/** @type {number} */ layers, /** @type {number} */ heads, /** @type {Cell[]} */ order) {
     const [cell, across, down] = [34, 52, 66];
     const columns = Math.max(1, Math.floor((el.clientWidth - 22) / across));
     const places = new Map();
-    get("order").forEach((head, n) => {
+    order.forEach((head, n) => {
       places.set(key(head), { x: (n % columns) * across + (across - cell) / 2, y: 2 + Math.floor(n / columns) * down });
     });
-    const lines = Math.max(1, Math.ceil(get("order").length / columns));
-    return { layers, heads, cell, columns, places, ranked: true, wide: columns * across, high: lines * down + 2 };
+    const lines = Math.max(1, Math.ceil(order.length / columns));
+    return { layers, heads, cell, columns, places, order, wide: columns * across, high: lines * down + 2 };
   }
 
-  /** All thumbnails side by side, a dot a number. */
+  /** All thumbnails side by side, one dot per number. @param {Numbers} pictures */
   function sheetOf({ data, shape: [layers, heads, size] }) {
-    const table = colourTable(get("stops")[el.dataset.theme]);
-    const sheet = document.createElement("canvas");
+    const table = tableOf(model, el);
+    const sheet = element("canvas");
     sheet.width = heads * size;
     sheet.height = layers * size;
     const picture = new ImageData(sheet.width, sheet.height);
@@ -56,21 +60,20 @@ function render({ model, el }) {
         }
       }
     }
-    sheet.getContext("2d").putImageData(picture, 0, 0);
+    pen(sheet).putImageData(picture, 0, 0);
     return sheet;
   }
 
   function draw() {
     cells.palette();
-    title.textContent = get("title");
-    title.hidden = !get("title");
+    write(title, get("title"));
     const pictures = numbers(get("thumbnails"));
     stage.hidden = !pictures;
     if (!pictures || !el.clientWidth) return;
     const [layers, heads, size] = pictures.shape;
-    const ranked = get("order") !== null;
-    plan = ranked ? asRanks(layers, heads) : asGrid(layers, heads);
-    const about = ranked
+    const order = get("order");
+    plan = order ? asRanks(layers, heads, order) : asGrid(layers, heads);
+    const about = order
       ? `${plan.places.size} heads in order of ${get("score") || "their score"}`
       : `${layers} layers by ${heads} heads, layer 0 at the bottom`;
     stage.setAttribute("aria-label", `${get("title") || "attention heads"}: ${about}. Arrow keys move, Enter selects, X chooses several.`);
@@ -82,7 +85,7 @@ function render({ model, el }) {
     const faint = new Set(get("faint").map(key));
     const inner = plan.cell - 3;
     for (const [name, { x, y }] of plan.places) {
-      const [layer, head] = name.split(".").map(Number);
+      const [layer, head] = headOf(name);
       context.globalAlpha = faint.has(name) ? 0.16 : 1;
       context.drawImage(sheet, head * size, layer * size, size, size, x + 1.5, y + 1.5, inner, inner);
       context.strokeStyle = colours.line;
@@ -90,36 +93,38 @@ function render({ model, el }) {
       context.strokeRect(x + 1, y + 1, plan.cell - 2, plan.cell - 2);
     }
     context.globalAlpha = 1;
-    if (ranked) nameRanks(context);
+    if (order) nameRanks(context);
     else nameAxes(context);
     cells.drawOver();
   }
 
-  function nameRanks(context) {
+  function nameRanks(/** @type {CanvasRenderingContext2D} */ context) {
     context.textAlign = "center";
     context.textBaseline = "middle";
     for (const [name, { x, y }] of plan.places) {
       context.fillStyle = colours.ink;
       context.font = `11px ${colours.mono}`;
       context.fillText(name, x + plan.cell / 2, y + plan.cell + 8);
-      const score = scoreOf(name.split(".").map(Number));
+      const score = scoreOf(headOf(name));
       context.fillStyle = colours.muted;
       if (Number.isFinite(score)) context.fillText(tick(Number(score.toFixed(2))), x + plan.cell / 2, y + plan.cell + 20);
     }
   }
 
-  function nameAxes(context) {
-    const { layers, heads, cell, left } = plan;
+  function nameAxes(/** @type {CanvasRenderingContext2D} */ context) {
+    const { layers, heads, cell, left = 0 } = plan;
     context.fillStyle = colours.muted;
     context.font = `11px ${colours.mono}`;
     context.textBaseline = "middle";
     context.textAlign = "right";
     const every = Math.ceil(14 / cell);
-    for (let layer = 0; layer < layers; layer += every) context.fillText(layer, left - 5, corner([layer, 0]).y + cell / 2);
+    for (let layer = 0; layer < layers; layer += every) {
+      context.fillText(String(layer), left - 5, corner([layer, 0]).y + cell / 2);
+    }
     context.textAlign = "center";
     const between = Math.ceil((heads > 10 ? 18 : 10) / cell);
     for (let head = 0; head < heads; head += between) {
-      context.fillText(head, corner([0, head]).x + cell / 2, 2 + layers * cell + 9);
+      context.fillText(String(head), corner([0, head]).x + cell / 2, 2 + layers * cell + 9);
     }
     context.font = `12px ${colours.sans}`;
     context.fillText("head", left + (heads * cell) / 2, plan.high - 9);
@@ -128,37 +133,42 @@ function render({ model, el }) {
     context.fillText("layer", 0, 0);
   }
 
-  const corner = (cell) => plan.places.get(key(cell));
+  const has = (/** @type {Cell} */ cell) => plan.places.has(key(cell));
+  const corner = (/** @type {Cell} */ cell) => plan.places.get(key(cell)) ?? { x: 0, y: 0 };
 
-  function toggle(cell) {
-    const others = get("chosen").filter((one) => key(one) !== key(cell));
+  function toggle(/** @type {Cell} */ cell) {
+    const others = get("chosen").filter((one) => !sameCell(one, cell));
     tell(model, "chosen", others.length < get("chosen").length ? others : [...others, cell]);
     cells.drawOver();
   }
 
-  /** In ranks the arrow keys go along the order. */
-  function alongRanks(pressed, cell) {
-    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: plan.columns, ArrowUp: -plan.columns }[pressed];
-    const order = get("order");
+  /**
+   * In ranks the arrow keys go along the order.
+   * @param {Cell[]} order @param {number} columns @param {string} pressed @param {Cell} cell
+   */
+  function alongRanks(order, columns, pressed, cell) {
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[pressed];
     if (!step || !order.length) return undefined;
-    const at = order.findIndex((one) => key(one) === key(cell));
+    const at = order.findIndex((one) => sameCell(one, cell));
     return order[Math.max(0, Math.min(order.length - 1, at + step))];
   }
 
+  /** @type {Geometry} */
   const geometry = {
-    ready: () => plan !== null,
-    first: () => (plan.ranked ? (get("order")[0] ?? [0, 0]) : [0, 0]),
-    steps: () => (plan.ranked ? {} : { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }),
+    ready: () => plan !== undefined,
+    first: () => plan.order?.[0] ?? [0, 0],
+    steps: () => (plan.order ? /** @type {Record<string, Cell>} */ ({}) : { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }),
     clamp([layer, head]) {
+      /** @type {Cell} */
       const cell = [Math.max(0, Math.min(plan.layers - 1, layer)), Math.max(0, Math.min(plan.heads - 1, head))];
-      return corner(cell) ? cell : geometry.first();
+      return has(cell) ? cell : geometry.first();
     },
     key(event, cell) {
       if (event.key.toLowerCase() === "x" && !event.ctrlKey && !event.metaKey) {
         toggle(cell);
         return true;
       }
-      return plan.ranked ? alongRanks(event.key, cell) : undefined;
+      return plan.order ? alongRanks(plan.order, plan.columns ?? 1, event.key, cell) : undefined;
     },
     pick(cell, event) {
       if (!event.ctrlKey && !event.metaKey && !event.shiftKey) return false;
@@ -167,18 +177,14 @@ function render({ model, el }) {
     },
     at(x, y) {
       for (const [name, place] of plan.places) {
-        const tall = plan.ranked ? plan.cell + 26 : plan.cell;
-        if (x >= place.x && y >= place.y && x < place.x + plan.cell && y < place.y + tall) return name.split(".").map(Number);
+        const tall = plan.order ? plan.cell + 26 : plan.cell;
+        if (x >= place.x && y >= place.y && x < place.x + plan.cell && y < place.y + tall) return headOf(name);
       }
       return null;
     },
-    box(cell) {
-      const { x, y } = corner(cell) ?? { x: 0, y: 0 };
-      return { x, y, width: plan.cell, height: plan.cell };
-    },
+    box: (cell) => ({ ...corner(cell), width: plan.cell, height: plan.cell }),
     under(context) {
-      for (const cell of get("chosen")) {
-        if (!corner(cell)) continue;
+      for (const cell of get("chosen").filter(has)) {
         const { x, y } = corner(cell);
         context.fillStyle = colours.accent;
         context.strokeStyle = colours.page;
@@ -190,7 +196,7 @@ function render({ model, el }) {
       }
     },
     outline(context, cell, colour, thickness) {
-      if (!corner(cell)) return;
+      if (!has(cell)) return;
       const { x, y } = corner(cell);
       context.strokeStyle = colour;
       context.lineWidth = thickness;
@@ -198,7 +204,7 @@ function render({ model, el }) {
     },
     say(cell) {
       const score = scoreOf(cell);
-      const chosen = get("chosen").some((one) => key(one) === key(cell));
+      const chosen = get("chosen").some((one) => sameCell(one, cell));
       const name = `layer ${cell[0]}, head ${cell[1]}`;
       const scored = Number.isFinite(score) ? `${get("score") || "score"} ${say(score)}` : "";
       const content = [element("div", "", name + (chosen ? " · chosen" : ""))];
@@ -211,30 +217,8 @@ function render({ model, el }) {
   scroller.append(stage);
   el.append(title, scroller);
 
-  const stopTheme = followTheme(el, draw);
-  const observer = new ResizeObserver(draw);
-  observer.observe(el);
-  let asked = false;
-  function redraw() {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      draw();
-    });
-  }
-  const whole = ["thumbnails", "title", "stops", "side", "max_height", "order", "faint", "scores", "score"]
-    .map((name) => `change:${name}`)
-    .join(" ");
-  const over = "change:selection change:chosen";
-  model.on(whole, redraw);
-  model.on(over, cells.drawOver);
-  return () => {
-    stopTheme();
-    observer.disconnect();
-    model.off(whole, redraw);
-    model.off(over, cells.drawOver);
-  };
+  const whole = "thumbnails title stops side max_height order faint scores score";
+  return follow({ model, el }, { [whole]: onceAFrame(draw), "selection chosen": cells.drawOver }, draw, true);
 }
 
 export default { render };

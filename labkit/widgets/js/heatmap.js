@@ -1,8 +1,10 @@
+// @ts-check
 // Heatmap: a canvas of cells with readable labels, a colour bar, and the cell under the pointer or the keyboard.
 
 const FONT = 12;
 const BAR = { width: 12, gap: 18, label: 58 };
 
+/** @param {Context<HeatmapTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-heatmap");
   const head = element("div", "labkit-heatmap-head");
@@ -10,42 +12,47 @@ function render({ model, el }) {
   const legend = element("div", "labkit-heatmap-legend labkit-muted");
   const tools = element("div", "labkit-tool-buttons");
   head.append(title, tools);
-  let table = null;
-  let plan = null; // where everything lies, in CSS pixels
-  const get = (name) => model.get(name);
-  let held = [null, null]; // values as they came, and unpacked
+  let table = new Uint8ClampedArray();
+  /** @type {HeatmapPlan} */
+  let plan; // where everything lies, in CSS pixels
+  const get = model.get.bind(model);
+  let held = /** @type {[Wire | null, Numbers | null]} */ ([null, null]); // values as they came, and unpacked
   const grid = () => {
     const wire = get("values");
     if (held[0] !== wire) held = [wire, unpacked(wire)];
-    return held[1];
+    return /** @type {Numbers} */ (held[1]); // asked for only where there are values
   };
 
   /** A cell of the grid itself, from a source of numbers that may stand for several cells each. */
-  function valueAt(source, row, column) {
+  function valueAt(/** @type {Source} */ source, /** @type {number} */ row, /** @type {number} */ column) {
     if (get("triangular") && column > row) return NaN;
     const [down, across] = [Math.floor((row - source.row) / source.step), Math.floor((column - source.column) / source.step)];
     const raw = source.data[down * source.shape[1] + across];
     return source.dtype === "uint8" ? get("low") + (raw / 255) * (get("high") - get("low")) : raw;
   }
 
-  const labelOf = (axis, at) => get(`${axis}_labels`)[at] ?? String(at);
-  const shorten = (text) => (text.length > 14 ? `${text.slice(0, 13)}…` : text);
+  const labelOf = (/** @type {"row" | "column"} */ axis, /** @type {number} */ at) => get(`${axis}_labels`)[at] ?? String(at);
+  const shorten = (/** @type {string} */ text) => (text.length > 14 ? `${text.slice(0, 13)}…` : text);
 
-  /** The plot's own row of pixels for a row of the values, and back. */
+  /** The plot's own row of pixels for a row of the values, and back. @type {Flip} */
   const flip = (row) => (get("origin") === "bottom" ? plan.rows - 1 - row : row);
+  /** @returns {Drawing} */
+  const drawing = (/** @type {CanvasRenderingContext2D} */ context) => ({ context, model, plan, flip, colours });
   const sources = () => sourceOf(model, grid(), frame.now());
 
+  /** @param {Numbers} values @returns {HeatmapPlan} */
   function measure(values) {
-    const context = base.getContext("2d");
+    const context = pen(base);
     const [firstRow, lastRow, firstColumn, lastColumn] = frame.now();
     const [rows, columns] = [lastRow - firstRow, lastColumn - firstColumn];
     context.font = `${FONT}px ${colours.mono}`;
-    const widest = (axis, from, to) => {
+    const widest = (/** @type {"row" | "column"} */ axis, /** @type {number} */ from, /** @type {number} */ to) => {
       let most = 0;
       for (let i = from; i < to; i++) most = Math.max(most, context.measureText(shorten(labelOf(axis, i))).width);
       return most;
     };
-    const left = Math.ceil(widest("row", ...(get("zoomable") ? [0, get("row_labels").length || lastRow] : [firstRow, lastRow]))) + 12 + (get("row_axis") ? 22 : 0);
+    const [from, to] = get("zoomable") ? [0, get("row_labels").length || lastRow] : [firstRow, lastRow];
+    const left = Math.ceil(widest("row", from, to)) + 12 + (get("row_axis") ? 22 : 0);
     const top = 6;
     const right = BAR.gap + BAR.width + BAR.label;
     const room = Math.max(el.clientWidth - left - right, 60);
@@ -67,10 +74,10 @@ function render({ model, el }) {
   }
 
   /** Cells that are not computed yet: quiet hatching, so that they are never taken for zero. */
-  function hatching(context) {
-    const tile = document.createElement("canvas");
+  function hatching(/** @type {CanvasRenderingContext2D} */ context) {
+    const tile = element("canvas");
     tile.width = tile.height = 6;
-    const ink = tile.getContext("2d");
+    const ink = pen(tile);
     ink.strokeStyle = colours.line;
     ink.beginPath();
     for (const shift of [-6, 0, 6]) {
@@ -78,14 +85,13 @@ function render({ model, el }) {
       ink.lineTo(shift + 7, -1);
     }
     ink.stroke();
-    return context.createPattern(tile, "repeat");
+    return /** @type {CanvasPattern} */ (context.createPattern(tile, "repeat"));
   }
 
   function draw() {
     if (!table || !el.clientWidth) return;
     const values = grid();
-    title.textContent = get("title");
-    title.hidden = !get("title");
+    write(title, get("title"));
     stage.setAttribute("aria-label", get("description"));
     stage.hidden = !values;
     frame.draw();
@@ -100,7 +106,7 @@ function render({ model, el }) {
     cells.drawOver();
   }
 
-  function drawCells(context, values) {
+  function drawCells(/** @type {CanvasRenderingContext2D} */ context, /** @type {Numbers} */ values) {
     const { rows, columns, left, top, width, height } = plan;
     const ratio = devicePixelRatio || 1;
     const { firstRow: fromRow, firstColumn: fromColumn } = plan;
@@ -129,17 +135,17 @@ function render({ model, el }) {
         }
         if (Number.isNaN(best)) continue;
         const at = 3 * shade(best, low, most, centre);
-        const to = 4 * (flipDot(y, high) * wide + x);
+        const to = 4 * ((get("origin") === "bottom" ? high - 1 - y : y) * wide + x);
         picture.data.set([table[at], table[at + 1], table[at + 2], 255], to);
       }
     }
-    const dots = document.createElement("canvas");
+    const dots = element("canvas");
     dots.width = wide;
     dots.height = high;
-    dots.getContext("2d").putImageData(picture, 0, 0);
+    pen(dots).putImageData(picture, 0, 0);
     context.imageSmoothingEnabled = false;
     context.drawImage(dots, left, top, width, height);
-    drawEstimates(context, model, plan, flip, colours);
+    drawEstimates(drawing(context));
     if (plan.cellWidth >= 9 && plan.cellHeight >= 9) {
       context.strokeStyle = colours.page;
       context.lineWidth = 1;
@@ -156,17 +162,15 @@ function render({ model, el }) {
     }
     context.strokeStyle = colours.line;
     context.strokeRect(left - 0.5, top - 0.5, width + 1, height + 1);
-    const inkAt = (row, column) => {
+    const inkAt = (/** @type {number} */ row, /** @type {number} */ column) => {
       const value = valueAt(source, fromRow + row, fromColumn + column);
       return Number.isFinite(value) ? inkOn(table, shade(value, low, most, centre)) : colours.ink;
     };
     const texts = cellTexts(model, "texts", values);
-    if (texts) drawTexts(context, texts, plan, flip, inkAt, colours.mono);
+    if (texts) drawTexts(drawing(context), texts, inkAt);
   }
 
-  const flipDot = (y, high) => (get("origin") === "bottom" ? high - 1 - y : y);
-
-  function drawAxes(context) {
+  function drawAxes(/** @type {CanvasRenderingContext2D} */ context) {
     const { rows, columns, left, top, width, height, cellWidth, cellHeight, turned } = plan;
     const marked = new Set(get("column_marks"));
     context.textBaseline = "middle";
@@ -202,18 +206,12 @@ function render({ model, el }) {
     }
   }
 
-  function drawBar(context) {
+  function drawBar(/** @type {CanvasRenderingContext2D} */ context) {
     const { left, top, width, height } = plan;
     const x = left + width + BAR.gap;
     const long = Math.min(height, 180);
-    const [centre, most] = [get("centre"), get("high")];
-    let low = get("low");
-    let high = most;
-    if (centre !== null) {
-      const reach = Math.max(high - centre, centre - low) || 1;
-      low = centre - reach;
-      high = centre + reach;
-    }
+    const centre = get("centre");
+    const [low, high] = ends(get("low"), get("high"), centre);
     const shades = context.createLinearGradient(0, top + long, 0, top);
     for (let i = 0; i <= 16; i++) shades.addColorStop(i / 16, css(table, Math.round((i / 16) * 255)));
     context.fillStyle = shades;
@@ -224,8 +222,8 @@ function render({ model, el }) {
     context.fillStyle = colours.muted;
     context.textAlign = "left";
     context.textBaseline = "middle";
-    const plain = centre === null ? [low, (low + high) / 2, high] : [low, centre, high];
-    const ticks = get("ticks").length ? get("ticks") : plain.map((at) => [at, tick(at)]);
+    const plain = [low, centre ?? (low + high) / 2, high].map((at) => /** @type {const} */ ([at, tick(at)]));
+    const ticks = get("ticks").length ? get("ticks") : plain;
     for (const [at, label] of ticks) {
       const y = top + long * (1 - (at - low) / (high - low || 1));
       context.fillText(label, x + BAR.width + 6, Math.min(Math.max(y, top + 5), top + long - 5));
@@ -240,12 +238,9 @@ function render({ model, el }) {
     }
   }
 
-  const inside = ([row, column]) =>
-    row >= plan.firstRow && column >= plan.firstColumn &&
-    row < plan.firstRow + plan.rows && column < plan.firstColumn + plan.columns;
-
+  /** @type {Geometry} */
   const geometry = {
-    ready: () => plan !== null,
+    ready: () => plan !== undefined,
     first: () => [plan.firstRow + flip(0), plan.firstColumn],
     steps: () => {
       const up = get("origin") === "bottom" ? 1 : -1;
@@ -256,7 +251,10 @@ function render({ model, el }) {
       return [Math.max(0, Math.min(rows - 1, row)), Math.max(0, Math.min(columns - 1, column))];
     },
     key: (event, cursor) =>
-      ({ Home: [cursor[0], plan.firstColumn], End: [cursor[0], plan.firstColumn + plan.columns - 1] })[event.key] ??
+      /** @type {Record<string, Cell>} */ ({
+        Home: [cursor[0], plan.firstColumn],
+        End: [cursor[0], plan.firstColumn + plan.columns - 1],
+      })[event.key] ??
       frame.key(event, cursor),
     follow: (cell) => frame.follow(cell),
     dragged: () => frame.dragged(),
@@ -273,21 +271,21 @@ function render({ model, el }) {
       height: plan.cellHeight,
     }),
     outline(context, cell, colour, thickness) {
-      if (!inside(cell)) return;
+      if (!shownBy(plan, cell)) return;
       const { x, y, width, height } = geometry.box(cell);
-      for (const [style, more] of [[colours.page, 2], [colour, 0]]) {
+      for (const [style, more] of /** @type {const} */ ([[colours.page, 2], [colour, 0]])) {
         context.lineWidth = thickness + more;
         context.strokeStyle = style;
         context.strokeRect(x, y, Math.max(width, 4), Math.max(height, 4));
       }
     },
     under(context) {
-      drawCone(context, model, plan, flip, colours);
-      drawGestures(context, model, plan, flip, colours, gestures);
+      drawCone(drawing(context));
+      drawGestures(drawing(context), gestures);
     },
     say([row, column]) {
-      const name = (axis, at) => [get(`${axis}_axis`).split(" (")[0] || axis, labelOf(axis, at)];
-      const places = [name("row", row), name("column", column)];
+      const nameOf = (/** @type {"row" | "column"} */ axis) => get(`${axis}_axis`).split(" (")[0] || axis;
+      const places = [[nameOf("row"), labelOf("row", row)], [nameOf("column"), labelOf("column", column)]];
       const ahead = get("triangular") && column > row;
       const at = row * grid().shape[1] + column;
       const told = cellTexts(model, "notes", grid())?.[at];
@@ -314,37 +312,20 @@ function render({ model, el }) {
 
   function dress() {
     cells.palette();
-    table = colourTable(get("stops")[el.dataset.theme]);
+    table = tableOf(model, el);
     draw();
   }
-  const stopTheme = followTheme(el, dress);
-  const observer = new ResizeObserver(dress);
-  observer.observe(el);
   // Everything but what the pointer and the keyboard change is drawn anew as a whole, once a frame at most.
-  let asked = false;
-  function redraw() {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      dress();
-      if (get("values")) cells.refresh();
-    });
-  }
-  const whole = ["values", "low", "high", "centre", "stops", "title", "unit", "square", "origin", "max_height"]
-    .concat(["window", "detail", "detail_at", "extent", "triangular", "zoomable", "texts", "notes", "ticks"])
-    .concat(["row", "column"].flatMap((axis) => [`${axis}_labels`, `${axis}_axis`]), ["column_marks", "description", "estimated"])
-    .map((name) => `change:${name}`)
-    .join(" ");
-  model.on(whole, redraw);
-  const marks = "change:selection change:cone change:chosen change:arrow";
-  model.on(marks, cells.drawOver);
-  return () => {
-    stopTheme();
-    observer.disconnect();
-    model.off(whole, redraw);
-    model.off(marks, cells.drawOver);
-  };
+  const redraw = onceAFrame(() => {
+    dress();
+    if (get("values")) cells.refresh();
+  });
+  const numbersOf = "values low high centre stops window detail detail_at extent triangular estimated";
+  const words = "title unit row_labels column_labels row_axis column_axis column_marks description texts notes ticks";
+  return follow({ model, el }, {
+    [`${numbersOf} ${words} square origin max_height zoomable`]: redraw,
+    "selection cone chosen arrow": cells.drawOver,
+  }, dress, true);
 }
 
 export default { render };

@@ -1,40 +1,49 @@
+// @ts-check
 // Heatmap, the cone of a cell: what lies outside it is hatched, so that its colours can still be read.
 
-function drawCone(context, model, plan, flip, colours) {
+/**
+ * The cells outside a cone, as [row, column], and its outline, as [x1, y1, x2, y2] in cells from the top left corner.
+ * @param {Numbers} cone @param {Flip} flip where a row is drawn
+ */
+function coneShape({ data, shape: [rows, columns] }, flip) {
+  const inside = (/** @type {number} */ row, /** @type {number} */ column) =>
+    row >= 0 && column >= 0 && row < rows && column < columns && data[row * columns + column] > 0;
+  const outside = /** @type {Cell[]} */ ([]);
+  const border = /** @type {[number, number, number, number][]} */ ([]);
+  for (let row = 0; row < rows; row++) {
+    const above = flip(row + 1) < flip(row) ? row + 1 : row - 1; // the row that is drawn above this one
+    for (let x = 0, y = flip(row); x < columns; x++) {
+      if (!inside(row, x)) {
+        outside.push([row, x]);
+        continue;
+      }
+      if (!inside(above, x)) border.push([x, y, x + 1, y]);
+      if (!inside(2 * row - above, x)) border.push([x, y + 1, x + 1, y + 1]);
+      if (!inside(row, x - 1)) border.push([x, y, x, y + 1]);
+      if (!inside(row, x + 1)) border.push([x + 1, y, x + 1, y + 1]);
+    }
+  }
+  return { outside, border };
+}
+
+/** @param {Drawing} drawing */
+function drawCone({ context, model, plan, flip, colours }) {
   const cone = numbers(model.get("cone"));
   if (!cone || cone.shape[0] !== plan.rows || cone.shape[1] !== plan.columns) return;
   const { left, top, cellWidth, cellHeight } = plan;
-  const inside = (row, column) =>
-    row >= 0 && column >= 0 && row < plan.rows && column < plan.columns && cone.data[row * plan.columns + column] > 0;
+  const { outside, border } = coneShape(cone, flip);
   context.save();
-  const outside = new Path2D();
-  const border = new Path2D();
-  for (let row = 0; row < plan.rows; row++) {
-    for (let column = 0; column < plan.columns; column++) {
-      const [x, y] = [left + column * cellWidth, top + flip(row) * cellHeight];
-      if (!inside(row, column)) {
-        outside.rect(x, y, cellWidth, cellHeight);
-        continue;
-      }
-      const above = flip(row + 1) < flip(row) ? row + 1 : row - 1; // the row that is drawn above this one
-      const below = 2 * row - above;
-      const edges = [
-        [inside(above, column), x, y, x + cellWidth, y],
-        [inside(below, column), x, y + cellHeight, x + cellWidth, y + cellHeight],
-        [inside(row, column - 1), x, y, x, y + cellHeight],
-        [inside(row, column + 1), x + cellWidth, y, x + cellWidth, y + cellHeight],
-      ];
-      for (const [joined, x1, y1, x2, y2] of edges) {
-        if (joined) continue;
-        border.moveTo(x1, y1);
-        border.lineTo(x2, y2);
-      }
-    }
-  }
   context.lineWidth = 1.5;
   context.strokeStyle = colours.muted;
-  context.stroke(border);
-  context.clip(outside);
+  context.beginPath();
+  for (const [x1, y1, x2, y2] of border) {
+    context.moveTo(left + x1 * cellWidth, top + y1 * cellHeight);
+    context.lineTo(left + x2 * cellWidth, top + y2 * cellHeight);
+  }
+  context.stroke();
+  context.beginPath();
+  for (const [row, x] of outside) context.rect(left + x * cellWidth, top + flip(row) * cellHeight, cellWidth, cellHeight);
+  context.clip();
   context.lineWidth = 1;
   context.globalAlpha = 0.35;
   context.beginPath();

@@ -1,31 +1,33 @@
+// @ts-check
 // Heatmap, estimated cells: dotted over their colour, so that nobody takes an estimate for a computed number.
 
-/** Where the values are estimates: (row, column) => true or false. */
-function estimateMask(model) {
+/** Where the values are estimates. @returns {(row: number, column: number) => boolean} */
+function estimateMask(/** @type {Model<HeatmapTraits>} */ model) {
   const mask = numbers(model.get("estimated"));
   return (row, column) => Boolean(mask && mask.data[row * mask.shape[1] + column]);
 }
 
 /** A light and a dark dot in each tile: one of the two shows on every colour. */
-function dots(context, colours) {
-  const tile = document.createElement("canvas");
+function dots(/** @type {CanvasRenderingContext2D} */ context, /** @type {Colours} */ colours) {
+  const tile = element("canvas");
   const ratio = devicePixelRatio || 1;
   tile.width = tile.height = 6 * ratio;
-  const ink = tile.getContext("2d");
+  const ink = pen(tile);
   ink.scale(ratio, ratio);
-  for (const [at, colour, alpha] of [[1.5, colours.page, 1], [4.5, colours.ink, 0.7]]) {
+  for (const [at, colour, alpha] of /** @type {const} */ ([[1.5, colours.page, 1], [4.5, colours.ink, 0.7]])) {
     ink.fillStyle = colour;
     ink.globalAlpha = alpha;
     ink.beginPath();
     ink.arc(at, at, 1, 0, 2 * Math.PI);
     ink.fill();
   }
-  const pattern = context.createPattern(tile, "repeat");
+  const pattern = /** @type {CanvasPattern} */ (context.createPattern(tile, "repeat"));
   pattern.setTransform(new DOMMatrix().scale(1 / ratio));
   return pattern;
 }
 
-function drawEstimates(context, model, plan, flip, colours) {
+/** @param {Drawing} drawing */
+function drawEstimates({ context, model, plan, flip, colours }) {
   if (!model.get("estimated")) return;
   const estimated = estimateMask(model);
   context.fillStyle = dots(context, colours);
@@ -40,7 +42,7 @@ function drawEstimates(context, model, plan, flip, colours) {
   }
 }
 
-/** The line that says what dots mean, as long as there are any. */
+/** The line that says what dots mean, as long as there are any. @param {Model<HeatmapTraits>} model @param {HTMLElement} legend */
 function estimateLegend(model, legend) {
   const mask = numbers(model.get("estimated"));
   legend.hidden = !mask || !mask.data.some(Boolean);

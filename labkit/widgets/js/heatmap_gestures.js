@@ -1,15 +1,19 @@
+// @ts-check
 // Heatmap, gestures: several cells chosen together (Shift or Ctrl with a click, Shift+Enter), and a cell dragged onto
 // another (or M on the one and Enter on the other). They are caught before the plain click and Enter are.
 
-const sameCell = (a, b) => Boolean(a && b && a[0] === b[0] && a[1] === b[1]);
-
-/** Watch `stage`: `under` gives the cell under an event, `cursor` the keyboard's, `drawOver` draws the overlay anew. */
+/**
+ * Watch `stage`: `under` gives the cell under an event, `cursor` the keyboard's, `drawOver` draws the overlay anew.
+ * @param {Model<HeatmapTraits>} model @param {HTMLElement} stage
+ * @param {Pick<ReturnType<typeof cellGrid>, "under" | "cursor" | "drawOver" | "announce">} cells
+ */
 function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, announce }) {
-  let pressed = null; // where the pointer went down
+  let pressed = /** @type {Cell | null} */ (null); // where the pointer went down
   let swallow = false; // the click that ends a drag is no click
+  /** @type {GestureState} */
   const state = { from: null, to: null, marked: null };
 
-  function toggle(cell) {
+  function toggle(/** @type {Cell} */ cell) {
     if (model.get("arrow")) tell(model, "arrow", null);
     const chosen = model.get("chosen");
     const less = chosen.filter((one) => !sameCell(one, cell));
@@ -26,12 +30,13 @@ function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, a
     redraw();
   }
 
-  function carry(from, to) {
+  function carry(/** @type {Cell} */ from, /** @type {Cell} */ to) {
     if (model.get("chosen").length) tell(model, "chosen", []);
     tell(model, "arrow", [from, to]);
     redraw();
   }
 
+  /** @type {Record<string, (event: any) => void>} */
   const handlers = {
     pointerdown(event) {
       swallow = false;
@@ -85,27 +90,24 @@ function watchGestures(model, stage, { under: place, cursor, drawOver: redraw, a
       event.stopImmediatePropagation();
     },
   };
-  const active = {};
   for (const [name, handle] of Object.entries(handlers)) {
-    active[name] = (event) => (model.get("gestures") ? handle(event) : undefined);
-    stage.addEventListener(name, active[name], { capture: true });
+    stage.addEventListener(name, (event) => model.get("gestures") && handle(event), { capture: true });
   }
   return state;
 }
 
 /** The chosen cells with a corner each, and the arrow of a drag, the one that is being drawn or the last one. */
-function drawGestures(context, model, plan, flip, colours, state) {
+function drawGestures(/** @type {Drawing} */ { context, model, plan, flip, colours }, /** @type {GestureState} */ state) {
   const { firstRow, firstColumn, left, top } = plan; // of what is shown of the grid
-  const corner = ([row, column]) => [
-    left + (column - firstColumn) * plan.cellWidth,
-    top + flip(row - firstRow) * plan.cellHeight,
-  ];
-  const within = (at, first, count) => at >= first && at < first + count;
-  const known = (cell) => cell && within(cell[0], firstRow, plan.rows) && within(cell[1], firstColumn, plan.columns);
+  /** @returns {Cell} */
+  const corner = (/** @type {Cell} */ [row, column]) =>
+    [left + (column - firstColumn) * plan.cellWidth, top + flip(row - firstRow) * plan.cellHeight];
+  /** @type {(cell: Cell | null) => cell is Cell} */
+  const known = (cell) => cell !== null && shownBy(plan, cell);
   for (const cell of [...model.get("chosen"), state.marked].filter(known)) {
     const [x, y] = corner(cell);
     const [wide, high] = [Math.max(plan.cellWidth, 4), Math.max(plan.cellHeight, 4)];
-    for (const [colour, width] of [[colours.page, 4], [colours.accent, 2]]) {
+    for (const [colour, width] of /** @type {const} */ ([[colours.page, 4], [colours.accent, 2]])) {
       context.strokeStyle = colour;
       context.lineWidth = width;
       context.setLineDash(sameCell(cell, state.marked) ? [3, 3] : []);
@@ -120,18 +122,19 @@ function drawGestures(context, model, plan, flip, colours, state) {
     context.lineTo(x, y + size);
     context.fill();
   }
-  const last = model.get("arrow");
-  const [from, to] = state.from ? [state.from, state.to] : last || [null, null];
-  if (known(from) && known(to)) drawArrow(context, corner(from), corner(to), plan, colours);
+  const [from, to] = state.from ? [state.from, state.to] : (model.get("arrow") ?? [null, null]);
+  if (known(from) && known(to)) drawArrow({ context, model, plan, flip, colours }, corner(from), corner(to));
 }
 
-function drawArrow(context, from, to, plan, colours) {
-  const middle = ([x, y]) => [x + plan.cellWidth / 2, y + plan.cellHeight / 2];
+/** @param {Drawing} drawing @param {Cell} from @param {Cell} to */
+function drawArrow({ context, plan, colours }, from, to) {
+  const middle = (/** @type {Cell} */ [x, y]) => [x + plan.cellWidth / 2, y + plan.cellHeight / 2];
   const [[x1, y1], [x2, y2]] = [middle(from), middle(to)];
   const turn = Math.atan2(y2 - y1, x2 - x1);
   const head = 10;
+  /** @type {(angle: number, far: number) => Cell} */
   const point = (angle, far) => [x2 - far * Math.cos(turn + angle), y2 - far * Math.sin(turn + angle)];
-  for (const [colour, width] of [[colours.page, 6], [colours.accent, 2.5]]) {
+  for (const [colour, width] of /** @type {const} */ ([[colours.page, 6], [colours.accent, 2.5]])) {
     context.strokeStyle = context.fillStyle = colour;
     context.lineWidth = width;
     context.lineJoin = context.lineCap = "round";
@@ -148,5 +151,6 @@ function drawArrow(context, from, to, plan, colours) {
     context.stroke();
     context.fill();
   }
-  context.lineJoin = context.lineCap = "butt";
+  context.lineJoin = "miter";
+  context.lineCap = "butt";
 }

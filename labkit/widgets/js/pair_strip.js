@@ -1,45 +1,32 @@
+// @ts-check
 // PairStrip: two prompts token over token. A column is one position; the columns wrap together.
 
+/** @param {Context<PairStripTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-pair");
-  const list = element("div", "labkit-pair-columns");
-  list.setAttribute("role", "listbox");
-  list.setAttribute("aria-orientation", "horizontal");
+  const list = element("div", "labkit-pair-columns", "", { role: "listbox", "aria-orientation": "horizontal" });
   el.append(list);
-  let nodes = [];
+  let nodes = /** @type {HTMLElement[]} */ ([]);
   let current = 0; // the column that Tab reaches
-  const get = (name) => model.get(name);
 
-  function chip(text) {
+  function chip(/** @type {string | null} */ text, /** @type {string[]} */ marks) {
     if (text === null) return element("span", "labkit-token labkit-is-gap");
-    const node = element("span", "labkit-token");
-    // Spaces that are made visible are there to be seen, not to be read: paler than the word.
-    const [, lead, word, tail] = /^(·*)([^]*?)(·*)$/.exec(text);
-    if (lead) node.append(element("span", "labkit-space", lead));
-    node.append(word);
-    if (tail) node.append(element("span", "labkit-space", tail));
+    const node = element("span", ["labkit-token", ...marks.map(markClass)].join(" "));
+    writeToken(node, text);
     return node;
   }
 
   function draw() {
-    const [upper, lower] = get("names");
-    const labels = get("labels");
-    const marks = new Map();
-    for (const [name, places] of Object.entries(get("marks"))) {
-      for (const at of places) marks.set(at, [...(marks.get(at) || []), name]);
-    }
+    const [upper, lower] = model.get("names");
+    const marks = marksByPlace(model.get("marks"));
     list.setAttribute("aria-label", `${upper} and ${lower} prompt, token by token`);
-    nodes = get("columns").map(([above, below], at) => {
-      const node = element("div", "labkit-pair-column");
-      const here = marks.get(at) || [];
-      for (const name of here) node.classList.add(`labkit-is-${name.replace(/[^a-z0-9-]/gi, "-")}`);
-      node.append(element("span", "labkit-pair-label", labels[at] ?? String(at)), chip(above), chip(below));
-      node.setAttribute("role", "option");
-      const said = (text) => (text === null ? "nothing" : text);
-      const pair = above === below ? said(above) : `${upper} ${said(above)}, ${lower} ${said(below)}`;
-      node.setAttribute("aria-label", [`${labels[at] ?? at}: ${pair}`, ...here].join(", "));
-      node.dataset.index = at;
-      node.tabIndex = -1;
+    nodes = model.get("columns").map(([above, below], at) => {
+      const here = marks.get(at) ?? [];
+      const label = model.get("labels")[at] ?? String(at);
+      const pair = above === below ? (above ?? "nothing") : `${upper} ${above ?? "nothing"}, ${lower} ${below ?? "nothing"}`;
+      const says = { role: "option", "aria-label": [`${label}: ${pair}`, ...here].join(", ") };
+      const node = element("div", ["labkit-pair-column", ...here.map(markClass)].join(" "), "", says);
+      node.append(element("span", "labkit-pair-label", label), chip(above, here), chip(below, here));
       return node;
     });
     current = Math.min(current, Math.max(nodes.length - 1, 0));
@@ -49,21 +36,21 @@ function render({ model, el }) {
   }
 
   function drawSelection() {
-    const selection = get("selection");
+    const selection = model.get("selection");
     if (selection !== null && selection < nodes.length) current = selection;
     nodes.forEach((node, at) => {
-      node.setAttribute("aria-selected", String(at === selection));
-      node.tabIndex = at === current ? 0 : -1;
+      attribute(node, { "aria-selected": at === selection, tabindex: at === current ? 0 : -1 });
     });
   }
 
-  const indexOf = (event) => {
-    const node = event.target.closest(".labkit-pair-column");
-    return node && list.contains(node) ? Number(node.dataset.index) : null;
-  };
-  const choose = (at) => tell(model, "selection", get("selection") === at ? null : at);
+  /** The column that an event is in, null where it is in none. @param {Event} event */
+  function indexOf(event) {
+    const at = nodes.findIndex((node) => node.contains(targetOf(event)));
+    return at < 0 ? null : at;
+  }
+  const choose = (/** @type {number} */ at) => tell(model, "selection", model.get("selection") === at ? null : at);
 
-  function move(at) {
+  function move(/** @type {number} */ at) {
     nodes[current].tabIndex = -1;
     current = Math.max(0, Math.min(nodes.length - 1, at));
     nodes[current].tabIndex = 0;
@@ -85,20 +72,11 @@ function render({ model, el }) {
     else if (event.key === "Enter" || event.key === " ") choose(current);
     else if (event.key === "Escape") tell(model, "selection", null);
     else return;
-    event.preventDefault();
-    event.stopPropagation();
+    taken(event);
   });
 
-  const stopTheme = followTheme(el, () => {});
   draw();
-  const whole = "change:columns change:marks change:labels change:names";
-  model.on(whole, draw);
-  model.on("change:selection", drawSelection);
-  return () => {
-    stopTheme();
-    model.off(whole, draw);
-    model.off("change:selection", drawSelection);
-  };
+  return follow({ model, el }, { "columns marks labels names": draw, selection: drawSelection });
 }
 
 export default { render };

@@ -1,5 +1,7 @@
+// @ts-check
 // PromptBox: a text box for a prompt that grows with its text; Ctrl+Enter (or Cmd+Enter) asks for a run.
 
+/** @param {Context<PromptBoxTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-prompt");
   const label = element("label", "labkit-muted");
@@ -21,17 +23,17 @@ function render({ model, el }) {
     grow();
   }
 
-  let waiting = null; // what was typed and is not told yet
+  let waiting = /** @type {number | null} */ (null); // what was typed and is not told yet
   function tellNow() {
-    clearTimeout(waiting);
     if (waiting === null) return;
+    clearTimeout(waiting);
     waiting = null;
     model.set("value", box.value);
     model.save_changes();
   }
   box.addEventListener("input", () => {
     grow();
-    clearTimeout(waiting);
+    if (waiting !== null) clearTimeout(waiting);
     waiting = setTimeout(tellNow, model.get("delay"));
     if (!model.get("delay")) tellNow();
   });
@@ -44,16 +46,11 @@ function render({ model, el }) {
     model.send({ kind: "submit" });
   });
 
-  const stopTheme = followTheme(el, () => {});
   draw();
-  const observer = new ResizeObserver(grow);
-  observer.observe(el);
-  model.on("change:value change:label change:placeholder change:rows", draw);
+  const stop = follow({ model, el }, { "value label placeholder rows": draw }, grow, true);
   return () => {
     tellNow();
-    stopTheme();
-    observer.disconnect();
-    model.off("change:value change:label change:placeholder change:rows", draw);
+    stop();
   };
 }
 

@@ -1,5 +1,7 @@
+// @ts-check
 // TokenBars: columns of tokens with their probabilities as bars.
 
+/** @param {Context<TokenBarsTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-token-bars");
   const title = element("div", "labkit-title");
@@ -7,38 +9,21 @@ function render({ model, el }) {
   el.append(title, body);
 
   function draw() {
-    title.textContent = model.get("title");
-    title.hidden = !model.get("title");
-    const marked = model.get("marked");
-    body.replaceChildren(
-      ...model.get("columns").map(([name, rows]) => {
-        const column = element("div", "labkit-bars-column");
-        const table = element("table", "labkit-bars");
-        table.createCaption().textContent = name;
-        for (const [text, probability] of rows) {
-          const row = table.insertRow();
-          if (marked.includes(text)) row.className = "labkit-chosen";
-          const bar = element("span", "labkit-bar");
-          bar.style.width = `${Math.max(1, Math.round(90 * probability))}px`;
-          const cell = element("td", "labkit-bar-cell");
-          cell.append(bar);
-          row.append(element("td", "labkit-mono", text), cell, element("td", "labkit-number", percent(probability)));
-        }
-        column.append(table);
-        return column;
-      }),
-    );
+    write(title, model.get("title"));
+    const columns = model.get("columns").map(([name, rows]) => {
+      const table = barsOf(rows, model.get("marked"), 90);
+      table.createCaption().textContent = name;
+      const column = element("div", "labkit-bars-column");
+      column.append(table);
+      return column;
+    });
+    body.replaceChildren(...columns);
     const note = model.get("note");
     if (note) body.append(element("div", "labkit-muted labkit-bars-note", note));
   }
 
-  const stopTheme = followTheme(el, () => {});
   draw();
-  model.on("change:columns change:title change:note change:marked", draw);
-  return () => {
-    stopTheme();
-    model.off("change:columns change:title change:note change:marked", draw);
-  };
+  return follow({ model, el }, { "columns title note marked": draw });
 }
 
 export default { render };

@@ -1,65 +1,48 @@
+// @ts-check
 // TokenStrip: a row of token chips that wraps; colour says a value, marks say what a token is.
 // Chips stand in paragraphs of a few hundred, which the browser lays out one by one: a long text grows at constant cost.
 
-const KEYS = { ArrowRight: 1, ArrowLeft: -1 };
 const NAMED = ["prompt", "template", "system", "user", "assistant", "thinking", "special", "branched", "surprise"];
 const PARAGRAPH = 256; // chips; a paragraph also ends with a line, once it has a quarter of them
 
+/** @param {Context<TokenStripTraits>} context */
 function render({ model, el }) {
   blockRoot(el, "labkit-strip");
   const head = element("div", "labkit-strip-head");
   const title = element("span", "labkit-title");
   const legend = element("span", "labkit-legend");
   head.append(title, legend);
-  const list = element("div", "labkit-tokens");
-  list.setAttribute("role", "listbox");
-  list.setAttribute("aria-orientation", "horizontal");
+  const list = element("div", "labkit-tokens", "", { role: "grid" }); // a fold is a button, which a list of options may not have
   el.append(head, list);
   const note = floatingNote(el);
   const menu = choiceMenu(el, model);
-  let chips = []; // { text, node, break }
-  let paragraph = null;
-  let table = null;
+  let chips = /** @type {{ text: string, node: HTMLElement, break: HTMLElement | null }[]} */ ([]);
+  let paragraph = /** @type {{ node: HTMLElement, size: number, ended: boolean } | null} */ (null);
+  let table = new Uint8ClampedArray();
   let current = 0; // the chip that Tab reaches
-  let selected = null;
-  let outlined = [];
-  let marks = new Map(); // token index -> names of its marks
-  let folds = []; // { start, stop, label, button }
+  let selected = /** @type {number | null} */ (null);
+  let outlined = /** @type {number[]} */ ([]);
+  let marks = marksByPlace(model.get("marks"));
+  let folds = /** @type {(Required<Fold> & { button: HTMLElement | null })[]} */ ([]);
 
-  const marksOf = (index) => marks.get(index) || [];
-  const foldOf = (index) => folds.find(({ start, stop }) => index >= start && (stop === null || index < stop));
+  const marksOf = (/** @type {number} */ index) => marks.get(index) ?? [];
 
-  function readMarks() {
-    marks = new Map();
-    for (const [name, places] of Object.entries(model.get("marks"))) {
-      for (const index of places) marks.set(index, [...marksOf(index), name]);
-    }
-  }
-
-  function chip(text, index) {
-    const node = element("span", "labkit-token");
-    // Spaces that are made visible are there to be seen, not to be read: paler than the word.
-    const [, lead, word, tail] = /^(·*)([^]*?)(·*)$/.exec(text);
-    if (lead) node.append(element("span", "labkit-space", lead));
-    const inner = element("bdi", "", word); // right-to-left words keep their own direction, and their neighbours theirs
-    node.append(inner);
-    if (tail) node.append(element("span", "labkit-space", tail));
-    node.setAttribute("role", "option");
-    node.setAttribute("aria-selected", "false");
-    node.tabIndex = -1;
-    node.dataset.index = index;
+  function chip(/** @type {string} */ text, /** @type {number} */ index) {
+    const says = { role: "gridcell", "aria-selected": false, tabindex: -1, "data-index": index };
+    const node = element("span", "labkit-token", "", says);
+    writeToken(node, text);
     return node;
   }
 
-  function add(from) {
+  function add(/** @type {number} */ from) {
     const tokens = model.get("tokens");
     const aligned = model.get("widths").length > 0;
     for (let i = from; i < tokens.length; i++) {
       if (!paragraph || paragraph.size >= PARAGRAPH || (paragraph.ended && paragraph.size >= PARAGRAPH / 4)) {
-        paragraph = { node: element("div", "labkit-paragraph"), size: 0, ended: false };
-        paragraph.node.setAttribute("role", "presentation");
+        paragraph = { node: element("div", "labkit-paragraph", "", { role: "row" }), size: 0, ended: false };
         list.append(paragraph.node);
       }
+      /** @type {typeof chips[0]} */
       const made = { text: tokens[i], node: chip(tokens[i], i), break: null };
       paragraph.node.append(made.node);
       paragraph.size++;
@@ -96,7 +79,7 @@ function render({ model, el }) {
     drawPointed();
   }
 
-  /** New tokens came; if the end was in view, it stays in view. */
+  /** New tokens came; if the end was in view, it stays in view. @param {number} at */
   function grow(at) {
     if (at !== chips.length) return drawTokens();
     const followed = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
@@ -111,7 +94,7 @@ function render({ model, el }) {
     }
   }
 
-  function shadeChip(i) {
+  function shadeChip(/** @type {number} */ i) {
     const { node, text } = chips[i];
     const row = rowOf(model, "values", i);
     const value = row ? row[0] : NaN;
@@ -129,10 +112,10 @@ function render({ model, el }) {
     node.setAttribute("aria-label", `${i}: ${text}${said}${marked}`);
   }
 
-  function markChip(i) {
-    const { node } = chips[i];
-    [...node.classList].filter((name) => name.startsWith("labkit-is-")).forEach((name) => node.classList.remove(name));
-    for (const name of marksOf(i)) node.classList.add(`labkit-is-${name.replace(/[^a-z0-9-]/gi, "-")}`);
+  function markChip(/** @type {number} */ i) {
+    const { classList } = chips[i].node;
+    classList.remove(...[...classList].filter((name) => name.startsWith("labkit-is-")));
+    classList.add(...marksOf(i).map(markClass));
   }
 
   const drawShades = () => chips.forEach((_, i) => shadeChip(i));
@@ -140,13 +123,13 @@ function render({ model, el }) {
   // -- folds ---------------------------------------------------------------------------------------------------------
 
   function drawFolds() {
-    folds.forEach(({ button }) => button && button.remove());
+    folds.forEach(({ button }) => button?.parentElement?.remove());
     folds = model.get("folds").map((fold) => ({ stop: null, label: "folded", ...fold, button: null }));
     chips.forEach(({ node }) => node.classList.remove("labkit-folded"));
     foldChips(0);
   }
 
-  /** Fold away the chips from an index on that are in a fold, and say how many there are. */
+  /** Fold away the chips from an index on that are in a fold, and say how many there are. @param {number} from */
   function foldChips(from) {
     for (const fold of folds) {
       const { start, stop, label } = fold;
@@ -154,19 +137,21 @@ function render({ model, el }) {
       if (start >= chips.length || end <= from) continue;
       const open = model.get("opened").includes(start);
       if (!fold.button) {
-        fold.button = element("button", "labkit-fold");
-        fold.button.type = "button";
+        fold.button = element("button", "labkit-fold", "", { type: "button" });
         fold.button.addEventListener("click", () => {
           const opened = model.get("opened");
           tell(model, "opened", opened.includes(start) ? opened.filter((n) => n !== start) : [...opened, start]);
         });
-        chips[start].node.before(fold.button);
+        const cell = element("span", "", "", { role: "gridcell" });
+        cell.append(fold.button);
+        chips[start].node.before(cell);
       }
       fold.button.textContent = `${open ? "▾" : "▸"} ${label} · ${end - start} tokens${stop === null ? "…" : ""}`;
       fold.button.setAttribute("aria-expanded", String(open));
       for (let i = Math.max(start, from); i < end; i++) {
         chips[i].node.classList.toggle("labkit-folded", !open);
-        if (chips[i].break) chips[i].break.hidden = !open;
+        const line = chips[i].break;
+        if (line) line.hidden = !open;
       }
     }
   }
@@ -178,9 +163,7 @@ function render({ model, el }) {
     if (selected !== null && chips[selected]) chips[selected].node.setAttribute("aria-selected", "false");
     selected = selection;
     if (selection === null || !chips[selection]) return;
-    chips[current].node.tabIndex = -1;
-    current = selection;
-    chips[selection].node.tabIndex = 0;
+    reach(selection);
     chips[selection].node.setAttribute("aria-selected", "true");
   }
 
@@ -205,12 +188,12 @@ function render({ model, el }) {
   }
 
   function drawTheme() {
-    table = colourTable(model.get("stops")[el.dataset.theme]);
+    table = tableOf(model, el);
     drawShades();
     drawHead();
   }
 
-  function look(index) {
+  function look(/** @type {number | null} */ index) {
     tell(model, "hovered", index);
     if (index === null || !chips[index] || menu.isOpen()) return note.hide();
     const { head: heading, words: numbers, rows } = about(model, index, chips[index].text);
@@ -219,30 +202,34 @@ function render({ model, el }) {
     if (!words && !rows.length) return note.hide();
     const content = [heading];
     if (words) content.push(element("div", "labkit-muted", words));
-    if (rows.length) content.push(barsOf(rows, chips[index].text));
+    if (rows.length) content.push(barsOf(rows, [chips[index].text]));
     note.show(chips[index].node.getBoundingClientRect(), content);
   }
 
-  const indexOf = (event) => {
-    const node = event.target.closest(".labkit-token");
+  /** The token that an event is in, null where it is in none. @param {Event} event */
+  function indexOf(event) {
+    const node = /** @type {HTMLElement | null} */ (targetOf(event).closest(".labkit-token"));
     return node && list.contains(node) ? Number(node.dataset.index) : null;
-  };
+  }
 
-  function move(index) {
+  function reach(/** @type {number} */ index) {
     chips[current].node.tabIndex = -1;
     current = index;
     chips[current].node.tabIndex = 0;
+  }
+  function move(/** @type {number} */ index) {
+    reach(index);
     chips[current].node.focus();
   }
 
-  /** The next chip in a direction that is not folded away. */
+  /** The next chip in a direction that is not folded away. @param {number} direction */
   function step(direction) {
     let next = current + direction;
     while (chips[next] && chips[next].node.classList.contains("labkit-folded")) next += direction;
     return chips[next] ? next : current;
   }
 
-  /** The chip nearest to this one in the line above (-1) or below (+1). */
+  /** The chip nearest to this one in the line above (-1) or below (+1). @param {number} direction */
   function vertical(direction) {
     const here = chips[current].node.getBoundingClientRect();
     let best = current;
@@ -259,7 +246,7 @@ function render({ model, el }) {
     return best;
   }
 
-  function select(index) {
+  function select(/** @type {number} */ index) {
     const again = model.get("selection") === index;
     const opened = !again && model.get("choosable") && menu.open(index, chips[index].node, chips[index].text);
     if (opened) note.hide();
@@ -274,9 +261,7 @@ function render({ model, el }) {
   list.addEventListener("focusin", (event) => {
     const index = indexOf(event);
     if (index === null) return;
-    chips[current].node.tabIndex = -1;
-    current = index;
-    chips[current].node.tabIndex = 0;
+    reach(index);
     look(index);
   });
   list.addEventListener("focusout", () => look(null));
@@ -287,9 +272,10 @@ function render({ model, el }) {
     select(index);
   });
   list.addEventListener("keydown", (event) => {
-    if (!chips.length || event.target.classList.contains("labkit-fold")) return event.stopPropagation();
+    if (!chips.length || targetOf(event).classList.contains("labkit-fold")) return event.stopPropagation();
     let next = null;
-    if (event.key in KEYS) next = step(KEYS[event.key]);
+    if (event.key === "ArrowRight") next = step(1);
+    else if (event.key === "ArrowLeft") next = step(-1);
     else if (event.key === "ArrowUp") next = vertical(-1);
     else if (event.key === "ArrowDown") next = vertical(1);
     else if (event.key === "Home") next = 0;
@@ -300,38 +286,33 @@ function render({ model, el }) {
       tell(model, "selection", null);
       note.hide();
     } else return;
-    event.preventDefault();
-    event.stopPropagation();
+    taken(event);
   });
 
-  readMarks();
-  const stopTheme = followTheme(el, drawTheme);
+  const stop = follow({ model, el }, {
+    tokens: drawTokens,
+    widths: () => drawWidths(),
+    "values low high centre": drawShades,
+    marks() {
+      marks = marksByPlace(model.get("marks"));
+      chips.forEach((_, i) => markChip(i));
+      drawShades();
+    },
+    folds: drawFolds,
+    opened: () => foldChips(0),
+    selection: drawSelection,
+    pointed: drawPointed,
+    "title legend unit low high": drawHead,
+    stops: drawTheme,
+    "msg:custom": (message) => message.kind === "append" && grow(message.at),
+  }, drawTheme);
   drawFolds();
   drawTokens();
   drawSelection();
   drawPointed();
-  const listeners = {
-    "change:tokens": drawTokens,
-    "change:widths": () => drawWidths(),
-    "change:values change:low change:high change:centre": drawShades,
-    "change:marks": () => {
-      readMarks();
-      chips.forEach((_, i) => markChip(i));
-      drawShades();
-    },
-    "change:folds": drawFolds,
-    "change:opened": () => foldChips(0),
-    "change:selection": drawSelection,
-    "change:pointed": drawPointed,
-    "change:title change:legend change:unit change:low change:high": drawHead,
-    "change:stops": drawTheme,
-    "msg:custom": (message) => message.kind === "append" && grow(message.at),
-  };
-  for (const [names, listener] of Object.entries(listeners)) model.on(names, listener);
   return () => {
-    stopTheme();
+    stop();
     menu.close(false);
-    for (const [names, listener] of Object.entries(listeners)) model.off(names, listener);
   };
 }
 

@@ -1,21 +1,7 @@
+// @ts-check
 // What is said about one token of a strip: a note on hover and focus, and a list of alternatives to choose from.
 
-/** Rows of [text, probability] as a table of bars; `chosen` stands out. */
-function barsOf(rows, chosen) {
-  const table = element("table", "labkit-bars");
-  for (const [text, probability] of rows) {
-    const row = table.insertRow();
-    if (text === chosen) row.className = "labkit-chosen";
-    const bar = element("span", "labkit-bar");
-    bar.style.width = `${Math.max(1, Math.round(100 * probability))}px`;
-    const cell = element("td", "labkit-bar-cell");
-    cell.append(bar);
-    row.append(element("td", "labkit-mono", text), cell, element("td", "labkit-number", percent(probability)));
-  }
-  return table;
-}
-
-/** A number with its name as people say it. */
+/** A number with its name as people say it. @param {string} name @param {number} value */
 function factOf(name, value) {
   if (!Number.isFinite(value)) return null;
   if (name === "rank") return `rank ${Math.round(value)}`;
@@ -24,12 +10,13 @@ function factOf(name, value) {
 }
 
 /** Everything there is to say about a token: a heading, its numbers in words, and its alternatives as rows. */
-function about(model, index, text) {
+function about(/** @type {Model<TokenStripTraits>} */ model, /** @type {number} */ index, /** @type {string} */ text) {
   const head = element("div", "labkit-note-head");
   head.append(element("span", "labkit-mono", text), element("span", "labkit-muted", `position ${index}`));
   const names = model.get("fact_names");
   const facts = rowOf(model, "facts", index);
-  let words = (facts || []).map((value, n) => factOf(names[n], value)).filter(Boolean);
+  /** @type {(string | null)[]} */
+  let words = (facts ?? []).map((value, n) => factOf(names[n], value)).filter(Boolean);
   if (!facts) {
     const value = rowOf(model, "values", index);
     if (value && Number.isFinite(value[0])) words = [`${model.get("unit") || "value"} ${say(value[0])}`];
@@ -38,68 +25,55 @@ function about(model, index, text) {
 }
 
 /** A list beside a token from which one alternative is chosen, with the pointer or with arrows and Enter. */
-function choiceMenu(root, model) {
-  const menu = element("div", "labkit-note labkit-menu");
-  if (menu.showPopover) menu.popover = "manual";
-  menu.hidden = true;
-  root.append(menu);
-  let back = null; // where the focus goes when the list is closed
-  let position = null;
+function choiceMenu(/** @type {HTMLElement} */ root, /** @type {Model<TokenStripTraits>} */ model) {
+  const { note: menu, show, hide } = floating(root, "labkit-note labkit-menu");
+  let back = /** @type {HTMLElement | null} */ (null); // where the focus goes when the list is closed
+  let position = /** @type {number | null} */ (null);
 
-  function close(refocus) {
+  function close(/** @type {boolean} */ refocus) {
     if (menu.hidden) return;
-    if (menu.hidePopover && menu.matches(":popover-open")) menu.hidePopover();
-    menu.hidden = true;
+    hide();
     document.removeEventListener("pointerdown", outside, true);
     if (refocus && back) back.focus();
   }
-  function outside(event) {
-    if (!menu.contains(event.target)) close(false);
+  function outside(/** @type {Event} */ event) {
+    if (!menu.contains(targetOf(event))) close(false);
   }
-  function choose(place) {
+  function choose(/** @type {number} */ place) {
     close(true);
     model.send({ kind: "choose", position, place });
   }
-  function open(index, chip, text) {
+  function open(/** @type {number} */ index, /** @type {HTMLElement} */ chip, /** @type {string} */ text) {
     const { head, words, rows } = about(model, index, text);
     if (!rows.length) return false;
     position = index;
     back = chip;
-    const list = element("div", "labkit-choices");
-    list.setAttribute("role", "listbox");
-    list.setAttribute("aria-label", `What else could stand in place of ${text}`);
+    const label = `What else could stand in place of ${text}`;
+    const list = element("div", "labkit-choices", "", { role: "listbox", "aria-label": label });
     rows.forEach(([word, probability], place) => {
-      const option = element("div", "labkit-choice");
-      option.setAttribute("role", "option");
-      option.setAttribute("aria-selected", String(word === text));
-      option.setAttribute("aria-label", `${word}, ${percent(probability)}${word === text ? ", taken" : ""}`);
-      option.tabIndex = -1;
-      const bar = element("span", "labkit-bar");
-      bar.style.width = `${Math.max(1, Math.round(100 * probability))}px`;
+      const [now, likely] = [word === text, percent(probability)];
+      const says = { "aria-selected": now, "aria-label": `${word}, ${likely}${now ? ", taken" : ""}`, tabindex: -1 };
+      const option = element("div", `labkit-choice${now ? " labkit-chosen" : ""}`, "", { role: "option", ...says });
       const track = element("span", "labkit-choice-track");
-      track.append(bar);
-      option.append(element("span", "labkit-mono", word), track, element("span", "labkit-muted", percent(probability)));
-      if (word === text) option.classList.add("labkit-chosen");
+      track.append(barOf(probability));
+      option.append(element("span", "labkit-mono", word), track, element("span", "labkit-muted", likely));
       option.addEventListener("click", () => choose(place));
       list.append(option);
     });
     list.addEventListener("keydown", (event) => {
-      const options = [...list.children];
-      const at = options.indexOf(document.activeElement);
+      const options = /** @type {HTMLElement[]} */ ([...list.children]);
+      const at = options.findIndex((option) => option === document.activeElement);
       const next = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: options.length - 1 }[event.key];
       if (next !== undefined) options[Math.max(0, Math.min(options.length - 1, next))].focus();
       else if (event.key === "Enter" || event.key === " ") choose(at);
       else if (event.key === "Escape" || event.key === "Tab") close(true);
       else return;
-      event.preventDefault();
-      event.stopPropagation();
+      taken(event);
     });
-    menu.replaceChildren(head, element("div", "labkit-muted", words), list);
-    menu.append(element("div", "labkit-muted labkit-menu-hint", "Choose one and the text branches here."));
-    menu.hidden = false;
-    if (menu.showPopover && !menu.matches(":popover-open")) menu.showPopover();
-    placeBeside(menu, chip.getBoundingClientRect());
-    (list.querySelector("[aria-selected=true]") || list.firstChild).focus({ preventScroll: true });
+    const hint = element("div", "labkit-muted labkit-menu-hint", "Choose one and the text branches here.");
+    show(chip.getBoundingClientRect(), [head, element("div", "labkit-muted", words), list, hint]);
+    const first = list.querySelector("[aria-selected=true]") ?? list.firstChild;
+    /** @type {HTMLElement} */ (first).focus({ preventScroll: true });
     document.addEventListener("pointerdown", outside, true);
     return true;
   }
