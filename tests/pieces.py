@@ -34,9 +34,9 @@ def as_written(*raw: str) -> PreTrainedTokenizerFast:
 def of_bytes() -> PreTrainedTokenizerFast:
     """One token per byte."""
     vocabulary = {symbol: n for n, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_only.pre_tokenizer, bytes_only.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bytes_only)
+    single = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    single.pre_tokenizer, single.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=single)
 
 
 def sentencepiece(*pieces: str) -> PreTrainedTokenizerFast:
