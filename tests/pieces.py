@@ -5,20 +5,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 LETTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,"
 
 
-def of_pieces(*pieces: str, bos: str | None = None) -> PreTrainedTokenizerFast:
-    """Cuts a text into as few of these pieces and of single letters as it can; spaces belong to the words after them.
+def of_pieces(*pieces: str, bos: str | None = None, adds_bos: bool = False) -> PreTrainedTokenizerFast:
+    """Cuts a text into as few of these pieces and of single letters as it can; a space belongs to the word after it.
 
-    Ids follow the order of the pieces; with a BOS, which it does not add by itself, that comes first.
+    Ids follow the order of the pieces; a BOS comes first.
     """
     vocabulary = dict.fromkeys([*([bos] if bos else []), *pieces, *LETTERS])
     cut = Tokenizer(models.Unigram([(piece, -1.0) for piece in vocabulary]))
     cut.decoder = decoders.Fuse()
+    if adds_bos:
+        cut.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(str(bos), 0)])
     special = {"bos_token": AddedToken(bos, special=True)} if bos else {}
     return PreTrainedTokenizerFast(tokenizer_object=cut, **special)
 
@@ -50,13 +52,12 @@ def sentencepiece(*pieces: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=cut)
 
 
-def text_model(tokenizer: Any, near: Sequence[Sequence[str]] = ()) -> Any:
-    """What `labkit.text` needs to know of a model. Words of one group in `near` have embeddings that are alike."""
-    table = torch.eye(len(tokenizer), len(tokenizer))  # (vocab, d_model)
-    for group in near:
-        ids = [tokenizer.convert_tokens_to_ids(word) for word in group]
-        for n, id in enumerate(ids):
-            table[id] += table[ids[0]] * (2 - n / len(ids)) if n else 0
+def text_model(tokenizer: Any, *alike: Sequence[str], context: int | None = None) -> Any:
+    """What `labkit.text` needs to know of a model; the words of a group in `alike` have embeddings that are alike."""
+    table = torch.eye(len(tokenizer))  # (vocab, d_model)
+    for group in alike:
+        ids = tokenizer.convert_tokens_to_ids(list(group))
+        table[ids] += table[ids[0]]
     return SimpleNamespace(
-        name="pieces", tokenizer=tokenizer, context=None, n_vocab=len(tokenizer), embedding=table, device="cpu"
+        name="pieces", tokenizer=tokenizer, context=context, n_vocab=len(tokenizer), embedding=table, device="cpu"
     )

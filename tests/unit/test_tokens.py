@@ -56,9 +56,7 @@ def test_tokens_spell_their_text_also_where_a_character_is_split(text: str) -> N
 def test_each_part_of_a_split_character_says_what_it_is_a_part_of(text: str) -> None:
     wide = re.finditer(r"[^\x00-\x7f]+", text)
     runs = [(len(text[: run.start()].encode()), run[0]) for run in wide]
-    expected = {
-        at: run.strip() for start, run in runs if run.strip() for at in range(start, start + len(run.encode()))
-    }
+    expected = {at: run.strip() for start, run in runs if run.strip() for at in range(start, start + len(run.encode()))}
     assert split_characters(BYTE, ids_of(text)) == expected
 
 
