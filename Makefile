@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip $(QUIET) --constraint constraints.txt
 
 .PHONY: lab test test-quick test-js test-unit test-zoo test-browser test-notebooks test-portable test-native test-avx2 \
-	test-default test-colab test-oldest notebooks links lint bench bench-avx2 bench-gpu clean help
+	test-default test-colab test-oldest mutation notebooks links lint bench bench-avx2 bench-gpu clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,9 +47,12 @@ test-quick: $(VENV)/.test  ## the promises on the default model and ten architec
 test-js: $(VENV)/.js  ## the widgets' JavaScript, as far as it needs no browser
 	$(NODE) --test tests/js/*.test.js
 
+# Of every test together: where ARGS choose some there is none. Which lines lack a test: .venv/bin/coverage report
+COVERAGE := $(if $(ARGS),,--cov --cov-report=)
+
 test-unit: $(VENV)/.test  ## the promises on the default model, and all that has no other place
 	$(BIN)/labkit pull
-	$(PYTEST) tests/unit -m "not alone" $(SPREAD) --dist worksteal $(ARGS)
+	$(PYTEST) tests/unit -m "not alone" $(SPREAD) --dist worksteal $(COVERAGE) $(ARGS)
 	$(PYTEST) tests/unit/test_busy_machine.py -m alone
 
 test-zoo: $(VENV)/.test  ## the promises on every architecture
@@ -96,7 +99,7 @@ TORCH ?= $(shell grep '^torch==' tests/$(1)-constraints.txt)
 # Python 3.13 or 3.11: on the path or from pyenv, else the one that there is.
 find_python = $(or $(shell for p in python$(1) "$$HOME"/.pyenv/versions/$(1)*/bin/python; do \
 	"$$p" -c "" 2>/dev/null && echo "$$p" && break; done),$(PYTHON))
-TOOLS := hatchling nbval playwright pytest
+TOOLS := hatchling hypothesis nbval playwright pytest
 
 .venv-colab/.ready: pyproject.toml tests/colab-constraints.txt
 	$(call find_python,3.13) -m venv .venv-colab
@@ -124,6 +127,9 @@ test-colab: .venv-colab/.ready  ## labkit beside what Colab has: unit tests, wid
 test-oldest: .venv-oldest/.ready  ## the oldest versions that pyproject.toml allows (Python 3.11)
 	.venv-oldest/bin/labkit pull
 	.venv-oldest/bin/python -m pytest tests/unit -m "not long" $(ARGS)
+
+mutation: $(VENV)/.test  ## of small faults in what only computes, how many tests find; ARGS="axes" (tools/mutation.py)
+	$(BIN)/python tools/mutation.py $(ARGS)
 
 notebooks: $(VENV)/.test  ## run every notebook and keep its outputs in the file (tools/run_notebooks.py)
 	$(BIN)/python tools/run_notebooks.py $(ARGS)

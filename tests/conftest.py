@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 import labkit as lk
 
@@ -20,6 +21,10 @@ if os.environ.get("LABKIT_TEST_WITHOUT_AVX512") == "1":
 # computed twice is then the same to the last bit, whatever else the machine does meanwhile.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# The same examples every time, and no clock: a failure is there again when it is looked for.
+settings.register_profile("labkit", derandomize=True, deadline=None, max_examples=60, database=None)
+settings.load_profile("labkit")
 
 
 FIRST = ("test_200_pairs_on_dask_survive_a_killed_kernel_and_a_killed_worker",)

@@ -1,6 +1,5 @@
 """The checks see what is there, see through what is not, and can be watched and stopped."""
 
-import numpy as np
 import pytest
 from pair import CLEAN, CORRUPT
 
@@ -103,10 +102,3 @@ def test_bad_input_is_refused_with_words(lm4):
         lk.controls(lm4, CLEAN, CLEAN, " Mary", " John", progress=False)
     with pytest.raises(ValueError, match="must be at least 1"):
         lk.controls(lm4, *PAIR, cells=0)
-
-
-def test_rank_correlation_is_spearmans():
-    assert rank_correlation(np.array([1, 2, 3]), np.array([10, 100, 1000])) == pytest.approx(1)
-    assert rank_correlation(np.array([1, 2, 3]), np.array([3, 2, 1])) == pytest.approx(-1)
-    assert rank_correlation(np.array([1, 2, 2, 4]), np.array([1, 3, 2, 4])) == pytest.approx(0.9486833)
-    assert np.isnan(rank_correlation(np.ones(3), np.arange(3)))

@@ -89,13 +89,29 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
     assert isinstance(opened, lk.PathGrid) == (name == "paths.npz")
 
 
-def test_files_written_now_say_what_they_are_and_open(new: dict[str, Path], openers: dict[str, Any]) -> None:
+def held_in(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The description of a file, and the shape, type and bytes of each of its arrays."""
+    if path.suffix == ".json":
+        return json.loads(path.read_text()), {}
+    with np.load(path) as file:
+        arrays = {name: (file[name].shape, file[name].dtype, file[name].tobytes()) for name in file if name != "about"}
+        return json.loads(str(file["about"])), arrays
+
+
+def test_files_written_now_say_what_they_are(new: dict[str, Path]) -> None:
     for kind, path in new.items():
-        file = path / "sweep.json" if kind == "sweep" else path
-        about = json.loads(file.read_text()) if file.suffix == ".json" else json.loads(str(np.load(file)["about"]))
+        about, _ = held_in(path / "sweep.json" if kind == "sweep" else path)
         assert (about["kind"], about["format"]) == (kind, KINDS[kind].newest)
-        if kind in openers:
-            openers[kind](path)
+
+
+# A sweep is a folder, and attention that was opened is not saved again: test_attention.py compares it.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("sweep", "sweep shard", "attention")])
+def test_what_was_opened_is_saved_as_it_was(
+    kind: str, new: dict[str, Path], openers: dict[str, Any], tmp_path: Path
+) -> None:
+    opened = openers[kind](new[kind])
+    again = (opened.save_session if new[kind].suffix == ".json" else opened.save)(tmp_path / new[kind].name)
+    assert held_in(again) == held_in(new[kind])
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])

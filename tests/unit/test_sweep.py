@@ -18,7 +18,6 @@ import torch
 from filelock import FileLock
 
 import labkit as lk
-from labkit.results.bootstrap import interval
 from labkit.sweeps import workers
 from labkit.sweeps.workers import fingerprint, free_gpu, plan_for
 
@@ -71,17 +70,6 @@ def test_intervals_hold_the_mean_and_are_the_same_for_a_seed(swept):
     frame = swept.to_frame()
     assert list(frame.columns) == ["layer", "position", "mean", "error", "normalized", "low", "high", "pairs"]
     assert len(frame) == 4
-
-
-def test_a_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says():
-    random, hits = np.random.default_rng(0), 0
-    for seed in range(200):
-        sample = random.normal(3.0, 1.0, size=40)
-        low, high = interval(lambda weights, sample=sample: weights @ sample, 40, resamples=400, seed=seed)
-        hits += bool(low <= 3.0 <= high)
-    assert 0.88 <= hits / 200 <= 0.99
-    with pytest.raises(ValueError, match="at least two pairs; there is 1"):
-        interval(lambda weights: weights @ np.ones(1), 1)
 
 
 def test_positions_of_different_layouts_are_not_averaged(lm4):
