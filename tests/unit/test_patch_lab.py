@@ -1,4 +1,4 @@
-"""What PatchLab promises without a front end: the pair, the close look, saved labs, checks. Grids: test_patch_lab_grid.py."""
+"""What PatchLab promises without a front end: the pair, the close look, saved labs, checks. Grids have another file."""
 
 from __future__ import annotations
 
