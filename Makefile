@@ -68,7 +68,7 @@ test-notebooks: $(VENV)/.test  ## the notebooks without a browser: every cell, s
 
 # The same machine, as it is and as older ones are: with AVX2 and without AVX-512, and without either.
 PORTABLE := $(wildcard $(patsubst %,tests/unit/test_%.py,container fast gguf last_product loading narrow other_processors \
-	patching run stored sweep text_part whole)) tests/zoo/test_zoo.py
+	patching patching_jobs run stored sweep text_part whole)) tests/zoo/test_zoo.py
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 LABKIT_TEST_WITHOUT_AVX512=1
 test-portable: test-native test-avx2 test-default  ## promises, loading, memory and sweeps as on other processors
 

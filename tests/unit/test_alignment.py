@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -71,6 +72,9 @@ def test_a_word_of_two_tokens_is_replaced_by_one_of_its_kind_and_form() -> None:
     assert turned.fix is not None
     assert (turned.fix.prompt, turned.fix.text) == ("clean", " gave Mary a dog")
     assert side_by_side(LM, " gave John a dog", " gave Maryanne a dog", suggest=False).fix is None
+    for found, name in ((held, "fix"), (held.fix, "text")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(found, name, None)
 
 
 def test_prompts_that_fit_say_where_they_differ_and_whether_there_is_a_bos() -> None:

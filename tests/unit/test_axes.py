@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -136,3 +137,5 @@ def test_layers_without_a_site_are_left_out_and_refused() -> None:
 def test_a_grid_without_a_layer_axis_has_one_layer_in_all_its_cells() -> None:
     axes = Axes(("neuron",), ([3, 1],), 0, {"layer": 2, "neuron": 4}, ("layer", "position"))
     assert axes.cells() == [Cell(0, 3), Cell(0, 1)]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        axes.layer = 1  # type: ignore[misc]

@@ -93,6 +93,8 @@ def test_what_is_known_of_each_metric() -> None:
     assert [name for name, kind in ours.items() if not kind.moves_like_logits] == ["rank"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         METRICS["kl"].name = "other"  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        metric_of("kl", answer=None, foil=None, reference=CLEAN).name = "other"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
