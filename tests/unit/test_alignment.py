@@ -119,7 +119,7 @@ def test_a_word_too_many_is_taken_out_with_its_space() -> None:
         assert held.fix is not None
         assert (held.fix.prompt, held.fix.text) == (name, shorter)
         assert held.fix.words == f"take {' a' if name == 'clean' else ' the'!r} out of {name}"
-        assert f"{'corrupt' if name == 'clean' else 'clean'} has nothing there" in held.words
+        assert f"{'corrupt' if name == 'clean' else 'clean'} has no tokens there" in held.words
     ends = side_by_side(LM, " dog a store", " dog")
     assert ends.fix is not None
     assert (ends.fix.text, ends.fix.words) == (" dog", "take ' a store' out of clean")
@@ -151,7 +151,7 @@ def test_long_mismatches_are_told_in_short() -> None:
 def test_a_special_token_is_no_part_of_a_word_and_is_left_where_it_is() -> None:
     named = text_model(of_pieces(" a", bos="Begin"))
     held = side_by_side(named, " a", " aBegin")
-    assert "at position 1, clean has nothing there, 'Begin' is 1 token." in held.words
+    assert "at position 1, clean has no tokens there, 'Begin' is 1 token." in held.words
     assert held.fix is None
 
 

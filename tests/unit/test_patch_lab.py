@@ -224,7 +224,7 @@ def test_cells_together_are_held_beside_their_sum(lm32: lk.LanguageModel) -> Non
         assert single == pytest.approx(float(lab.grid.values[cell]) - lab.grid.corrupt, abs=1e-6)
     assert report.sum == pytest.approx(sum(report.singles))
     assert f"{report.effect:+.2f}" in lab.bars.note
-    assert f"one by one {report.sum:+.2f} in sum" in lab.bars.note
+    assert f"sum of single patches {report.sum:+.2f}" in lab.bars.note
     with pytest.raises(ValueError, match="at least one"):
         together(lm32, lab.grid, [])
 

@@ -82,7 +82,7 @@ def test_a_tree_of_branches_refuses_what_does_not_grow_and_says_what_is_asked_of
     scope: dict[str, Any] = {}
     exec(tree.code().replace("lk.BranchTree(", "made = lk.BranchTree("), scope)
     assert scope["made"].branches == tree.branches
-    with pytest.raises(traitlets.TraitError, match="comes after the one it left"):
+    with pytest.raises(traitlets.TraitError, match="must come after its parent"):
         lk.BranchTree([{"name": "A", "parent": 0}])
 
 
@@ -239,7 +239,7 @@ def test_settings_that_wait_for_a_temperature_are_named_and_do_no_harm(lab: lk.P
     lab.top_p, lab.min_p = 0.9, 0.1
     assert "top-p and min-p" in lab.settings.note.value
     greedy = lab.run(300)
-    assert "top-p and min-p waits for a temperature above 0" in lab.status.text
+    assert "no effect at temperature 0: top-p and min-p" in lab.status.text
     assert greedy.text == lab.lm.generate(CLEAN, max_new_tokens=8).text
     lab.temperature = 1.0
     assert lab.settings.note.value == ""

@@ -164,7 +164,7 @@ def test_two_models_run_one_prompt_and_what_differs_is_marked(lm4: lk.LanguageMo
         assert column.strip.marks["differs"]
         assert "tokens/s" in column.numbers.text
         assert "MB" in column.numbers.text
-    assert lab.status.text.startswith("They part at token ")
+    assert lab.status.text.startswith("They diverge at token ")
     lab.columns[0].strip.hovered = lab.columns[0].offset
     assert lab.columns[1].strip.pointed == [lab.columns[1].offset]
     lab.columns[0].strip.hovered = None
