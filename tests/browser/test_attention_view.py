@@ -48,7 +48,7 @@ def shares(view: Locator) -> list[float]:
 
 
 def test_it_opens_with_every_head_and_a_click_shows_one_large(page: Page, view: Locator) -> None:
-    expect(view.locator(".labkit-status")).to_have_text("14 tokens · 30 layers × 9 heads")
+    expect(view.locator(".labkit-status-text")).to_have_text("14 tokens · 30 layers × 9 heads")
     stage = view.locator(".labkit-heads .labkit-stage")
     stage.scroll_into_view_if_needed()
     stage.click(position={"x": 45, "y": 8})  # the left column's topmost picture

@@ -30,7 +30,9 @@ class PatchControls(widgets.HBox):
         self._site = widgets.Dropdown(options=sites, description="Site")
         self._over = widgets.Dropdown(options=list(OVER.items()), description="Over")
         self._layer = widgets.BoundedIntText(min=0, max=lm.n_layers - 1, description="Layer")
-        self._direction = widgets.Dropdown(options=[(f"{name}: {INTO[name]}", name) for name in DIRECTIONS])
+        self._direction = widgets.Dropdown(
+            options=[(f"{name}: {INTO[name]}", name) for name in DIRECTIONS], description="Direction"
+        )
         metrics = [("automatic", ""), *((kind.label, name) for name, kind in METRICS.items())]
         self._metric = widgets.Dropdown(
             options=metrics,
@@ -38,7 +40,7 @@ class PatchControls(widgets.HBox):
             tooltip="automatic: logit difference, or log probability with no foil",
         )
         controls = (self._site, self._over, self._layer, self._direction, self._metric)
-        for control, width in zip(controls, ("160px", "196px", "120px", "210px", "220px"), strict=True):
+        for control, width in zip(controls, ("160px", "196px", "120px", "276px", "220px"), strict=True):
             control.style = {"description_width": "initial"}
             control.layout.width = width
         self._offering = False
