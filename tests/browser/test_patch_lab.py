@@ -106,7 +106,7 @@ def test_a_pair_is_aligned_as_it_is_typed_and_what_does_not_fit_is_mended(page: 
     box.press_sequentially(CORRUPT.replace("Mary gave", "Maryanne gave"), delay=2)
     expect(tool.get_by_role("alert")).to_contain_text("Clean has 14 tokens, corrupt 15: at position 9")
     expect(tool.locator(".labkit-is-gap")).to_have_count(1)
-    button(tool, "Write ' Mary' for ' Maryanne'").click()
+    button(tool, "Replace ' Maryanne' with ' Mary'").click()
     expect(tool.locator(".labkit-status").first).to_contain_text("14 tokens each, no BOS in front; they differ at")
     expect(box).to_have_value(CORRUPT)
     assert kernel_says(page, "print(patching.corrupt)") == CORRUPT

@@ -66,7 +66,7 @@ def test_a_word_of_two_tokens_is_replaced_by_one_of_its_kind_and_form() -> None:
     assert held.differ == [1, 2]
     assert held.fix is not None
     assert (held.fix.prompt, held.fix.text) == ("corrupt", " gave Mary a dog")
-    assert held.fix.words == "write ' Mary' for ' Maryanne'"
+    assert held.fix.words == "replace ' Maryanne' with ' Mary'"
     assert "at position 1, ' John' is 1 token, ' Maryanne' is 2 tokens (·Mary + anne)" in held.words
     turned = side_by_side(LM, " gave Maryanne a dog", " gave John a dog")
     assert turned.fix is not None
@@ -118,11 +118,11 @@ def test_a_word_too_many_is_taken_out_with_its_space() -> None:
         shorter = min(clean, corrupt, key=len)
         assert held.fix is not None
         assert (held.fix.prompt, held.fix.text) == (name, shorter)
-        assert held.fix.words == f"take {' a' if name == 'clean' else ' the'!r} out of {name}"
+        assert held.fix.words == f"remove {' a' if name == 'clean' else ' the'!r} from {name}"
         assert f"{'corrupt' if name == 'clean' else 'clean'} has no tokens there" in held.words
     ends = side_by_side(LM, " dog a store", " dog")
     assert ends.fix is not None
-    assert (ends.fix.text, ends.fix.words) == (" dog", "take ' a store' out of clean")
+    assert (ends.fix.text, ends.fix.words) == (" dog", "remove ' a store' from clean")
 
 
 def test_a_mismatch_is_told_in_whole_words() -> None:
@@ -172,7 +172,7 @@ def offered(monkeypatch: pytest.MonkeyPatch, *words: str, old: str = " Maryanne"
         setattr(lm, name, value)
     held = side_by_side(lm, "a John.", f"a{old}.")
     assert len(held.clean) < len(held.corrupt)
-    return held.fix and held.fix.words.split("'")[1]
+    return held.fix and held.fix.words.split("'")[3]
 
 
 def test_what_is_offered_is_a_word_of_the_same_form_the_most_alike_in_spelling(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,7 +302,7 @@ def test_how_a_chat_ends_can_be_said(use):
     assert shown(lm, lk.Chat(answer[:2], add_generation_prompt=False)).endswith("user\nq<|im_end|>\n")
     for chat in (lk.Chat(answer, continue_final_message=False), again):
         assert [kind for kind, _, _ in placed(lm, chat)] == ["system", "user", "assistant"]
-    with pytest.raises(ValueError, match="one of them"):
+    with pytest.raises(ValueError, match="choose one"):
         lk.Chat(answer, continue_final_message=True, add_generation_prompt=True)
 
 

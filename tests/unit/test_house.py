@@ -93,11 +93,11 @@ def test_modules_of_the_version_before_are_found_by_their_names() -> None:
         assert old not in FILES
         importlib.import_module(old)
         assert all(place in FILES for place in places)
-    with pytest.warns(DeprecationWarning, match=r"labkit\.tokens\.align is in labkit\.text\.pair now"):
+    with pytest.warns(DeprecationWarning, match=r"labkit\.tokens\.align has moved to labkit\.text\.pair"):
         from labkit.tokens import align
-    with pytest.warns(DeprecationWarning, match=r"is in labkit\.patching\.cell_report now"):
+    with pytest.warns(DeprecationWarning, match=r"has moved to labkit\.patching\.cell_report"):
         from labkit.analysis.inspect import transplant
-    with pytest.warns(DeprecationWarning, match=r"is in labkit\.activations\.sites now"):
+    with pytest.warns(DeprecationWarning, match=r"has moved to labkit\.activations\.sites"):
         from labkit.internals.sites import HEAD_KINDS
     assert callable(align)
     assert callable(transplant)

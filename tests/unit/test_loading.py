@@ -199,7 +199,7 @@ def test_too_little_memory_is_told_before_weights_are_read(tiny, monkeypatch):
     monkeypatch.setattr(loading, "available", lambda device: 45e6)
     monkeypatch.setattr(loading, "read", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(
-        NotEnoughMemory, match=r"takes 5\d\.\d MB and cpu has 45\.0 MB free\. It would fit with bits=16"
+        NotEnoughMemory, match=r"needs 5\d\.\d MB, but cpu has 45\.0 MB free\. It would fit with bits=16"
     ):
         lk.load(tiny, bits=32, progress=False)
     assert isinstance(NotEnoughMemory(""), MemoryError)

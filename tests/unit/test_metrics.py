@@ -183,7 +183,7 @@ def test_a_metric_with_a_name_is_known_everywhere(own: None) -> None:
 
 @pytest.mark.parametrize("name", ["logit_diff", "rank"])
 def test_a_name_of_ours_is_not_taken(own: None, name: str) -> None:
-    with pytest.raises(ValueError, match=f"'{name}' already"):
+    with pytest.raises(ValueError, match=f"already a metric '{name}'"):
         lk.metric(name, unit="x")(margin)
     assert METRICS[name].function is getattr(metrics, name)
 

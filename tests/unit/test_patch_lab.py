@@ -68,7 +68,7 @@ def test_words_that_make_prompts_unequal_are_named_and_one_that_fits_is_offered(
     assert held.columns[9:12] == [(9, 9), (None, 10), (10, 11)]
     assert held.differ == [9, 10]
     assert held.fix is not None
-    assert (held.fix.prompt, held.fix.words) == ("corrupt", "write ' Mary' for ' Maryanne'")
+    assert (held.fix.prompt, held.fix.words) == ("corrupt", "replace ' Maryanne' with ' Mary'")
     assert side_by_side(lm4, STORE.format("John"), held.fix.text).fits
 
 
@@ -88,7 +88,7 @@ def test_bos_is_marked_in_the_pair(lm4: lk.LanguageModel) -> None:
 def test_the_fix_button_mends_the_pair(lm4: lk.LanguageModel) -> None:
     lab = PatchLab(lm4, STORE.format("John"), STORE.format("Maryanne"))
     assert lab.pair.status.kind == "error"
-    assert lab.pair.fix.description == "Write ' Mary' for ' Maryanne'"
+    assert lab.pair.fix.description == "Replace ' Maryanne' with ' Mary'"
     assert lab.pair.fix.layout.display != "none"
     lab.pair.fix.click()
     assert lab.corrupt == CORRUPT

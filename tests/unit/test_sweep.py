@@ -262,7 +262,7 @@ def test_bad_input_is_refused_before_the_model_runs(lm4, pairs, monkeypatch):
     for wrong, says in (
         ([], "no pairs"),
         ([*pairs, longer], r"1 of 9 pairs cannot be patched; the first, pair 8: clean has"),
-        ([("a",)], "this has 1 parts"),
+        ([("a",)], "got 1 parts"),
         (pairs[0], "a list of tuples"),
     ):
         with pytest.raises(ValueError, match=says):

@@ -131,5 +131,5 @@ def test_years_are_asked_for_in_the_parts_that_a_tokenizer_has():
 
 
 def test_an_unknown_task_is_refused_with_the_ones_there_are():
-    with pytest.raises(ValueError, match="there are indirect object, greater than"):
+    with pytest.raises(ValueError, match="use one of indirect object, greater than"):
         lk.task("sorting")

@@ -135,7 +135,7 @@ def test_a_file_of_weights_that_is_missing_is_named(sharded):
     load(sharded)
     first = min(sharded.glob("*.safetensors"))
     first.unlink()
-    with pytest.raises(LoadError, match=rf"lacks {first.name}: 1 of the \d+ files"):
+    with pytest.raises(LoadError, match=rf"lacks {first.name}: 1 of the \d+ weight files"):
         load(sharded)
     (sharded / "model.safetensors.index.json").unlink()
     with pytest.raises(LoadError, match=r"no model\.safetensors\.index\.json, which says what is in which file"):
