@@ -94,7 +94,7 @@ def test_site_and_colour_are_chosen(page: Page) -> None:
 def test_direct_attribution_says_how_its_parts_add_up(page: Page) -> None:
     button(the_view(page), "Direct attribution").click()
     expect(the_view(page).locator(".labkit-status").first).to_contain_text("30 layers × 9 heads in")
-    summed = the_view(page).get_by_text("The model's own logit difference is")
+    summed = the_view(page).locator(".labkit-status-text", has_text="The model's own logit difference is")
     found = re.search(r"is ([+−\d.]+); the parts add up to ([+−\d.]+)\.", summed.inner_text())
     assert found
     assert found[1] == found[2]
