@@ -110,7 +110,7 @@ def column(*children: Any) -> widgets.VBox:
 def headed(words: str, *children: Any) -> widgets.VBox:
     """A column with a heading: controls that answer one question, and what they change."""
     heading = widgets.Label(words)
-    heading.add_class("labkit-heading")
+    heading.add_class("labkit-title")
     return column(heading, *children)
 
 
