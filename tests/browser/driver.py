@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,12 +100,12 @@ def run_all(page: Page, *, minutes: float = 10) -> None:
         page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
 
     until_it_runs(page, prompts.first, ask)
-    end = time.monotonic() + minutes * 60
-    while not re.match(r"^\[\d+\]:$", prompts.last.inner_text()) and time.monotonic() < end:
-        page.wait_for_timeout(500)
-        if idle_for(page, 15_000):  # what was asked of the later cells was dropped
+    try:
+        expect(prompts.last).to_have_text(re.compile(r"^\[\d+\]:$"), timeout=90_000)
+    except AssertionError:
+        if idle_for(page, 30_000):  # what was asked of the later cells was dropped
             until_it_runs(page, prompts.last, ask)
-    expect(prompts.last).to_have_text(re.compile(r"^\[\d+\]:$"))
+    expect(prompts.last).to_have_text(re.compile(r"^\[\d+\]:$"), timeout=minutes * 60_000)
     expect(prompts.filter(has_text="[*]")).to_have_count(0, timeout=minutes * 60_000)
 
 
