@@ -157,7 +157,7 @@ class _Work:
 
     @property
     def done(self) -> int:
-        return self.total - sum(i not in self.results for todo in self.open.values() for i, _ in todo)
+        return len(self.results)
 
     def steps(self) -> Iterator[None]:
         """Do what is open; yields when there is more."""
