@@ -85,9 +85,13 @@ def end_kernels(lab: Lab) -> None:
         urllib.request.urlopen(request).close()
 
 
+def indicator_of(page: Page) -> Locator:
+    """What says in JupyterLab whether the kernel is busy; Notebook 7 has none."""
+    return page.locator(".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator")
+
+
 def kernel_idle(page: Page) -> None:
-    indicator = page.locator(".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator")
-    expect(indicator).to_have_attribute("data-status", "idle")
+    expect(indicator_of(page)).to_have_attribute("data-status", "idle")
 
 
 def run_all(page: Page, *, minutes: float = 10) -> None:
@@ -111,7 +115,7 @@ def run_all(page: Page, *, minutes: float = 10) -> None:
 
 def idle_for(page: Page, milliseconds: float) -> bool:
     """Has the kernel nothing to do for so long? At once False where it is busy."""
-    indicator = page.locator(".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator")
+    indicator = indicator_of(page)
     if indicator.count() == 0:  # Notebook 7
         return False
     try:
@@ -125,7 +129,7 @@ def until_it_runs(page: Page, prompt: Locator, ask: Callable[[], None]) -> None:
     """Ask for a cell to be run until it is, or the kernel is at it: Jupyter drops what it is asked while it still puts
     the page together, and says nothing; a cell can then wait ([*]) for a kernel that was never told."""
     done = prompt.filter(has_text=re.compile(r"^\[\d+\]:$"))
-    indicator = page.locator(".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator")
+    indicator = indicator_of(page)
     busy = page.locator('.jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator[data-status="busy"]')
     if indicator.count() == 0:  # Notebook 7
         busy = prompt.filter(has_text=re.compile(r"^\[\*\]:$"))
