@@ -21,6 +21,7 @@ import torch
 from labkit.activations.hooks import hooked
 from labkit.activations.unembedding import measured_logits
 from labkit.engine.recorded_run import several_alike
+from labkit.patching.source_model import run_names
 from labkit.text.warn import warn
 
 if TYPE_CHECKING:
@@ -41,12 +42,15 @@ class Measured:
 
 
 def measured(
-    lm: LanguageModel, ids: Mapping[str, torch.Tensor], logits: Mapping[str, torch.Tensor], metric: Metric
+    models: Mapping[str, LanguageModel],
+    ids: Mapping[str, torch.Tensor],
+    logits: Mapping[str, torch.Tensor],
+    metric: Metric,
 ) -> Measured | None:
     """How far rounding alone moves a metric on a pair: one small pass, the same number every time.
 
     Args:
-        lm: the model.
+        models: that of each run; the same one, or two.
         ids: the prompts `clean` and `corrupt`, (1, seq), up to the position that the metric reads.
         logits: of both at that position (vocab,), float32, as they were computed.
         metric: what is measured.
@@ -54,7 +58,8 @@ def measured(
     Returns:
         None if clean and corrupt are so far apart that rounding does not matter.
     """
-    if torch.equal(ids["clean"], ids["corrupt"]):
+    one_model = models["clean"] is models["corrupt"]
+    if one_model and torch.equal(ids["clean"], ids["corrupt"]):
         return Measured(0.0, 0.0)
     values = {name: float(metric.of(logits[name][None])[0]) for name in ids}
     gap = abs(values["clean"] - values["corrupt"])
@@ -62,11 +67,14 @@ def measured(
         return None
     largest = max(float(row.abs().max()) for row in logits.values())
     kind = metric.kind if metric.kind is not None and metric.kind.moves_like_logits else None
-    bounded = lm.bits != 8 and kind is not None
-    if bounded and gap > FAR * torch.finfo(lm.dtype).eps * largest:
+    bounded = all(lm.bits != 8 for lm in models.values()) and kind is not None
+    if bounded and gap > FAR * max(torch.finfo(lm.dtype).eps for lm in models.values()) * largest:
         return None
     times = max(2, min(TIMES, TOKENS // ids["clean"].shape[1]))
-    moved = [metric.of(rows.to(logits[name].device)) - values[name] for name, rows in _again(lm, ids, times).items()]
+    again: dict[str, torch.Tensor] = {}
+    for some in [ids] if one_model else [{name: row} for name, row in ids.items()]:
+        again |= _again(models[next(iter(some))], some, times)
+    moved = [metric.of(rows.to(logits[name].device)) - values[name] for name, rows in again.items()]
     found = torch.cat(moved).abs()
     noise = float(found[found.isfinite()].max()) if bool(found.isfinite().any()) else 0.0
     small = SMALL * float(logits["clean"].std()) if kind is not None and "clean" not in kind.needs else 0.0
@@ -99,16 +107,18 @@ def too_close(clean: float, corrupt: float, least: float | None) -> bool:
 
 def words(recipe: Mapping[str, Any], clean: float, corrupt: float) -> str:
     """The message for a pair that is too close, as one clause."""
-    metric, noise = recipe["metric"], recipe.get("noise")
-    if recipe["clean_ids"] == recipe["corrupt_ids"]:
+    metric, noise, names = recipe["metric"], recipe.get("noise"), run_names(recipe)
+    if "source" not in recipe and recipe["clean_ids"] == recipe["corrupt_ids"]:
         return f"clean and corrupt are the same prompt, {metric} {clean:.3g}"
-    said = f"clean and corrupt hardly differ: {metric} is {clean:.3g} and {corrupt:.3g}"
+    said = f"{names['clean']} and {names['corrupt']} hardly differ: {metric} is {clean:.3g} and {corrupt:.3g}"
     return said + (f", and re-batching or rounding alone moves it by up to {noise:.2g}" if noise else "")
 
 
 def warn_of(recipe: Mapping[str, Any], clean: float, corrupt: float) -> None:
     """Warn whoever patches such a pair."""
+    names = run_names(recipe)
     warn(
-        f"{words(recipe, clean, corrupt)}. There is nothing to explain on a scale from corrupt (0) to clean (1); "
-        "figures show the metric's own unit. Choose prompts on which the model differs"
+        f"{words(recipe, clean, corrupt)}. There is nothing to explain on a scale from {names['corrupt']} (0) to "
+        f"{names['clean']} (1); figures show the metric's own unit. Choose prompts on which "
+        + ("the models differ" if "source" in recipe else "the model differs")
     )

@@ -11,6 +11,8 @@ import numpy as np
 
 from labkit.patching import gap
 from labkit.patching.metrics import in_title
+from labkit.patching.pair_runs import ENDS
+from labkit.patching.source_model import run_names
 from labkit.results.figures import of_patching
 from labkit.results.file import save_arrays
 from labkit.results.recipe import code_of
@@ -123,7 +125,8 @@ class PatchGrid:
 
     def title(self) -> str:
         """What the grid shows, in one line."""
-        source, base = ("clean", "corrupt") if self.direction == "denoise" else ("corrupt", "clean")
+        names = run_names(self.recipe)
+        source, base = (names[name] for name in ENDS[self.direction])
         what = in_title(self.recipe["metric"], self.answer, self.foil)
         estimate = ", gradient estimate" if self.recipe.get("method") == "attribution" else ""
         where = "" if self.recipe.get("layer") is None else f" of layer {self.recipe['layer']}"
@@ -142,14 +145,15 @@ class PatchGrid:
             raise ValueError(f"a figure has two axes; this grid has {self.over}: use to_frame() and select one")
         normalized = not self.too_close if normalized is None else normalized
         unpatched = self.corrupt if self.direction == "denoise" else self.clean
+        clean, corrupt = run_names(self.recipe).values()
         return of_patching(
             self.normalized if normalized else self.values,
             self.over,
             (self.labels(self.over[0]), self.labels(self.over[1])),
             nothing=float(self.direction == "noise") if normalized else unpatched,
             least=1e-9 if normalized or not self.noise else 2 * self.noise,
-            title=self.title() + "<br>Clean and corrupt hardly differ" * self.too_close,
-            unit="0 = corrupt, 1 = clean" if normalized else (self.recipe.get("unit") or self.recipe["metric"]),
+            title=self.title() + f"<br>{clean.capitalize()} and {corrupt} hardly differ" * self.too_close,
+            unit=f"0 = {corrupt}, 1 = {clean}" if normalized else (self.recipe.get("unit") or self.recipe["metric"]),
         )
 
     def code(self) -> str:

@@ -1,5 +1,7 @@
 """The clean and the corrupt run of a pair, done once and shared by every grid over them.
 
+Where a source model is given, the clean run is its run of the prompt.
+
 A grid needs the residual stream of the patched run, one kind of activation of the other, and the gradient estimate of
 every cell. All three are kept here: a grid over another site, or in the other direction, reuses the runs, and one
 forward and one backward pass estimate all sites in `together`.
@@ -14,10 +16,11 @@ import torch
 
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.engine.readout import Readout, readout_of
-from labkit.engine.recorded_run import RecordedRun, Unsupported, record_together, recorded, several_alike
+from labkit.engine.recorded_run import RecordedRun, Unsupported, record, record_together, recorded, several_alike
 from labkit.patching.gap import Measured, measured
 from labkit.patching.gradients import estimates
 from labkit.patching.metrics import Metric
+from labkit.patching.source_model import alike
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
@@ -35,35 +38,48 @@ def engine_kind(site: str) -> str:
 
 
 class PairRuns:
-    """Two runs of one model on prompts of the same length, and what is kept of them.
+    """Two runs on prompts of the same length, of one model or of two, and what is kept of them.
 
     Args:
         lm: the model.
         clean, corrupt: token ids (1, seq), up to the position that the metric reads.
         together: kinds of site that are estimated in one pass, when the first is needed.
+        source: the model of the clean run, where that is another one.
 
     Attributes:
+        models: of each run.
         ids: `{"clean": (1, seq), "corrupt": (1, seq)}`.
         unsupported: why the model cannot be restarted midway; None if it can.
     """
 
     def __init__(
-        self, lm: LanguageModel, clean: torch.Tensor, corrupt: torch.Tensor, *, together: Sequence[str] = ()
+        self,
+        lm: LanguageModel,
+        clean: torch.Tensor,
+        corrupt: torch.Tensor,
+        *,
+        together: Sequence[str] = (),
+        source: LanguageModel | None = None,
     ) -> None:
         self.lm = lm
-        self.ids = {"clean": clean, "corrupt": corrupt}
+        self.models = {"clean": source or lm, "corrupt": lm}
+        self.one_model = self.models["clean"] is lm
+        self.ids = {"clean": clean.to(self.models["clean"].device), "corrupt": corrupt}
         self.together = tuple(dict.fromkeys(map(engine_kind, together)))
         self.unsupported: str | None = None
         self._bases: dict[str, RecordedRun] = {}
         self._readouts: dict[str, Readout] = {}
         self._logits: dict[str, torch.Tensor] = {}
         self._kept: dict[tuple[str, str], Activations] = {}
+        self._put_in: dict[tuple[str, str], Activations] = {}
         self._effects: dict[Hashable, dict[str, Activations]] = {}
         self._noise: dict[Hashable, Measured | None] = {}
 
     @property
     def first(self) -> int:
-        """The first position at which the prompts differ; the length if they do not. Nothing before it matters."""
+        """The first position at which the runs differ; the length if they do not. Nothing before it matters."""
+        if not self.one_model:
+            return 0
         differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
         return int(differ[0]) if len(differ) else self.ids["clean"].shape[1]
 
@@ -72,6 +88,17 @@ class PairRuns:
         if (name, kind) not in self._kept:
             self._run(kind)
         return self._kept[name, kind]
+
+    def put_in(self, direction: str, kind: str) -> Activations:
+        """What one run gets from the other: the source's activations, in the dtype and on the device of its own."""
+        source, base = ENDS[direction]
+        taken = self.activations(source, kind)
+        if self.one_model:
+            return taken
+        if (direction, kind) not in self._put_in:
+            own = self.activations(base, kind)
+            self._put_in[direction, kind] = {layer: alike(x, own[layer]) for layer, x in taken.items()}
+        return self._put_in[direction, kind]
 
     def base(self, name: str) -> RecordedRun:
         """The run and all that is needed to restart it anywhere.
@@ -89,7 +116,7 @@ class PairRuns:
         """Logits (vocab,) at the last position, float32."""
         if name not in self._logits:
             self._run(None)
-        return self._logits[name]
+        return self._logits[name] if self.one_model else self._logits[name].to(self.lm.device)
 
     def readout(self, name: str) -> Readout:
         """From the last residual stream of a run to logits. Raises `Unsupported` as `base` does."""
@@ -100,7 +127,7 @@ class PairRuns:
     def noise(self, metric: Metric) -> Measured | None:
         """How far rounding alone moves the metric on these runs; None if they are far apart (`patching.gap`)."""
         if metric.key not in self._noise:
-            self._noise[metric.key] = measured(self.lm, self.ids, {n: self.logits(n) for n in self.ids}, metric)
+            self._noise[metric.key] = measured(self.models, self.ids, {n: self.logits(n) for n in self.ids}, metric)
         return self._noise[metric.key]
 
     def effects(self, kind: str, *, direction: str, metric: Metric) -> Activations:
@@ -115,17 +142,35 @@ class PairRuns:
             source, base = ENDS[direction]
             wanted = self.together if kind in self.together else (kind,)
             taken = {k: self.activations(source, k) for k in wanted if k not in known}
-            known |= estimates(self.lm, self.ids[base], taken, metric=metric)
+            known |= estimates(self.models[base], self.ids[base], taken, metric=metric)
         return known[kind]
 
     def _run(self, kind: str | None) -> None:
         """Run both prompts for what is missing, with equal threads, so that equal tokens give equal numbers."""
-        with self.lm.busy():
-            self._run_both(kind)
-
-    def _run_both(self, kind: str | None) -> None:
         kinds = list(self.together) if kind is None or kind in self.together else [kind]
         kinds = [k for k in kinds if ("clean", k) not in self._kept]
+        if not self.one_model:  # each has a lock of its own, and is never held while the other is waited for
+            for name in self.ids:
+                self._run_one(name, kinds)
+            return
+        with self.lm.busy():
+            self._run_both(kinds)
+
+    def _run_one(self, name: str, kinds: list[str]) -> None:
+        """Run one model's prompt for what is missing."""
+        lm, ids = self.models[name], self.ids[name]
+        try:
+            if self.unsupported is not None or name in self._bases:
+                raise Unsupported(self.unsupported)
+            self._bases[name], kept = record(lm, ids, sites=kinds)
+            self._logits[name] = self._bases[name].logits
+        except Unsupported as why:
+            if name not in self._bases:
+                self.unsupported = str(why)
+            ((self._logits[name], kept),) = recorded(lm, ids, sites=kinds)
+        self._kept |= {(name, k): layers for k, layers in kept.items()}
+
+    def _run_both(self, kinds: list[str]) -> None:
         # the same prompt twice is one run: two rows of a batch may differ in how they are rounded
         same = torch.equal(self.ids["clean"], self.ids["corrupt"])
         ids = self.ids["clean"] if same else torch.cat([self.ids["clean"], self.ids["corrupt"]])

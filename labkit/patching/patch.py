@@ -50,8 +50,8 @@ def patch(lm: LanguageModel, spec: PatchSpec) -> PatchGrid:
         lm: the model.
         clean, corrupt, answer, foil, metric, at, progress: as `PairSpec` has them: the two prompts, the tokens they
             call for, the metric, and where it is read.
-        site, method, direction, over, layers, heads, neurons, positions: as `PatchSpec` has them: what is patched, how,
-            and over which axes.
+        site, method, direction, over, layers, heads, neurons, positions, source: as `PatchSpec` has them: what is
+            patched, how, over which axes, and from which model.
 
     Returns:
         A `PatchGrid`; after an interrupt, cells not computed are NaN. Warns if clean and corrupt hardly differ.
@@ -87,15 +87,20 @@ class PatchJob:
         spec: PatchSpec = asked[0] if asked and isinstance(asked[0], PatchSpec) else PatchSpec(*asked, **how)
         self.lm, self.spec, self.method, self.direction = lm, spec, spec.method, spec.direction
         self.site = checked(lm, spec.site).kind
+        if spec.source is not None:
+            checked(spec.source, spec.site)
         if self.site not in PATCHED:
             raise ValueError(f"{self.site} cannot be patched as a grid; use one of {', '.join(PATCHED)}")
         self.pair = pair = spec.prepared(lm)
         self.at, self.answer, self.foil = pair.length - 1, pair.answer, pair.foil
         if runs is not None and not (
-            runs.lm is lm and all(torch.equal(runs.ids[name], ids) for name, ids in pair.ids.items())
+            runs.lm is lm
+            and runs.models["clean"] is (spec.source or lm)
+            and all(torch.equal(runs.ids[name].to(ids.device), ids) for name, ids in pair.ids.items())
         ):
             raise ValueError("`runs` belongs to another model or to other prompts; leave it out")
-        self.runs = runs or PairRuns(lm, pair.ids["clean"], pair.ids["corrupt"])
+        self.runs = runs or PairRuns(lm, pair.ids["clean"], pair.ids["corrupt"], source=spec.source)
+        self.base = self.runs.models[ENDS[spec.direction][1]]  # the model that is patched
         if pair.kind is not None and not pair.kind.has_gradient and spec.method == "attribution":
             raise ValueError(f"{pair.kind.label} has no gradient, so it cannot be estimated; use method='exact'")
         axes = axes_of(
@@ -182,7 +187,7 @@ class PatchJob:
             return
         yield self.done
         if self._plan is None:  # once: cells that go up together always do, so that each gets the same last digit
-            self._plan = self._chunks(tokens_at_once(self.lm))
+            self._plan = self._chunks(tokens_at_once(self.base))
         flat = self.grid.values.reshape(-1)
         if self._taken is not None:
             flat[:] = np.where(np.isnan(flat), self._taken.reshape(-1), flat)
@@ -197,9 +202,8 @@ class PatchJob:
         """The metric on the two unpatched runs, and the cells that need no run."""
         if self._metric is not None:
             return
-        source, base = ENDS[self.direction]
-        kind = engine_kind(self.site)
-        activations, own = self.runs.activations(source, kind), self.runs.activations(base, kind)
+        base, kind = ENDS[self.direction][1], engine_kind(self.site)
+        activations, own = self.runs.put_in(self.direction, kind), self.runs.activations(base, kind)
         metric = self.pair.metric(self.runs.logits("clean"))
         self.grid.clean, self.grid.corrupt = (
             float(metric.of(self.runs.logits(name)[None])[0]) for name in ("clean", "corrupt")
@@ -245,9 +249,8 @@ class PatchJob:
 
     def lane(self) -> Lane:
         """The run that this job patches into, for the engine. Raises `Unsupported` if it cannot be restarted."""
-        source, base = ENDS[self.direction]
-        activations = self.runs.activations(source, engine_kind(self.site))
-        return Lane(self.runs.base(base), activations, self.runs.first)
+        base = self.runs.base(ENDS[self.direction][1])
+        return Lane(base, self.runs.put_in(self.direction, engine_kind(self.site)), self.runs.first)
 
     def waiting(self) -> list[int]:
         """The numbers of the cells that have no value yet."""
@@ -305,25 +308,29 @@ class PatchJob:
         """The metric (rows,), float32, of last residual streams (rows, d_model)."""
         assert self._metric is not None
         metric, readout = self._metric, self.runs.readout(ENDS[self.direction][1])
-        rows = max(1, (64 << 20) // (4 * self.lm.n_vocab))  # logits of at most 64 MB at once
-        with self.lm.busy():
-            return torch.cat([metric(readout(part, metric.columns)) for part in x.split(rows)]).cpu().numpy()
+        rows = max(1, (64 << 20) // (4 * self.base.n_vocab))  # logits of at most 64 MB at once
+        with self.base.busy():
+            logits = (self._at_home(readout(part, metric.columns)) for part in x.split(rows))
+            return torch.cat([metric(some) for some in logits]).cpu().numpy()
+
+    def _at_home(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits where the clean run's are, which a metric may compare them with."""
+        return logits if self.runs.one_model else logits.to(self.lm.device)
 
     def _whole(self, cell: Cell) -> float:
         """One cell by the naive path: a full forward pass of the base run with the source's activation written."""
         if self._stop.is_set():
             raise Cancelled
         assert self._metric is not None
-        source, base = ENDS[self.direction]
         kind = engine_kind(self.site)
-        taken = {(kind, cell.layer): put_whole(self.runs.activations(source, kind)[cell.layer], kind, cell)}
-        with self.lm.busy(), hooked(self.lm, set(), taken):
-            logits = measured_logits(self.lm, self.runs.ids[base], self._metric.columns)
-        return float(self._metric(logits)[0])
+        taken = {(kind, cell.layer): put_whole(self.runs.put_in(self.direction, kind)[cell.layer], kind, cell)}
+        with self.base.busy(), hooked(self.base, set(), taken):
+            logits = measured_logits(self.base, self.runs.ids[ENDS[self.direction][1]], self._metric.columns)
+        return float(self._metric(self._at_home(logits))[0])
 
     def _check_engine(self) -> None:
         """On the first grid of a site in this model, check a few cells against the naive path."""
-        if self.site in CHECKED[self.lm]:
+        if self.site in CHECKED[self.base]:
             return
         waiting = np.isnan(self.grid.values.reshape(-1)).nonzero()[0]
         if not len(waiting):
@@ -331,11 +338,11 @@ class PatchJob:
         some = [self.cells[i] for i in waiting[[0, len(waiting) // 2]]]
         fast, whole = self._values(some), np.array([self._whole(cell) for cell in some])
         scale = max(1.0, abs(self.grid.clean), abs(self.grid.corrupt))
-        tolerance = scale * (1e-3 if self.lm.dtype == torch.float32 else 0.1)
+        tolerance = scale * (1e-3 if self.base.dtype == torch.float32 else 0.1)
         if not np.all(np.abs(fast - whole) <= tolerance):
             self._fall_back(f"fast patching gave {fast.tolist()} where whole runs gave {whole.tolist()}")
         else:
-            CHECKED[self.lm].add(self.site)
+            CHECKED[self.base].add(self.site)
 
     def _fall_back(self, why: str) -> None:
         self.engine, self._wavefront = "whole runs", None

@@ -206,7 +206,9 @@ class _Paths:
         self.grid.clean, self.grid.corrupt = (
             float(self.metric.of(logits[name][None])[0]) for name in ("clean", "corrupt")
         )
-        self.grid.measured_in(self.metric.unit, measured(self.lm, self.ids, logits, self.metric))
+        self.grid.measured_in(
+            self.metric.unit, measured(dict.fromkeys(self.ids, self.lm), self.ids, logits, self.metric)
+        )
 
     def _check(self, senders: list[Site], values: np.ndarray) -> None:
         """On the first paths of a kind in this model, check the two strongest against full forward passes."""

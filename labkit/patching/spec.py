@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from labkit.patching.metrics import Metric, MetricFunction, MetricKind, code_of_own, metric_of
-from labkit.results.recipe import recipe_of, usual_metric
+from labkit.patching.source_model import check_source
+from labkit.results.recipe import made_with, recipe_of, usual_metric
 from labkit.text.encode import single_token
 from labkit.text.pair import Pair, align
 from labkit.text.types import Prompt
@@ -90,8 +91,11 @@ class PatchSpec(PairSpec):
             `("layer", "neuron")` for `mlp_act`; and with one layer in `layers`, `("head", "position")` or
             `("neuron", "position")`.
         layers, heads, neurons, positions: only these.
+        source: another model of the same architecture, such as this one in other bits. Its run of the prompt takes the
+            place of the clean run and this model's own run that of the corrupt one; `corrupt` is left out.
     """
 
+    corrupt: Prompt = field(default=None, kw_only=False)  # type: ignore[assignment]
     site: str = "resid_pre"
     method: str = "exact"
     direction: str = "denoise"
@@ -100,6 +104,7 @@ class PatchSpec(PairSpec):
     heads: Sequence[int] | None = None
     neurons: Sequence[int] | None = None
     positions: Sequence[int] | None = None
+    source: LanguageModel | None = None
 
     @property
     def layer(self) -> int | None:
@@ -111,6 +116,30 @@ class PatchSpec(PairSpec):
             raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {self.direction!r}")
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        if self.corrupt is None and self.source is None:
+            raise ValueError("patching compares two runs: give a corrupt prompt, or another model as source=")
+        if self.corrupt is None:
+            object.__setattr__(self, "corrupt", self.clean)
+        elif self.source is not None and self.corrupt is not self.clean:
+            raise ValueError("with source= the two models run the same prompt; leave corrupt out")
+
+    def prepared(self, lm: LanguageModel) -> PreparedPair:
+        if self.source is None:
+            return super().prepared(lm)
+        check_source(lm, self.source, self.clean)
+        if self.site == "head_out":
+            raise ValueError(
+                "each model makes head_out with its own output projection, so it cannot be put into another by head; "
+                "use z, or attn_out"
+            )
+        prepared = super().prepared(lm)
+        needs = () if prepared.kind is None else prepared.kind.needs
+        if "clean" in needs and lm.n_vocab != self.source.n_vocab:
+            raise ValueError(
+                f"{self.metric} compares whole distributions, but the models have {lm.n_vocab} and "
+                f"{self.source.n_vocab} tokens; use logit_diff or logprob"
+            )
+        return prepared
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +182,8 @@ class PreparedPair:
         at = -1 if self.length == self.pair.clean.shape[1] else self.length - 1
         if (code := code_of_own(name)) and not callable(asked):
             more["metric_code"] = code
+        if (source := getattr(self.spec, "source", None)) is not None:
+            more["source"] = made_with(source)
         return recipe_of(
             self.lm, self.pair, self.spec.clean, self.spec.corrupt, answer=self.answer, foil=self.foil, metric=name,
             own_metric=callable(asked), at=at, **more,

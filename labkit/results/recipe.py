@@ -78,9 +78,14 @@ def code_of(recipe: dict[str, Any], call: str, own: dict[str, Any], *, usual: di
     by_id = recipe.get("said_by_id", ())  # those whose text would be taken as other tokens
     words = {name: recipe[f"{name}_id" if name in by_id else name] for name in ("answer", "foil")}
     asked = {name: recipe[name] for name in ("clean", "corrupt")}
+    before = f"{recipe['load']}{recipe.get('metric_code', '')}"
+    if "source" in recipe:  # another model's run of the same prompt
+        before = recipe["load"] + recipe["source"]["load"].split("\n\n")[-1].replace("lm = ", "source = ", 1)
+        before += recipe.get("metric_code", "")
+        asked = {"clean": recipe["clean"], "source": Name("source")}
     asked |= {name: word for name, word in words.items() if word is not None}
     how = measured_by(recipe) | changed(usual, recipe)
-    return as_code(f"{recipe['load']}{recipe.get('metric_code', '')}", call, LM, **asked, **own, **how)
+    return as_code(before, call, LM, **asked, **own, **how)
 
 
 def measured_by(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -98,6 +98,11 @@ class ControlsJob:
     def __init__(self, lm: LanguageModel, *asked: Any, **how: Any) -> None:
         spec: ControlsSpec = asked[0] if asked and isinstance(asked[0], ControlsSpec) else ControlsSpec(*asked, **how)
         grid = spec.grid
+        if spec.source is not None or (grid is not None and "source" in grid.recipe):
+            raise ValueError(
+                "the controls are for a grid between two prompts; between two models, compare it with the grid in the "
+                "other direction, and see `grid.noise`"
+            )
         at = spec.at if grid is None else grid.recipe["at"]
         self.spec = PatchSpec(**{**given(spec, PatchSpec), "at": at})
         if grid is not None:

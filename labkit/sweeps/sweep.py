@@ -39,11 +39,11 @@ needs none."""
 
 
 NUMBERS = ("layers", "heads", "neurons", "positions")
-USUAL = {one.name: one.default for one in fields(PatchSpec) if one.name not in (*PAIR, "progress")}
+USUAL = {one.name: one.default for one in fields(PatchSpec) if one.name not in (*PAIR, "source", "progress")}
 """What all pairs of a sweep share, with its defaults."""
 
 
-@spelled(PatchSpec, but=PAIR)
+@spelled(PatchSpec, but=(*PAIR, "source"))
 def sweep(
     lm: ModelSource,
     pairs: Pairs,
