@@ -18,6 +18,7 @@ from labkit.generation.generate import Generation, generate
 from labkit.generation.tree import Tree, tree
 from labkit.models.handle import Model
 from labkit.models.load import loaded, wrapped
+from labkit.models.quantisation import Packing
 from labkit.steering import SteeringVector, steer
 from labkit.text.types import Prompt, Prompts
 
@@ -33,6 +34,9 @@ def load(
     revision: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    keep: Sequence[str] = (),
+    quant_type: str = "nf4",
+    double_quant: bool = True,
     trust_remote_code: bool = False,
     progress: bool = True,
 ) -> LanguageModel:
@@ -48,12 +52,16 @@ def load(
             CPU and the disk; by default the best there is.
         dtype: what to compute in, such as `"float32"`; the default is that of `compute_dtype`. With 4 and 8 bits,
             embeddings stay in 16 bits regardless.
+        keep: matrices that stay in 16 bits where the others get 4 or 8: `"o_proj.23"` for one layer's, `"mlp.0"` for
+            all in a part of it, `"down_proj"` for that of every layer.
+        quant_type: in 4 bits, `"nf4"` or `"fp4"`.
+        double_quant: in 4 bits, quantise the scales of the blocks, too.
         trust_remote_code: run Python code that comes with the model. Read that code first.
         progress: show progress bars.
 
     Raises:
         LoadError: one of `labkit.models.errors`, with what to do.
-        ValueError: unknown bits or dtype, or bits that contradict the checkpoint.
+        ValueError: unknown bits or dtype, bits that contradict the checkpoint, or nothing that is called as in `keep`.
     """
     return loaded(
         LanguageModel,
@@ -62,6 +70,7 @@ def load(
         revision=revision,
         device=device,
         dtype=dtype,
+        packing=Packing(quant_type, double_quant, (keep,) if isinstance(keep, str) else tuple(keep)),
         trust_remote_code=trust_remote_code,
         progress=progress,
     )

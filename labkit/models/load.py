@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +24,7 @@ from labkit.models.hub_errors import explained
 from labkit.models.memory import available, empty_model, in_words, predict
 from labkit.models.packed_experts import register
 from labkit.models.processors import shared
-from labkit.models.quantisation import has_experts, quantisation_config
+from labkit.models.quantisation import USUAL, Packing, has_experts, quantisation_config
 from labkit.models.quiet import quiet
 from labkit.models.sources import default_model as packaged
 from labkit.models.sources import kinds as sources
@@ -31,6 +32,7 @@ from labkit.models.sources import stored, text_part
 from labkit.models.sources.read import Plan, read
 from labkit.models.sources.tensors import adapter_alone, check_folder, check_tokenizer
 from labkit.models.unwrapped import adapters_of, unwrapped
+from labkit.text.as_code import changed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,15 +51,19 @@ def loaded(
     revision: str | None,
     device: str | torch.device | None,
     dtype: torch.dtype | str | None,
+    packing: Packing,
     trust_remote_code: bool,
     progress: bool,
 ) -> M:
     """A model of this kind, read from its source; see `labkit.load`."""
     if bits is not None and bits not in BITS:
         raise ValueError(f"bits must be 4, 8, 16 or 32; got {bits!r}")
+    _check_packing(packing, bits or 4)
     asked = _dtype(dtype)
     where, spread = _device(device)
-    folder, label, pinned, ours = sources.find(None if name is None else str(name), bits=bits or 4, progress=progress)
+    # what is kept in NF4 was packed in the usual way; another way starts from the numbers before
+    kept_bits = (bits or 4) if packing == USUAL else 16
+    folder, label, pinned, ours = sources.find(None if name is None else str(name), bits=kept_bits, progress=progress)
     source = str(folder or name)
     with explained(label), quiet(progress=progress), torch.inference_mode(False):
         if folder is not None and not ours:
@@ -66,6 +72,11 @@ def loaded(
         config = text_part.config_of(whole, label) or whole
         form = stored.of(whole)
         bits = stored.bits_to_load(form, bits, label)
+        if form is not None and form.way != "expanded" and packing != USUAL:
+            raise ValueError(
+                f"{label} is already quantised ({form.name}); keep, quant_type and double_quant need the weights from "
+                "before that"
+            )
         dtype = asked or compute_dtype(where.type, bits)
         if form is not None and form.way == "package":
             stored.check_package(form, label, device=where, dtype=dtype)
@@ -75,14 +86,15 @@ def loaded(
         skeleton = empty_model(config, trust_remote_code=trust_remote_code)
         choices = BITS if form is None else form.choices
         _check_fits(
-            label, skeleton, bits=bits, dtype=dtype, device=where, spread=spread, choices=choices, disk=not lazily
-        )
+            label, skeleton, bits=bits, dtype=dtype, device=where, spread=spread, choices=choices, disk=not lazily,
+            packing=packing,
+        )  # fmt: skip
         tokenizer = _tokenizer(source, label, revision=revision, trust_remote_code=trust_remote_code)
         settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if bits == 4 and has_experts(skeleton):
             settings["experts_implementation"] = "eager"  # one expert after another, one at a time dequantised
         if (form is None or form.way == "expanded") and bits < 16:
-            settings["quantization_config"] = quantisation_config(bits, dtype, skeleton)
+            settings["quantization_config"] = quantisation_config(bits, dtype, skeleton, packing)
         plan = Plan(
             source=source,
             label=label,
@@ -92,6 +104,7 @@ def loaded(
             stored=form,
             is_part=config is not whole,
             ours=ours,
+            packing=packing,
             bits=bits,
             dtype=dtype,
             devices={"device_map": "auto", **_spread_over(bits)} if spread else {"device_map": {"": where}},
@@ -101,7 +114,7 @@ def loaded(
         if form is not None and stored.of(hf.config) is None:  # transformers has dequantised it
             bits = bits if form.way == "expanded" else torch.finfo(dtype).bits
     commit = pinned or getattr(whole, "_commit_hash", None) or _commit(source, revision) or revision
-    code = _load_code(label, bits=bits, dtype=asked, revision=commit)
+    code = _load_code(label, bits=bits, dtype=asked, packing=packing, revision=commit)
     return kind(hf, tokenizer, name=label, revision=commit, bits=bits, load_code=code)
 
 
@@ -120,12 +133,23 @@ def wrapped(kind: type[M], hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     return kind(hf, tokenizer, name=name, revision=revision, bits=bits, load_code=code)
 
 
-def _load_code(name: str, *, bits: int, dtype: torch.dtype | None, revision: str | None) -> str:
+def _check_packing(packing: Packing, bits: int) -> None:
+    if packing.keep and bits > 8:
+        raise ValueError(f"keep= leaves matrices unquantised; with bits={bits} none is quantised, so leave it out")
+    if bits != 4 and replace(packing, keep=()) != USUAL:
+        raise ValueError(f"quant_type and double_quant are for bits=4; got bits={bits}")
+
+
+def _load_code(
+    name: str, *, bits: int, dtype: torch.dtype | None, revision: str | None, packing: Packing = USUAL
+) -> str:
     """The Python that loads a model again."""
     told = [] if name == packaged.NAME else [repr(name)]
     told.append(f"bits={bits}")
     if dtype is not None:
         told.append(f"dtype={str(dtype).removeprefix('torch.')!r}")
+    how = changed(vars(USUAL), vars(packing))
+    told += [f"{setting}={list(value) if setting == 'keep' else value!r}" for setting, value in how.items()]
     if revision and name != packaged.NAME:
         told.append(f"revision={revision!r}")
     return f"lm = lk.load({', '.join(told)})"
@@ -233,6 +257,7 @@ def _check_fits(
     spread: bool,
     choices: tuple[int, ...] = BITS,
     disk: bool = True,
+    packing: Packing = USUAL,
 ) -> None:
     """Compare the size of the weights with the free memory, before any is read.
 
@@ -242,8 +267,9 @@ def _check_fits(
         bits, dtype, device, spread: how and where it is to be loaded.
         choices: the numbers of bits that it can be loaded in, for the advice.
         disk: whether the rest can go to disk.
+        packing: of 4-bit weights.
     """
-    need = predict(skeleton, bits=bits, dtype=dtype)
+    need = predict(skeleton, bits=bits, dtype=dtype, packing=packing)
     have = available(device)
     if device.type != "cuda" and need > 0.95 * have and fast.kept_unpacked():
         fast.give_back()  # kept for speed alone

@@ -11,7 +11,7 @@ from torch import nn
 from labkit.models.anatomy import Anatomy
 from labkit.models.container import memory_left, memory_limit
 from labkit.models.packed_experts import fused
-from labkit.models.quantisation import kept_layers
+from labkit.models.quantisation import USUAL, Packing, kept_by, kept_layers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes per weight in NF4 with double quantisation: half a byte, an 8-bit scale for 64 weights, and a float32 for 256
 of those scales (Dettmers et al. 2023, section 3)."""
+
+SINGLE_BYTES = 0.5 + 4 / 64
+"""The same without double quantisation: a float32 scale for 64 weights."""
 
 
 def in_words(size: float) -> str:
@@ -120,12 +123,14 @@ def empty_model(config: Any, *, trust_remote_code: bool = False) -> PreTrainedMo
     return hf
 
 
-def predict(skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype) -> int:
+def predict(skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype, packing: Packing = USUAL) -> int:
     """Bytes of weights that a model will take, from one without weights (`empty_model`)."""
     size = torch.finfo(dtype).bits / 8
     head = skeleton.get_output_embeddings()
     table = min(size, 2) if bits < 16 else size  # bytes per weight of an embedding
-    kept = {skeleton.get_submodule(name) for name in kept_layers(skeleton)} | {head}
+    left = [*kept_layers(skeleton), *kept_by(skeleton, packing.keep)]
+    kept = {skeleton.get_submodule(name) for name in left} | {head}
+    four = NF4_BYTES if packing.double_quant else SINGLE_BYTES
     experts = {id(getattr(module, name)) for module, name, _ in fused(skeleton)}
     total, seen = 0.0, set()
     for module in skeleton.modules():
@@ -136,7 +141,7 @@ def predict(skeleton: PreTrainedModel, *, bits: int, dtype: torch.dtype) -> int:
             seen.add(id(parameter))
             each = table if isinstance(module, nn.Embedding) or module is head else size
             if linear and parameter.ndim == 2:
-                each = {4: NF4_BYTES, 8: 1 + 4 / parameter.shape[-1]}.get(bits, size)
+                each = {4: four, 8: 1 + 4 / parameter.shape[-1]}.get(bits, size)
             elif bits == 4 and id(parameter) in experts:
                 each = NF4_BYTES
             total += parameter.numel() * each

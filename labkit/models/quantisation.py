@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,28 +19,61 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _READS = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device))")
+_IN_A_BLOCK = re.compile(r"(?:.*?\.)?(?:\w+)\.(?P<layer>\d+)\.(?P<name>.+)$")
 _ROUTER = re.compile(r"Router|Gate$|Gating$")
 
 
-def quantisation_config(bits: int, dtype: torch.dtype, skeleton: PreTrainedModel) -> Any:
+@dataclass(frozen=True)
+class Packing:
+    """How 4-bit weights are packed, and which weights are not.
+
+    Attributes:
+        quant_type: `nf4`, quantiles of a normal distribution, or `fp4`, a 4-bit float (Dettmers et al. 2023).
+        double_quant: quantise the scales of the blocks, too, which saves 0.4 bits per weight.
+        keep: the matrices that stay in 16 bits, as `kept_by` takes them.
+    """
+
+    quant_type: str = "nf4"
+    double_quant: bool = True
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.quant_type not in QUANT_TYPES:
+            raise ValueError(f"quant_type must be one of {', '.join(QUANT_TYPES)}; got {self.quant_type!r}")
+
+
+QUANT_TYPES = ("nf4", "fp4")
+USUAL = Packing()
+
+
+def quantisation_config(bits: int, dtype: torch.dtype, skeleton: PreTrainedModel, packing: Packing = USUAL) -> Any:
     """The configuration that makes transformers quantise a model as it reads it.
 
     Args:
-        bits: 4 (NF4 with double quantisation, the experts of a mixture too) or 8 (LLM.int8).
+        bits: 4 (the experts of a mixture too) or 8 (LLM.int8).
         dtype: what to compute in.
         skeleton: the model without weights.
+        packing: how, in 4 bits, and what is left out.
+
+    Raises:
+        ValueError: the experts of a mixture, which are packed in one way only, or a name that matches nothing.
     """
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    kept = kept_layers(skeleton)
+    if has_experts(skeleton) and replace(packing, keep=()) != USUAL:
+        raise ValueError(
+            "the experts of a mixture are packed in NF4 with double quantisation only; leave quant_type and "
+            "double_quant out"
+        )
+    kept = [*kept_layers(skeleton), *kept_by(skeleton, packing.keep)]
     settings: dict[str, Any] = {"llm_int8_skip_modules": [*get_keys_to_not_convert(skeleton), *kept] if kept else None}
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, **settings)
     return (register() if has_experts(skeleton) else BitsAndBytesConfig)(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=packing.quant_type,
+        bnb_4bit_use_double_quant=packing.double_quant,
         bnb_4bit_compute_dtype=dtype,
         **settings,
     )
@@ -64,6 +99,46 @@ def kept_layers(skeleton: nn.Module) -> list[str]:
             if _ROUTER.search(kind.__name__) or name in _read_by(kind) or name.endswith("weight"):
                 kept.append(f"{parent_name}.{name}" if parent_name else name)
     return kept
+
+
+def matrices(skeleton: nn.Module) -> dict[str, tuple[str, int]]:
+    """The linear layers of the blocks by their full names: the name within the block, and the layer's number."""
+    found = {}
+    for full, module in skeleton.named_modules():
+        if (at := _IN_A_BLOCK.match(full)) and isinstance(module, nn.Linear):
+            found[full] = at["name"], int(at["layer"])
+    return found
+
+
+def kept_by(skeleton: nn.Module, names: Sequence[str]) -> list[str]:
+    """The full names of the linear layers that are meant by names such as `o_proj.23`, `mlp.0` or `down_proj`.
+
+    Args:
+        skeleton: the model, with or without weights.
+        names: a part of a block by its name, or a part of that name, with or without a layer's number.
+
+    Raises:
+        ValueError: a name that matches no linear layer; the message lists those that there are.
+    """
+    known, chosen = matrices(skeleton), []
+    for asked in names:
+        name, _, number = str(asked).rpartition(".")
+        if not number.isdigit():
+            name, number = str(asked), ""
+        found = [
+            full
+            for full, (own, layer) in known.items()
+            if f".{name}." in f".{own}." and (not number or layer == int(number))
+        ]
+        if not found:
+            layers = max((layer for _, layer in known.values()), default=-1) + 1
+            owns = ", ".join(dict.fromkeys(own for own, _ in known.values()))
+            raise ValueError(
+                f"keep={asked!r} matches no linear layer; there are {owns}, in layers 0 to {layers - 1}. Write "
+                "'o_proj.23' for one layer's, 'mlp.0' for all in a part of it, 'down_proj' for that of every layer"
+            )
+        chosen += [full for full in found if full not in chosen]
+    return chosen
 
 
 @cache

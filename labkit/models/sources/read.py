@@ -16,7 +16,7 @@ import torch
 
 from labkit.models.cache import entry
 from labkit.models.errors import CacheUnusable, LoadError
-from labkit.models.quantisation import finish, has_experts, quantisation_config, stored_dtype
+from labkit.models.quantisation import USUAL, Packing, finish, has_experts, quantisation_config, stored_dtype
 from labkit.models.sources import text_part, whole
 from labkit.models.sources.default_model import FORMAT, SHARD
 from labkit.models.sources.expand import expanded
@@ -40,6 +40,7 @@ class Plan:
         stored: how the checkpoint is stored; None for plain numbers.
         is_part: it is the text part of a larger one.
         ours: it is an entry of labkit's cache, whole by its manifest.
+        packing: of 4-bit weights.
         bits, dtype: to load in, and to compute in.
         devices: where to put it, as arguments of `from_pretrained`.
         settings: further arguments of `from_pretrained`.
@@ -53,6 +54,7 @@ class Plan:
     stored: Stored | None
     is_part: bool
     ours: bool
+    packing: Packing
     bits: int
     dtype: torch.dtype
     devices: Mapping[str, Any]
@@ -70,7 +72,9 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         LoadError: the checkpoint is not whole, or not read right.
     """
     dtype = plan.dtype
-    cached = plan.way == "expanded" and plan.bits == 4 and not hasattr(plan.config, "auto_map")
+    cached = (
+        plan.way == "expanded" and plan.bits == 4 and plan.packing == USUAL and not hasattr(plan.config, "auto_map")
+    )
     if cached:
         plan = _in_sixteen_bits(plan)
     files = [] if plan.ours else _files(plan)
