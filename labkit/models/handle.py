@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property
 from inspect import signature
@@ -45,6 +45,7 @@ class Model:
         name: what it was loaded from (hub id, folder, file, or the default model's name).
         revision: the commit or pinned version it came from, or None.
         bits: 4, 8, 16 or 32.
+        stored_as: the format of a checkpoint that was quantised already, such as `Q4_1` or `FP8`; else None.
         lock: held by whoever runs the model; one job per model at a time.
         fast: speeds up its layers while labkit runs it.
     """
@@ -58,12 +59,14 @@ class Model:
         revision: str | None = None,
         bits: int = 32,
         load_code: str | None = None,
+        stored_as: str | None = None,
     ) -> None:
         self.hf = hf
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
         self.bits = bits
+        self.stored_as = stored_as
         self.load_code = load_code or f"lm = lk.load({name!r}, bits={bits})"
         self.lock = threading.RLock()
         self.fast = FastLayers()
@@ -203,18 +206,19 @@ class Model:
     # -- running -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def busy(self, *, gradients: bool = False) -> Iterator[None]:
+    def busy(self, *, gradients: bool = False, plain: bool = False) -> Iterator[None]:
         """Exclusive use of the model, in eval mode, uncompiled and on the free processors, while a block runs.
 
-        Layers run in their fast form, without gradients unless requested. The modes of the model and of PyTorch
-        (`torch.inference_mode`) are restored afterwards.
+        Layers run in their fast form (`plain`: as transformers runs them), without gradients unless requested. The
+        modes of the model and of PyTorch (`torch.inference_mode`) are restored afterwards.
 
         Raises:
             RuntimeError: gradients reach tensors made under `torch.inference_mode()`, which can have none.
         """
         with (
             self.lock, shared(), uncompiled(), torch.inference_mode(False),
-            self.fast.used(self.hf, self.dtype, self.name), torch.set_grad_enabled(gradients),
+            nullcontext() if plain else self.fast.used(self.hf, self.dtype, self.name),
+            torch.set_grad_enabled(gradients),
         ):  # fmt: skip
             training = [module for module in self._modules if module.training]
             try:

@@ -58,12 +58,13 @@ def loaded(
     """A model of this kind, read from its source; see `labkit.load`."""
     if bits is not None and bits not in BITS:
         raise ValueError(f"bits must be 4, 8, 16 or 32; got {bits!r}")
-    _check_packing(packing, bits or 4)
+    check_packing(packing, bits or 4)
     asked = _dtype(dtype)
     where, spread = _device(device)
     # what is kept in NF4 was packed in the usual way; another way starts from the numbers before
     kept_bits = (bits or 4) if packing == USUAL else 16
-    folder, label, pinned, ours = sources.find(None if name is None else str(name), bits=kept_bits, progress=progress)
+    found = sources.find(None if name is None else str(name), bits=kept_bits, progress=progress)
+    folder, label, pinned, ours, stored_as = found
     source = str(folder or name)
     with explained(label), quiet(progress=progress), torch.inference_mode(False):
         if folder is not None and not ours:
@@ -115,7 +116,8 @@ def loaded(
             bits = bits if form.way == "expanded" else torch.finfo(dtype).bits
     commit = pinned or getattr(whole, "_commit_hash", None) or _commit(source, revision) or revision
     code = _load_code(label, bits=bits, dtype=asked, packing=packing, revision=commit)
-    return kind(hf, tokenizer, name=label, revision=commit, bits=bits, load_code=code)
+    stored_as = stored_as or (form.name if form else None)
+    return kind(hf, tokenizer, name=label, revision=commit, bits=bits, load_code=code, stored_as=stored_as)
 
 
 def wrapped(kind: type[M], hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> M:
@@ -130,10 +132,17 @@ def wrapped(kind: type[M], hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         name = f"{name} + {', '.join(adapters)}"  # another model than the one of that name alone
     revision = getattr(hf.config, "_commit_hash", None)
     code = _load_code(name, bits=bits, dtype=None, revision=revision)
-    return kind(hf, tokenizer, name=name, revision=revision, bits=bits, load_code=code)
+    return kind(
+        hf, tokenizer, name=name, revision=revision, bits=bits, load_code=code, stored_as=form.name if form else None
+    )
 
 
-def _check_packing(packing: Packing, bits: int) -> None:
+def check_packing(packing: Packing, bits: int) -> None:
+    """Can weights of so many bits be packed in this way?
+
+    Raises:
+        ValueError: nothing is packed, or not in 4 bits.
+    """
     if packing.keep and bits > 8:
         raise ValueError(f"keep= leaves matrices unquantised; with bits={bits} none is quantised, so leave it out")
     if bits != 4 and replace(packing, keep=()) != USUAL:

@@ -146,7 +146,7 @@ def named(
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """A matrix of one layer by the end of its name; see `Model.weight`. `where` is what errors call the layer."""
-    matrices = _matrices(block, adapted)
+    matrices = matrices_of(block, adapted)
     found = [full for full in matrices if full == name or full.endswith(f".{name}")]
     if len(found) > 1:
         raise ValueError(f"{where} has several weights named {name!r}: {', '.join(found)}. Give one of these")
@@ -170,7 +170,7 @@ def named(
         return (matrix.dense() if isinstance(matrix, PackedExperts) else matrix.detach()).to(dtype).clone()
 
 
-def _matrices(block: nn.Module, adapted: Collection[nn.Module]) -> dict[str, tuple[nn.Module, str]]:
+def matrices_of(block: nn.Module, adapted: Collection[nn.Module]) -> dict[str, tuple[nn.Module, str]]:
     """A layer's matrices by name: a linear layer or packed experts, or a module and its stack of experts' name."""
     found: dict[str, tuple[nn.Module, str]] = {}
     hidden = {part for module in adapted for part in module.modules()} - set(adapted)

@@ -74,6 +74,15 @@ def readers(files: list[Path]) -> list[Any]:
     return found
 
 
+def format_of(path: Path) -> str | None:
+    """The format of most weights of a GGUF file (or of one of its parts), such as `Q4_K`; None for plain numbers."""
+    sizes: dict[str, int] = {}
+    for tensor in _reader(path).tensors:
+        sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_bytes)
+    name = max(sizes, key=lambda kind: sizes[kind], default="F32")
+    return None if name in ("F64", "F32", "F16", "BF16") else name
+
+
 def _reader(file: Path) -> Any:
     from gguf import GGUFReader
 

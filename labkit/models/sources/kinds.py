@@ -13,15 +13,25 @@ from typing import NamedTuple
 
 from labkit.models.errors import ModelNotFound
 from labkit.models.sources import default_model
+from labkit.models.sources.gguf import format_of
 
 
 class Found(NamedTuple):
-    """Where a model is: a folder (None: on the hub), what to call it, its pinned revision, and is the folder ours?"""
+    """Where a model is.
+
+    Attributes:
+        folder: None: on the hub.
+        label: what to call it.
+        revision: pinned.
+        ours: is the folder labkit's?
+        stored_as: the format that its weights were quantised in, where the folder does not say.
+    """
 
     folder: Path | None
     label: str
     revision: str | None = None
     ours: bool = False
+    stored_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,12 @@ def _path(name: str | None) -> Path:
 
 def _default(name: str | None, bits: int, progress: bool) -> Found:
     folder = default_model.default_checkpoint(bits=bits, progress=progress)
-    return Found(folder, default_model.NAME, default_model.REVISION, ours=True)
+    return Found(folder, default_model.NAME, default_model.REVISION, ours=True, stored_as="Q4_1")
 
 
 def _gguf(name: str | None, bits: int, progress: bool) -> Found:
     folder = default_model.gguf_checkpoint(_path(name), bits=bits, progress=progress)
-    return Found(folder, str(name), ours=True)
+    return Found(folder, str(name), ours=True, stored_as=format_of(_path(name)))
 
 
 def _hub(name: str | None, bits: int, progress: bool) -> Found:

@@ -1,0 +1,1 @@
+"""What quantisation does to a model, and to what one finds in it."""
