@@ -40,6 +40,10 @@ from .patching.patch import patch as patch
 from .patching.path_grid import PathGrid as PathGrid
 from .patching.paths import path_patch as path_patch
 from .patching.saved_grid import open_grid as open_grid
+from .precision.findings import Findings as Findings
+from .precision.findings import compare_findings as compare_findings
+from .precision.keep import KeepSearch as KeepSearch
+from .precision.keep import what_to_keep as what_to_keep
 from .precision.report import QuantisationReport as QuantisationReport
 from .precision.report import open_report as open_report
 from .precision.report import quantisation_report as quantisation_report

@@ -11,7 +11,7 @@ rounding; there a gap of logits is checked against how far the logits of the voc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +83,7 @@ def measured(
 
 def _again(lm: LanguageModel, ids: Mapping[str, torch.Tensor], times: int) -> dict[str, torch.Tensor]:
     """Each prompt's last logits (times, vocab), float32, with embeddings that are rounded another way each time."""
-    draw = torch.Generator().manual_seed(0)
-
-    def rounded(x: torch.Tensor) -> torch.Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        digits = torch.rand(x.shape, generator=draw, dtype=torch.float64).to(wide) - 0.5
-        return (wide * (1 + torch.finfo(x.dtype).eps * digits)).to(x.dtype)
-
+    rounded = other_digits(seed=0)
     rows = torch.cat([row.expand(times, -1) for row in ids.values()])
     passes = rows.split(len(rows) if several_alike(lm) else 1)
     with lm.busy():
@@ -98,6 +92,18 @@ def _again(lm: LanguageModel, ids: Mapping[str, torch.Tensor], times: int) -> di
             with hooked(lm, set(), {("embed", 0): rounded}):
                 found.append(measured_logits(lm, some))
     return dict(zip(ids, torch.cat(found).split(times), strict=True))
+
+
+def other_digits(*, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An edit of an activation that gives it other last digits, the same ones for the same seed."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        digits = torch.rand(x.shape, generator=draw, dtype=torch.float64).to(wide) - 0.5
+        return (wide * (1 + torch.finfo(x.dtype).eps * digits)).to(x.dtype)
+
+    return rounded
 
 
 def too_close(clean: float, corrupt: float, least: float | None) -> bool:
