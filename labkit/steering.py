@@ -15,21 +15,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from labkit.activations.hooks import hooked, never_reached
 from labkit.activations.run import run
 from labkit.activations.sites import checked
+from labkit.models.handle import Model
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import asked, packed, prompts_of
-
-if TYPE_CHECKING:
-    from labkit.models.handle import Model
-    from labkit.text.types import Prompt
+from labkit.text.types import Prompt
 
 At = Literal["last", "mean"]
 

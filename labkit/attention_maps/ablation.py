@@ -15,18 +15,17 @@ import torch
 
 from labkit.activations.run import run
 from labkit.activations.sites import checked
+from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
 from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
 from labkit.text.pair import align
 from labkit.text.prompts import asked
 from labkit.text.tokens import describe
+from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 HOW = {
     "zero": "z set to zero",

@@ -28,15 +28,14 @@ from labkit.attention_maps.base import ModelPatterns, frame_of, rows_of
 from labkit.attention_maps.file import save
 from labkit.attention_maps.head_scores import SCORES, HeadScore, Tally, repeated_tokens
 from labkit.attention_maps.weighting import LogitContribution
+from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
 from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import asked, each_prompt
+from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 KEEP = 256e6  # bytes of queries, keys and values to keep
 BLOCK = 4e6  # bytes of float32 pattern to compute at once

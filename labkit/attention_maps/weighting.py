@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,10 @@ import torch
 from labkit.activations.attention_interface import AttentionCall, shared_heads
 from labkit.activations.sites import checked
 from labkit.attention_maps.base import ModelPatterns, rows_of
+from labkit.language_model import LanguageModel
 from labkit.lens.direct_attribution import logit_path
 from labkit.models.weights import weight_of
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.tokens import Token
+from labkit.text.tokens import Token
 
 # -- the value ------------------------------------------------------------------------------------------------------
 

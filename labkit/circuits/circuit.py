@@ -19,14 +19,13 @@ import torch
 from labkit.circuits.graph import Wiring
 from labkit.circuits.prepare import Prepared, prepared
 from labkit.engine.decomposition import head_counts
+from labkit.language_model import LanguageModel
 from labkit.patching.spec import PairSpec
 from labkit.results.job import finish
 from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.language_model import LanguageModel
 
 PAIR = ("clean", "corrupt", "answer", "foil")
 _MANY = 10  # pairs, from which on there is a progress bar

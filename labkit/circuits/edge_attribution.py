@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,13 +25,11 @@ from labkit.circuits.scores import EdgeScores
 from labkit.engine.batching import tokens_at_once
 from labkit.engine.block_runner import BlockRunner
 from labkit.engine.decomposition import head_counts
+from labkit.language_model import LanguageModel
 from labkit.patching import gap
 from labkit.patching.gradients import _differentiable
 from labkit.patching.spec import PairSpec, asks
 from labkit.results.recipe import code_of
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,13 +10,11 @@ from labkit.engine.block_runner import same_calls
 from labkit.engine.decomposition import ResidualDecomposition
 from labkit.engine.readout import Readout
 from labkit.engine.recorded_run import Unsupported
+from labkit.language_model import LanguageModel
 from labkit.patching import gap
 from labkit.patching.metrics import Metric
 from labkit.patching.pair_runs import PairRuns
 from labkit.patching.spec import PairSpec, PreparedPair
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 @dataclass

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.activations.unembedding import measured_logits
 from labkit.datasets import words
+from labkit.models.handle import Model
 from labkit.text.encode import single_token
 from labkit.text.pair import align
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.models.handle import Model
 
 _PATIENCE = 1500  # draws in a row without a new pair, after which there are taken to be no more
 

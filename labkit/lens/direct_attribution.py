@@ -22,6 +22,7 @@ from labkit.activations.sites import absent, layers_with, n_heads_of
 from labkit.activations.unembedding import last_logits
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
+from labkit.language_model import LanguageModel
 from labkit.models.anatomy import first_tensor
 from labkit.models.devices import copied, runs_on
 from labkit.models.weights import bias_of, is_plain, weight_of
@@ -29,13 +30,11 @@ from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
 from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token
+from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 
 @dataclass(repr=False)

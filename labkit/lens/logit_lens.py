@@ -28,6 +28,7 @@ from labkit.activations.unembedding import last_logits
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.engine.wavefront import Cancelled
+from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
 from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
@@ -36,13 +37,11 @@ from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
 from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token, describe
+from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 LensSite = Literal["resid_post", "attn_out", "mlp_out"]
 SITES: tuple[LensSite, ...] = ("resid_post", "attn_out", "mlp_out")

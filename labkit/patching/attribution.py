@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from labkit.activations.sites import layers_with
+from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.pair_runs import engine_kind
 from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PatchSpec, asks
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern")
 

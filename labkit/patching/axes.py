@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import Site, checked, layers_with, n_heads_of, out_of_range
 from labkit.engine.cells import Cell
+from labkit.language_model import LanguageModel
 from labkit.models.weights import width_in
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 @dataclass(frozen=True)

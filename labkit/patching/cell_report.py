@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +19,11 @@ from labkit.activations.run import Run, run_to_measure
 from labkit.activations.site_kinds import HEAD_KINDS
 from labkit.activations.sites import Site, absent, n_heads_of
 from labkit.engine.cells import UNIT_KINDS
+from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import Metric, metric_of
 from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 Place = tuple[int, int]
 """A cell as people name it: (layer, position), (layer, head), ...: the numbers on the grid's two axes."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,9 @@ import torch
 from labkit.activations.hooks import hooked
 from labkit.activations.unembedding import measured_logits
 from labkit.engine.recorded_run import several_alike
+from labkit.language_model import LanguageModel
+from labkit.patching.metrics import Metric
 from labkit.text.warn import warn
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.patching.metrics import Metric
 
 TIMES, TOKENS = 8, 1024  # each prompt is run again so often, less often where that were more tokens
 FAR = 16  # units of rounding of the largest logit: pairs that are further apart need no measuring

@@ -8,19 +8,16 @@ forward and one backward pass estimate all sites in `together`.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported, record_together, recorded, several_alike
+from labkit.language_model import LanguageModel
 from labkit.patching.gap import Measured, measured
 from labkit.patching.gradients import estimates
 from labkit.patching.metrics import Metric
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 ENDS = {"denoise": ("clean", "corrupt"), "noise": ("corrupt", "clean")}
 """By direction: the run that activations are taken from, and the run that they are put into."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from labkit.engine.batching import chunked, give_back, in_chunks, is_out_of_memo
 from labkit.engine.cells import Cell, at_cell, by_unit, put_whole
 from labkit.engine.recorded_run import Unsupported
 from labkit.engine.wavefront import Cancelled, Lane, Wavefront
+from labkit.language_model import LanguageModel
 from labkit.models.handle import PerModel
 from labkit.patching.axes import axes_of
 from labkit.patching.grid import PatchGrid
@@ -34,9 +35,6 @@ from labkit.patching.pair_runs import ENDS, PairRuns, engine_kind
 from labkit.patching.spec import PatchSpec, asks
 from labkit.results.job import finish
 from labkit.text.warn import warn
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 CHECKED: PerModel[set[str]] = PerModel(set)
 """For each model the sites whose fast path was checked against full forward passes."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from labkit.engine.batching import is_out_of_memory, tokens_at_once
 from labkit.engine.block_runner import BlockRunner
 from labkit.engine.readout import readout_of
 from labkit.engine.recorded_run import Unsupported, record
+from labkit.language_model import LanguageModel
 from labkit.models.handle import PerModel
 from labkit.patching.gap import measured
 from labkit.patching.metrics import Metric
@@ -40,9 +40,6 @@ from labkit.patching.path_grid import PathGrid
 from labkit.patching.spec import DIRECTIONS, PairSpec, asks
 from labkit.results.job import finish
 from labkit.text.warn import warn
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 CHECKED: PerModel[set[str]] = PerModel(set)
 """For each model the paths whose fast path was checked against full forward passes."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from labkit._version import __version__
+from labkit.models.handle import Model
 from labkit.text.as_code import LM, Name, as_code, changed
 from labkit.text.encode import single_token, word_for
 from labkit.text.pair import Pair
 from labkit.text.prompts import asked, packed
 from labkit.text.tokens import describe
-
-if TYPE_CHECKING:
-    from labkit.models.handle import Model
-    from labkit.text.types import Prompt
+from labkit.text.types import Prompt
 
 
 def recipe_of(

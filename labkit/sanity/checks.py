@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from labkit.activations.run import run, run_to_measure
 from labkit.activations.sites import Site, absent
 from labkit.datasets.words import PLAIN
 from labkit.engine.cells import Cell, put_whole
+from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.pair_runs import ENDS
 from labkit.patching.patch import PatchJob
@@ -29,9 +30,6 @@ from labkit.results.bootstrap import rank_correlation
 from labkit.results.job import finish
 from labkit.sanity.report import Check, Controls
 from labkit.sweeps.result import Sweep, layout_of
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 NOTHING = "Nothing to explain: clean and corrupt hardly differ."
 
