@@ -14,34 +14,29 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from labkit.generation.sampling import Sampling
-from labkit.generation.token_table import Distribution, GeneratedToken, Record, frame_of
+from labkit.generation.token_table import Distribution, GeneratedToken, Record, Transcript
+from labkit.models.handle import Model
 from labkit.models.processors import look_again
 from labkit.text.as_code import as_code
 from labkit.text.encode import TooLong, encode
 from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token
+from labkit.text.types import Prompt
 from labkit.text.warn import warn
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from labkit.models.handle import Model
-    from labkit.text.types import Prompt
 
 OnToken = Callable[[GeneratedToken], None]
 
 
 @dataclass
-class Generation:
+class Generation(Transcript):
     """The continuation of a prompt.
 
     Attributes:
@@ -59,23 +54,10 @@ class Generation:
     recipe: dict[str, Any] = field(repr=False)
     tokenizer: Any = field(repr=False)
 
-    @cached_property
-    def tokens(self) -> list[GeneratedToken]:
-        return list(self.record.tokens(self.tokenizer))
-
-    @property
-    def text(self) -> str:
-        """The generated text, without special tokens."""
-        return self.tokenizer.decode(self.record.ids, skip_special_tokens=True)
-
     @property
     def tokens_per_second(self) -> float:
         """Measured from the first token on, without the prompt."""
         return speed(len(self.record), self.seconds, self.first_seconds)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
-        return frame_of(self.tokens)
 
     def code(self) -> str:
         """The Python that generates it again."""
@@ -192,7 +174,7 @@ def generate(
             context (`labkit.text.tokens.TooLong`, which says by how many tokens).
     """
     sampling = Sampling(
-        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple_of(stop_strings)
+        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop_strings
     ).drawn()
     if alternatives < 1:
         raise ValueError(f"alternatives must be at least 1; got {alternatives}")
@@ -212,10 +194,6 @@ def generate(
         error.generation = made("failed", 0.0, 0.0)  # type: ignore[attr-defined]
         error.add_note(f"{len(record)} tokens were written before it; they are in this error's `generation`")
         raise
-
-
-def tuple_of(strings: Sequence[str]) -> tuple[str, ...]:
-    return (strings,) if isinstance(strings, str) else tuple(strings)
 
 
 def room_for(lm: Model, prompt: Prompt, more: int, *, truncate_left: bool = False) -> torch.Tensor:
@@ -259,7 +237,8 @@ def write(
     mask = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in signature(hf.forward).parameters else {}
     begin = time.perf_counter()
     interrupted = False
-    with lm.busy(), torch.random.fork_rng(devices=_random_devices()):
+    in_use = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with lm.busy(), torch.random.fork_rng(devices=in_use):
         try:
             type(hf).generate(
                 hf,
@@ -296,7 +275,6 @@ def _without_defaults(lm: Model) -> Any:
 
 
 def _config(lm: Model, sampling: Sampling) -> GenerationConfig:
-    """The full generation config of a call."""
     ends, pad = ends_of(lm), lm.tokenizer.pad_token_id
     return GenerationConfig(
         max_new_tokens=int(sampling.max_new_tokens),
@@ -305,11 +283,6 @@ def _config(lm: Model, sampling: Sampling) -> GenerationConfig:
         bos_token_id=lm.tokenizer.bos_token_id,
         **sampling.for_transformers(),
     )
-
-
-def _random_devices() -> list[int]:
-    """The GPUs whose random numbers a seed changes: all that are in use."""
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def ends_of(lm: Model) -> list[int]:

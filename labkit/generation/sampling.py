@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -49,7 +50,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    stop_strings: tuple[str, ...] = ()
+    stop_strings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, (low, high, words) in RANGES.items():

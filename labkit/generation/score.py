@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from labkit.activations.run import run
 from labkit.generation.generate import room_for
-from labkit.generation.token_table import Distribution, GeneratedToken, Record, frame_of
+from labkit.generation.token_table import Distribution, GeneratedToken, Record, Transcript
+from labkit.models.handle import Model
 from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token, bytes_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from labkit.models.handle import Model
-    from labkit.text.types import Prompt
+from labkit.text.types import Prompt
 
 
 @dataclass
-class Score:
+class Score(Transcript):
     """A text as a model predicts it, token by token.
 
     The first token has nothing before it: it has no probability and no rank (NaN, None), and is not counted.
@@ -39,15 +34,6 @@ class Score:
     record: Record
     recipe: dict[str, Any] = field(repr=False)
     tokenizer: Any = field(repr=False)
-
-    @cached_property
-    def tokens(self) -> list[GeneratedToken]:
-        return list(self.record.tokens(self.tokenizer))
-
-    @property
-    def logprob(self) -> float:
-        """The natural logarithm of the text's probability, given its first token."""
-        return self.record.total
 
     @property
     def perplexity(self) -> float:
@@ -66,10 +52,6 @@ class Score:
         bits = np.nan_to_num(self.record.measure("surprisal"), nan=-1.0)
         places = np.argsort(-bits, kind="stable")[:count]
         return [(int(place), self.tokens[place]) for place in places if bits[place] >= 0]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
-        return frame_of(self.tokens)
 
     def code(self) -> str:
         """The Python that scores the text again."""
