@@ -129,8 +129,11 @@ def steering_vector(
         "code": as_code(lm.code(), "vector = lk.steering_vector", LM, *sides.values(), site.layer, **how),
         "about": f"{len(sides['positive'])} positive and {len(sides['negative'])} negative prompts",
         **made_with(lm),
-        **{name: [packed(_shown(prompt)) for prompt in prompts] for name, prompts in sides.items()},
-    }  # fmt: skip
+        **{
+            name: [one.flatten().tolist() if isinstance(one, torch.Tensor) else packed(one) for one in prompts]
+            for name, prompts in sides.items()
+        },
+    }
     return SteeringVector(vector, site.layer, typical, spread, recipe)
 
 
@@ -215,7 +218,3 @@ def _leaving(lm: Model, prompt: Prompt, layer: int, at: At) -> torch.Tensor:
     site = f"resid_post.{layer}" + ("@-1" if at == "last" else "")
     found = run(lm, prompt, read=[site], logits="none", to="cpu")[site][0].float()
     return found if at == "last" else found[1:].mean(0) if len(found) > 1 else found[0]
-
-
-def _shown(prompt: Any) -> Any:
-    return prompt.flatten().tolist() if isinstance(prompt, torch.Tensor) else prompt

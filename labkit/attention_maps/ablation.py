@@ -17,6 +17,7 @@ from labkit.activations.run import run
 from labkit.activations.sites import checked
 from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
+from labkit.patching.cell_report import likeliest
 from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
 from labkit.text.pair import align
@@ -61,12 +62,7 @@ class KnockOut(RefersToModel):
 
     def top(self, k: int = 10) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
         """The k likeliest next tokens before and after, as (text, probability)."""
-        rows = []
-        for logits in (self.logits_before, self.logits_after):
-            share, ids = logits.softmax(-1).topk(k)
-            texts = [token.display for token in describe(self.lm.tokenizer, ids.tolist())]
-            rows.append(list(zip(texts, share.tolist(), strict=True)))
-        return rows[0], rows[1]
+        return likeliest(self.lm, self.logits_before, k), likeliest(self.lm, self.logits_after, k)
 
     def logit_diff(self, answer: str | int, foil: str | int) -> tuple[float, float]:
         """The logit difference of answer and foil, before and after."""
@@ -106,7 +102,6 @@ def knock_out(
     """Run a prompt with and without some heads changed, at every position.
 
     Args:
-        lm: the model.
         prompt: text, chat messages, or token ids (1, seq).
         heads: (layer, head) each.
         how: `zero`, `mean` (over the prompt's positions), `other` (z of the other prompt, position by position), or

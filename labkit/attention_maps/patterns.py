@@ -27,7 +27,6 @@ from labkit.attention_maps import weighting
 from labkit.attention_maps.base import ModelPatterns, frame_of, rows_of
 from labkit.attention_maps.file import save
 from labkit.attention_maps.head_scores import SCORES, HeadScore, Tally, repeated_tokens
-from labkit.attention_maps.weighting import LogitContribution
 from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
 from labkit.text.as_code import LM, as_code
@@ -239,20 +238,9 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
 
     # -- what is weighted ------------------------------------------------------------------------------------------
 
-    def value_weighted(self, layer: int, head: int | None = None) -> np.ndarray:
-        """The norm of pattern x value x output projection (Kobayashi et al. 2020).
-
-        (head, query, key), or (query, key) of one head, float32; see `labkit.attention_maps.weighting`.
-        """
-        return weighting.value_weighted(self, layer, head)
-
-    def rollout(self, layer: int | None = None) -> np.ndarray:
-        """Attention followed through the layers up to one (the last): (query, key) float32 (Abnar and Zuidema 2020)."""
-        return weighting.rollout(self, self.layers[-1] if layer is None else layer)
-
-    def contribution(self, answer: str | int, foil: str | int | None = None) -> LogitContribution:
-        """What each head adds to the answer's logit minus the foil's by attending from the last token to each."""
-        return weighting.contribution(self, answer, foil)
+    value_weighted = weighting.value_weighted
+    rollout = weighting.rollout
+    contribution = weighting.contribution
 
     # -- the rest --------------------------------------------------------------------------------------------------
 

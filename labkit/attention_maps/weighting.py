@@ -27,30 +27,26 @@ from labkit.text.tokens import Token
 
 
 def value_weighted(patterns: ModelPatterns, layer: int, head: int | None = None) -> np.ndarray:
-    """The norm of what each query-key pair adds to the residual stream, (head, query, key) or (query, key), float32.
+    """The norm of what each query-key pair adds to the residual stream: of pattern x value x output projection.
+
+    (head, query, key), or (query, key) of one head, float32 (Kobayashi et al. 2020).
 
     Raises:
         ValueError: layer or head out of range, or a gate between the heads and the output projection.
     """
     site = checked(patterns.lm, f"head_out.{layer}" + ("" if head is None else f".{head}"))
     assert site.layer is not None
-    pattern = patterns.pattern(site.layer, site.head)
-    norms = value_norms(patterns, site.layer)  # (head, key)
-    return pattern * (norms[:, None] if site.head is None else norms[site.head])
-
-
-def value_norms(patterns: ModelPatterns, layer: int) -> np.ndarray:
-    """The norm of value x output projection of every head at every token, (head, key) float32."""
-    call = patterns.call(layer)
-    if _gate(patterns, layer, call) is not None:
+    call = patterns.call(site.layer)
+    if _gate(patterns, site.layer, call) is not None:
         raise ValueError(
-            f"layer {layer} of {patterns.lm.name} changes its heads' outputs before the output projection, so a value "
-            "has no single norm; use the pattern itself"
+            f"layer {site.layer} of {patterns.lm.name} changes its heads' outputs before the output projection, so a "
+            "value has no single norm; use the pattern itself"
         )
-    weight = _projection(patterns.lm, layer, call)  # (d_model, head, d_head)
+    weight = _projection(patterns.lm, site.layer, call)  # (d_model, head, d_head)
     gram = torch.einsum("mhd,mhe->hde", weight, weight)
     v = shared_heads(call.v, call.q.shape[1])[0].float()  # (head, key, d_head)
-    return torch.einsum("hkd,hde,hke->hk", v, gram, v).clamp(min=0).sqrt().cpu().numpy()
+    norms = torch.einsum("hkd,hde,hke->hk", v, gram, v).clamp(min=0).sqrt().cpu().numpy()
+    return patterns.pattern(site.layer, site.head) * (norms[:, None] if site.head is None else norms[site.head])
 
 
 def _projection(lm: LanguageModel, layer: int, call: AttentionCall) -> torch.Tensor:
@@ -110,7 +106,7 @@ class LogitContribution:
 
 
 def contribution(patterns: ModelPatterns, answer: str | int, foil: str | int | None = None) -> LogitContribution:
-    """See `AttentionPatterns.contribution`.
+    """What each head adds to the answer's logit minus the foil's by attending from the last token to each.
 
     Raises:
         ValueError: an answer of several tokens, or a model without direct attribution; the message says why.
@@ -136,8 +132,8 @@ def contribution(patterns: ModelPatterns, answer: str | int, foil: str | int | N
 # -- rollout --------------------------------------------------------------------------------------------------------
 
 
-def rollout(patterns: ModelPatterns, layer: int) -> np.ndarray:
-    """Attention followed down from a layer to the tokens: (query, key) float32, rows sum to 1.
+def rollout(patterns: ModelPatterns, layer: int | None = None) -> np.ndarray:
+    """Attention followed down from a layer (the last) to the tokens: (query, key) float32, rows sum to 1.
 
     Every layer is half residual stream and half the mean of its heads, as in Abnar and Zuidema (2020); a layer without
     attention is residual stream only.
@@ -146,6 +142,7 @@ def rollout(patterns: ModelPatterns, layer: int) -> np.ndarray:
         ValueError: no such layer, or one whose keys are not the tokens (compressed attention).
     """
     length = len(patterns.tokens)
+    layer = patterns.layers[-1] if layer is None else layer
     if not 0 <= layer < patterns.n_layers:
         raise ValueError(f"layer {layer} is out of range; there are layers 0 to {patterns.n_layers - 1}")
     share = torch.eye(length)

@@ -151,7 +151,6 @@ def generate(
     """Continue a prompt.
 
     Args:
-        lm: the model.
         prompt: text, chat messages or token ids (1, seq); or a list of these, continued one after the other.
         max_new_tokens: the most tokens to write.
         temperature: 0 takes the likeliest token each time; 1 samples from the model's distribution.

@@ -66,7 +66,6 @@ def score(lm: Model, text: Prompt, *, alternatives: int = 10, truncate_left: boo
     """How probable the model finds a text, token by token.
 
     Args:
-        lm: the model.
         text: text, chat messages or token ids (1, seq); or a list of these, scored one after the other.
         alternatives: how many of the likeliest tokens to keep at each place.
         truncate_left: drop tokens at the beginning of a text that is too long for the context, except BOS.

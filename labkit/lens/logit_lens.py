@@ -68,7 +68,7 @@ class LogitLens(RefersToModel):
         recipe: what repeats it.
     """
 
-    site: str
+    site: LensSite
     layers: list[int]
     positions: list[int]
     tokens: list[Token]
@@ -122,7 +122,9 @@ class LogitLens(RefersToModel):
         for one, ranks in zip(self.followed, self.ranks, strict=True):
             if token in (one.id, one.text):
                 return ranks
-        return self._again(follow=[token]).ranks[0]
+        lm = self._model()
+        ids = torch.tensor([self.recipe["ids"]], device=lm.device)
+        return logit_lens(lm, ids, site=self.site, positions=self.positions, follow=[token]).ranks[0]
 
     def logits(self, layer: int) -> torch.Tensor:
         """One layer's logits (position, vocab), float32, recomputed; at the last layer the model's own."""
@@ -217,11 +219,6 @@ class LogitLens(RefersToModel):
                 "this needs the model, which a saved lens does not have; open it with lk.open_lens(path, lm)"
             )
         return self.lm
-
-    def _again(self, **changes: Any) -> LogitLens:
-        lm = self._model()
-        ids = torch.tensor([self.recipe["ids"]], device=lm.device)
-        return logit_lens(lm, ids, site=self.site, positions=self.positions, **changes)  # type: ignore[call-overload]
 
 
 _ARRAYS = (

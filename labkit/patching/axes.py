@@ -61,21 +61,17 @@ def axes_of(
     names = tuple(over) if over is not None else kind.usual
     if names not in kind.over:
         raise ValueError(f"over={names!r} is not possible for {site}; use one of {', '.join(map(str, kind.over))}")
-    sizes = {"layer": lm.n_layers, "position": length}
-    if kind.unit == "head":
-        sizes["head"] = n_heads_of(lm, site)
-    if kind.unit == "neuron":
-        sizes["neuron"] = neurons_of(lm)
     asked = {"layer": layers, "head": heads, "neuron": neurons, "position": positions}
     layer = None
     if "layer" not in names:
         if layers is None or len(layers) != 1:
             raise ValueError(f"over={names!r} is for a single layer; choose it with, for example, layers=[5]")
         (layer,) = _numbers(lm, site, "layer", layers, lm.n_layers)
-        if kind.unit == "head":
-            sizes["head"] = n_heads_of(lm, site, layer)
-        else:
-            sizes["neuron"] = neurons_of(lm, layer)
+    sizes = {"layer": lm.n_layers, "position": length}
+    if kind.unit == "head":
+        sizes["head"] = n_heads_of(lm, site, layer)
+    if kind.unit == "neuron":
+        sizes["neuron"] = neurons_of(lm, layer)
     index = []
     for name, numbers in asked.items():
         if name in names:

@@ -44,7 +44,6 @@ def measured(
     """How far rounding alone moves a metric on a pair: one small pass, the same number every time.
 
     Args:
-        lm: the model.
         ids: the prompts `clean` and `corrupt`, (1, seq), up to the position that the metric reads.
         logits: of both at that position (vocab,), float32, as they were computed.
         metric: what is measured.

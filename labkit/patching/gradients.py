@@ -33,7 +33,6 @@ def estimates(
     """Estimated change of the metric for every place of some kinds of site, from one forward and one backward pass.
 
     Args:
-        lm: the model.
         ids: the prompt that is patched into (1, seq).
         source: by kind and layer the activation of the other run, without the batch axis.
         metric: read at the last position.

@@ -35,7 +35,6 @@ class PairRuns:
     """Two runs of one model on prompts of the same length, and what is kept of them.
 
     Args:
-        lm: the model.
         clean, corrupt: token ids (1, seq), up to the position that the metric reads.
         together: kinds of site that are estimated in one pass, when the first is needed.
 

@@ -45,7 +45,6 @@ def patch(lm: LanguageModel, spec: PatchSpec) -> PatchGrid:
     """Patch a site everywhere, one cell at a time, and measure the metric after each.
 
     Args:
-        lm: the model.
         clean, corrupt, answer, foil, metric, at, progress: as `PairSpec` has them: the two prompts, the tokens they
             call for, the metric, and where it is read.
         site, method, direction, over, layers, heads, neurons, positions: as `PatchSpec` has them: what is patched, how,
@@ -69,7 +68,6 @@ class PatchJob:
     `job.cancel()`, from any thread, ends it soon; what is done is kept, and `steps()` resumes there.
 
     Args:
-        lm: the model.
         asked: a `PatchSpec`, or the arguments of `patch`.
         runs: the two runs of the same prompts, from another job's `runs`, to reuse them.
 
@@ -166,7 +164,7 @@ class PatchJob:
             ValueError: the metric has no gradient.
         """
         self._prepare()
-        return (self._unpatched + self._estimated()).reshape(self.grid.values.shape)
+        return (self.grid.unpatched + self._estimated()).reshape(self.grid.values.shape)
 
     def _work(self) -> Iterator[int]:
         self._prepare()
@@ -212,13 +210,8 @@ class PatchJob:
             # nothing before the first difference can have an effect, and neither can putting in what is there
             before = self.runs.first > self.at or (cell.position is not None and cell.position < self.runs.first)
             if before or not at_cell(moved[cell.layer], cell).any():
-                flat[i] = self._unpatched
+                flat[i] = self.grid.unpatched
         self._metric = metric
-
-    @property
-    def _unpatched(self) -> float:
-        """The metric on the patched run, before the patch."""
-        return self.grid.corrupt if self.direction == "denoise" else self.grid.clean
 
     def ready(self) -> bool:
         """Prepare exact patching; False if the job was cancelled meanwhile (it is prepared when it resumes)."""
@@ -249,8 +242,7 @@ class PatchJob:
 
     def waiting(self) -> list[int]:
         """The numbers of the cells that have no value yet."""
-        cells: list[int] = np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()
-        return cells
+        return np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()
 
     def _chunks(self, budget: int) -> list[list[int]]:
         """The open cells in chunks of about `budget` tokens, those with the largest estimated effects first."""
@@ -274,8 +266,7 @@ class PatchJob:
     def _importance(self, cells: list[int]) -> list[float]:
         """The estimated effect of each cell; 0 for a metric without a gradient, or without memory for it."""
         try:
-            values: list[float] = np.abs(self._estimated()[cells]).tolist()
-            return values
+            return np.abs(self._estimated()[cells]).tolist()
         except ValueError:
             return [0.0] * len(cells)
         except (RuntimeError, MemoryError) as error:
@@ -321,12 +312,9 @@ class PatchJob:
 
     def _check_engine(self) -> None:
         """On the first grid of a site in this model, check a few cells against the naive path."""
-        if self.site in CHECKED[self.lm]:
+        if self.site in CHECKED[self.lm] or not (waiting := self.waiting()):
             return
-        waiting = np.isnan(self.grid.values.reshape(-1)).nonzero()[0]
-        if not len(waiting):
-            return
-        some = [self.cells[i] for i in waiting[[0, len(waiting) // 2]]]
+        some = [self.cells[i] for i in (waiting[0], waiting[len(waiting) // 2])]
         fast, whole = self._values(some), np.array([self._whole(cell) for cell in some])
         scale = max(1.0, abs(self.grid.clean), abs(self.grid.corrupt))
         tolerance = scale * (1e-3 if self.lm.dtype == torch.float32 else 0.1)

@@ -108,7 +108,7 @@ class _Paths:
         self.ids = self.pair.ids
         self.source, self.base = ENDS[spec.direction]
         self.heads = HEAD_IN if layers_with(lm, HEAD_IN) else "z"
-        self.done = 0
+        self.total, self.done = len(self.senders), 0
         layers = sorted({s.layer for s in self.senders if s.layer is not None})
         n_heads = n_heads_of(lm, "z")
         columns = list(range(n_heads)) if any(s.kind == "z" for s in self.senders) else []
@@ -122,12 +122,6 @@ class _Paths:
             np.full((len(layers), len(columns)), np.nan, np.float32), ("layer", "head"), (layers, columns),
             float("nan"), float("nan"), *self.pair.tokens, recipe,
         )  # fmt: skip
-
-    # -- the work ------------------------------------------------------------------------------------------------
-
-    @property
-    def total(self) -> int:
-        return len(self.senders)
 
     def steps(self) -> Iterator[None]:
         """Do the work; yields after every chunk."""
@@ -167,16 +161,10 @@ class _Paths:
 
     def _fill_in_zeros(self) -> None:
         """A sender above every receiver has no path to them."""
-        above = (
-            [s for s in self.senders if not any(comes_before(s, r) for r in self.receivers)] if self.receivers else []
-        )
-        for sender in above:
-            self.grid.values[self._cell(sender)] = self._unpatched
-        self.done += len(above)
-
-    @property
-    def _unpatched(self) -> float:
-        return self.grid.corrupt if self.base == "corrupt" else self.grid.clean
+        for sender in self.senders if self.receivers else []:
+            if not any(comes_before(sender, receiver) for receiver in self.receivers):
+                self.grid.values[self._cell(sender)] = self.grid.unpatched
+                self.done += 1
 
     def _prepare(self) -> None:
         """The two plain runs, what is kept of them, and their metric."""
@@ -191,11 +179,8 @@ class _Paths:
         differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
         last = base.length - 1
         self.start = last if not self.receivers or not len(differ) else int(differ[0])
-        self.rows, self.whole_rows, self.readout = (
-            BlockRunner(base, start=self.start),
-            BlockRunner(base),
-            readout_of(base),
-        )
+        self.rows, self.whole_rows = BlockRunner(base, start=self.start), BlockRunner(base)
+        self.readout = readout_of(base)
         self._measure({self.base: base.logits, self.source: source.logits})
 
     def _measure(self, logits: dict[str, torch.Tensor]) -> None:
@@ -210,7 +195,7 @@ class _Paths:
         key = f"paths to {', '.join(sorted({r.kind for r in self.receivers})) or 'logits'}, {self.mlps}"
         if not self.fast or key in CHECKED[self.lm]:
             return
-        most = np.abs(values - self._unpatched).argsort()[-2:]
+        most = np.abs(values - self.grid.unpatched).argsort()[-2:]
         whole = np.array([self._whole(senders[n]) for n in most])
         scale = max(1.0, abs(self.grid.clean), abs(self.grid.corrupt))
         if not np.all(np.abs(values[most] - whole) <= scale * (1e-3 if self.lm.dtype == torch.float32 else 0.1)):
@@ -227,8 +212,7 @@ class _Paths:
         warn(f"patching paths with two full forward passes per sender, which is slow: {why}")
         self.fast = False
         if self.metric is None:
-            runs = {name: run_to_measure(self.lm, ids).logits[0, -1] for name, ids in self.ids.items()}
-            self._measure(runs)
+            self._measure({name: run_to_measure(self.lm, ids).logits[0, -1] for name, ids in self.ids.items()})
 
     def _values(self, senders: list[Site]) -> np.ndarray:
         """The metric for each sender, float32 (len(senders),)."""
@@ -237,16 +221,13 @@ class _Paths:
         assert self.metric is not None
         with self.lm.busy(), self.lm.for_patching():
             senders_up = sorted(senders, key=lambda s: s.layer or 0)
-            x = (
-                self._heard(self._received(senders_up))
-                if self.receivers
-                else self._up(senders_up, self.lm.n_layers, {})
-            )
+            if self.receivers:
+                x = self._heard(self._received(senders_up))
+            else:
+                x = self._up(senders_up, self.lm.n_layers, {})
             rows = max(1, (64 << 20) // (4 * self.lm.n_vocab))
             values = torch.cat([self.metric(self.readout(part, self.metric.columns)) for part in x[:, -1].split(rows)])
-        order = [senders_up.index(s) for s in senders]
-        found: np.ndarray = values.cpu().numpy()[order]
-        return found
+        return values.cpu().numpy()[[senders_up.index(s) for s in senders]]
 
     # -- run 3: from the senders to the receivers ----------------------------------------------------------------
 
@@ -363,9 +344,8 @@ class _Paths:
         assert sender.layer is not None
         assert self.metric is not None
         freeze = self.mlps == "freeze"
-        spoken = Site(
-            "head_out" if self.heads == HEAD_IN and sender.kind == "z" else sender.kind, sender.layer, sender.head
-        )
+        kind = "head_out" if self.heads == HEAD_IN and sender.kind == "z" else sender.kind
+        spoken = Site(kind, sender.layer, sender.head)
         said = run(lm, source, read=[spoken])[spoken]
         plain = run(lm, base, read=["attn_out", *(["mlp_out"] if freeze else [])])
         write: dict[Site, torch.Tensor] = {spoken: said}

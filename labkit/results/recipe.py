@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 
 from labkit._version import __version__
 from labkit.models.handle import Model
@@ -103,9 +104,6 @@ def answer_ids(lm: Model, recipe: dict[str, Any]) -> tuple[int | None, int | Non
 
 def versions() -> dict[str, str]:
     """The libraries that a result came from."""
-    import torch
-    import transformers
-
     return {"labkit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 

@@ -10,7 +10,7 @@ All shares are on a scale from the patched run (0) to the run that the activatio
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,7 +64,6 @@ def controls(lm: LanguageModel, spec: ControlsSpec) -> Controls:
     """Run the standard controls on a grid: would it look the same if there were nothing to find?
 
     Args:
-        lm: the model.
         clean, corrupt, answer, foil, site, metric, direction and so on: as for `lk.patch`.
         pairs, grid, cells, n, seed: as `ControlsSpec` has them: more pairs of the same kind, an existing grid, how many
             cells and random choices to try, and the seed.
@@ -92,6 +91,7 @@ class ControlsJob:
         "whole runs", "identical prompts", "everything patched", "random positions", "random prompts",
         "ablation", "estimate", "many pairs",
     )  # fmt: skip
+    total = len(names)
 
     def __init__(self, lm: LanguageModel, *asked: Any, **how: Any) -> None:
         spec: ControlsSpec = asked[0] if asked and isinstance(asked[0], ControlsSpec) else ControlsSpec(*asked, **how)
@@ -121,10 +121,6 @@ class ControlsJob:
         self.result = Controls(self._exact.grid, [], [])
 
     @property
-    def total(self) -> int:
-        return len(self.names)
-
-    @property
     def done(self) -> int:
         return len(self.result.checks)
 
@@ -139,7 +135,11 @@ class ControlsJob:
         try:
             self._begin()
             checks: list[Check] = []
-            for name, check in zip(self.names, self._checks(), strict=True):
+            makers = (
+                self._whole_runs, self._identical, self._everything, self._random_positions, self._random_prompts,
+                self._ablation, self._estimate, self._many_pairs,
+            )  # fmt: skip
+            for name, check in zip(self.names, makers, strict=True):
                 checks.append(Check(name, None, NOTHING) if self.grid.too_close else check(name))
                 self.result = Controls(self.grid, self._top, list(checks))
                 yield checks[-1]
@@ -147,12 +147,6 @@ class ControlsJob:
             pass
         finally:
             self._stop.clear()
-
-    def _checks(self) -> list[Callable[[str], Check]]:
-        return [
-            self._whole_runs, self._identical, self._everything, self._random_positions, self._random_prompts,
-            self._ablation, self._estimate, self._many_pairs,
-        ]  # fmt: skip
 
     # -- the grid, its strongest cells, and one run with one of them replaced ------------------------------------------
 

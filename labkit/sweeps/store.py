@@ -48,7 +48,7 @@ class Store:
         self.pairs: list[list[Any]] = manifest["pairs"]
         self.shard: int = manifest["shard"]
         self.notes: dict[str, Any] = manifest["notes"]
-        self.hash = _hash(self.recipe, self.pairs)
+        self.hash = hashlib.sha256(json.dumps([self.recipe, self.pairs], sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Store:
@@ -163,10 +163,6 @@ class Store:
     def results(self) -> Results:
         """What all shards hold."""
         return {i: result for number in range(len(self.shards)) for i, result in self.read(number).items()}
-
-
-def _hash(recipe: Mapping[str, Any], pairs: list[list[Any]]) -> str:
-    return hashlib.sha256(json.dumps([recipe, pairs], sort_keys=True).encode()).hexdigest()
 
 
 def _differences(old: Store, new: Store) -> str:

@@ -132,6 +132,7 @@ class _Work:
 
     def __init__(self, plan: Plan, pairs: list[tuple[Any, ...]], place: Any, notes: dict[str, Any]) -> None:
         self.plan, self.pairs, self.place, self.notes = plan, pairs, place, notes
+        self.total = len(pairs)
         self.results: Results = {}
         self.open: dict[int, list[tuple[int, tuple[Any, ...]]]] = {}  # of each shard, the pairs that have no grid
         for number, members in enumerate(place.shards):
@@ -150,10 +151,6 @@ class _Work:
     def sweep(self) -> Sweep:
         """What there is by now."""
         return _swept(self.pairs, self.results, self.notes)
-
-    @property
-    def total(self) -> int:
-        return len(self.pairs)
 
     @property
     def done(self) -> int:
@@ -290,12 +287,8 @@ def _recipe(plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
     """What identifies a sweep; the model's arguments are listed with the others, to be compared."""
     model = plan.spec if isinstance(plan.spec, dict) else {"model": plan.spec}
     recipe = {**{k: v for k, v in model.items() if k != "device"}, "weights": plan.weights, **settings}
-    as_text = {k: _source(v) if callable(v) else str(v) for k, v in recipe.items() if not _is_json(v)}
-    return recipe | as_text
-
-
-def _is_json(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | list | tuple)
+    other = {k: v for k, v in recipe.items() if not (v is None or isinstance(v, str | int | float | list | tuple))}
+    return recipe | {k: _source(v) if callable(v) else str(v) for k, v in other.items()}
 
 
 def _source(function: Callable[..., Any]) -> str:
