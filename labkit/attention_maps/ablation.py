@@ -18,6 +18,7 @@ from labkit.activations.sites import checked
 from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
 from labkit.patching.cell_report import likeliest
+from labkit.patching.metrics import kl
 from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
 from labkit.text.pair import align
@@ -57,8 +58,7 @@ class KnockOut(RefersToModel):
     @property
     def kl(self) -> float:
         """How far the next-token distribution moved: KL divergence of after from before, in nats."""
-        before, after = (x.log_softmax(-1) for x in (self.logits_before, self.logits_after))
-        return float((before.exp() * (before - after)).sum().clamp(min=0))
+        return float(kl(self.logits_after[None], clean=self.logits_before).clamp(min=0))
 
     def top(self, k: int = 10) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
         """The k likeliest next tokens before and after, as (text, probability)."""
@@ -129,14 +129,12 @@ def knock_out(
         source = run(lm, pair.corrupt, read=sites)
         values = {site: source[site] for site in sites}
         before = run(lm, ids)
+    elif how == "mean":
+        before = run(lm, ids, read=sites)
+        values = {site: before[site].float().mean(1, keepdim=True).expand_as(before[site]) for site in sites}
     else:
-        before = run(lm, ids, read=sites if how == "mean" else [])
-        values = {
-            site: before[site].float().mean(1, keepdim=True).expand_as(before[site])
-            if how == "mean"
-            else torch.zeros(1)
-            for site in sites
-        }
+        before = run(lm, ids)
+        values = dict.fromkeys(sites, torch.zeros(1))
     after = run(lm, ids, write=values)
     chosen = [(int(layer), int(head)) for layer, head in heads]
     code = as_code(lm.code(), "found = lk.knock_out", LM, prompt, heads=chosen, how=how, **given)

@@ -117,7 +117,7 @@ class ModelPatterns(Patterns):
 
     @abstractmethod
     def call(self, layer: int) -> AttentionCall:
-        """What a layer's attention was called with."""
+        """The queries, keys and values that a layer's attention was called with."""
 
     @abstractmethod
     def before_projection(self, layer: int) -> torch.Tensor:

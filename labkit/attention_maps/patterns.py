@@ -77,8 +77,6 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         super().__setstate__(state)
         self._lock = threading.RLock()
 
-    # -- patterns --------------------------------------------------------------------------------------------------
-
     def pattern(self, layer: int, head: int | None = None) -> np.ndarray:
         site = checked(self.lm, f"pattern.{layer}" + ("" if head is None else f".{head}"))
         assert site.layer is not None
@@ -108,7 +106,6 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         return found
 
     def call(self, layer: int) -> AttentionCall:
-        """The queries, keys and values that a layer's attention was called with."""
         with self._lock:
             if layer not in self._calls:
                 self._pass(lambda at, call: None, keep=layer)
@@ -116,7 +113,6 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
             return self._calls[layer]
 
     def before_projection(self, layer: int) -> torch.Tensor:
-        """The input of a layer's output projection at the last token, (head, d_head)."""
         with self._lock:
             if layer not in self._before_projection:
                 self._pass(lambda at, call: None, keep=layer)
@@ -152,8 +148,6 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
             with hooked(self.lm, reads, {}, keep=lambda x: x[0, -1].detach().clone(), watch=watch) as found:
                 last_logits(self.lm, self.ids)
         self._before_projection = {layer: value for (_, layer), value in found.items()}
-
-    # -- all heads at once -----------------------------------------------------------------------------------------
 
     def survey(
         self, *, size: int = 24, each: Callable[[int, np.ndarray, dict[str, np.ndarray]], None] | None = None
@@ -236,13 +230,9 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
             self.add_score(name, score)
         return frame_of({name: self.grid(name) for name in [*SCORES, *(set(self._scores) - set(SCORES))]}, self.layers)
 
-    # -- what is weighted ------------------------------------------------------------------------------------------
-
     value_weighted = weighting.value_weighted
     rollout = weighting.rollout
     contribution = weighting.contribution
-
-    # -- the rest --------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str], *, layers: Sequence[int] | None = None) -> Path:
         """Write patterns, scores and tokens to one file, a layer at a time; `open_attention` opens it.

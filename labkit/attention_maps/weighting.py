@@ -23,8 +23,6 @@ from labkit.lens.direct_attribution import logit_path
 from labkit.models.weights import weight_of
 from labkit.text.tokens import Token
 
-# -- the value ------------------------------------------------------------------------------------------------------
-
 
 def value_weighted(patterns: ModelPatterns, layer: int, head: int | None = None) -> np.ndarray:
     """The norm of what each query-key pair adds to the residual stream: of pattern x value x output projection.
@@ -68,9 +66,6 @@ def _gate(patterns: ModelPatterns, layer: int, call: AttentionCall) -> torch.Ten
     return torch.where(z == 0, 0, taken / torch.where(z == 0, 1, z))
 
 
-# -- a logit --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(repr=False)
 class LogitContribution:
     """What each head writes directly to a logit (difference) from each key, the final norm's scale frozen.
@@ -112,9 +107,9 @@ def contribution(patterns: ModelPatterns, answer: str | int, foil: str | int | N
         ValueError: an answer of several tokens, or a model without direct attribution; the message says why.
     """
     lm = patterns.lm
-    way = logit_path(lm, patterns.ids, answer, foil)
+    directions, words = logit_path(lm, patterns.ids, answer, foil)
     values = np.full((patterns.n_layers, patterns.n_heads, len(patterns.tokens)), np.nan, np.float32)
-    for layer, direction in way.directions.items():
+    for layer, direction in directions.items():
         if layer not in patterns.layers:
             continue
         call = patterns.call(layer)
@@ -126,10 +121,7 @@ def contribution(patterns: ModelPatterns, answer: str | int, foil: str | int | N
         row = rows_of(call, len(patterns.tokens) - 1, len(patterns.tokens))[:, 0]  # (head, key)
         share = row * torch.einsum("hkd,hd->hk", shared_heads(call.v, call.q.shape[1])[0].float(), along)
         values[layer, : len(share)] = share.cpu().numpy()
-    return LogitContribution(values, patterns.tokens, way.answer, way.foil)
-
-
-# -- rollout --------------------------------------------------------------------------------------------------------
+    return LogitContribution(values, patterns.tokens, *words)
 
 
 def rollout(patterns: ModelPatterns, layer: int | None = None) -> np.ndarray:

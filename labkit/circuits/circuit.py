@@ -64,12 +64,9 @@ class Circuit:
     @cached_property
     def edges(self) -> pd.DataFrame:
         """One row per edge: `sender`, `receiver`, `score`, the largest magnitude first."""
-        kept = {
-            (self.wiring.senders[sender], self.wiring.receivers[receiver])
-            for sender, receiver in np.argwhere(self.kept).tolist()
-        }
-        frame = self.scores.scores
-        mine = [edge in kept for edge in zip(frame["sender"], frame["receiver"], strict=True)]
+        frame, names = self.scores.scores, (self.wiring.senders, self.wiring.receivers)
+        senders, receivers = ({name: n for n, name in enumerate(side)} for side in names)
+        mine = self.kept[frame["sender"].map(senders), frame["receiver"].map(receivers)]
         return frame[mine].reset_index(drop=True)
 
     @property

@@ -65,11 +65,7 @@ class EdgeScores:
         if (n_edges is None) == (threshold is None):
             raise ValueError("give the size of the circuit: n_edges=200, or threshold=0.01")
         size = np.nan_to_num(np.abs(self.values))
-        if threshold is not None:
-            kept = self.wiring.pruned(size >= threshold)
-        else:
-            assert n_edges is not None
-            kept = self._largest(size, n_edges)
+        kept = self.wiring.pruned(size >= threshold) if n_edges is None else self._largest(size, n_edges)
         if not kept.any():
             best = np.sort(size.ravel())[::-1][:3].tolist()
             raise ValueError(

@@ -145,9 +145,6 @@ def task(name: str) -> Task:
     raise ValueError(f"there is no task {name!r}; use one of {', '.join(t.name for t in TASKS)}")
 
 
-# -- making pairs ---------------------------------------------------------------------------------------------------
-
-
 class _TooFewWords(Exception):
     """A table has not enough words that are one token."""
 

@@ -73,32 +73,25 @@ def speed(tokens: int, seconds: float, first_seconds: float) -> float:
     return (tokens - 1) / (seconds - first_seconds) if tokens > 1 and seconds > first_seconds else 0.0
 
 
-class _Watch(LogitsProcessor):
-    """Records the distribution of each step and returns its input unchanged."""
+class _Watch(LogitsProcessor, BaseStreamer):
+    """Looks at each step's distribution, which stays as it is, and writes the token that follows into the record."""
 
-    def __init__(self, alternatives: int) -> None:
-        self.alternatives = alternatives
+    def __init__(self, record: Record, tokenizer: Any, on_token: OnToken | None) -> None:
+        self.record, self.tokenizer, self.on_token = record, tokenizer, on_token
         self.steps: deque[Distribution] = deque()
+        self.past_prompt = False
+        self.first_at: float | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         look_again()
-        self.steps.append(Distribution(scores[0], self.alternatives))
+        self.steps.append(Distribution(scores[0], self.record.alternatives))
         return scores
-
-
-class _Stream(BaseStreamer):
-    """Writes each token into the record, and calls the caller back."""
-
-    def __init__(self, watch: _Watch, record: Record, tokenizer: Any, on_token: OnToken | None) -> None:
-        self.watch, self.record, self.tokenizer, self.on_token = watch, record, tokenizer, on_token
-        self.past_prompt = False
-        self.first_at: float | None = None
 
     def put(self, value: torch.Tensor) -> None:
         if not self.past_prompt:  # the prompt comes first
             self.past_prompt = True
             return
-        self.record.append(self.watch.steps.popleft().row(int(value.view(-1)[0])))
+        self.record.append(self.steps.popleft().row(int(value.view(-1)[0])))
         self.first_at = self.first_at or time.perf_counter()
         if self.on_token is not None:
             self.on_token(self.record.token(len(self.record) - 1, self.tokenizer))
@@ -175,11 +168,9 @@ def generate(
     sampling = Sampling(
         max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop_strings
     ).drawn()
-    if alternatives < 1:
-        raise ValueError(f"alternatives must be at least 1; got {alternatives}")
+    record = Record(min(alternatives, lm.n_vocab))
     prompt = asked(lm, prompt)
     ids = room_for(lm, prompt, max_new_tokens, truncate_left=truncate_left)
-    record = Record(min(alternatives, lm.n_vocab))
     recipe = {"prompt": prompt, "load": lm.code(), **sampling.given()}
     if truncate_left:
         recipe["truncate_left"] = True
@@ -229,8 +220,7 @@ def write(
     it took, and those until the first token.
     """
     stop = stop or threading.Event()
-    watch = _Watch(record.alternatives)
-    stream = _Stream(watch, record, lm.tokenizer, on_token)
+    watch = _Watch(record, lm.tokenizer, on_token)
     ending = _Stop(stop, sampling.stop_strings, lm.tokenizer, ids.shape[1] - own)
     hf = _without_defaults(lm)
     mask = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in signature(hf.forward).parameters else {}
@@ -246,7 +236,7 @@ def write(
                 generation_config=_config(lm, sampling),
                 logits_processor=LogitsProcessorList([watch, *sampling.processors()]),
                 stopping_criteria=StoppingCriteriaList([ending]),
-                streamer=stream,
+                streamer=watch,
             )
         except KeyboardInterrupt:
             interrupted = True
@@ -254,11 +244,11 @@ def write(
     end = time.perf_counter()
     if interrupted:
         finish = "stopped"
-    elif len(record) and is_end(lm, int(record.rows["id"][-1])):
+    elif len(record) and int(record.rows["id"][-1]) in ends_of(lm):
         finish = "eos"
     else:
         finish = "stop_string" if ending.found else "stopped" if stop.is_set() else "length"
-    return finish, end - begin, (stream.first_at or end) - begin
+    return finish, end - begin, (watch.first_at or end) - begin
 
 
 def _without_defaults(lm: Model) -> Any:
@@ -290,8 +280,3 @@ def ends_of(lm: Model) -> list[int]:
     if ends is None:
         return []
     return [int(id) for id in torch.as_tensor(ends).flatten() if id >= 0]
-
-
-def is_end(lm: Model, id: int) -> bool:
-    """Does this token end a text?"""
-    return id in ends_of(lm)

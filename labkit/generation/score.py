@@ -76,15 +76,13 @@ def score(lm: Model, text: Prompt, *, alternatives: int = 10, truncate_left: boo
     Raises:
         ValueError: the text is empty, a single token, or longer than the context.
     """
-    if alternatives < 1:
-        raise ValueError(f"alternatives must be at least 1; got {alternatives}")
+    record = Record(min(alternatives, lm.n_vocab))
     text = asked(lm, text)
     ids = room_for(lm, text, 0, truncate_left=truncate_left)
     if ids.shape[1] < 2:
         raise ValueError("the text is a single token with nothing before it; give at least two tokens")
     logits = run(lm, ids).logits[0]  # (seq, vocab)
     exact = torch.float32 if lm.device.type == "mps" else torch.float64  # so that rounding does not add up over a text
-    record = Record(min(alternatives, lm.n_vocab))
     nothing = np.zeros(record.alternatives, np.int32), np.zeros(record.alternatives, np.float16)
     tokens = ids[0].tolist()
     record.append((tokens[0], np.nan, np.nan, 0, *nothing))  # rank 0 stands for none

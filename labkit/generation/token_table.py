@@ -65,6 +65,8 @@ class Record:
     """Rows that grow: `rows` is a structured array (n,) with id, logprob, entropy, rank, top_ids, top_probabilities."""
 
     def __init__(self, alternatives: int = 10, rows: np.ndarray | None = None) -> None:
+        if alternatives < 1:
+            raise ValueError(f"alternatives must be at least 1; got {alternatives}")
         self.dtype = np.dtype(
             [
                 ("id", "<i4"), ("logprob", "<f4"), ("entropy", "<f4"), ("rank", "<i4"),

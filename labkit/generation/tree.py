@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from labkit.activations.run import run
-from labkit.generation.generate import OnToken, is_end, room_for, speed, write
+from labkit.generation.generate import OnToken, ends_of, room_for, speed, write
 from labkit.generation.sampling import Sampling
 from labkit.generation.token_table import COLUMNS, Distribution, GeneratedToken, Record, Transcript, frame_rows
 from labkit.models.handle import Model
@@ -107,8 +107,6 @@ class Tree(RefersToModel):
         self.branches: list[Branch] = []
         self._names = 0
 
-    # -- growing -----------------------------------------------------------------------------------------------------
-
     def start(self, *, stop: threading.Event | None = None, on_token: OnToken | None = None) -> Branch:
         """Write the first branch."""
         if self.branches:
@@ -176,7 +174,7 @@ class Tree(RefersToModel):
     def _write(self, branch: Branch, stop: threading.Event | None, on_token: OnToken | None) -> Branch:
         before = len(branch.own)
         left = branch.sampling.max_new_tokens - len(branch)
-        ended = len(branch) > 0 and is_end(self.lm, int(branch.own.rows["id"][-1]))
+        ended = len(branch) > 0 and int(branch.own.rows["id"][-1]) in ends_of(self.lm)
         if ended or left <= 0:
             branch.finish = "eos" if ended else "length"
             return branch
@@ -213,8 +211,6 @@ class Tree(RefersToModel):
         branch = Branch(name, parent, at, Record(self.alternatives), sampling, self.lm.tokenizer)
         self.branches.append(branch)
         return branch
-
-    # -- looking and tending -----------------------------------------------------------------------------------------
 
     @property
     def root(self) -> Branch:
@@ -307,8 +303,6 @@ class Tree(RefersToModel):
             call = as_code("", "tree.branch", one.parent.name, one.at, token, name=one.name, **changed)
             code += f"{call[:-1]}  # {self.lm.tokenizer.decode([token])!r}\n"
         return code
-
-    # -- keeping -----------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""

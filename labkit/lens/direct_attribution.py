@@ -155,19 +155,12 @@ def direct_logit_attribution(
     )
 
 
-@dataclass(frozen=True)
-class LogitPath:
+def logit_path(
+    lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None = None
+) -> tuple[dict[int, torch.Tensor], tuple[str, str | None]]:
     """By layer whose heads can be separated, the direction (d_model,), float32, in which a head's output adds to the
-    logit.
+    logit; and the texts of answer and foil. Raises what `direct_logit_attribution` raises.
     """
-
-    directions: dict[int, torch.Tensor]
-    answer: str
-    foil: str | None
-
-
-def logit_path(lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None = None) -> LogitPath:
-    """See `LogitPath`. Raises what `direct_logit_attribution` raises."""
     found, way, words = _way_of(lm, ids, answer, foil)
     directions = {}
     for layer in range(lm.n_layers):
@@ -176,7 +169,7 @@ def logit_path(lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: st
             continue
         if (turn := _on_the_way(found["attn_out", layer], by_attention)) is not None:
             directions[layer] = way.direction * turn
-    return LogitPath(directions, *words)
+    return directions, words
 
 
 def _way_of(

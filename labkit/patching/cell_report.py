@@ -175,9 +175,6 @@ def code_of(grid: PatchGrid, moves: Sequence[Move]) -> str:
     )
 
 
-# -- the runs -------------------------------------------------------------------------------------------------------
-
-
 def _report(lm: LanguageModel, grid: PatchGrid, moves: Sequence[Move], *, k: int) -> CellReport:
     source, base = ENDS[grid.direction]
     end = None if grid.recipe["at"] == -1 else grid.recipe["at"] + 1

@@ -46,7 +46,6 @@ def measured(
     Args:
         ids: the prompts `clean` and `corrupt`, (1, seq), up to the position that the metric reads.
         logits: of both at that position (vocab,), float32, as they were computed.
-        metric: what is measured.
 
     Returns:
         None if clean and corrupt are so far apart that rounding does not matter.

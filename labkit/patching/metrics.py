@@ -169,8 +169,7 @@ def metric_of(
     Args:
         asked: a name in `METRICS`, a callable (rows, vocab) -> (rows,), or None for `logit_diff` of answer and foil,
             or `logprob` where there is no foil.
-        answer: id of the answer token.
-        foil: id of the foil token.
+        answer, foil: their ids.
         reference: logits (vocab,) of the clean run, for metrics that compare with it.
 
     Raises:

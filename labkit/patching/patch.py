@@ -99,6 +99,7 @@ class PatchJob:
             layers=spec.layers, heads=spec.heads, neurons=spec.neurons, positions=spec.positions,
         )  # fmt: skip
         self.cells = axes.cells()
+        self.total = len(self.cells)
         self.engine = "wavefront"
         self._stop = threading.Event()
         self._metric: Metric | None = None  # set when the unpatched runs are there
@@ -117,10 +118,6 @@ class PatchJob:
                 usual_over=axes.usual, sizes=axes.sizes,
             ),
         )  # fmt: skip
-
-    @property
-    def total(self) -> int:
-        return len(self.cells)
 
     @property
     def done(self) -> int:
@@ -144,8 +141,6 @@ class PatchJob:
         if values.shape != self.grid.values.shape:
             raise ValueError(f"the grid is {self.grid.values.shape}; the values are {values.shape}")
         self._taken = values
-
-    # -- the work ------------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[int]:
         """Do the work; yields how many cells are done after every chunk. Resumes where an earlier call ended."""
@@ -216,23 +211,18 @@ class PatchJob:
     def ready(self) -> bool:
         """Prepare exact patching; False if the job was cancelled meanwhile (it is prepared when it resumes)."""
         self._prepare()
-        self._restart()
+        if self._wavefront is None and self.engine == "wavefront":
+            try:
+                self.runs.readout(ENDS[self.direction][1])
+                self._wavefront = Wavefront([self.lane()], site=engine_kind(self.site))
+            except Unsupported as why:
+                self._fall_back(str(why))
         if self._wavefront is not None:
             try:
                 self._check_engine()
             except Cancelled:
                 return False
         return True
-
-    def _restart(self) -> None:
-        """Prepare to restart the base run from any cell, if this architecture allows it."""
-        if self._wavefront is not None or self.engine != "wavefront":
-            return
-        try:
-            self.runs.readout(ENDS[self.direction][1])
-            self._wavefront = Wavefront([self.lane()], site=engine_kind(self.site))
-        except Unsupported as why:
-            self._fall_back(str(why))
 
     def lane(self) -> Lane:
         """The run that this job patches into, for the engine. Raises `Unsupported` if it cannot be restarted."""

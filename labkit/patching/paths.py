@@ -44,8 +44,6 @@ from labkit.text.warn import warn
 CHECKED: PerModel[set[str]] = PerModel(set)
 """For each model the paths whose fast path was checked against full forward passes."""
 
-MLPS = ("recompute", "freeze")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PathSpec(PairSpec):
@@ -68,7 +66,7 @@ class PathSpec(PairSpec):
     direction: str = "denoise"
 
     def __post_init__(self) -> None:
-        if self.mlps not in MLPS or self.direction not in DIRECTIONS:
+        if self.mlps not in ("recompute", "freeze") or self.direction not in DIRECTIONS:
             got = f"{self.mlps!r}, {self.direction!r}"
             raise ValueError(f"mlps must be recompute or freeze, and direction denoise or noise; got {got}")
 
@@ -129,7 +127,10 @@ class _Paths:
             self._prepare()
         except Unsupported as why:
             self._fall_back(str(why))
-        self._fill_in_zeros()
+        for sender in self.senders if self.receivers else []:
+            if not any(comes_before(sender, receiver) for receiver in self.receivers):  # no path to them
+                self.grid.values[self._cell(sender)] = self.grid.unpatched
+                self.done += 1
         yield
         waiting = [[s for s in self.senders if np.isnan(self.grid.values[self._cell(s)])]]
         most = max(1, tokens_at_once(self.lm) // self.ids["clean"].shape[1])
@@ -158,13 +159,6 @@ class _Paths:
         head = self.grid.recipe["n_heads"] if sender.head is None else sender.head
         assert sender.layer is not None
         return layers.index(sender.layer), columns.index(head)
-
-    def _fill_in_zeros(self) -> None:
-        """A sender above every receiver has no path to them."""
-        for sender in self.senders if self.receivers else []:
-            if not any(comes_before(sender, receiver) for receiver in self.receivers):
-                self.grid.values[self._cell(sender)] = self.grid.unpatched
-                self.done += 1
 
     def _prepare(self) -> None:
         """The two plain runs, what is kept of them, and their metric."""

@@ -25,11 +25,9 @@ def recipe_of(
     *,
     answer: int | None,
     foil: int | None,
-    metric: str,
-    own_metric: bool,
     **more: Any,
 ) -> dict[str, Any]:
-    """Model, prompts, metric and all else that is needed, for JSON."""
+    """Model, prompts, answer and foil, and all `more` that is needed (metric, own_metric, at, ...), for JSON."""
     texts = lambda prompt: None if isinstance(prompt, torch.Tensor) else packed(asked(lm, prompt))  # noqa: E731
     word = lambda id: None if id is None else describe(lm.tokenizer, [id])[0].text  # noqa: E731
     end = more.get("at", -1) % pair.clean.shape[1] + 1
@@ -47,8 +45,6 @@ def recipe_of(
         "said_by_id": [
             name for name, (id, after) in tokens.items() if id is not None and word_for(lm, id, after=after) == id
         ],
-        "metric": metric,
-        "own_metric": own_metric,
         **more,
     }
 

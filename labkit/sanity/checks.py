@@ -21,6 +21,7 @@ from labkit.activations.run import run, run_to_measure
 from labkit.activations.sites import Site, absent
 from labkit.datasets.words import PLAIN
 from labkit.engine.cells import Cell, put_whole
+from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.pair_runs import ENDS
@@ -97,7 +98,7 @@ class ControlsJob:
         spec: ControlsSpec = asked[0] if asked and isinstance(asked[0], ControlsSpec) else ControlsSpec(*asked, **how)
         grid = spec.grid
         at = spec.at if grid is None else grid.recipe["at"]
-        self.spec = PatchSpec(**{**given(spec, PatchSpec), "at": at})
+        self.spec = PatchSpec(**given(spec, PatchSpec) | {"at": at})
         if grid is not None:
             self.spec = replace(self.spec, **_axes(grid, grid.index))
         self.lm = lm
@@ -143,12 +144,10 @@ class ControlsJob:
                 checks.append(Check(name, None, NOTHING) if self.grid.too_close else check(name))
                 self.result = Controls(self.grid, self._top, list(checks))
                 yield checks[-1]
-        except _Cancelled:
+        except Cancelled:
             pass
         finally:
             self._stop.clear()
-
-    # -- the grid, its strongest cells, and one run with one of them replaced ------------------------------------------
 
     def _begin(self) -> None:
         self.grid = self._finished(self._exact)
@@ -202,12 +201,12 @@ class ControlsJob:
         finally:
             self._inner = None
         if not job.grid.complete:
-            raise _Cancelled
+            raise Cancelled
         return job.grid
 
     def _go_on(self) -> None:
         if self._stop.is_set():
-            raise _Cancelled
+            raise Cancelled
 
     def _share(self, values: Any) -> Any:
         return (values - self._from) / (self._to - self._from)
@@ -246,8 +245,6 @@ class ControlsJob:
             if bos is not None and int(self._base[0, 0]) == bos:
                 ids[0] = bos
             yield ids[None]
-
-    # -- the checks ----------------------------------------------------------------------------------------------
 
     def _whole_runs(self, name: str) -> Check:
         whole = [self._moved(self._read(self._source, cell), cell) for cell in self._cells]
@@ -381,7 +378,3 @@ def _axes(grid: PatchGrid, index: Sequence[list[int]]) -> dict[str, Any]:
     if grid.recipe["layer"] is not None:
         axes["layers"] = [grid.recipe["layer"]]
     return {"over": grid.over, **axes}
-
-
-class _Cancelled(Exception):
-    """The job was asked to end."""
