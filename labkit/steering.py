@@ -15,21 +15,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from labkit.activations.hooks import hooked, never_reached
 from labkit.activations.run import run
 from labkit.activations.sites import checked
+from labkit.models.handle import Model
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import asked, packed, prompts_of
-
-if TYPE_CHECKING:
-    from labkit.models.handle import Model
-    from labkit.text.types import Prompt
+from labkit.text.types import Prompt
 
 At = Literal["last", "mean"]
 
@@ -131,8 +129,11 @@ def steering_vector(
         "code": as_code(lm.code(), "vector = lk.steering_vector", LM, *sides.values(), site.layer, **how),
         "about": f"{len(sides['positive'])} positive and {len(sides['negative'])} negative prompts",
         **made_with(lm),
-        **{name: [packed(_shown(prompt)) for prompt in prompts] for name, prompts in sides.items()},
-    }  # fmt: skip
+        **{
+            name: [one.flatten().tolist() if isinstance(one, torch.Tensor) else packed(one) for one in prompts]
+            for name, prompts in sides.items()
+        },
+    }
     return SteeringVector(vector, site.layer, typical, spread, recipe)
 
 
@@ -217,7 +218,3 @@ def _leaving(lm: Model, prompt: Prompt, layer: int, at: At) -> torch.Tensor:
     site = f"resid_post.{layer}" + ("@-1" if at == "last" else "")
     found = run(lm, prompt, read=[site], logits="none", to="cpu")[site][0].float()
     return found if at == "last" else found[1:].mean(0) if len(found) > 1 else found[0]
-
-
-def _shown(prompt: Any) -> Any:
-    return prompt.flatten().tolist() if isinstance(prompt, torch.Tensor) else prompt

@@ -15,18 +15,19 @@ import torch
 
 from labkit.activations.run import run
 from labkit.activations.sites import checked
+from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
+from labkit.patching.cell_report import likeliest
+from labkit.patching.metrics import kl
 from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
 from labkit.text.pair import align
 from labkit.text.prompts import asked
 from labkit.text.tokens import describe
+from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 HOW = {
     "zero": "z set to zero",
@@ -57,17 +58,11 @@ class KnockOut(RefersToModel):
     @property
     def kl(self) -> float:
         """How far the next-token distribution moved: KL divergence of after from before, in nats."""
-        before, after = (x.log_softmax(-1) for x in (self.logits_before, self.logits_after))
-        return float((before.exp() * (before - after)).sum().clamp(min=0))
+        return float(kl(self.logits_after[None], clean=self.logits_before).clamp(min=0))
 
     def top(self, k: int = 10) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
         """The k likeliest next tokens before and after, as (text, probability)."""
-        rows = []
-        for logits in (self.logits_before, self.logits_after):
-            share, ids = logits.softmax(-1).topk(k)
-            texts = [token.display for token in describe(self.lm.tokenizer, ids.tolist())]
-            rows.append(list(zip(texts, share.tolist(), strict=True)))
-        return rows[0], rows[1]
+        return likeliest(self.lm, self.logits_before, k), likeliest(self.lm, self.logits_after, k)
 
     def logit_diff(self, answer: str | int, foil: str | int) -> tuple[float, float]:
         """The logit difference of answer and foil, before and after."""
@@ -107,7 +102,6 @@ def knock_out(
     """Run a prompt with and without some heads changed, at every position.
 
     Args:
-        lm: the model.
         prompt: text, chat messages, or token ids (1, seq).
         heads: (layer, head) each.
         how: `zero`, `mean` (over the prompt's positions), `other` (z of the other prompt, position by position), or
@@ -135,14 +129,12 @@ def knock_out(
         source = run(lm, pair.corrupt, read=sites)
         values = {site: source[site] for site in sites}
         before = run(lm, ids)
+    elif how == "mean":
+        before = run(lm, ids, read=sites)
+        values = {site: before[site].float().mean(1, keepdim=True).expand_as(before[site]) for site in sites}
     else:
-        before = run(lm, ids, read=sites if how == "mean" else [])
-        values = {
-            site: before[site].float().mean(1, keepdim=True).expand_as(before[site])
-            if how == "mean"
-            else torch.zeros(1)
-            for site in sites
-        }
+        before = run(lm, ids)
+        values = dict.fromkeys(sites, torch.zeros(1))
     after = run(lm, ids, write=values)
     chosen = [(int(layer), int(head)) for layer, head in heads]
     code = as_code(lm.code(), "found = lk.knock_out", LM, prompt, heads=chosen, how=how, **given)

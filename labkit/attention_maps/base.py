@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ class ModelPatterns(Patterns):
 
     @abstractmethod
     def call(self, layer: int) -> AttentionCall:
-        """What a layer's attention was called with."""
+        """The queries, keys and values that a layer's attention was called with."""
 
     @abstractmethod
     def before_projection(self, layer: int) -> torch.Tensor:
@@ -141,6 +141,7 @@ def frame_of(grids: Mapping[str, np.ndarray], layers: Sequence[int]) -> pd.DataF
 
     n_heads = next(iter(grids.values())).shape[1]
     places = [(layer, head) for layer in layers for head in range(n_heads)]
-    columns: dict[str, Any] = {"layer": [layer for layer, _ in places], "head": [head for _, head in places]}
-    frame = pd.DataFrame(columns | {name: [grid[at] for at in places] for name, grid in grids.items()})
-    return frame.astype(dict.fromkeys(grids, "float32"))
+    frame = pd.DataFrame(places, columns=["layer", "head"])
+    for name, grid in grids.items():
+        frame[name] = np.array([grid[at] for at in places], np.float32)
+    return frame

@@ -41,14 +41,13 @@ class SavedAttention(Patterns):
         packed = self._read(f"layer_{layer}")  # (head, ...)
         if head is not None and not -len(packed) <= head < len(packed):
             raise ValueError(f"head {head} is out of range; layer {layer} has heads 0 to {len(packed) - 1}")
-        chosen = packed if head is None else packed[head][None]
-        if chosen.ndim == 2:  # lower triangles
-            length = len(self.tokens)
-            found = np.zeros((len(chosen), length, length), np.float32)
-            found[:, *np.tril_indices(length)] = chosen
-        else:
-            found = chosen.astype(np.float32)
-        return found if head is None else found[0]
+        chosen = packed if head is None else packed[head]
+        if packed.ndim > 2:
+            return chosen.astype(np.float32)
+        length = len(self.tokens)  # lower triangles
+        found = np.zeros((*chosen.shape[:-1], length, length), np.float32)
+        found[..., *np.tril_indices(length)] = chosen
+        return found
 
     def thumbnails(self) -> np.ndarray:
         """Small pictures of all heads, uint8 (layer, head, size, size)."""
@@ -56,9 +55,8 @@ class SavedAttention(Patterns):
 
     def scores(self) -> pd.DataFrame:
         """One row per head, a column per score, of every layer of the model."""
-        return frame_of(
-            {name: self._read(f"score_{name}") for name in self._about["scores"]}, self._about["all_layers"]
-        )
+        scores = {name: self._read(f"score_{name}") for name in self._about["scores"]}
+        return frame_of(scores, self._about["all_layers"])
 
     def code(self) -> str:
         """The Python that computes the same patterns."""

@@ -8,14 +8,12 @@ pattern is ever in memory; the same blocks are max-pooled into thumbnails, so a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
+from labkit.language_model import LanguageModel
 
 SCORES = {
     "previous_token": "attention to the token before, mean over tokens",

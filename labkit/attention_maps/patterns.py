@@ -27,16 +27,14 @@ from labkit.attention_maps import weighting
 from labkit.attention_maps.base import ModelPatterns, frame_of, rows_of
 from labkit.attention_maps.file import save
 from labkit.attention_maps.head_scores import SCORES, HeadScore, Tally, repeated_tokens
-from labkit.attention_maps.weighting import LogitContribution
+from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
 from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import asked, each_prompt
+from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 KEEP = 256e6  # bytes of queries, keys and values to keep
 BLOCK = 4e6  # bytes of float32 pattern to compute at once
@@ -79,8 +77,6 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         super().__setstate__(state)
         self._lock = threading.RLock()
 
-    # -- patterns --------------------------------------------------------------------------------------------------
-
     def pattern(self, layer: int, head: int | None = None) -> np.ndarray:
         site = checked(self.lm, f"pattern.{layer}" + ("" if head is None else f".{head}"))
         assert site.layer is not None
@@ -110,7 +106,6 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         return found
 
     def call(self, layer: int) -> AttentionCall:
-        """The queries, keys and values that a layer's attention was called with."""
         with self._lock:
             if layer not in self._calls:
                 self._pass(lambda at, call: None, keep=layer)
@@ -118,7 +113,6 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
             return self._calls[layer]
 
     def before_projection(self, layer: int) -> torch.Tensor:
-        """The input of a layer's output projection at the last token, (head, d_head)."""
         with self._lock:
             if layer not in self._before_projection:
                 self._pass(lambda at, call: None, keep=layer)
@@ -154,8 +148,6 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
             with hooked(self.lm, reads, {}, keep=lambda x: x[0, -1].detach().clone(), watch=watch) as found:
                 last_logits(self.lm, self.ids)
         self._before_projection = {layer: value for (_, layer), value in found.items()}
-
-    # -- all heads at once -----------------------------------------------------------------------------------------
 
     def survey(
         self, *, size: int = 24, each: Callable[[int, np.ndarray, dict[str, np.ndarray]], None] | None = None
@@ -238,24 +230,9 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
             self.add_score(name, score)
         return frame_of({name: self.grid(name) for name in [*SCORES, *(set(self._scores) - set(SCORES))]}, self.layers)
 
-    # -- what is weighted ------------------------------------------------------------------------------------------
-
-    def value_weighted(self, layer: int, head: int | None = None) -> np.ndarray:
-        """The norm of pattern x value x output projection (Kobayashi et al. 2020).
-
-        (head, query, key), or (query, key) of one head, float32; see `labkit.attention_maps.weighting`.
-        """
-        return weighting.value_weighted(self, layer, head)
-
-    def rollout(self, layer: int | None = None) -> np.ndarray:
-        """Attention followed through the layers up to one (the last): (query, key) float32 (Abnar and Zuidema 2020)."""
-        return weighting.rollout(self, self.layers[-1] if layer is None else layer)
-
-    def contribution(self, answer: str | int, foil: str | int | None = None) -> LogitContribution:
-        """What each head adds to the answer's logit minus the foil's by attending from the last token to each."""
-        return weighting.contribution(self, answer, foil)
-
-    # -- the rest --------------------------------------------------------------------------------------------------
+    value_weighted = weighting.value_weighted
+    rollout = weighting.rollout
+    contribution = weighting.contribution
 
     def save(self, path: str | os.PathLike[str], *, layers: Sequence[int] | None = None) -> Path:
         """Write patterns, scores and tokens to one file, a layer at a time; `open_attention` opens it.

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,41 +18,33 @@ import torch
 from labkit.activations.attention_interface import AttentionCall, shared_heads
 from labkit.activations.sites import checked
 from labkit.attention_maps.base import ModelPatterns, rows_of
+from labkit.language_model import LanguageModel
 from labkit.lens.direct_attribution import logit_path
 from labkit.models.weights import weight_of
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.tokens import Token
-
-# -- the value ------------------------------------------------------------------------------------------------------
+from labkit.text.tokens import Token
 
 
 def value_weighted(patterns: ModelPatterns, layer: int, head: int | None = None) -> np.ndarray:
-    """The norm of what each query-key pair adds to the residual stream, (head, query, key) or (query, key), float32.
+    """The norm of what each query-key pair adds to the residual stream: of pattern x value x output projection.
+
+    (head, query, key), or (query, key) of one head, float32 (Kobayashi et al. 2020).
 
     Raises:
         ValueError: layer or head out of range, or a gate between the heads and the output projection.
     """
     site = checked(patterns.lm, f"head_out.{layer}" + ("" if head is None else f".{head}"))
     assert site.layer is not None
-    pattern = patterns.pattern(site.layer, site.head)
-    norms = value_norms(patterns, site.layer)  # (head, key)
-    return pattern * (norms[:, None] if site.head is None else norms[site.head])
-
-
-def value_norms(patterns: ModelPatterns, layer: int) -> np.ndarray:
-    """The norm of value x output projection of every head at every token, (head, key) float32."""
-    call = patterns.call(layer)
-    if _gate(patterns, layer, call) is not None:
+    call = patterns.call(site.layer)
+    if _gate(patterns, site.layer, call) is not None:
         raise ValueError(
-            f"layer {layer} of {patterns.lm.name} changes its heads' outputs before the output projection, so a value "
-            "has no single norm; use the pattern itself"
+            f"layer {site.layer} of {patterns.lm.name} changes its heads' outputs before the output projection, so a "
+            "value has no single norm; use the pattern itself"
         )
-    weight = _projection(patterns.lm, layer, call)  # (d_model, head, d_head)
+    weight = _projection(patterns.lm, site.layer, call)  # (d_model, head, d_head)
     gram = torch.einsum("mhd,mhe->hde", weight, weight)
     v = shared_heads(call.v, call.q.shape[1])[0].float()  # (head, key, d_head)
-    return torch.einsum("hkd,hde,hke->hk", v, gram, v).clamp(min=0).sqrt().cpu().numpy()
+    norms = torch.einsum("hkd,hde,hke->hk", v, gram, v).clamp(min=0).sqrt().cpu().numpy()
+    return patterns.pattern(site.layer, site.head) * (norms[:, None] if site.head is None else norms[site.head])
 
 
 def _projection(lm: LanguageModel, layer: int, call: AttentionCall) -> torch.Tensor:
@@ -72,9 +64,6 @@ def _gate(patterns: ModelPatterns, layer: int, call: AttentionCall) -> torch.Ten
     if float((taken - z).norm()) <= (1e-4 if call.v.dtype == torch.float32 else 0.02) * float(z.norm()):
         return None
     return torch.where(z == 0, 0, taken / torch.where(z == 0, 1, z))
-
-
-# -- a logit --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(repr=False)
@@ -112,15 +101,15 @@ class LogitContribution:
 
 
 def contribution(patterns: ModelPatterns, answer: str | int, foil: str | int | None = None) -> LogitContribution:
-    """See `AttentionPatterns.contribution`.
+    """What each head adds to the answer's logit minus the foil's by attending from the last token to each.
 
     Raises:
         ValueError: an answer of several tokens, or a model without direct attribution; the message says why.
     """
     lm = patterns.lm
-    way = logit_path(lm, patterns.ids, answer, foil)
+    directions, words = logit_path(lm, patterns.ids, answer, foil)
     values = np.full((patterns.n_layers, patterns.n_heads, len(patterns.tokens)), np.nan, np.float32)
-    for layer, direction in way.directions.items():
+    for layer, direction in directions.items():
         if layer not in patterns.layers:
             continue
         call = patterns.call(layer)
@@ -132,14 +121,11 @@ def contribution(patterns: ModelPatterns, answer: str | int, foil: str | int | N
         row = rows_of(call, len(patterns.tokens) - 1, len(patterns.tokens))[:, 0]  # (head, key)
         share = row * torch.einsum("hkd,hd->hk", shared_heads(call.v, call.q.shape[1])[0].float(), along)
         values[layer, : len(share)] = share.cpu().numpy()
-    return LogitContribution(values, patterns.tokens, way.answer, way.foil)
+    return LogitContribution(values, patterns.tokens, *words)
 
 
-# -- rollout --------------------------------------------------------------------------------------------------------
-
-
-def rollout(patterns: ModelPatterns, layer: int) -> np.ndarray:
-    """Attention followed down from a layer to the tokens: (query, key) float32, rows sum to 1.
+def rollout(patterns: ModelPatterns, layer: int | None = None) -> np.ndarray:
+    """Attention followed down from a layer (the last) to the tokens: (query, key) float32, rows sum to 1.
 
     Every layer is half residual stream and half the mean of its heads, as in Abnar and Zuidema (2020); a layer without
     attention is residual stream only.
@@ -148,6 +134,7 @@ def rollout(patterns: ModelPatterns, layer: int) -> np.ndarray:
         ValueError: no such layer, or one whose keys are not the tokens (compressed attention).
     """
     length = len(patterns.tokens)
+    layer = patterns.layers[-1] if layer is None else layer
     if not 0 <= layer < patterns.n_layers:
         raise ValueError(f"layer {layer} is out of range; there are layers 0 to {patterns.n_layers - 1}")
     share = torch.eye(length)

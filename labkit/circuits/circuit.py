@@ -18,17 +18,14 @@ import torch
 
 from labkit.circuits.graph import Wiring
 from labkit.circuits.prepare import Prepared, prepared
-from labkit.engine.decomposition import head_counts
-from labkit.patching.spec import PairSpec
+from labkit.language_model import LanguageModel
+from labkit.patching.spec import PAIR, PairSpec
 from labkit.results.job import finish
 from labkit.text.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from labkit.language_model import LanguageModel
-
-PAIR = ("clean", "corrupt", "answer", "foil")
 _MANY = 10  # pairs, from which on there is a progress bar
 
 
@@ -67,12 +64,9 @@ class Circuit:
     @cached_property
     def edges(self) -> pd.DataFrame:
         """One row per edge: `sender`, `receiver`, `score`, the largest magnitude first."""
-        kept = {
-            (self.wiring.senders[sender], self.wiring.receivers[receiver])
-            for sender, receiver in np.argwhere(self.kept).tolist()
-        }
-        frame = self.scores.scores
-        mine = [edge in kept for edge in zip(frame["sender"], frame["receiver"], strict=True)]
+        frame, names = self.scores.scores, (self.wiring.senders, self.wiring.receivers)
+        senders, receivers = ({name: n for n, name in enumerate(side)} for side in names)
+        mine = self.kept[frame["sender"].map(senders), frame["receiver"].map(receivers)]
         return frame[mine].reset_index(drop=True)
 
     @property
@@ -181,7 +175,7 @@ class _Measuring:
         wiring = self.circuit.wiring
         for pair in self.pairs:
             work = prepared(self.lm, PairSpec(*pair, metric=self.metric))
-            if _wiring_of(work) != wiring:
+            if work.wiring != wiring:
                 raise ValueError(f"this circuit is for {self.circuit.scores.recipe['model']}, not for {self.lm.name}")
             measured = patched(work, self.kept, wiring)
             self.close += [self.done] * work.too_close
@@ -284,11 +278,6 @@ class _Forward:
         base = self.parts.mlp_input(layer)
         x = (base.float() + news).to(base.dtype)
         return self.parts.mlp(layer, x[None])[0] - self.parts.own(layer).mlp[0]
-
-
-def _wiring_of(work: Prepared) -> Wiring:
-    heads, kv = head_counts(work.lm)
-    return Wiring.of(heads, kv, work.parts["clean"].parallel)
 
 
 def _pair(pair: Any) -> tuple[Any, Any, Any, Any]:

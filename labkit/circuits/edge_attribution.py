@@ -14,34 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from labkit.circuits.graph import Wiring
 from labkit.circuits.prepare import Prepared, prepared
 from labkit.circuits.scores import EdgeScores
 from labkit.engine.batching import tokens_at_once
 from labkit.engine.block_runner import BlockRunner
-from labkit.engine.decomposition import head_counts
+from labkit.language_model import LanguageModel
 from labkit.patching import gap
 from labkit.patching.gradients import _differentiable
 from labkit.patching.spec import PairSpec, asks
 from labkit.results.recipe import code_of
 
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeSpec(PairSpec):
-    """The scores of all edges.
-
-    Attributes:
-        steps: of integrated gradients, inputs between corrupt and clean; 1 is edge attribution patching without them.
-    """
+    """What `edge_attribution` is asked for."""
 
     steps: int = 5
 
@@ -63,11 +54,10 @@ def edge_attribution(lm: LanguageModel, spec: EdgeSpec) -> EdgeScores:
         ValueError: bad input, or a model that cannot be decomposed (`labkit.engine.decomposition`).
     """
     work = prepared(lm, spec)
-    heads, kv = head_counts(lm)
-    wiring = Wiring.of(heads, kv, work.parts["clean"].parallel)
+    wiring = work.wiring
     values = np.full(wiring.exists.shape, np.nan, np.float32)
     with tqdm(total=lm.n_layers, desc="edges", unit="layer", disable=not spec.progress, leave=False) as bar:
-        for receivers, part in _Sweep(work, wiring, spec.steps).scores():
+        for receivers, part in _Sweep(work, spec.steps).scores():
             values[:, receivers] = part
             bar.update()
     values[~wiring.exists] = np.nan
@@ -83,8 +73,8 @@ def edge_attribution(lm: LanguageModel, spec: EdgeSpec) -> EdgeScores:
 class _Sweep:
     """The rows of all steps up the blocks, then down one layer at a time."""
 
-    def __init__(self, work: Prepared, wiring: Wiring, steps: int) -> None:
-        self.work, self.wiring, self.lm, self.steps = work, wiring, work.lm, steps
+    def __init__(self, work: Prepared, steps: int) -> None:
+        self.work, self.wiring, self.lm, self.steps = work, work.wiring, work.lm, steps
         self.rows: BlockRunner = work.parts["clean"].rows
         self.first = work.first
         with self.lm.busy():
@@ -119,8 +109,7 @@ class _Sweep:
 
     def _products(self, grads: torch.Tensor) -> np.ndarray:
         """(sender, receiver) from gradients (receiver, seq, d_model)."""
-        found: np.ndarray = (self.changes.flatten(1) @ grads[:, self.first :].flatten(1).T).cpu().numpy()
-        return found
+        return (self.changes.flatten(1) @ grads[:, self.first :].flatten(1).T).cpu().numpy()
 
     def _down(self, layer: int, x: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From the gradient at a block's output (steps, seq, d_model) to that at its input, and to each receiver's.

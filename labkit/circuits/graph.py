@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -53,8 +52,7 @@ class Wiring:
             else 2 * layer_of(name) + (is_mlp(name) and not self.parallel[layer_of(name)])
             for name in self.receivers
         ]  # fmt: skip
-        edges: np.ndarray = said[:, None] < np.array(heard)[None]
-        return edges
+        return said[:, None] < np.array(heard)[None]
 
     def senders_of_layer(self, layer: int) -> slice:
         """The senders of a layer, heads first."""
@@ -96,9 +94,6 @@ class Wiring:
                 heard.add(self.senders[n])
                 useful[into[self.senders[n]]] = True
         return kept & fed[:, None] & useful[None]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"n_heads": self.n_heads, "n_kv_heads": self.n_kv_heads, "parallel": self.parallel}
 
     @classmethod
     def of(cls, n_heads: Sequence[int], n_kv_heads: Sequence[int], parallel: Sequence[bool]) -> Wiring:

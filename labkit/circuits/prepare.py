@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from labkit.circuits.graph import Wiring
 from labkit.engine.block_runner import same_calls
-from labkit.engine.decomposition import ResidualDecomposition
+from labkit.engine.decomposition import ResidualDecomposition, head_counts
 from labkit.engine.readout import Readout
 from labkit.engine.recorded_run import Unsupported
+from labkit.language_model import LanguageModel
 from labkit.patching import gap
 from labkit.patching.metrics import Metric
 from labkit.patching.pair_runs import PairRuns
 from labkit.patching.spec import PairSpec, PreparedPair
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 @dataclass
@@ -37,6 +35,11 @@ class Prepared:
         """Are the two runs hardly further apart than rounding alone moves them?"""
         least = None if self.noise is None else self.noise.least
         return gap.too_close(self.metrics["clean"], self.metrics["corrupt"], least)
+
+    @property
+    def wiring(self) -> Wiring:
+        """The model's parts, and which of them can feed which."""
+        return Wiring.of(*head_counts(self.lm), self.parts["clean"].parallel)
 
     @property
     def first(self) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,11 +65,7 @@ class EdgeScores:
         if (n_edges is None) == (threshold is None):
             raise ValueError("give the size of the circuit: n_edges=200, or threshold=0.01")
         size = np.nan_to_num(np.abs(self.values))
-        if threshold is not None:
-            kept = self.wiring.pruned(size >= threshold)
-        else:
-            assert n_edges is not None
-            kept = self._largest(size, n_edges)
+        kept = self.wiring.pruned(size >= threshold) if n_edges is None else self._largest(size, n_edges)
         if not kept.any():
             best = np.sort(size.ravel())[::-1][:3].tolist()
             raise ValueError(
@@ -79,16 +76,11 @@ class EdgeScores:
 
     def _largest(self, size: np.ndarray, n_edges: int) -> np.ndarray:
         """The largest edges, as many as keep at most `n_edges` on a path."""
-        order = np.sort(size[self.wiring.exists])[::-1]
-        low, high, best = 1, len(order), np.zeros_like(size, bool)
-        while low <= high:  # what is on a path only grows with the number of edges
-            middle = (low + high) // 2
-            kept = self.wiring.pruned(size >= order[middle - 1])
-            if int(kept.sum()) <= n_edges:
-                low, best = middle + 1, kept
-            else:
-                high = middle - 1
-        return best
+        order = np.append(np.inf, np.sort(size[self.wiring.exists])[::-1])
+        kept = lambda n: self.wiring.pruned(size >= order[n])  # noqa: E731
+        # what is on a path only grows with the number of edges
+        most = bisect_right(range(len(order)), n_edges, key=lambda n: int(kept(n).sum())) - 1
+        return kept(max(0, most))
 
     @classmethod
     def mean(cls, several: Sequence[EdgeScores]) -> EdgeScores:
@@ -118,7 +110,7 @@ class EdgeScores:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write scores and recipe to one file (`.npz`), in one step: the file is whole or not there."""
-        about = {"edges": self.wiring.to_json(), "clean": self.clean, "corrupt": self.corrupt, "recipe": self.recipe}
+        about = {"edges": asdict(self.wiring), "clean": self.clean, "corrupt": self.corrupt, "recipe": self.recipe}
         return save_arrays(path, "edges", about, values=self.values)
 
     def __repr__(self) -> str:

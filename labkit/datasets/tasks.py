@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.activations.unembedding import measured_logits
 from labkit.datasets import words
+from labkit.models.handle import Model
 from labkit.text.encode import single_token
 from labkit.text.pair import align
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.models.handle import Model
 
 _PATIENCE = 1500  # draws in a row without a new pair, after which there are taken to be no more
 
@@ -68,6 +67,21 @@ class TaskCheck:
         )
 
 
+def verify(lm: Model, pairs: Sequence[PromptPair]) -> TaskCheck:
+    """Run the model on both prompts of each pair: does it do the task?"""
+    if not pairs:
+        raise ValueError("there are no pairs to verify")
+    differences: dict[str, list[float]] = {"clean": [], "corrupt": []}
+    for pair in map(PromptPair._make, pairs):
+        clean, corrupt = lm.encode(pair.clean), lm.encode(pair.corrupt)
+        ids = [single_token(lm, pair.answer, after=clean), single_token(lm, pair.foil, role="foil", after=corrupt)]
+        for side, prompt in (("clean", clean), ("corrupt", corrupt)):
+            with lm.busy():
+                answer, foil = measured_logits(lm, prompt)[0, ids].tolist()
+            differences[side].append(answer - foil)
+    return TaskCheck([PromptPair._make(p) for p in pairs], differences["clean"], differences["corrupt"])
+
+
 @dataclass(frozen=True)
 class Task:
     """A task: its question, its paper, templates, and the rule that fills them."""
@@ -108,9 +122,7 @@ class Task:
             "numbers it needs; choose another task"
         )
 
-    def verify(self, lm: Model, pairs: Sequence[PromptPair]) -> TaskCheck:
-        """Run the model on both prompts of each pair: does it do the task?"""
-        return verify(lm, pairs)
+    verify = staticmethod(verify)
 
 
 def tasks() -> pd.DataFrame:
@@ -131,24 +143,6 @@ def task(name: str) -> Task:
         if known.name == wanted:
             return known
     raise ValueError(f"there is no task {name!r}; use one of {', '.join(t.name for t in TASKS)}")
-
-
-def verify(lm: Model, pairs: Sequence[PromptPair]) -> TaskCheck:
-    """The logit differences of any pairs, clean and corrupt; see `Task.verify`."""
-    if not pairs:
-        raise ValueError("there are no pairs to verify")
-    differences: dict[str, list[float]] = {"clean": [], "corrupt": []}
-    for pair in map(PromptPair._make, pairs):
-        clean, corrupt = lm.encode(pair.clean), lm.encode(pair.corrupt)
-        ids = [single_token(lm, pair.answer, after=clean), single_token(lm, pair.foil, role="foil", after=corrupt)]
-        for side, prompt in (("clean", clean), ("corrupt", corrupt)):
-            with lm.busy():
-                answer, foil = measured_logits(lm, prompt)[0, ids].tolist()
-            differences[side].append(answer - foil)
-    return TaskCheck([PromptPair._make(p) for p in pairs], differences["clean"], differences["corrupt"])
-
-
-# -- making pairs ---------------------------------------------------------------------------------------------------
 
 
 class _TooFewWords(Exception):

@@ -14,34 +14,29 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from labkit.generation.sampling import Sampling
-from labkit.generation.token_table import Distribution, GeneratedToken, Record, frame_of
+from labkit.generation.token_table import Distribution, GeneratedToken, Record, Transcript
+from labkit.models.handle import Model
 from labkit.models.processors import look_again
 from labkit.text.as_code import as_code
 from labkit.text.encode import TooLong, encode
 from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token
+from labkit.text.types import Prompt
 from labkit.text.warn import warn
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from labkit.models.handle import Model
-    from labkit.text.types import Prompt
 
 OnToken = Callable[[GeneratedToken], None]
 
 
 @dataclass
-class Generation:
+class Generation(Transcript):
     """The continuation of a prompt.
 
     Attributes:
@@ -59,23 +54,10 @@ class Generation:
     recipe: dict[str, Any] = field(repr=False)
     tokenizer: Any = field(repr=False)
 
-    @cached_property
-    def tokens(self) -> list[GeneratedToken]:
-        return list(self.record.tokens(self.tokenizer))
-
-    @property
-    def text(self) -> str:
-        """The generated text, without special tokens."""
-        return self.tokenizer.decode(self.record.ids, skip_special_tokens=True)
-
     @property
     def tokens_per_second(self) -> float:
         """Measured from the first token on, without the prompt."""
         return speed(len(self.record), self.seconds, self.first_seconds)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
-        return frame_of(self.tokens)
 
     def code(self) -> str:
         """The Python that generates it again."""
@@ -91,32 +73,25 @@ def speed(tokens: int, seconds: float, first_seconds: float) -> float:
     return (tokens - 1) / (seconds - first_seconds) if tokens > 1 and seconds > first_seconds else 0.0
 
 
-class _Watch(LogitsProcessor):
-    """Records the distribution of each step and returns its input unchanged."""
+class _Watch(LogitsProcessor, BaseStreamer):
+    """Looks at each step's distribution, which stays as it is, and writes the token that follows into the record."""
 
-    def __init__(self, alternatives: int) -> None:
-        self.alternatives = alternatives
+    def __init__(self, record: Record, tokenizer: Any, on_token: OnToken | None) -> None:
+        self.record, self.tokenizer, self.on_token = record, tokenizer, on_token
         self.steps: deque[Distribution] = deque()
+        self.past_prompt = False
+        self.first_at: float | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         look_again()
-        self.steps.append(Distribution(scores[0], self.alternatives))
+        self.steps.append(Distribution(scores[0], self.record.alternatives))
         return scores
-
-
-class _Stream(BaseStreamer):
-    """Writes each token into the record, and calls the caller back."""
-
-    def __init__(self, watch: _Watch, record: Record, tokenizer: Any, on_token: OnToken | None) -> None:
-        self.watch, self.record, self.tokenizer, self.on_token = watch, record, tokenizer, on_token
-        self.past_prompt = False
-        self.first_at: float | None = None
 
     def put(self, value: torch.Tensor) -> None:
         if not self.past_prompt:  # the prompt comes first
             self.past_prompt = True
             return
-        self.record.append(self.watch.steps.popleft().row(int(value.view(-1)[0])))
+        self.record.append(self.steps.popleft().row(int(value.view(-1)[0])))
         self.first_at = self.first_at or time.perf_counter()
         if self.on_token is not None:
             self.on_token(self.record.token(len(self.record) - 1, self.tokenizer))
@@ -169,7 +144,6 @@ def generate(
     """Continue a prompt.
 
     Args:
-        lm: the model.
         prompt: text, chat messages or token ids (1, seq); or a list of these, continued one after the other.
         max_new_tokens: the most tokens to write.
         temperature: 0 takes the likeliest token each time; 1 samples from the model's distribution.
@@ -192,13 +166,11 @@ def generate(
             context (`labkit.text.tokens.TooLong`, which says by how many tokens).
     """
     sampling = Sampling(
-        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple_of(stop_strings)
+        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop_strings
     ).drawn()
-    if alternatives < 1:
-        raise ValueError(f"alternatives must be at least 1; got {alternatives}")
+    record = Record(min(alternatives, lm.n_vocab))
     prompt = asked(lm, prompt)
     ids = room_for(lm, prompt, max_new_tokens, truncate_left=truncate_left)
-    record = Record(min(alternatives, lm.n_vocab))
     recipe = {"prompt": prompt, "load": lm.code(), **sampling.given()}
     if truncate_left:
         recipe["truncate_left"] = True
@@ -212,10 +184,6 @@ def generate(
         error.generation = made("failed", 0.0, 0.0)  # type: ignore[attr-defined]
         error.add_note(f"{len(record)} tokens were written before it; they are in this error's `generation`")
         raise
-
-
-def tuple_of(strings: Sequence[str]) -> tuple[str, ...]:
-    return (strings,) if isinstance(strings, str) else tuple(strings)
 
 
 def room_for(lm: Model, prompt: Prompt, more: int, *, truncate_left: bool = False) -> torch.Tensor:
@@ -252,14 +220,14 @@ def write(
     it took, and those until the first token.
     """
     stop = stop or threading.Event()
-    watch = _Watch(record.alternatives)
-    stream = _Stream(watch, record, lm.tokenizer, on_token)
+    watch = _Watch(record, lm.tokenizer, on_token)
     ending = _Stop(stop, sampling.stop_strings, lm.tokenizer, ids.shape[1] - own)
     hf = _without_defaults(lm)
     mask = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in signature(hf.forward).parameters else {}
     begin = time.perf_counter()
     interrupted = False
-    with lm.busy(), torch.random.fork_rng(devices=_random_devices()):
+    in_use = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with lm.busy(), torch.random.fork_rng(devices=in_use):
         try:
             type(hf).generate(
                 hf,
@@ -268,7 +236,7 @@ def write(
                 generation_config=_config(lm, sampling),
                 logits_processor=LogitsProcessorList([watch, *sampling.processors()]),
                 stopping_criteria=StoppingCriteriaList([ending]),
-                streamer=stream,
+                streamer=watch,
             )
         except KeyboardInterrupt:
             interrupted = True
@@ -276,11 +244,11 @@ def write(
     end = time.perf_counter()
     if interrupted:
         finish = "stopped"
-    elif len(record) and is_end(lm, int(record.rows["id"][-1])):
+    elif len(record) and int(record.rows["id"][-1]) in ends_of(lm):
         finish = "eos"
     else:
         finish = "stop_string" if ending.found else "stopped" if stop.is_set() else "length"
-    return finish, end - begin, (stream.first_at or end) - begin
+    return finish, end - begin, (watch.first_at or end) - begin
 
 
 def _without_defaults(lm: Model) -> Any:
@@ -296,7 +264,6 @@ def _without_defaults(lm: Model) -> Any:
 
 
 def _config(lm: Model, sampling: Sampling) -> GenerationConfig:
-    """The full generation config of a call."""
     ends, pad = ends_of(lm), lm.tokenizer.pad_token_id
     return GenerationConfig(
         max_new_tokens=int(sampling.max_new_tokens),
@@ -307,19 +274,9 @@ def _config(lm: Model, sampling: Sampling) -> GenerationConfig:
     )
 
 
-def _random_devices() -> list[int]:
-    """The GPUs whose random numbers a seed changes: all that are in use."""
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-
-
 def ends_of(lm: Model) -> list[int]:
     """The tokens that end a text, as the model's generation config names them: one, several or none."""
     ends = getattr(getattr(lm.hf, "generation_config", None), "eos_token_id", None)
     if ends is None:
         return []
     return [int(id) for id in torch.as_tensor(ends).flatten() if id >= 0]
-
-
-def is_end(lm: Model, id: int) -> bool:
-    """Does this token end a text?"""
-    return id in ends_of(lm)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -26,17 +27,13 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of `generate`, checked.
+    """Settings of `generate`, checked; it says what the others are.
 
     Attributes:
-        max_new_tokens: the most tokens to write.
-        temperature: 0 takes the likeliest token each time; 1 samples from the model's distribution.
         top_p: sample from the likeliest tokens that together have this probability (Holtzman et al. 2020).
         top_k: sample from this many of the likeliest; 0: from all.
         min_p: leave out tokens less probable than this share of the likeliest one (Nguyen et al. 2024).
         repetition_penalty: above 1 makes what is in the text already less likely (Keskar et al. 2019).
-        seed: the same seed gives the same text; None draws one when it is needed.
-        stop_strings: stop once one of these has been written; it stays in the text.
 
     Raises:
         ValueError: a setting out of range, or settings that contradict each other.
@@ -49,7 +46,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    stop_strings: tuple[str, ...] = ()
+    stop_strings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, (low, high, words) in RANGES.items():

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from labkit.activations.run import run
 from labkit.generation.generate import room_for
-from labkit.generation.token_table import Distribution, GeneratedToken, Record, frame_of
+from labkit.generation.token_table import Distribution, GeneratedToken, Record, Transcript
+from labkit.models.handle import Model
 from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token, bytes_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from labkit.models.handle import Model
-    from labkit.text.types import Prompt
+from labkit.text.types import Prompt
 
 
 @dataclass
-class Score:
+class Score(Transcript):
     """A text as a model predicts it, token by token.
 
     The first token has nothing before it: it has no probability and no rank (NaN, None), and is not counted.
@@ -39,15 +34,6 @@ class Score:
     record: Record
     recipe: dict[str, Any] = field(repr=False)
     tokenizer: Any = field(repr=False)
-
-    @cached_property
-    def tokens(self) -> list[GeneratedToken]:
-        return list(self.record.tokens(self.tokenizer))
-
-    @property
-    def logprob(self) -> float:
-        """The natural logarithm of the text's probability, given its first token."""
-        return self.record.total
 
     @property
     def perplexity(self) -> float:
@@ -67,10 +53,6 @@ class Score:
         places = np.argsort(-bits, kind="stable")[:count]
         return [(int(place), self.tokens[place]) for place in places if bits[place] >= 0]
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
-        return frame_of(self.tokens)
-
     def code(self) -> str:
         """The Python that scores the text again."""
         return as_code(self.recipe["load"], "score = lk.score", LM, self.recipe["prompt"])
@@ -84,7 +66,6 @@ def score(lm: Model, text: Prompt, *, alternatives: int = 10, truncate_left: boo
     """How probable the model finds a text, token by token.
 
     Args:
-        lm: the model.
         text: text, chat messages or token ids (1, seq); or a list of these, scored one after the other.
         alternatives: how many of the likeliest tokens to keep at each place.
         truncate_left: drop tokens at the beginning of a text that is too long for the context, except BOS.
@@ -95,15 +76,13 @@ def score(lm: Model, text: Prompt, *, alternatives: int = 10, truncate_left: boo
     Raises:
         ValueError: the text is empty, a single token, or longer than the context.
     """
-    if alternatives < 1:
-        raise ValueError(f"alternatives must be at least 1; got {alternatives}")
+    record = Record(min(alternatives, lm.n_vocab))
     text = asked(lm, text)
     ids = room_for(lm, text, 0, truncate_left=truncate_left)
     if ids.shape[1] < 2:
         raise ValueError("the text is a single token with nothing before it; give at least two tokens")
     logits = run(lm, ids).logits[0]  # (seq, vocab)
     exact = torch.float32 if lm.device.type == "mps" else torch.float64  # so that rounding does not add up over a text
-    record = Record(min(alternatives, lm.n_vocab))
     nothing = np.zeros(record.alternatives, np.int32), np.zeros(record.alternatives, np.float16)
     tokens = ids[0].tolist()
     record.append((tokens[0], np.nan, np.nan, 0, *nothing))  # rank 0 stands for none

@@ -65,6 +65,8 @@ class Record:
     """Rows that grow: `rows` is a structured array (n,) with id, logprob, entropy, rank, top_ids, top_probabilities."""
 
     def __init__(self, alternatives: int = 10, rows: np.ndarray | None = None) -> None:
+        if alternatives < 1:
+            raise ValueError(f"alternatives must be at least 1; got {alternatives}")
         self.dtype = np.dtype(
             [
                 ("id", "<i4"), ("logprob", "<f4"), ("entropy", "<f4"), ("rank", "<i4"),
@@ -185,11 +187,31 @@ def largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
     return found.values, rows[found.indices // ROW] * ROW + found.indices % ROW
 
 
-def frame_of(tokens: Sequence[GeneratedToken]) -> pd.DataFrame:
-    """One row per token, with `COLUMNS`; what has nothing before it has no probability and no rank."""
-    import pandas as pd
+class Transcript:
+    """A text by its `record`: what `Generation`, `Score` and `Branch` have in common."""
 
-    return pd.DataFrame(frame_rows(tokens), columns=COLUMNS).astype({"rank": "Int64"})
+    record: Record
+    tokenizer: Any
+
+    @cached_property
+    def tokens(self) -> list[GeneratedToken]:
+        return list(self.record.tokens(self.tokenizer))
+
+    @property
+    def text(self) -> str:
+        """The text of the record, without special tokens."""
+        return self.tokenizer.decode(self.record.ids, skip_special_tokens=True)
+
+    @property
+    def logprob(self) -> float:
+        """The natural logarithm of its probability, given what comes before."""
+        return self.record.total
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per token: id, text, probability, surprisal and entropy in bits, rank, the likeliest other token."""
+        import pandas as pd
+
+        return pd.DataFrame(frame_rows(self.tokens), columns=COLUMNS).astype({"rank": "Int64"})
 
 
 def frame_rows(tokens: Sequence[GeneratedToken]) -> list[tuple[Any, ...]]:

@@ -15,23 +15,22 @@ import numpy as np
 import torch
 
 from labkit.activations.run import run
-from labkit.generation.generate import OnToken, is_end, room_for, speed, tuple_of, write
+from labkit.generation.generate import OnToken, ends_of, room_for, speed, write
 from labkit.generation.sampling import Sampling
-from labkit.generation.token_table import COLUMNS, Distribution, GeneratedToken, Record, frame_rows
+from labkit.generation.token_table import COLUMNS, Distribution, GeneratedToken, Record, Transcript, frame_rows
+from labkit.models.handle import Model
 from labkit.models.reference import RefersToModel
 from labkit.text.as_code import as_code
 from labkit.text.encode import single_token
 from labkit.text.prompts import asked, packed, unpacked
+from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from labkit.models.handle import Model
-    from labkit.text.types import Prompt
-
 
 @dataclass(eq=False)
-class Branch:
+class Branch(Transcript):
     """One way the text went.
 
     Attributes:
@@ -54,28 +53,18 @@ class Branch:
     fresh: int = 0  # tokens of `own` that the last run of the model wrote
 
     @property
-    def record(self) -> Record:
+    def record(self) -> Record:  # type: ignore[override]
         """All its tokens after the prompt."""
         return self.own if self.parent is None else self.parent.record.part(0, self.at).then(self.own)
 
     @property
-    def tokens(self) -> list[GeneratedToken]:
+    def tokens(self) -> list[GeneratedToken]:  # anew each time: it grows
         return list(self.record.tokens(self.tokenizer))
-
-    @property
-    def text(self) -> str:
-        """All its text after the prompt, without special tokens."""
-        return self.tokenizer.decode(self.record.ids, skip_special_tokens=True)
 
     @property
     def taken(self) -> GeneratedToken | None:
         """The token with which it left its parent."""
         return self.own.token(0, self.tokenizer) if self.parent is not None and len(self.own) else None
-
-    @property
-    def logprob(self) -> float:
-        """The natural logarithm of the probability of all its tokens after the prompt."""
-        return self.record.total
 
     @property
     def tokens_per_second(self) -> float:
@@ -118,14 +107,11 @@ class Tree(RefersToModel):
         self.branches: list[Branch] = []
         self._names = 0
 
-    # -- growing -----------------------------------------------------------------------------------------------------
-
     def start(self, *, stop: threading.Event | None = None, on_token: OnToken | None = None) -> Branch:
         """Write the first branch."""
         if self.branches:
             raise ValueError("the tree already has its first branch; branch or extend that one")
-        branch = self._add(None, 0, self.sampling)
-        return self._write(branch, stop, on_token)
+        return self._write(self._add(None, 0, self.sampling), stop, on_token)
 
     def branch(
         self,
@@ -155,7 +141,7 @@ class Tree(RefersToModel):
         if not 0 <= at < len(parent):
             raise ValueError(f"branch {parent.name} can be branched at places 0 to {len(parent) - 1}; got {at}")
         id = single_token(self.lm, token, role="token", after=self.prefix(parent, at))
-        sampling = self._changed(parent.sampling, settings)
+        sampling = replace(parent.sampling, **settings).drawn()
         if name is not None and any(name == one.name for one in self.branches):
             raise ValueError(f"there is already a branch {name!r}; choose another name")
         row = self._row(parent, at, id)
@@ -182,20 +168,17 @@ class Tree(RefersToModel):
         branch = self[branch]
         if branch.finish == "eos":
             raise ValueError(f"the model ended branch {branch.name}; branch it before its last token to get more")
-        branch.sampling = self._changed(branch.sampling, {**settings, "max_new_tokens": len(branch) + more})
+        branch.sampling = replace(branch.sampling, **settings | {"max_new_tokens": len(branch) + more}).drawn()
         return self._write(branch, stop, on_token)
 
     def _write(self, branch: Branch, stop: threading.Event | None, on_token: OnToken | None) -> Branch:
         before = len(branch.own)
         left = branch.sampling.max_new_tokens - len(branch)
-        if len(branch) and is_end(self.lm, int(branch.own.rows["id"][-1])):
-            branch.finish = "eos"
+        ended = len(branch) > 0 and int(branch.own.rows["id"][-1]) in ends_of(self.lm)
+        if ended or left <= 0:
+            branch.finish = "eos" if ended else "length"
             return branch
-        if left <= 0:
-            branch.finish = "length"
-            return branch
-        written_ids = torch.tensor([branch.record.ids], dtype=torch.long, device=self.ids.device)
-        ids = room_for(self.lm, torch.cat([self.ids, written_ids], 1), left)
+        ids = room_for(self.lm, self.prefix(branch, len(branch)), left)
         branch.finish = "writing"
         try:
             done = write(
@@ -218,8 +201,7 @@ class Tree(RefersToModel):
             row["id"], row["rank"] = id, int(place[0]) + 1
             row["logprob"] = np.log(np.float32(row["top_probabilities"][place[0]]))
             return row
-        head = torch.tensor([parent.record.ids[:at]], dtype=torch.long, device=self.ids.device)
-        logits = run(self.lm, torch.cat([self.ids, head], 1)).logits[0, -1]
+        logits = run(self.lm, self.prefix(parent, at)).logits[0, -1]
         return Distribution(logits, self.alternatives).row(id)
 
     def _add(self, parent: Branch | None, at: int, sampling: Sampling, name: str | None = None) -> Branch:
@@ -229,14 +211,6 @@ class Tree(RefersToModel):
         branch = Branch(name, parent, at, Record(self.alternatives), sampling, self.lm.tokenizer)
         self.branches.append(branch)
         return branch
-
-    @staticmethod
-    def _changed(sampling: Sampling, settings: dict[str, Any]) -> Sampling:
-        if "stop_strings" in settings:
-            settings["stop_strings"] = tuple_of(settings["stop_strings"])
-        return replace(sampling, **settings).drawn()
-
-    # -- looking and tending -----------------------------------------------------------------------------------------
 
     @property
     def root(self) -> Branch:
@@ -276,12 +250,8 @@ class Tree(RefersToModel):
 
     def lineage(self, branch: str | Branch) -> list[Branch]:
         """A branch, its parent, and so on to the first."""
-        here: Branch | None = self[branch]
-        found = []
-        while here is not None:
-            found.append(here)
-            here = here.parent
-        return found
+        branch = self[branch]
+        return [branch] if branch.parent is None else [branch, *self.lineage(branch.parent)]
 
     def shared(self, one: str | Branch, other: str | Branch) -> int:
         """How many tokens after the prompt two branches share before they diverge."""
@@ -333,8 +303,6 @@ class Tree(RefersToModel):
             call = as_code("", "tree.branch", one.parent.name, one.at, token, name=one.name, **changed)
             code += f"{call[:-1]}  # {self.lm.tokenizer.decode([token])!r}\n"
         return code
-
-    # -- keeping -----------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -415,8 +383,6 @@ def tree(
 
     Arguments and errors are those of `generate`.
     """
-    if "stop_strings" in settings:
-        settings["stop_strings"] = tuple_of(settings["stop_strings"])
     grown = Tree(lm, prompt, Sampling(**settings), truncate_left=truncate_left, alternatives=alternatives)
     grown.start(stop=stop, on_token=on_token)
     return grown
@@ -424,9 +390,4 @@ def tree(
 
 def _letters(number: int) -> str:
     """A, B, ..., Z, AA, AB, ..."""
-    name = ""
-    number += 1
-    while number:
-        number, rest = divmod(number - 1, 26)
-        name = chr(65 + rest) + name
-    return name
+    return (_letters(number // 26 - 1) if number >= 26 else "") + chr(65 + number % 26)

@@ -22,6 +22,7 @@ from labkit.activations.sites import absent, layers_with, n_heads_of
 from labkit.activations.unembedding import last_logits
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
+from labkit.language_model import LanguageModel
 from labkit.models.anatomy import first_tensor
 from labkit.models.devices import copied, runs_on
 from labkit.models.weights import bias_of, is_plain, weight_of
@@ -29,13 +30,11 @@ from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
 from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token
+from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 
 @dataclass(repr=False)
@@ -89,15 +88,13 @@ class DirectAttribution:
         what = f"{self.answer!r}" + ("" if self.foil is None else f" minus {self.foil!r}")
         layers = list(range(len(self.attn)))
         bars = [go.Bar(x=layers, y=self.attn, name="attention"), go.Bar(x=layers, y=self.mlp, name="MLP")]
-        figure = go.Figure(bars)
-        figure.update_layout(
+        return go.Figure(bars).update_layout(
             title=f"What writes {what}: {self.total:.2f} in all",
             xaxis_title="layer",
             yaxis_title="share of the logit" + ("" if self.foil is None else " difference"),
             barmode="relative",
             template="simple_white",
         )
-        return figure
 
     def code(self) -> str:
         """The Python that repeats it."""
@@ -134,8 +131,7 @@ def direct_logit_attribution(
     """
     prompt = asked(lm, prompt)
     ids = lm.encode(prompt)
-    kept, way, chosen, against = _way_of(lm, ids, answer, foil)
-    found = kept.found
+    found, way, words = _way_of(lm, ids, answer, foil)
     n_heads = max(1, n_heads_of(lm, "head_out"))
     attn, mlp, attn_bias = (np.zeros(lm.n_layers, np.float32) for _ in range(3))
     heads = np.full((lm.n_layers, n_heads), np.nan, np.float32)
@@ -153,76 +149,54 @@ def direct_logit_attribution(
             attn_bias[layer] = way(by_attention[-1] - turn * outs.sum(0))
     embed = way(found["resid_pre", 0][-1].float())
     rest = way.total - embed - float(attn.sum()) - float(mlp.sum()) - way.bias
-    tokens = lm.tokens(ids)
-    words = [None if id is None else lm.tokenizer.decode([id]) for id in (chosen, against)]
     code = as_code(lm.code(), "found = lk.direct_logit_attribution", LM, prompt, answer, foil)
     return DirectAttribution(
-        way.total, embed, attn, mlp, heads, attn_bias, way.bias, rest, tokens, words[0] or "", words[1], code
+        way.total, embed, attn, mlp, heads, attn_bias, way.bias, rest, lm.tokens(ids), *words, code
     )
 
 
-@dataclass(frozen=True)
-class LogitPath:
+def logit_path(
+    lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None = None
+) -> tuple[dict[int, torch.Tensor], tuple[str, str | None]]:
     """By layer whose heads can be separated, the direction (d_model,), float32, in which a head's output adds to the
-    logit.
+    logit; and the texts of answer and foil. Raises what `direct_logit_attribution` raises.
     """
-
-    directions: dict[int, torch.Tensor]
-    answer: str
-    foil: str | None
-
-
-def logit_path(lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None = None) -> LogitPath:
-    """See `LogitPath`. Raises what `direct_logit_attribution` raises."""
-    kept, way, chosen, against = _way_of(lm, ids, answer, foil)
+    found, way, words = _way_of(lm, ids, answer, foil)
     directions = {}
     for layer in range(lm.n_layers):
-        by_attention = _by_attention(kept.found, layer)
-        if by_attention is None or (HEAD_IN, layer) not in kept.found:
+        by_attention = _by_attention(found, layer)
+        if by_attention is None or (HEAD_IN, layer) not in found:
             continue
-        if (turn := _on_the_way(kept.found["attn_out", layer], by_attention)) is not None:
+        if (turn := _on_the_way(found["attn_out", layer], by_attention)) is not None:
             directions[layer] = way.direction * turn
-    words = [None if id is None else lm.tokenizer.decode([id]) for id in (chosen, against)]
-    return LogitPath(directions, words[0] or "", words[1])
+    return directions, words
 
 
 def _way_of(
     lm: LanguageModel, ids: torch.Tensor, answer: str | int, foil: str | int | None
-) -> tuple[_Kept, _Way, int, int | None]:
-    """A run, the way from its last residual stream to the logit (difference), and the ids of answer and foil."""
+) -> tuple[dict[Place, torch.Tensor], _Way, tuple[str, str | None]]:
+    """What was there at the last two positions, or the one there is; the way from the last residual stream to the logit
+    (difference); and the texts of answer and foil.
+    """
     chosen = single_token(lm, answer, after=ids)
     against = None if foil is None else single_token(lm, foil, role="foil", after=ids)
     if (why := absent(lm, "resid_post")) is not None:
         raise ValueError(f"{lm.name} has no direct attribution: {why}")
-    kept = _at_the_end(lm, ids)
-    final = kept.found["resid_post", lm.n_layers - 1]
-    if final.shape[1:] != (lm.d_model,):
-        raise ValueError(f"{lm.name} has no direct attribution: its residual stream has several copies")
-    try:
-        way = _Way.of(
-            lm, readout_of(RecordedRun(lm, ids, [final[-1:]], [], {}, kept.logits)), final[-1], chosen, against
-        )
-    except Unsupported as error:
-        raise ValueError(f"{lm.name} has no direct attribution: {error}") from None
-    return kept, way, chosen, against
-
-
-# -- what was there, at the last two positions ----------------------------------------------------------------------
-
-
-@dataclass
-class _Kept:
-    logits: torch.Tensor  # (vocab,) at the last position, float32
-    found: dict[Place, torch.Tensor]  # (positions, ...) at the last two positions, or the one there is
-
-
-def _at_the_end(lm: LanguageModel, ids: torch.Tensor) -> _Kept:
     reads = {("resid_pre", 0)}
     for kind in ("resid_pre", "resid_mid", "resid_post", "attn_out", HEAD_IN):
         reads |= {(kind, layer) for layer in layers_with(lm, kind)}
     with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, -2:].detach().clone()) as found:
         logits = last_logits(lm, ids)[0].float()
-    return _Kept(logits, found)
+    final = found["resid_post", lm.n_layers - 1]
+    if final.shape[1:] != (lm.d_model,):
+        raise ValueError(f"{lm.name} has no direct attribution: its residual stream has several copies")
+    try:
+        readout = readout_of(RecordedRun(lm, ids, [final[-1:]], [], {}, logits))
+        way = _Way.of(lm, readout, final[-1], chosen, against)
+    except Unsupported as error:
+        raise ValueError(f"{lm.name} has no direct attribution: {error}") from None
+    text = lm.tokenizer.decode
+    return found, way, (text([chosen]), None if against is None else text([against]))
 
 
 def _by_attention(found: dict[Place, torch.Tensor], layer: int) -> torch.Tensor | None:
@@ -292,19 +266,18 @@ class _Way:
         if the norm centres, and J x = r (norm(x) - norm(0)): r is the share of epsilon in the scale, 0 for large x; and
         1 if there is no norm at all.
         """
+        unembed = readout.unembed
         with lm.busy():
             tail = [copied(module) for module in readout.tail]
+            x = x.float().detach().to(runs_on(readout.tail[0]) if readout.tail else x.device)
+            row = _row(unembed, chosen) - (0 if against is None else _row(unembed, against))  # (width,)
+            row = row.to(x.device)
 
         def norm(x: torch.Tensor) -> torch.Tensor:
             for module in tail:
                 x = first_tensor(module.float()(x[None, None]))[0, 0]  # type: ignore[index]
             return x
 
-        unembed = readout.unembed
-        with lm.busy():
-            x = x.float().detach().to(runs_on(readout.tail[0]) if readout.tail else x.device)
-            row = _row(unembed, chosen) - (0 if against is None else _row(unembed, against))  # (width,)
-            row = row.to(x.device)
         with lm.busy(gradients=True):
             out, along = torch.autograd.functional.jvp(norm, x, x)
             at = x.clone().requires_grad_(True)
@@ -319,18 +292,11 @@ class _Way:
             raise Unsupported("its last step before the unembedding is neither a norm nor linear")
         direction = gradient + (1 - share) * float(made @ row) / (centred @ centred) * centred
         bias = float(zero @ row) + _bias(unembed, chosen) - (0.0 if against is None else _bias(unembed, against))
-        scaled = _Way(direction * readout.scale, 0.0, bias * readout.scale)
-        scaled.total = float(_uncapped(lm, readout, x, chosen, against))
-        return scaled
-
-
-def _uncapped(lm: LanguageModel, readout: Readout, x: torch.Tensor, chosen: int, against: int | None) -> torch.Tensor:
-    """The model's own logit (difference), before the soft cap."""
-    plain = Readout(readout.tail, readout.unembed, readout.scale, None)
-    columns = [chosen] if against is None else [chosen, against]
-    with lm.busy():
-        logits = plain(x.to(lm.dtype)[None], columns)[0]
-    return logits[0] if against is None else logits[0] - logits[1]
+        uncapped = Readout(readout.tail, unembed, readout.scale, None)
+        with lm.busy():
+            logits = uncapped(x.to(lm.dtype)[None], [chosen] if against is None else [chosen, against])[0]
+        total = logits[0] if against is None else logits[0] - logits[1]
+        return _Way(direction * readout.scale, float(total), bias * readout.scale)
 
 
 def _row(unembed: Any, id: int) -> torch.Tensor:

@@ -28,6 +28,7 @@ from labkit.activations.unembedding import last_logits
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.engine.wavefront import Cancelled
+from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
 from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
@@ -36,13 +37,11 @@ from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
 from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token, describe
+from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 LensSite = Literal["resid_post", "attn_out", "mlp_out"]
 SITES: tuple[LensSite, ...] = ("resid_post", "attn_out", "mlp_out")
@@ -69,7 +68,7 @@ class LogitLens(RefersToModel):
         recipe: what repeats it.
     """
 
-    site: str
+    site: LensSite
     layers: list[int]
     positions: list[int]
     tokens: list[Token]
@@ -123,7 +122,9 @@ class LogitLens(RefersToModel):
         for one, ranks in zip(self.followed, self.ranks, strict=True):
             if token in (one.id, one.text):
                 return ranks
-        return self._again(follow=[token]).ranks[0]
+        lm = self._model()
+        ids = torch.tensor([self.recipe["ids"]], device=lm.device)
+        return logit_lens(lm, ids, site=self.site, positions=self.positions, follow=[token]).ranks[0]
 
     def logits(self, layer: int) -> torch.Tensor:
         """One layer's logits (position, vocab), float32, recomputed; at the last layer the model's own."""
@@ -218,11 +219,6 @@ class LogitLens(RefersToModel):
                 "this needs the model, which a saved lens does not have; open it with lk.open_lens(path, lm)"
             )
         return self.lm
-
-    def _again(self, **changes: Any) -> LogitLens:
-        lm = self._model()
-        ids = torch.tensor([self.recipe["ids"]], device=lm.device)
-        return logit_lens(lm, ids, site=self.site, positions=self.positions, **changes)  # type: ignore[call-overload]
 
 
 _ARRAYS = (

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from labkit.activations.sites import layers_with
+from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.pair_runs import engine_kind
 from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PatchSpec, asks
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateSpec(PatchSpec):
-    """Gradient estimates at many sites.
-
-    Attributes:
-        sites: kinds of site; by default all of the model's in the residual stream, attention, MLPs and heads.
-    """
+    """What `attribution_patch` is asked for."""
 
     method: str = "attribution"
     sites: Sequence[str] | None = None
@@ -38,7 +31,6 @@ def attribution_patch(lm: LanguageModel, spec: EstimateSpec) -> dict[str, PatchG
     then patch exactly: the estimate is a linear approximation.
 
     Args:
-        lm: the model.
         all other arguments: as for `labkit.patch`.
         sites: kinds of site; without it those of the residual stream, attention, MLPs and heads that this model has.
 
@@ -61,6 +53,6 @@ def attribution_patch(lm: LanguageModel, spec: EstimateSpec) -> dict[str, PatchG
         for _ in job.steps():
             pass
     grids = {site: job.grid for site, job in jobs.items()}
-    for grid in list(grids.values())[:1]:  # one pair and one metric, so once
-        grid.warned()
+    if grids:
+        next(iter(grids.values())).warned()  # one pair and one metric, so once
     return grids

@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import Site, checked, layers_with, n_heads_of, out_of_range
 from labkit.engine.cells import Cell
+from labkit.language_model import LanguageModel
 from labkit.models.weights import width_in
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -64,21 +61,17 @@ def axes_of(
     names = tuple(over) if over is not None else kind.usual
     if names not in kind.over:
         raise ValueError(f"over={names!r} is not possible for {site}; use one of {', '.join(map(str, kind.over))}")
-    sizes = {"layer": lm.n_layers, "position": length}
-    if kind.unit == "head":
-        sizes["head"] = n_heads_of(lm, site)
-    if kind.unit == "neuron":
-        sizes["neuron"] = neurons_of(lm)
     asked = {"layer": layers, "head": heads, "neuron": neurons, "position": positions}
     layer = None
     if "layer" not in names:
         if layers is None or len(layers) != 1:
             raise ValueError(f"over={names!r} is for a single layer; choose it with, for example, layers=[5]")
         (layer,) = _numbers(lm, site, "layer", layers, lm.n_layers)
-        if kind.unit == "head":
-            sizes["head"] = n_heads_of(lm, site, layer)
-        else:
-            sizes["neuron"] = neurons_of(lm, layer)
+    sizes = {"layer": lm.n_layers, "position": length}
+    if kind.unit == "head":
+        sizes["head"] = n_heads_of(lm, site, layer)
+    if kind.unit == "neuron":
+        sizes["neuron"] = neurons_of(lm, layer)
     index = []
     for name, numbers in asked.items():
         if name in names:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +19,12 @@ from labkit.activations.run import Run, run_to_measure
 from labkit.activations.site_kinds import HEAD_KINDS
 from labkit.activations.sites import Site, absent, n_heads_of
 from labkit.engine.cells import UNIT_KINDS
+from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import Metric, metric_of
+from labkit.patching.pair_runs import ENDS
 from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 Place = tuple[int, int]
 """A cell as people name it: (layer, position), (layer, head), ...: the numbers on the grid's two axes."""
@@ -152,7 +151,7 @@ def cone(grid: PatchGrid, cell: Place) -> np.ndarray:
 
 def code_of(grid: PatchGrid, moves: Sequence[Move]) -> str:
     """The Python of these moves, given `lm`."""
-    source, base = ("clean", "corrupt") if grid.direction == "denoise" else ("corrupt", "clean")
+    source, base = ENDS[grid.direction]
     reads = list(dict.fromkeys(str(_whole(move.source)) for move in moves))
     given = f"source = lm.run({grid.recipe[source]!r}, read={reads!r})\n"
     if any(move.target.kind in UNIT_KINDS and move.target.head is not None for move in moves):
@@ -176,26 +175,22 @@ def code_of(grid: PatchGrid, moves: Sequence[Move]) -> str:
     )
 
 
-# -- the runs -------------------------------------------------------------------------------------------------------
-
-
 def _report(lm: LanguageModel, grid: PatchGrid, moves: Sequence[Move], *, k: int) -> CellReport:
-    clean, corrupt = (torch.tensor([grid.recipe[f"{name}_ids"]], device=lm.device) for name in ("clean", "corrupt"))
+    source, base = ENDS[grid.direction]
     end = None if grid.recipe["at"] == -1 else grid.recipe["at"] + 1
-    source, base = (x[:, :end] for x in ((clean, corrupt) if grid.direction == "denoise" else (corrupt, clean)))
+    ids = {name: torch.tensor([grid.recipe[f"{name}_ids"][:end]], device=lm.device) for name in (source, base)}
     target = moves[0].target
     looks = len(moves) == 1 and target.layer is not None and absent(lm, "pattern", target.layer) is None
     read = [f"pattern.{target.layer}"] if looks else []
-    given = run_to_measure(lm, source, read=list({str(_whole(move.source)): None for move in moves}))
-    plain = run_to_measure(lm, base, read=read)
-    patched = run_to_measure(lm, base, read=read, write=_writes(given, moves))
-    runs = {"clean": given, "corrupt": plain} if grid.direction == "denoise" else {"clean": plain, "corrupt": given}
-    logits = {name: r.logits[0, -1] for name, r in (*runs.items(), ("base", plain), ("patched", patched))}
-    before, after = (_top(lm, logits[name], k) for name in ("base", "patched"))
+    given = run_to_measure(lm, ids[source], read=list({str(_whole(move.source)): None for move in moves}))
+    plain = run_to_measure(lm, ids[base], read=read)
+    patched = run_to_measure(lm, ids[base], read=read, write=_writes(given, moves))
+    logits = {name: run.logits[0, -1] for name, run in ((source, given), (base, plain), ("patched", patched))}
+    before, after = (likeliest(lm, logits[name], k) for name in (base, "patched"))
     effect = normalized = float("nan")
     if (metric := _metric(lm, grid, logits["clean"])) is not None:
         at = {name: float(metric.of(row[None])[0]) for name, row in logits.items()}
-        effect, gap = at["patched"] - at["base"], at["clean"] - at["corrupt"]
+        effect, gap = at["patched"] - at[base], at["clean"] - at["corrupt"]
         normalized = (at["patched"] - at["corrupt"]) / gap if gap else float("nan")
     if len(moves) == 1 and moves[0].source == target:
         cell: Place = tuple(getattr(target, "head" if name == "neuron" else name) for name in grid.over)
@@ -234,7 +229,8 @@ def _into(changes: list[tuple[int, torch.Tensor]]) -> Callable[[torch.Tensor], t
     return edit
 
 
-def _top(lm: LanguageModel, row: torch.Tensor, k: int) -> list[tuple[str, float]]:
+def likeliest(lm: LanguageModel, row: torch.Tensor, k: int) -> list[tuple[str, float]]:
+    """The likeliest tokens by logits (vocab,), as (text to show, probability)."""
     shares, ids = row.softmax(-1).topk(k)
     return [(t.display, p) for t, p in zip(describe(lm.tokenizer, ids.tolist()), shares.tolist(), strict=True)]
 
@@ -251,7 +247,7 @@ def _at(grid: PatchGrid, cell: Place) -> tuple[int, int]:
 
 
 def _effect_in(grid: PatchGrid, cell: Place) -> float:
-    return float(grid.values[_at(grid, cell)]) - (grid.corrupt if grid.direction == "denoise" else grid.clean)
+    return float(grid.values[_at(grid, cell)]) - grid.unpatched
 
 
 def _looks(lm: LanguageModel, seen: Run, target: Site) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,10 @@ import torch
 from labkit.activations.hooks import hooked
 from labkit.activations.unembedding import measured_logits
 from labkit.engine.recorded_run import several_alike
+from labkit.language_model import LanguageModel
+from labkit.patching.metrics import Metric
 from labkit.patching.source_model import run_names
 from labkit.text.warn import warn
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.patching.metrics import Metric
 
 TIMES, TOKENS = 8, 1024  # each prompt is run again so often, less often where that were more tokens
 FAR = 16  # units of rounding of the largest logit: pairs that are further apart need no measuring
@@ -53,7 +51,6 @@ def measured(
         models: that of each run; the same one, or two.
         ids: the prompts `clean` and `corrupt`, (1, seq), up to the position that the metric reads.
         logits: of both at that position (vocab,), float32, as they were computed.
-        metric: what is measured.
 
     Returns:
         None if clean and corrupt are so far apart that rounding does not matter.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,12 +17,10 @@ from torch import nn
 from labkit.activations.hooks import hooked
 from labkit.activations.unembedding import measured_logits
 from labkit.engine.cells import by_unit
+from labkit.language_model import LanguageModel
 from labkit.models.bf16_matmul import linear
 from labkit.models.weights import is_quantised, weight_of
 from labkit.patching.metrics import Metric
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 def estimates(
@@ -35,7 +33,6 @@ def estimates(
     """Estimated change of the metric for every place of some kinds of site, from one forward and one backward pass.
 
     Args:
-        lm: the model.
         ids: the prompt that is patched into (1, seq).
         source: by kind and layer the activation of the other run, without the batch axis.
         metric: read at the last position.

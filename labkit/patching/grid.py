@@ -70,6 +70,11 @@ class PatchGrid:
         return self.corrupt_tokens if self.direction == "denoise" else self.clean_tokens
 
     @property
+    def unpatched(self) -> float:
+        """The metric of the patched run before the patch."""
+        return self.corrupt if self.direction == "denoise" else self.clean
+
+    @property
     def complete(self) -> bool:
         return not bool(np.isnan(self.values).any())
 
@@ -144,13 +149,12 @@ class PatchGrid:
         if len(self.over) != 2:
             raise ValueError(f"a figure has two axes; this grid has {self.over}: use to_frame() and select one")
         normalized = not self.too_close if normalized is None else normalized
-        unpatched = self.corrupt if self.direction == "denoise" else self.clean
         clean, corrupt = run_names(self.recipe).values()
         return of_patching(
             self.normalized if normalized else self.values,
             self.over,
             (self.labels(self.over[0]), self.labels(self.over[1])),
-            nothing=float(self.direction == "noise") if normalized else unpatched,
+            nothing=float(self.direction == "noise") if normalized else self.unpatched,
             least=1e-9 if normalized or not self.noise else 2 * self.noise,
             title=self.title() + f"<br>{clean.capitalize()} and {corrupt} hardly differ" * self.too_close,
             unit=f"0 = {corrupt}, 1 = {clean}" if normalized else (self.recipe.get("unit") or self.recipe["metric"]),

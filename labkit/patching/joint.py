@@ -30,25 +30,20 @@ def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
     if len({id(job.lm) for job in jobs}) > 1:
         raise ValueError("jobs that run together must all be on the same model")
     try:
-        yield from _together(jobs)
+        groups: dict[tuple[str, int], list[PatchJob]] = {}
+        for job in jobs:
+            if job.method == "exact" and job.waiting() and not job.ready():
+                return
+            alone = job.method != "exact" or job.engine != "wavefront"
+            groups.setdefault(("" if alone else job.site, id(job) if alone else job.at), []).append(job)
+        for group in groups.values():
+            for _ in _jointly(group) if len(group) > 1 else group[0].steps():
+                yield sum(job.done for job in jobs)
+            if any(job.waiting() for job in group):
+                return
     finally:
         for job in jobs:
             job.go_on()
-
-
-def _together(jobs: Sequence[PatchJob]) -> Iterator[int]:
-    groups: dict[tuple[str, int], list[PatchJob]] = {}
-    for job in jobs:
-        if job.method == "exact" and job.waiting() and not job.ready():
-            return
-        alone = job.method != "exact" or job.engine != "wavefront"
-        groups.setdefault(("" if alone else job.site, id(job) if alone else job.at), []).append(job)
-    for group in groups.values():
-        work = _jointly(group) if len(group) > 1 else group[0].steps()
-        for _ in work:
-            yield sum(job.done for job in jobs)
-        if any(job.waiting() for job in group):
-            return
 
 
 def _jointly(jobs: list[PatchJob]) -> Iterator[None]:

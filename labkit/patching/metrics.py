@@ -23,17 +23,10 @@ Need = Literal["answer", "foil", "clean"]
 
 @dataclass(frozen=True)
 class MetricKind:
-    """A metric, independent of the pair.
+    """A metric, independent of the pair; `metric` says what its parts mean.
 
-    Attributes:
-        name: its name in calls, code and files.
-        unit: of its numbers.
-        label: how figures and widgets name it.
-        needs: what its function needs besides the logits.
-        function: the logits (rows, vocab), and by name the id of the `answer`, the id of the `foil`, or the logits
-            (vocab,) of the `clean` run -> (rows,).
-        of_columns: the function takes the columns of the answer and the foil alone, (rows, 2).
-        has_gradient: can it be estimated from a gradient?
+    Its function takes the logits (rows, vocab), and by name the id of the `answer`, the id of the `foil`, or the logits
+    (vocab,) of the `clean` run, and gives (rows,).
     """
 
     name: str
@@ -176,8 +169,7 @@ def metric_of(
     Args:
         asked: a name in `METRICS`, a callable (rows, vocab) -> (rows,), or None for `logit_diff` of answer and foil,
             or `logprob` where there is no foil.
-        answer: id of the answer token.
-        foil: id of the foil token.
+        answer, foil: their ids.
         reference: logits (vocab,) of the clean run, for metrics that compare with it.
 
     Raises:

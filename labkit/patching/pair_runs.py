@@ -10,20 +10,17 @@ forward and one backward pass estimate all sites in `together`.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported, record, record_together, recorded, several_alike
+from labkit.language_model import LanguageModel
 from labkit.patching.gap import Measured, measured
 from labkit.patching.gradients import estimates
 from labkit.patching.metrics import Metric
 from labkit.patching.source_model import alike
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 ENDS = {"denoise": ("clean", "corrupt"), "noise": ("corrupt", "clean")}
 """By direction: the run that activations are taken from, and the run that they are put into."""
@@ -41,7 +38,6 @@ class PairRuns:
     """Two runs on prompts of the same length, of one model or of two, and what is kept of them.
 
     Args:
-        lm: the model.
         clean, corrupt: token ids (1, seq), up to the position that the metric reads.
         together: kinds of site that are estimated in one pass, when the first is needed.
         source: the model of the clean run, where that is another one.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from labkit.engine.batching import chunked, give_back, in_chunks, is_out_of_memo
 from labkit.engine.cells import Cell, at_cell, by_unit, put_whole
 from labkit.engine.recorded_run import Unsupported
 from labkit.engine.wavefront import Cancelled, Lane, Wavefront
+from labkit.language_model import LanguageModel
 from labkit.models.handle import PerModel
 from labkit.patching.axes import axes_of
 from labkit.patching.grid import PatchGrid
@@ -34,9 +35,6 @@ from labkit.patching.pair_runs import ENDS, PairRuns, engine_kind
 from labkit.patching.spec import PatchSpec, asks
 from labkit.results.job import finish
 from labkit.text.warn import warn
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 CHECKED: PerModel[set[str]] = PerModel(set)
 """For each model the sites whose fast path was checked against full forward passes."""
@@ -47,7 +45,6 @@ def patch(lm: LanguageModel, spec: PatchSpec) -> PatchGrid:
     """Patch a site everywhere, one cell at a time, and measure the metric after each.
 
     Args:
-        lm: the model.
         clean, corrupt, answer, foil, metric, at, progress: as `PairSpec` has them: the two prompts, the tokens they
             call for, the metric, and where it is read.
         site, method, direction, over, layers, heads, neurons, positions, source: as `PatchSpec` has them: what is
@@ -71,7 +68,6 @@ class PatchJob:
     `job.cancel()`, from any thread, ends it soon; what is done is kept, and `steps()` resumes there.
 
     Args:
-        lm: the model.
         asked: a `PatchSpec`, or the arguments of `patch`.
         runs: the two runs of the same prompts, from another job's `runs`, to reuse them.
 
@@ -108,6 +104,7 @@ class PatchJob:
             layers=spec.layers, heads=spec.heads, neurons=spec.neurons, positions=spec.positions,
         )  # fmt: skip
         self.cells = axes.cells()
+        self.total = len(self.cells)
         self.engine = "wavefront"
         self._stop = threading.Event()
         self._metric: Metric | None = None  # set when the unpatched runs are there
@@ -126,10 +123,6 @@ class PatchJob:
                 usual_over=axes.usual, sizes=axes.sizes,
             ),
         )  # fmt: skip
-
-    @property
-    def total(self) -> int:
-        return len(self.cells)
 
     @property
     def done(self) -> int:
@@ -154,8 +147,6 @@ class PatchJob:
             raise ValueError(f"the grid is {self.grid.values.shape}; the values are {values.shape}")
         self._taken = values
 
-    # -- the work ------------------------------------------------------------------------------------------------
-
     def steps(self) -> Iterator[int]:
         """Do the work; yields how many cells are done after every chunk. Resumes where an earlier call ended."""
         try:
@@ -173,7 +164,7 @@ class PatchJob:
             ValueError: the metric has no gradient.
         """
         self._prepare()
-        return (self._unpatched + self._estimated()).reshape(self.grid.values.shape)
+        return (self.grid.unpatched + self._estimated()).reshape(self.grid.values.shape)
 
     def _work(self) -> Iterator[int]:
         self._prepare()
@@ -218,34 +209,24 @@ class PatchJob:
             # nothing before the first difference can have an effect, and neither can putting in what is there
             before = self.runs.first > self.at or (cell.position is not None and cell.position < self.runs.first)
             if before or not at_cell(moved[cell.layer], cell).any():
-                flat[i] = self._unpatched
+                flat[i] = self.grid.unpatched
         self._metric = metric
-
-    @property
-    def _unpatched(self) -> float:
-        """The metric on the patched run, before the patch."""
-        return self.grid.corrupt if self.direction == "denoise" else self.grid.clean
 
     def ready(self) -> bool:
         """Prepare exact patching; False if the job was cancelled meanwhile (it is prepared when it resumes)."""
         self._prepare()
-        self._restart()
+        if self._wavefront is None and self.engine == "wavefront":
+            try:
+                self.runs.readout(ENDS[self.direction][1])
+                self._wavefront = Wavefront([self.lane()], site=engine_kind(self.site))
+            except Unsupported as why:
+                self._fall_back(str(why))
         if self._wavefront is not None:
             try:
                 self._check_engine()
             except Cancelled:
                 return False
         return True
-
-    def _restart(self) -> None:
-        """Prepare to restart the base run from any cell, if this architecture allows it."""
-        if self._wavefront is not None or self.engine != "wavefront":
-            return
-        try:
-            self.runs.readout(ENDS[self.direction][1])
-            self._wavefront = Wavefront([self.lane()], site=engine_kind(self.site))
-        except Unsupported as why:
-            self._fall_back(str(why))
 
     def lane(self) -> Lane:
         """The run that this job patches into, for the engine. Raises `Unsupported` if it cannot be restarted."""
@@ -254,8 +235,7 @@ class PatchJob:
 
     def waiting(self) -> list[int]:
         """The numbers of the cells that have no value yet."""
-        cells: list[int] = np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()
-        return cells
+        return np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()
 
     def _chunks(self, budget: int) -> list[list[int]]:
         """The open cells in chunks of about `budget` tokens, those with the largest estimated effects first."""
@@ -279,8 +259,7 @@ class PatchJob:
     def _importance(self, cells: list[int]) -> list[float]:
         """The estimated effect of each cell; 0 for a metric without a gradient, or without memory for it."""
         try:
-            values: list[float] = np.abs(self._estimated()[cells]).tolist()
-            return values
+            return np.abs(self._estimated()[cells]).tolist()
         except ValueError:
             return [0.0] * len(cells)
         except (RuntimeError, MemoryError) as error:
@@ -330,12 +309,9 @@ class PatchJob:
 
     def _check_engine(self) -> None:
         """On the first grid of a site in this model, check a few cells against the naive path."""
-        if self.site in CHECKED[self.base]:
+        if self.site in CHECKED[self.base] or not (waiting := self.waiting()):
             return
-        waiting = np.isnan(self.grid.values.reshape(-1)).nonzero()[0]
-        if not len(waiting):
-            return
-        some = [self.cells[i] for i in waiting[[0, len(waiting) // 2]]]
+        some = [self.cells[i] for i in (waiting[0], waiting[len(waiting) // 2])]
         fast, whole = self._values(some), np.array([self._whole(cell) for cell in some])
         scale = max(1.0, abs(self.grid.clean), abs(self.grid.corrupt))
         tolerance = scale * (1e-3 if self.base.dtype == torch.float32 else 0.1)

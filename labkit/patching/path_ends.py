@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from labkit.activations.site_kinds import KINDS, names
 from labkit.activations.sites import Site, checked, n_heads_of
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
+from labkit.language_model import LanguageModel
 
 RECEIVERS = names(kind for kind in KINDS.values() if kind.received)
 SENDERS = names(kind for kind in KINDS.values() if kind.sent)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from labkit.engine.batching import is_out_of_memory, tokens_at_once
 from labkit.engine.block_runner import BlockRunner
 from labkit.engine.readout import readout_of
 from labkit.engine.recorded_run import Unsupported, record
+from labkit.language_model import LanguageModel
 from labkit.models.handle import PerModel
 from labkit.patching.gap import measured
 from labkit.patching.metrics import Metric
@@ -41,13 +41,8 @@ from labkit.patching.spec import DIRECTIONS, PairSpec, asks
 from labkit.results.job import finish
 from labkit.text.warn import warn
 
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-
 CHECKED: PerModel[set[str]] = PerModel(set)
 """For each model the paths whose fast path was checked against full forward passes."""
-
-MLPS = ("recompute", "freeze")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +66,7 @@ class PathSpec(PairSpec):
     direction: str = "denoise"
 
     def __post_init__(self) -> None:
-        if self.mlps not in MLPS or self.direction not in DIRECTIONS:
+        if self.mlps not in ("recompute", "freeze") or self.direction not in DIRECTIONS:
             got = f"{self.mlps!r}, {self.direction!r}"
             raise ValueError(f"mlps must be recompute or freeze, and direction denoise or noise; got {got}")
 
@@ -111,7 +106,7 @@ class _Paths:
         self.ids = self.pair.ids
         self.source, self.base = ENDS[spec.direction]
         self.heads = HEAD_IN if layers_with(lm, HEAD_IN) else "z"
-        self.done = 0
+        self.total, self.done = len(self.senders), 0
         layers = sorted({s.layer for s in self.senders if s.layer is not None})
         n_heads = n_heads_of(lm, "z")
         columns = list(range(n_heads)) if any(s.kind == "z" for s in self.senders) else []
@@ -126,19 +121,16 @@ class _Paths:
             float("nan"), float("nan"), *self.pair.tokens, recipe,
         )  # fmt: skip
 
-    # -- the work ------------------------------------------------------------------------------------------------
-
-    @property
-    def total(self) -> int:
-        return len(self.senders)
-
     def steps(self) -> Iterator[None]:
         """Do the work; yields after every chunk."""
         try:
             self._prepare()
         except Unsupported as why:
             self._fall_back(str(why))
-        self._fill_in_zeros()
+        for sender in self.senders if self.receivers else []:
+            if not any(comes_before(sender, receiver) for receiver in self.receivers):  # no path to them
+                self.grid.values[self._cell(sender)] = self.grid.unpatched
+                self.done += 1
         yield
         waiting = [[s for s in self.senders if np.isnan(self.grid.values[self._cell(s)])]]
         most = max(1, tokens_at_once(self.lm) // self.ids["clean"].shape[1])
@@ -168,19 +160,6 @@ class _Paths:
         assert sender.layer is not None
         return layers.index(sender.layer), columns.index(head)
 
-    def _fill_in_zeros(self) -> None:
-        """A sender above every receiver has no path to them."""
-        above = (
-            [s for s in self.senders if not any(comes_before(s, r) for r in self.receivers)] if self.receivers else []
-        )
-        for sender in above:
-            self.grid.values[self._cell(sender)] = self._unpatched
-        self.done += len(above)
-
-    @property
-    def _unpatched(self) -> float:
-        return self.grid.corrupt if self.base == "corrupt" else self.grid.clean
-
     def _prepare(self) -> None:
         """The two plain runs, what is kept of them, and their metric."""
         self.fast = True
@@ -194,11 +173,8 @@ class _Paths:
         differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
         last = base.length - 1
         self.start = last if not self.receivers or not len(differ) else int(differ[0])
-        self.rows, self.whole_rows, self.readout = (
-            BlockRunner(base, start=self.start),
-            BlockRunner(base),
-            readout_of(base),
-        )
+        self.rows, self.whole_rows = BlockRunner(base, start=self.start), BlockRunner(base)
+        self.readout = readout_of(base)
         self._measure({self.base: base.logits, self.source: source.logits})
 
     def _measure(self, logits: dict[str, torch.Tensor]) -> None:
@@ -215,7 +191,7 @@ class _Paths:
         key = f"paths to {', '.join(sorted({r.kind for r in self.receivers})) or 'logits'}, {self.mlps}"
         if not self.fast or key in CHECKED[self.lm]:
             return
-        most = np.abs(values - self._unpatched).argsort()[-2:]
+        most = np.abs(values - self.grid.unpatched).argsort()[-2:]
         whole = np.array([self._whole(senders[n]) for n in most])
         scale = max(1.0, abs(self.grid.clean), abs(self.grid.corrupt))
         if not np.all(np.abs(values[most] - whole) <= scale * (1e-3 if self.lm.dtype == torch.float32 else 0.1)):
@@ -232,8 +208,7 @@ class _Paths:
         warn(f"patching paths with two full forward passes per sender, which is slow: {why}")
         self.fast = False
         if self.metric is None:
-            runs = {name: run_to_measure(self.lm, ids).logits[0, -1] for name, ids in self.ids.items()}
-            self._measure(runs)
+            self._measure({name: run_to_measure(self.lm, ids).logits[0, -1] for name, ids in self.ids.items()})
 
     def _values(self, senders: list[Site]) -> np.ndarray:
         """The metric for each sender, float32 (len(senders),)."""
@@ -242,16 +217,13 @@ class _Paths:
         assert self.metric is not None
         with self.lm.busy(), self.lm.for_patching():
             senders_up = sorted(senders, key=lambda s: s.layer or 0)
-            x = (
-                self._heard(self._received(senders_up))
-                if self.receivers
-                else self._up(senders_up, self.lm.n_layers, {})
-            )
+            if self.receivers:
+                x = self._heard(self._received(senders_up))
+            else:
+                x = self._up(senders_up, self.lm.n_layers, {})
             rows = max(1, (64 << 20) // (4 * self.lm.n_vocab))
             values = torch.cat([self.metric(self.readout(part, self.metric.columns)) for part in x[:, -1].split(rows)])
-        order = [senders_up.index(s) for s in senders]
-        found: np.ndarray = values.cpu().numpy()[order]
-        return found
+        return values.cpu().numpy()[[senders_up.index(s) for s in senders]]
 
     # -- run 3: from the senders to the receivers ----------------------------------------------------------------
 
@@ -368,9 +340,8 @@ class _Paths:
         assert sender.layer is not None
         assert self.metric is not None
         freeze = self.mlps == "freeze"
-        spoken = Site(
-            "head_out" if self.heads == HEAD_IN and sender.kind == "z" else sender.kind, sender.layer, sender.head
-        )
+        kind = "head_out" if self.heads == HEAD_IN and sender.kind == "z" else sender.kind
+        spoken = Site(kind, sender.layer, sender.head)
         said = run(lm, source, read=[spoken])[spoken]
         plain = run(lm, base, read=["attn_out", *(["mlp_out"] if freeze else [])])
         write: dict[Site, torch.Tensor] = {spoken: said}

@@ -10,19 +10,17 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from labkit.language_model import LanguageModel
 from labkit.patching.metrics import Metric, MetricFunction, MetricKind, code_of_own, metric_of
 from labkit.patching.source_model import check_source
 from labkit.results.recipe import made_with, recipe_of, usual_metric
 from labkit.text.encode import single_token
 from labkit.text.pair import Pair, align
 from labkit.text.types import Prompt
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -23,12 +23,7 @@ class Job(Protocol):
 def finish(job: Job, doing: str, *, unit: str, kept: str, progress: bool) -> None:
     """Take a job through its steps. An interrupt ends it with a warning; an error carries what was done.
 
-    Args:
-        job: the work.
-        doing: the label of the bar.
-        unit: what is counted: `cell`.
-        kept: the attribute of the job that has its result so far, and of an error that ended it.
-        progress: show the bar.
+    `kept` names the attribute of the job that has its result so far, and of an error that ended it.
     """
     with tqdm(total=job.total, initial=job.done, desc=doing, unit=unit, disable=not progress, leave=False) as bar:
         try:

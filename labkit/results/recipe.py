@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import transformers
 
 from labkit._version import __version__
+from labkit.models.handle import Model
 from labkit.text.as_code import LM, Name, as_code, changed
 from labkit.text.encode import single_token, word_for
 from labkit.text.pair import Pair
 from labkit.text.prompts import asked, packed
 from labkit.text.tokens import describe
-
-if TYPE_CHECKING:
-    from labkit.models.handle import Model
-    from labkit.text.types import Prompt
+from labkit.text.types import Prompt
 
 
 def recipe_of(
@@ -26,11 +25,9 @@ def recipe_of(
     *,
     answer: int | None,
     foil: int | None,
-    metric: str,
-    own_metric: bool,
     **more: Any,
 ) -> dict[str, Any]:
-    """Model, prompts, metric and all else that is needed, for JSON."""
+    """Model, prompts, answer and foil, and all `more` that is needed (metric, own_metric, at, ...), for JSON."""
     texts = lambda prompt: None if isinstance(prompt, torch.Tensor) else packed(asked(lm, prompt))  # noqa: E731
     word = lambda id: None if id is None else describe(lm.tokenizer, [id])[0].text  # noqa: E731
     end = more.get("at", -1) % pair.clean.shape[1] + 1
@@ -48,8 +45,6 @@ def recipe_of(
         "said_by_id": [
             name for name, (id, after) in tokens.items() if id is not None and word_for(lm, id, after=after) == id
         ],
-        "metric": metric,
-        "own_metric": own_metric,
         **more,
     }
 
@@ -110,9 +105,6 @@ def answer_ids(lm: Model, recipe: dict[str, Any]) -> tuple[int | None, int | Non
 
 def versions() -> dict[str, str]:
     """The libraries that a result came from."""
-    import torch
-    import transformers
-
     return {"labkit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 

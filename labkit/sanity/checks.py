@@ -10,9 +10,9 @@ All shares are on a scale from the patched run (0) to the run that the activatio
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from labkit.activations.run import run, run_to_measure
 from labkit.activations.sites import Site, absent
 from labkit.datasets.words import PLAIN
 from labkit.engine.cells import Cell, put_whole
+from labkit.engine.wavefront import Cancelled
+from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.pair_runs import ENDS
 from labkit.patching.patch import PatchJob
@@ -29,9 +31,6 @@ from labkit.results.bootstrap import rank_correlation
 from labkit.results.job import finish
 from labkit.sanity.report import Check, Controls
 from labkit.sweeps.result import Sweep, layout_of
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 NOTHING = "Nothing to explain: clean and corrupt hardly differ."
 
@@ -66,7 +65,6 @@ def controls(lm: LanguageModel, spec: ControlsSpec) -> Controls:
     """Run the standard controls on a grid: would it look the same if there were nothing to find?
 
     Args:
-        lm: the model.
         clean, corrupt, answer, foil, site, metric, direction and so on: as for `lk.patch`.
         pairs, grid, cells, n, seed: as `ControlsSpec` has them: more pairs of the same kind, an existing grid, how many
             cells and random choices to try, and the seed.
@@ -94,6 +92,7 @@ class ControlsJob:
         "whole runs", "identical prompts", "everything patched", "random positions", "random prompts",
         "ablation", "estimate", "many pairs",
     )  # fmt: skip
+    total = len(names)
 
     def __init__(self, lm: LanguageModel, *asked: Any, **how: Any) -> None:
         spec: ControlsSpec = asked[0] if asked and isinstance(asked[0], ControlsSpec) else ControlsSpec(*asked, **how)
@@ -104,7 +103,7 @@ class ControlsJob:
                 "other direction, and see `grid.noise`"
             )
         at = spec.at if grid is None else grid.recipe["at"]
-        self.spec = PatchSpec(**{**given(spec, PatchSpec), "at": at})
+        self.spec = PatchSpec(**given(spec, PatchSpec) | {"at": at})
         if grid is not None:
             self.spec = replace(self.spec, **_axes(grid, grid.index))
         self.lm = lm
@@ -128,10 +127,6 @@ class ControlsJob:
         self.result = Controls(self._exact.grid, [], [])
 
     @property
-    def total(self) -> int:
-        return len(self.names)
-
-    @property
     def done(self) -> int:
         return len(self.result.checks)
 
@@ -146,22 +141,18 @@ class ControlsJob:
         try:
             self._begin()
             checks: list[Check] = []
-            for name, check in zip(self.names, self._checks(), strict=True):
+            makers = (
+                self._whole_runs, self._identical, self._everything, self._random_positions, self._random_prompts,
+                self._ablation, self._estimate, self._many_pairs,
+            )  # fmt: skip
+            for name, check in zip(self.names, makers, strict=True):
                 checks.append(Check(name, None, NOTHING) if self.grid.too_close else check(name))
                 self.result = Controls(self.grid, self._top, list(checks))
                 yield checks[-1]
-        except _Cancelled:
+        except Cancelled:
             pass
         finally:
             self._stop.clear()
-
-    def _checks(self) -> list[Callable[[str], Check]]:
-        return [
-            self._whole_runs, self._identical, self._everything, self._random_positions, self._random_prompts,
-            self._ablation, self._estimate, self._many_pairs,
-        ]  # fmt: skip
-
-    # -- the grid, its strongest cells, and one run with one of them replaced ------------------------------------------
 
     def _begin(self) -> None:
         self.grid = self._finished(self._exact)
@@ -215,12 +206,12 @@ class ControlsJob:
         finally:
             self._inner = None
         if not job.grid.complete:
-            raise _Cancelled
+            raise Cancelled
         return job.grid
 
     def _go_on(self) -> None:
         if self._stop.is_set():
-            raise _Cancelled
+            raise Cancelled
 
     def _share(self, values: Any) -> Any:
         return (values - self._from) / (self._to - self._from)
@@ -259,8 +250,6 @@ class ControlsJob:
             if bos is not None and int(self._base[0, 0]) == bos:
                 ids[0] = bos
             yield ids[None]
-
-    # -- the checks ----------------------------------------------------------------------------------------------
 
     def _whole_runs(self, name: str) -> Check:
         whole = [self._moved(self._read(self._source, cell), cell) for cell in self._cells]
@@ -394,7 +383,3 @@ def _axes(grid: PatchGrid, index: Sequence[list[int]]) -> dict[str, Any]:
     if grid.recipe["layer"] is not None:
         axes["layers"] = [grid.recipe["layer"]]
     return {"over": grid.over, **axes}
-
-
-class _Cancelled(Exception):
-    """The job was asked to end."""

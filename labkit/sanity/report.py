@@ -83,6 +83,7 @@ class Controls:
         """Four panels: other activations in place of the right one, three ways of ablating cells, the estimate against
         exact values, and the strongest cell in many pairs; empty for checks not made.
         """
+        import plotly.graph_objects as go
         from plotly.subplots import make_subplots
 
         titles = (
@@ -93,7 +94,7 @@ class Controls:
         )
         figure = make_subplots(2, 2, subplot_titles=titles, horizontal_spacing=0.1, vertical_spacing=0.22)
         share = "share of the way"
-        panels: tuple[tuple[Callable[[], list[Any]], str, str], ...] = (
+        panels: tuple[tuple[Callable[[Any], list[Any]], str, str], ...] = (
             (self._draw_random, "", share),
             (self._draw_ablation, "", "share of the answer lost"),
             (self._draw_estimate, f"exact, {share}", f"estimate, {share}"),
@@ -101,7 +102,7 @@ class Controls:
         )
         for number, (draw, x, y) in enumerate(panels):
             place = {"row": 1 + number // 2, "col": 1 + number % 2}
-            for trace in draw():
+            for trace in draw(go):
                 figure.add_trace(trace, **place)
             figure.update_xaxes(title_text=x, **place)
             figure.update_yaxes(title_text=y, **place)
@@ -121,9 +122,7 @@ class Controls:
     def _numbers(self, name: str) -> dict[str, Any]:
         return next((c.numbers for c in self.checks if c.name == name), {})
 
-    def _draw_random(self) -> list[Any]:
-        import plotly.graph_objects as go
-
+    def _draw_random(self, go: Any) -> list[Any]:
         dots = lambda name, x, y, colour, symbol, first=True: go.Scatter(  # noqa: E731
             x=x, y=y, mode="markers", name=name, legendgroup=name, showlegend=first,
             marker={"color": colour, "size": 13 if colour == BLUE else 7, "symbol": symbol, "opacity": 0.75},
@@ -139,18 +138,14 @@ class Controls:
                 traces.append(dots(name, [i + aside] * len(shares), shares, colour, symbol, i == 0))
         return traces
 
-    def _draw_ablation(self) -> list[Any]:
-        import plotly.graph_objects as go
-
+    def _draw_ablation(self, go: Any) -> list[Any]:
         names = {"patch": ("corrupt activation", BLUE), "mean": ("mean", ORANGE), "resample": ("resampled", GREY)}
         return [
             go.Bar(x=list(range(len(shares))), y=shares, name=names[way][0], marker={"color": names[way][1]})
             for way, shares in self._numbers("ablation").items()
         ]
 
-    def _draw_estimate(self) -> list[Any]:
-        import plotly.graph_objects as go
-
+    def _draw_estimate(self, go: Any) -> list[Any]:
         if "exact" not in (found := self._numbers("estimate")):
             return []
         exact, guess = found["exact"], found["estimate"]
@@ -159,9 +154,7 @@ class Controls:
         dots = go.Scatter(x=exact, y=guess, mode="markers", marker={"color": BLUE, "size": 5}, showlegend=False)
         return [line, dots]
 
-    def _draw_pairs(self) -> list[Any]:
-        import plotly.graph_objects as go
-
+    def _draw_pairs(self, go: Any) -> list[Any]:
         if "shares" not in (found := self._numbers("many pairs")):
             return []
         shares = found["shares"]

@@ -59,8 +59,6 @@ class Sweep:
     from_end: tuple[int, ...] | None = None
     load: str = field(default="", repr=False)
 
-    # -- what there is -------------------------------------------------------------------------------------------
-
     @cached_property
     def done(self) -> list[PatchGrid]:
         """The grids there are."""
@@ -127,8 +125,6 @@ class Sweep:
             for axis, numbers in zip(self.over, self.one.index, strict=True)
         )
 
-    # -- averages ------------------------------------------------------------------------------------------------
-
     @cached_property
     def values(self) -> np.ndarray:
         """The metric of every patched run, float32 (pairs done, ...), one axis for each of `over`."""
@@ -172,10 +168,6 @@ class Sweep:
         n = int(self._apart.sum())
         return self._scaled(np.full((1, n), 1 / max(1, n)))[0].astype(np.float32)
 
-    def _averages(self, weights: np.ndarray) -> np.ndarray:
-        """From weights (rows, pairs done) to averages (rows, ...)."""
-        return np.tensordot(weights, self.values.astype(np.float64), axes=1)
-
     def _scaled(self, weights: np.ndarray) -> np.ndarray:
         """From weights (rows, pairs that are apart) to normalised averages (rows, ...)."""
         corrupt, clean = (weights @ end[self._apart] for end in self._ends)
@@ -192,11 +184,9 @@ class Sweep:
         Raises:
             ValueError: there are fewer than two pairs.
         """
-        average = self._scaled if normalized else self._averages
-        n = int(self._apart.sum()) if normalized else len(self.done)
+        plain = lambda weights: np.tensordot(weights, self.values.astype(np.float64), axes=1)  # noqa: E731
+        average, n = (self._scaled, int(self._apart.sum())) if normalized else (plain, len(self.done))
         return interval(average, n, level=level, resamples=resamples, seed=seed)
-
-    # -- to look at ----------------------------------------------------------------------------------------------
 
     def labels(self, axis: str) -> list[str]:
         """Labels of an axis; a position has its token if all pairs share it, else `…`."""

@@ -26,7 +26,6 @@ from labkit.patching.saved_grid import grid_of
 from labkit.results.file import KINDS, MANIFEST, described, open_about, reading, written_whole
 from labkit.text.warn import warn
 
-LOCK = ".lock"
 Results = dict[int, PatchGrid | str]
 """The result of each pair, by its number: its grid, or the reason why there is none."""
 
@@ -48,7 +47,7 @@ class Store:
         self.pairs: list[list[Any]] = manifest["pairs"]
         self.shard: int = manifest["shard"]
         self.notes: dict[str, Any] = manifest["notes"]
-        self.hash = _hash(self.recipe, self.pairs)
+        self.hash = hashlib.sha256(json.dumps([self.recipe, self.pairs], sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Store:
@@ -107,7 +106,7 @@ class Store:
         Raises:
             ValueError: another process is writing to it.
         """
-        lock = FileLock(self.folder / LOCK)
+        lock = FileLock(self.folder / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -159,14 +158,6 @@ class Store:
             warn(f"{path.name} is damaged ({error}); its pairs will be computed again")
             return {}
         return results
-
-    def results(self) -> Results:
-        """What all shards hold."""
-        return {i: result for number in range(len(self.shards)) for i, result in self.read(number).items()}
-
-
-def _hash(recipe: Mapping[str, Any], pairs: list[list[Any]]) -> str:
-    return hashlib.sha256(json.dumps([recipe, pairs], sort_keys=True).encode()).hexdigest()
 
 
 def _differences(old: Store, new: Store) -> str:

@@ -38,7 +38,6 @@ Pairs = Sequence[Sequence[Any]]
 needs none."""
 
 
-NUMBERS = ("layers", "heads", "neurons", "positions")
 USUAL = {one.name: one.default for one in fields(PatchSpec) if one.name not in (*PAIR, "source", "progress")}
 """What all pairs of a sweep share, with its defaults."""
 
@@ -79,7 +78,8 @@ def sweep(
             sweep has the results so far in its attribute `sweep`.
     """
     settings: dict[str, Any] = {**USUAL, **how}
-    settings |= {name: list(map(int, settings[name])) for name in NUMBERS if settings[name] is not None}
+    for name in ("layers", "heads", "neurons", "positions"):
+        settings[name] = None if settings[name] is None else list(map(int, settings[name]))
     settings["over"] = None if settings["over"] is None else tuple(settings["over"])
     _check(lm, pairs, settings, shard)
     kept = [
@@ -89,7 +89,9 @@ def sweep(
     workers, threads = _workers(executor)
     plan = plan_for(lm, settings, threads=threads)
     size = shard or max(1, -(-len(kept) // 50))
-    notes = {"load": _load_code(lm, plan), "from_end": _from_end(settings["positions"]), "versions": versions()}
+    positions = settings["positions"]
+    from_end = positions if positions and all(p < 0 for p in positions) else None  # the same in prompts of any length
+    notes = {"load": _load_code(lm, plan), "from_end": from_end, "versions": versions()}
     place = _Memory(kept, size)
     if store is not None:
         recipe = _recipe(plan, settings)
@@ -108,7 +110,8 @@ def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
     """
     place = Store.open(folder)
     pairs = [tuple(_from_json(part) for part in pair) for pair in place.pairs]
-    return _swept(pairs, place.results(), place.notes)
+    results = {i: result for number in range(len(place.shards)) for i, result in place.read(number).items()}
+    return _swept(pairs, results, place.notes)
 
 
 class _Memory:
@@ -132,6 +135,7 @@ class _Work:
 
     def __init__(self, plan: Plan, pairs: list[tuple[Any, ...]], place: Any, notes: dict[str, Any]) -> None:
         self.plan, self.pairs, self.place, self.notes = plan, pairs, place, notes
+        self.total = len(pairs)
         self.results: Results = {}
         self.open: dict[int, list[tuple[int, tuple[Any, ...]]]] = {}  # of each shard, the pairs that have no grid
         for number, members in enumerate(place.shards):
@@ -150,10 +154,6 @@ class _Work:
     def sweep(self) -> Sweep:
         """What there is by now."""
         return _swept(self.pairs, self.results, self.notes)
-
-    @property
-    def total(self) -> int:
-        return len(self.pairs)
 
     @property
     def done(self) -> int:
@@ -232,9 +232,6 @@ def _swept(pairs: list[tuple[Any, ...]], results: Results, notes: dict[str, Any]
     return Sweep(pairs, grids, failures, None if from_end is None else tuple(from_end), notes["load"])
 
 
-# -- before anything runs -------------------------------------------------------------------------------------------
-
-
 def _check(lm: ModelSource, pairs: Sequence[Any], settings: dict[str, Any], size: int | None) -> None:
     """Refuse invalid input. If the model is here, every pair is checked now; otherwise each in its turn."""
     if not pairs:
@@ -283,19 +280,12 @@ def _workers(executor: Any) -> tuple[Executor | None, int | None]:
     return executor, max(1, usable() // executor._max_workers)  # type: ignore[attr-defined]
 
 
-# -- what is computed, as a store has it ----------------------------------------------------------------------------
-
-
 def _recipe(plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
     """What identifies a sweep; the model's arguments are listed with the others, to be compared."""
     model = plan.spec if isinstance(plan.spec, dict) else {"model": plan.spec}
     recipe = {**{k: v for k, v in model.items() if k != "device"}, "weights": plan.weights, **settings}
-    as_text = {k: _source(v) if callable(v) else str(v) for k, v in recipe.items() if not _is_json(v)}
-    return recipe | as_text
-
-
-def _is_json(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | list | tuple)
+    other = {k: v for k, v in recipe.items() if not (v is None or isinstance(v, str | int | float | list | tuple))}
+    return recipe | {k: _source(v) if callable(v) else str(v) for k, v in other.items()}
 
 
 def _source(function: Callable[..., Any]) -> str:
@@ -312,11 +302,6 @@ def _as_json(part: Any) -> Any:
 
 def _from_json(part: Any) -> Any:
     return torch.tensor([part["ids"]]) if isinstance(part, dict) and set(part) == {"ids"} else unpacked(part)
-
-
-def _from_end(positions: list[int] | None) -> list[int] | None:
-    """The positions, if all were counted from the end: those mean the same in prompts of any length."""
-    return positions if positions and all(p < 0 for p in positions) else None
 
 
 def _load_code(lm: ModelSource, plan: Plan) -> str:

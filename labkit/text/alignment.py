@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import zip_longest
 
 import torch
 
@@ -72,8 +73,7 @@ def side_by_side(lm: TextModel, clean: str, corrupt: str, *, suggest: bool = Tru
             raise ValueError(f"{name}: {error}") from None
     left, right = tokens["clean"], tokens["corrupt"]
     if not left or not right:
-        longest = max(len(left), len(right))
-        columns = [(i if left else None, i if right else None) for i in range(longest)]
+        columns = list(zip_longest(range(len(left)), range(len(right))))
         return SideBySide(left, right, columns, [], "Write two prompts with the same number of tokens.")
     if len(left) == len(right):
         columns = [(i, i) for i in range(len(left))]
@@ -82,11 +82,9 @@ def side_by_side(lm: TextModel, clean: str, corrupt: str, *, suggest: bool = Tru
         said = f"they differ at position {where}" if differ else "they are the same"
         count = f"{len(left)} tokens each" + (", BOS included" if begins(lm, left) else ", no BOS in front")
         return SideBySide(left, right, columns, differ, f"{count}; {said}.")
-    blocks = _blocks(left, right)
-    columns = []
-    for a, b, c, d in blocks:
-        for n in range(max(b - a, d - c)):
-            columns.append((a + n if a + n < b else None, c + n if c + n < d else None))
+    ids = [[token.id for token in side] for side in (left, right)]
+    blocks = [(a, b, c, d) for _, a, b, c, d in SequenceMatcher(None, ids[0], ids[1], autojunk=False).get_opcodes()]
+    columns = [column for a, b, c, d in blocks for column in zip_longest(range(a, b), range(c, d))]
     differ = [n for n, (i, j) in enumerate(columns) if i is None or j is None or left[i].id != right[j].id]
     span = _words(left, right, next(block for block in blocks if block[1] - block[0] != block[3] - block[2]))
     words = f"Clean has {len(left)} tokens, corrupt {len(right)}: {_difference(left, right, span)}"
@@ -101,11 +99,6 @@ def begins(lm: TextModel, tokens: Sequence[Token]) -> bool:
 
 Span = tuple[int, int, int, int]
 """Positions a to b of clean stand where c to d of corrupt do."""
-
-
-def _blocks(left: Sequence[Token], right: Sequence[Token]) -> list[Span]:
-    ids = [[token.id for token in side] for side in (left, right)]
-    return [(a, b, c, d) for _, a, b, c, d in SequenceMatcher(None, ids[0], ids[1], autojunk=False).get_opcodes()]
 
 
 def _words(left: Sequence[Token], right: Sequence[Token], span: Span) -> Span:

@@ -165,8 +165,6 @@ class Chat(Sequence[Mapping[str, Any]]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Chat) and (self.messages, self.options) == (other.messages, other.options)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
         return f"lk.Chat({list(self.messages)!r}{options})"
@@ -174,15 +172,12 @@ class Chat(Sequence[Mapping[str, Any]]):
 
 def is_chat(prompt: Any) -> bool:
     """Is this a chat: a `Chat`, or a list of messages?"""
-    if isinstance(prompt, Chat):
-        return True
     return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(m, Mapping) for m in prompt)
 
 
 def template_of(lm: TextModel) -> str | None:
     """The chat template of a model: its tokenizer's own, or its family's; None for a base model."""
-    if lm.tokenizer.chat_template:
-        own = lm.tokenizer.chat_template
+    if own := lm.tokenizer.chat_template:
         return own if isinstance(own, str) else own.get("default")
     if re.search(r"llama-?2.*chat", str(lm.name), re.IGNORECASE):
         return LLAMA_2

@@ -27,7 +27,6 @@ def encode(lm: TextModel, prompt: Prompt, *, most: int | None = -1) -> torch.Ten
     """Token ids (1, seq), int64, on the model's device; one BOS where the tokenizer wants one, never two.
 
     Args:
-        lm: the model.
         prompt: text, chat messages or token ids.
         most: how many tokens it may have; None: any number. By default the model's context.
 
@@ -141,7 +140,6 @@ def single_token(lm: TextModel, text: str | int, *, role: str = "answer", after:
     """The id of an answer that is one token: the one that would be written next; a number is taken as the id itself.
 
     Args:
-        lm: the model.
         text: the answer, with its space if it begins a word.
         role: what errors call it.
         after: the ids (1, seq) that it follows, where they are known. Many tokenizers write a word in another way at

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -109,15 +109,9 @@ def places_of(writer: Writer) -> list[list[Span]]:
     """For each message of a chat, its places in the text, in characters: none if it is left out or unknown, several if
     the template repeats it.
     """
-    messages, text = writer.chat.messages, writer.text
-    found = _all_at_once(writer) or [
-        _place(writer.write, messages, number, text, writer.mark, said)
-        if (said := text_in(message))  # nothing said, nothing to find
-        else []
-        for number, message in enumerate(messages)
-    ]
+    found = _all_at_once(writer) or [_place(writer, number) for number in range(len(writer.chat))]
     if writer.begins is not None:
-        found[-1] = [(writer.begins, len(text))]
+        found[-1] = [(writer.begins, len(writer.text))]
     return [[(begin, end) for begin, end in spans if end > begin] for spans in found]
 
 
@@ -147,14 +141,15 @@ def _all_at_once(writer: Writer) -> list[list[Span]] | None:
     return None
 
 
-def _place(
-    write: Callable[[Messages], str], messages: Messages, number: int, text: str, mark: Callable[[int], str], said: str
-) -> list[Span]:
+def _place(writer: Writer, number: int) -> list[Span]:
     """Where one message stands, by writing the chat with a mark in its place."""
+    messages, text, mark = writer.chat.messages, writer.text, writer.mark
+    if not (said := text_in(messages[number])):
+        return []
 
     def instead(content: str) -> str:
         try:
-            return write([*messages[:number], with_text(messages[number], content), *messages[number + 1 :]])
+            return writer.write([*messages[:number], with_text(messages[number], content), *messages[number + 1 :]])
         except ValueError:
             return ""
 

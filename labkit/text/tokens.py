@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍", "\u00a0": "⍽", "\u200b": "∅"}
@@ -41,10 +42,7 @@ def _byte_of() -> dict[str, int]:
 def visible(text: str) -> str:
     """The text with its first and last spaces, newlines and tabs made visible."""
     inner = "".join(VISIBLE[c] if c in VISIBLE and c != " " else c for c in text)
-    stripped = inner.strip(" ")
-    lead = len(inner) - len(inner.lstrip(" "))
-    tail = len(inner) - len(inner.rstrip(" ")) if stripped else 0
-    return VISIBLE[" "] * lead + stripped + VISIBLE[" "] * tail
+    return re.sub(r"^ +| +\Z", lambda spaces: VISIBLE[" "] * len(spaces[0]), inner)
 
 
 def describe(tokenizer: Any, ids: Sequence[int]) -> list[Token]:
@@ -98,15 +96,11 @@ def bytes_of(tokenizer: Any, ids: Sequence[int]) -> list[bytes]:
 def split_characters(tokenizer: Any, ids: Sequence[int]) -> dict[int, str]:
     """For each position that holds a part of a character alone, what it is a part of, such as 😀."""
     parts = bytes_of(tokenizer, ids)
-    loose = [token.text.count("\ufffd") > 0 for token in describe(tokenizer, ids)]
+    loose = ["\ufffd" in token.text for token in describe(tokenizer, ids)]
     found: dict[int, str] = {}
-    start = 0
-    while start < len(parts):
-        stop = start + 1
-        if loose[start]:
-            while stop < len(parts) and loose[stop]:
-                stop += 1
-            if whole := b"".join(parts[start:stop]).decode("utf-8", "ignore").strip():
-                found |= dict.fromkeys(range(start, stop), whole)
-        start = stop
+    for is_loose, run in groupby(range(len(parts)), key=loose.__getitem__):
+        places = list(run)
+        whole = b"".join(parts[n] for n in places).decode("utf-8", "ignore").strip()
+        if is_loose and whole:
+            found |= dict.fromkeys(places, whole)
     return found
