@@ -27,7 +27,7 @@ from labkit.models.quantisation import Packing
 from labkit.precision.measure import Asked, Measured
 from labkit.precision.passage import PASSAGE
 from labkit.results.figures import heatmap
-from labkit.results.file import Kind, open_arrays, reading, register, save_arrays
+from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
 from labkit.results.recipe import versions
 from labkit.text.as_code import Name, as_code
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-FILE = Kind("quantisation report", "a quantisation report", "lk.open_report(path)")
-register(FILE)
+FILE = "quantisation report"
 CONTEXT, PAIRS = 256, 8
 TAKEN = set(inspect.signature(load).parameters)
 Models = Mapping[str, "Mapping[str, Any] | LanguageModel"]
@@ -168,7 +167,7 @@ class QuantisationReport:
         about = {
             "reference": self.reference, "rows": self.rows, "notes": self.notes, "recipe": self.recipe, "names": names,
         }  # fmt: skip
-        return save_arrays(path, FILE.name, about, **arrays)
+        return save_arrays(path, FILE, about, **arrays)
 
     def _one(self, label: str | None) -> str:
         compared = list(self.weights)
@@ -347,8 +346,8 @@ def open_report(path: str | os.PathLike[str]) -> QuantisationReport:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a saved report, or was saved by a newer labkit.
     """
-    about, arrays = open_arrays(path, FILE.name)
-    with reading(path, FILE.name):
+    about, arrays = open_arrays(path, FILE)
+    with reading(path, FILE):
         report = QuantisationReport(about["reference"], about["rows"], notes=about["notes"], recipe=about["recipe"])
         for n, (what, label, name) in enumerate(about["names"]):
             table = getattr(report, what)
