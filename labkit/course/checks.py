@@ -29,6 +29,7 @@ NOTEBOOKS = (
     "activation_patching",
     "circuits",
     "steering",
+    "four_bits",
     "scaling_out",
 )
 CLEAN = "When Mary and John went to the store, John gave a drink to"

@@ -1,0 +1,74 @@
+"""What 4 bits cost: how much, where, and what of one's findings is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from labkit.course.checks import CLEAN, Verdict, exercise
+from labkit.language_model import LanguageModel, load
+from labkit.patching.patch import patch
+from labkit.precision.passage import PASSAGE
+from labkit.precision.report import quantisation_report
+
+TEXT = PASSAGE[:700]
+"""The beginning of the built-in passage, enough to compare settings on."""
+
+
+def costs(lm: LanguageModel, settings: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """KL from the 32-bit model, in nats per token, and megabytes: with these settings of `lk.load`, and in NF4."""
+    if settings.get("bits", 4) > 8:
+        raise ValueError("that is not fewer bits: use bits=4 or bits=8")
+    models = {"fp32": {"bits": 32}, "NF4": {"bits": 4}, "yours": settings}
+    rows = quantisation_report(models, text=TEXT, pairs=[], progress=False).rows
+    yours, usual = rows["yours"], rows["NF4"]
+    return yours["kl"], yours["bytes"] / 1e6, usual["kl"], usual["bytes"] / 1e6
+
+
+def _asked(answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise ValueError('the answer must be settings of lk.load, such as {"bits": 4, "quant_type": "fp4"}')
+    return answer
+
+
+@exercise("07.1")
+def _closer_to_the_full_model(answer: Any, lm: LanguageModel) -> Verdict:
+    kl, size, usual, _ = costs(lm, _asked(answer))
+    said = f"KL is {kl:.3f} nats per token (NF4: {usual:.3f}), and the weights take {size:.0f} MB."
+    if size > 200:
+        return Verdict(False, said + " That is more than 200 MB.")
+    return Verdict(kl < usual / 2, said if kl < usual / 2 else said + " Look for less than half of NF4's KL.")
+
+
+@exercise("07.2")
+def _the_part_that_moves_most(answer: Any, lm: LanguageModel) -> Verdict:
+    site, layer = _part(answer, lm)
+    source = load(bits=32, progress=False)
+    moved: dict[tuple[str, int], float] = {}
+    for kind in ("attn_out", "mlp_out"):
+        grid = patch(lm, CLEAN, answer=" Mary", foil=" John", source=source, site=kind, progress=False)
+        sums = (grid.values - grid.corrupt).sum(1)
+        moved |= {(kind, n): abs(float(x)) for n, x in zip(grid.index[0], sums, strict=True)}
+    own, most = moved[site, layer], max(moved.values())
+    said = f"{site} of layer {layer} moves the logit difference by {own:.2f} in all."
+    return Verdict(XX)
+
+
+def _part(answer: Any, lm: LanguageModel) -> tuple[str, int]:
+    if not isinstance(answer, list | tuple) or len(answer) != 2:
+        raise ValueError('the answer must be a site and a layer, such as ("attn_out", 3)')
+    site, layer = answer
+    if site not in ("attn_out", "mlp_out") or not 0 <= int(layer) < lm.n_layers:
+        raise ValueError(f"the site is attn_out or mlp_out, and layers go from 0 to {lm.n_layers - 1}")
+    return str(site), int(layer)
+
+
+@exercise("07.3")
+def _ten_megabytes(answer: Any, lm: LanguageModel) -> Verdict:
+    names = [answer] if isinstance(answer, str) else [str(name) for name in answer]
+    kl, size, usual, before = costs(lm, {"bits": 4, "keep": names})
+    said = f"That costs {size - before:.1f} MB more, and KL goes from {usual:.3f} to {kl:.3f} nats per token."
+    if size - before > 10:
+        return Verdict(False, said + " Stay below 10 MB.")
+    enough = kl < 0.95 * usual
+    return Verdict(enough, said if enough else said + " Look for 5 % less or better.")
