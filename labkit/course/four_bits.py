@@ -51,7 +51,8 @@ def _the_part_that_moves_most(answer: Any, lm: LanguageModel) -> Verdict:
         moved |= {(kind, n): abs(float(x)) for n, x in zip(grid.index[0], sums, strict=True)}
     own, most = moved[site, layer], max(moved.values())
     said = f"{site} of layer {layer} moves the logit difference by {own:.2f} in all."
-    return Verdict(XX)
+    enough = own > 0.7 * most
+    return Verdict(enough, said if enough else said + f" One moves it by more than {0.7 * most:.1f}.")
 
 
 def _part(answer: Any, lm: LanguageModel) -> tuple[str, int]:
