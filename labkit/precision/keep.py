@@ -1,8 +1,10 @@
 """Which matrices hurt? A small set of parts that have to stay in 16 bits for a metric to come back.
 
 Patching across precisions says where the damage is made: what the output of one layer's attention or MLP from the more
-precise model moves, summed over positions, is about what its matrices cost. In that order, parts are given their 16-bit
-weights until the metric is back within what rounding moves it, and those that are not needed are taken out again.
+precise model moves, summed over positions, is about what its matrices cost. In that order, the parts that move it most
+towards the source first, they are given their 16-bit weights until the metric is back within what rounding moves it,
+and those that are not needed are taken out again. What is found repairs this metric on this prompt, which errors that
+cancel each other help to do; whether it helps elsewhere is for `lk.quantisation_report` to say.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ class KeepSearch:
     """Parts that have to stay in 16 bits, and how they were found.
 
     Attributes:
-        keep: for `lk.load(..., keep=...)`, those that matter most first; empty if none has to.
-        enough: whether they bring the metric back; if not, they are all there are.
+        keep: for `lk.load(..., keep=...)`, those that help most first; empty if none has to.
+        enough: whether they bring the metric back; if not, `keep` is all parts.
         metric: its name.
         source, without, value: the metric in the source, in this model as it is, and with `keep`.
         tolerance: how far from the source's it may be.
@@ -121,11 +123,12 @@ def what_to_keep(
             moved = (grid.values - grid.corrupt).sum(1)
             effects |= {(site, layer): float(x) for layer, x in zip(grid.index[0], moved, strict=True)}
     named = {name: effects.get(place, 0.0) for place, name in _names(lm).items() if parts.get(name)}
-    order = sorted(named, key=lambda name: -abs(named[name]))
     ids, reference = pair.ids["corrupt"], run_to_measure(source, pair.ids["clean"].to(source.device)).logits[:, -1]
     measure = pair.metric(reference[0].to(ids.device))
     of = lambda model: float(measure.of(run_to_measure(model, ids.to(model.device)).logits[:, -1].to(ids.device))[0])  # noqa: E731
     target, without = of(source), of(lm)
+    towards = 1 if target > without else -1
+    order = sorted(named, key=lambda name: -towards * named[name])
     if tolerance is None:
         tolerance = 0.0
         for seed in range(TIMES):
@@ -151,9 +154,11 @@ def _smallest(
     """The shortest beginning of a list that is near, less what is not needed; and whether there is one."""
     if near([]):
         return [], True
-    if not near(order):
-        return order, False
-    low, high = 0, len(order)  # the first `low` are not enough, the first `high` are
+    low, high = 0, min(1, len(order))  # the first `low` are not enough
+    while not near(order[:high]):
+        if high == len(order) or not more():
+            return order, False
+        low, high = high, min(2 * high, len(order))
     while high - low > 1 and more():
         middle = (low + high) // 2
         low, high = (low, middle) if near(order[:middle]) else (middle, high)
