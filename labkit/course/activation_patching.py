@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.course.checks import CLEAN, CORRUPT, Verdict, a_head, exercise, logit_diff
+from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import together
 from labkit.patching.patch import PatchJob, patch
 from labkit.text.pair import align
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 @exercise("04.1")

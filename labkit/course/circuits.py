@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.circuits.circuit import Circuit
 from labkit.course.checks import CLEAN, CORRUPT, Verdict, a_head, exercise
+from labkit.language_model import LanguageModel
 from labkit.patching.paths import path_patch
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 FRESH = [  # pairs that the notebook does not use
     (

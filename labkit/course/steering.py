@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.course.checks import Verdict, exercise
+from labkit.language_model import LanguageModel
 from labkit.steering import steering_vector
 from labkit.text.encode import single_token
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 LAYER = 18
 POSITIVE = [

@@ -7,24 +7,22 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
+from labkit.generation.generate import GeneratedToken, Generation
+from labkit.language_model import LanguageModel
 from labkit.steering import SteeringVector, steering_vector
 from labkit.text.as_code import LM, TORCH, as_code
 from labkit.text.prompts import asked
+from labkit.text.types import Prompt
 from labkit.widgets.base.snapshot import card, note
 from labkit.widgets.base.tool import FRAME, Tool, row, special
 from labkit.widgets.blocks.given_prompt import GivenPrompt, share_prompt
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_strip import TokenStrip
-
-if TYPE_CHECKING:
-    from labkit.generation.generate import GeneratedToken, Generation
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 # Pairs that differ in one thing, and end in it.
 POSITIVE = (

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
 from labkit.attention_maps.ablation import HOW, KnockOut, knock_out
+from labkit.language_model import LanguageModel
+from labkit.text.types import Prompt
 from labkit.widgets.base.tool import row
 from labkit.widgets.blocks.token_bars import TokenBars
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 
 class HeadAction(widgets.VBox):

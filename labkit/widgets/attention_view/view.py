@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -15,8 +15,10 @@ from labkit.attention_maps.base import UNITS
 from labkit.attention_maps.head_scores import HeadScore
 from labkit.attention_maps.patterns import AttentionPatterns, attention
 from labkit.attention_maps.weighting import LogitContribution
+from labkit.language_model import LanguageModel
 from labkit.text.as_code import LM, as_code, as_python, changed
 from labkit.text.prompts import asked
+from labkit.text.types import Prompt
 from labkit.widgets.attention_view.head_actions import HeadAction
 from labkit.widgets.attention_view.head_finder import HeadFinder
 from labkit.widgets.attention_view.head_maps import HeadMaps, Side
@@ -27,11 +29,6 @@ from labkit.widgets.base.tool import Tool, column, headed, row
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks, choice
 from labkit.widgets.patch_lab.lab import PatchLab
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
-    from labkit.widgets.patch_lab.lab import PatchLab
 
 THUMBNAIL_BYTES = 560_000  # all thumbnails together, so that the first payload stays below a megabyte
 WEIGHTINGS = {

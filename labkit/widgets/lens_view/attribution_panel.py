@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 import traitlets as t
 
 from labkit.activations.unembedding import last_logits
+from labkit.language_model import LanguageModel
 from labkit.lens.direct_attribution import DirectAttribution, direct_logit_attribution
 from labkit.text.tokens import Token, describe
+from labkit.text.types import Prompt
 from labkit.widgets.base.snapshot import note
 from labkit.widgets.base.status_line import StatusLine
 from labkit.widgets.base.tool import row
 from labkit.widgets.blocks.heatmap import Heatmap
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 
 class AttributionPanel(widgets.VBox):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -12,19 +12,17 @@ import torch
 import traitlets as t
 
 from labkit.activations.unembedding import last_logits
+from labkit.language_model import LanguageModel
 from labkit.lens.logit_lens import SHADES, SITES, LogitLens, logit_lens
 from labkit.text.encode import word_for
 from labkit.text.tokens import describe
+from labkit.text.types import Prompt
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.snapshot import note
 from labkit.widgets.base.tool import row
 from labkit.widgets.blocks.curve import Curve
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 AT_FIRST = 20  # positions of a long prompt that are read at first: the last ones
 MOST_WORDS = 64  # positions beyond which cells are too narrow for words

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
 from labkit.engine.wavefront import Cancelled
+from labkit.language_model import LanguageModel
 from labkit.lens.logit_lens import SHADES, SITES, LensSite, LogitLens
 from labkit.text.prompts import asked
+from labkit.text.types import Prompt
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.snapshot import card, note
 from labkit.widgets.base.tool import Tool, row
@@ -19,10 +21,6 @@ from labkit.widgets.blocks.given_prompt import GivenPrompt, share_prompt
 from labkit.widgets.lens_view.attribution_panel import AttributionPanel
 from labkit.widgets.lens_view.lens_panel import LensPanel
 from labkit.widgets.steer_lab import SteerLab
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 FACES = {"lens": "Lens", "direct": "Direct attribution", "steering": "Steering"}
 

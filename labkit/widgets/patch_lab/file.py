@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from labkit.language_model import LanguageModel
 from labkit.patching.grid import about_of
 from labkit.patching.saved_grid import grid_of
 from labkit.patching.spec import PatchSpec
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.widgets.patch_lab.live_grid import Known
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 def save_lab(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 
+from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import CellReport, JointReport, Place, inspect, together, transplant
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import label_of
@@ -19,9 +20,6 @@ from labkit.widgets.base.snapshot import note
 from labkit.widgets.base.tool import shown
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 HINT = (
     "Click a cell to see what the model would predict after that patch. Shift+click several to patch them together. "

@@ -12,18 +12,20 @@ import time
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 
 from labkit.activations.site_kinds import KINDS
 from labkit.datasets.tasks import task
+from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import Move, Place, code_of, site_of
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import label_of
 from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PatchSpec
+from labkit.sanity.report import Controls
 from labkit.text.as_code import LM, as_code
 from labkit.widgets.base.job_queue import JobQueue
 from labkit.widgets.base.snapshot import card, note
@@ -35,10 +37,6 @@ from labkit.widgets.patch_lab.pair_editor import PairEditor
 from labkit.widgets.patch_lab.patch_controls import PatchControls
 from labkit.widgets.patch_lab.sanity_panel import SanityPanel
 from labkit.widgets.patch_lab.state import ASKED, PAIR, POINTED, Over, PatchState
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.sanity.report import Controls
 
 PAIRS = 12  # of the task that a pair comes from: for the control over many pairs
 

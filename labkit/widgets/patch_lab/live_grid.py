@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from labkit.activations.sites import layers_with
+from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import Place, cone
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import label_of
@@ -24,9 +25,6 @@ from labkit.patching.spec import PatchSpec
 from labkit.widgets.base.tool import FRAME
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.patch_lab.state import POINTED, PatchState
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 TOGETHER = ("resid_pre", "attn_out", "mlp_out", "z")  # estimated in one pass: what people switch between
 INTO = {"denoise": "clean into corrupt", "noise": "corrupt into clean"}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
 from labkit.activations.unembedding import last_logits
 from labkit.datasets.tasks import PromptPair, task, tasks
+from labkit.language_model import LanguageModel
 from labkit.text.alignment import SideBySide, begins, side_by_side
 from labkit.text.encode import single_token
 from labkit.text.tokens import describe
@@ -20,9 +21,6 @@ from labkit.widgets.blocks.pair_strip import PairStrip
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_strip import TokenStrip
 from labkit.widgets.patch_lab.state import PAIR, PatchState
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 NAMES = ("clean", "corrupt")
 OFFERED = 6  # tokens to choose the answer and the foil from

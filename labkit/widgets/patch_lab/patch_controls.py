@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import ipywidgets as widgets
 import traitlets as t
 
 from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import absent
+from labkit.language_model import LanguageModel
 from labkit.patching.metrics import METRICS
 from labkit.patching.spec import DIRECTIONS
 from labkit.widgets.patch_lab.live_grid import INTO
 from labkit.widgets.patch_lab.state import OVER, SITES, Over, PatchState
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 class PatchControls(widgets.HBox):

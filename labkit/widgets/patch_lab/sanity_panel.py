@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
+from labkit.language_model import LanguageModel
 from labkit.patching.spec import PatchSpec, given
 from labkit.sanity.checks import ControlsJob, ControlsSpec
 from labkit.widgets.base.tool import row
 from labkit.widgets.blocks.check_list import CheckList
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.widgets.patch_lab.live_grid import Known
+from labkit.widgets.patch_lab.live_grid import Known
 
 
 class SanityPanel(widgets.VBox):

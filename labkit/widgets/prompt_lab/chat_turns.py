@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
+from labkit.generation.tree import Branch
 from labkit.widgets.base.tool import row
 from labkit.widgets.blocks.prompt_box import PromptBox
-
-if TYPE_CHECKING:
-    from labkit.generation.tree import Branch
 
 WORDS = {"user": ("You", "Rerun from here"), "assistant": ("Model", "Answer again"), "system": ("System prompt", "")}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from labkit.generation.score import Score
 from labkit.generation.token_table import MEASURES, GeneratedToken, Record
 from labkit.generation.tree import Branch, Tree
+from labkit.language_model import LanguageModel
 from labkit.models.memory import in_words
 from labkit.text.diff import differing, stretches
 from labkit.text.regions import Region, thinking
@@ -22,9 +23,6 @@ from labkit.widgets.base.status_line import StatusLine
 from labkit.widgets.base.tool import FRAME, shown, special
 from labkit.widgets.blocks.branch_tree import BranchTree
 from labkit.widgets.blocks.token_strip import TokenStrip
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 LOOKS = {  # measure: the value of the warmest colour, that of the plain one, and what to call it
     "probability": (0.0, 1.0, "probability"),

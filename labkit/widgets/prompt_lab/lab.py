@@ -20,9 +20,11 @@ import traitlets as t
 from labkit.generation.score import Score, score
 from labkit.generation.token_table import MEASURES
 from labkit.generation.tree import Branch, Tree
+from labkit.language_model import LanguageModel
 from labkit.text.chat import Chat, template_of
 from labkit.text.encode import TooLong, single_token
 from labkit.text.regions import regions
+from labkit.text.types import Prompt
 from labkit.widgets.base.snapshot import card, note
 from labkit.widgets.base.tool import Tool, row, shown
 from labkit.widgets.blocks.prompt_box import PromptBox
@@ -38,9 +40,6 @@ from labkit.widgets.prompt_lab.settings import WIDE, Sampled, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 MODES = {"text": "Text", "chat": "Chat", "score": "Score a text"}
 BOXES = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import torch
@@ -12,9 +12,7 @@ from labkit.widgets.base.status_line import StatusLine
 from labkit.widgets.base.tool import in_words, row, shown
 from labkit.widgets.lens_view.view import LensView
 from labkit.widgets.patch_lab.lab import PatchLab
-
-if TYPE_CHECKING:
-    from labkit.widgets.prompt_lab.column import Column
+from labkit.widgets.prompt_lab.column import Column
 
 WORDS = {"AttentionView": "Attention", "LensView": "Lens", "PatchLab": "Patching"}
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,11 +15,9 @@ from labkit._version import __version__
 from labkit.generation.score import Score
 from labkit.generation.token_table import Record
 from labkit.generation.tree import Tree
+from labkit.language_model import LanguageModel
 from labkit.results.file import KINDS, open_about, reading, written_whole
 from labkit.text.chat import template_of
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 KIND = "labkit prompt session"
 
