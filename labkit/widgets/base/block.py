@@ -21,7 +21,7 @@ import numpy as np
 import traitlets as t
 
 from labkit.widgets.base.colour_scales import SCALES
-from labkit.widgets.base.snapshot import HasSnapshot
+from labkit.widgets.base.snapshot import HasSnapshot, card
 
 _FRONT = Path(__file__).parents[1] / "js"
 
@@ -124,6 +124,13 @@ class Block(HasSnapshot, anywidget.AnyWidget):
     @t.observe("scale")
     def _new_scale(self, change: Any) -> None:
         self.stops = SCALES[change["new"]]
+
+    def picture(self) -> str:
+        """What the block shows, as HTML without a frame, for the snapshot of a tool."""
+        raise NotImplementedError
+
+    def snapshot(self) -> str:
+        return card(self.picture(), title=getattr(self, "title", ""))
 
 
 def texts(tokens: Sequence[Any]) -> list[str]:

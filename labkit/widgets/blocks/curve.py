@@ -10,7 +10,6 @@ import traitlets as t
 
 from labkit.widgets.base.block import Array, Block, literal, module
 from labkit.widgets.base.picture import image, xml
-from labkit.widgets.base.snapshot import card
 
 
 class Curve(Block):
@@ -44,9 +43,6 @@ class Curve(Block):
 
     def __init__(self, values: Any = None, *, labels: Sequence[Any] = (), **traits: Any) -> None:
         super().__init__(values=values, labels=[str(label) for label in labels], **traits)
-
-    def snapshot(self) -> str:
-        return card(self.picture(), title=self.title)
 
     def picture(self) -> str:
         """The line as an image without a frame, for the snapshot of a tool."""

@@ -9,7 +9,6 @@ import traitlets as t
 
 from labkit.widgets.base.block import Block, module
 from labkit.widgets.base.picture import cut, image, xml
-from labkit.widgets.base.snapshot import card
 
 
 class TokenBars(Block):
@@ -35,9 +34,6 @@ class TokenBars(Block):
         """Show these columns instead."""
         with self.hold_sync():
             self.columns, self.title, self.note = _rows(columns), title, note
-
-    def snapshot(self) -> str:
-        return card(self.picture(), title=self.title)
 
     def picture(self) -> str:
         """The columns as an image without a frame, for the snapshot of a tool."""
