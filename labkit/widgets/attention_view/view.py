@@ -15,6 +15,7 @@ from labkit.attention_maps.base import UNITS
 from labkit.attention_maps.head_scores import HeadScore
 from labkit.attention_maps.patterns import AttentionPatterns, attention
 from labkit.attention_maps.weighting import LogitContribution
+from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
 from labkit.text.as_code import LM, as_code, as_python, changed
 from labkit.text.prompts import asked
@@ -23,11 +24,10 @@ from labkit.widgets.attention_view.head_actions import HeadAction
 from labkit.widgets.attention_view.head_finder import HeadFinder
 from labkit.widgets.attention_view.head_maps import HeadMaps, Side
 from labkit.widgets.base.block import cell
-from labkit.widgets.base.job_queue import JobQueue
 from labkit.widgets.base.snapshot import card, note
-from labkit.widgets.base.tool import Tool, column, headed, row
+from labkit.widgets.base.tool import Tool, choice, column, control, headed, link, row
 from labkit.widgets.blocks.prompt_box import PromptBox
-from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks, choice
+from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks
 from labkit.widgets.patch_lab.lab import PatchLab
 
 THUMBNAIL_BYTES = 560_000  # all thumbnails together, so that the first payload stays below a megabyte
@@ -101,7 +101,7 @@ class AttentionView(Tool):
         self._others: dict[tuple[str, str], AttentionPatterns] = {}  # what is compared with
         self._contributed: tuple[tuple[str, str], LogitContribution] | None = None  # of an answer and a foil
         self._reading = False
-        self._finding, self._acting = (JobQueue(self.lm, background=background) for _ in range(2))
+        self._finding, self._acting = self.another_queue(), self.another_queue()
         self._build(scores)
         self.text, self.selection, self.against = text, selection, against
         for name, value in traits.items():
@@ -140,10 +140,7 @@ class AttentionView(Tool):
             "compare": choice("Compare with", {k: v for k, v in COMPARE.items() if models or k != "model"}),
         }
         self._sink = widgets.Checkbox(description="Hide the first token", indent=False, layout={"width": "auto"})
-        self._other_head = widgets.Text(
-            description="Head", placeholder="layer.head", continuous_update=False, layout={"width": "130px"},
-            style={"description_width": "initial"},
-        )  # fmt: skip
+        self._other_head = control(widgets.Text, "Head", "130px", placeholder="layer.head", continuous_update=False)
         self._beside = column()
         self._patching = column()
         find = headed("Find heads", self.finder)
@@ -153,7 +150,7 @@ class AttentionView(Tool):
             self._beside,
             self.maps.box,
         )
-        find.layout.flex, find.layout.width = "0 0 auto", self.finder.wide()
+        find.layout.flex, find.layout.width = "0 0 auto", f"{self.finder.width}px"
         picture.layout.flex = "1 1 420px"
         self.children = [
             self.box, row(self.run_button, self.stop_button, self.status), self.looks,
@@ -161,17 +158,9 @@ class AttentionView(Tool):
         ]  # fmt: skip
 
     def _wire(self) -> None:
-        t.link((self, "text"), (self.box, "value"))
-        t.link((self, "against"), (self.against_box, "value"))
-        t.link((self, "selection"), (self.finder, "selection"))
-        t.link((self, "chosen"), (self.finder, "chosen"))
-        t.link((self, "answer"), (self.action, "answer"))
-        t.link((self, "foil"), (self.action, "foil"))
-        t.link((self, "hide_sink"), (self._sink, "value"))
-        for name, one in self._choices.items():
-            t.link((self, name), (one, "value"))
-        for name in ("token", "direction", "over"):
-            t.link((self, name), (self.looks, name))
+        link(self, text=self.box, against=self.against_box, hide_sink=self._sink, **self._choices)
+        link(self, selection=self.finder, chosen=self.finder, answer=self.action, foil=self.action)
+        link(self, token=self.looks, direction=self.looks, over=self.looks)
         for box in (self.box, self.against_box):
             box.on_submit(self.start)
         shown = ["selection", "other_head", "weighting", "hide_sink", "compare", "over", "chosen", "answer", "foil"]
@@ -182,7 +171,7 @@ class AttentionView(Tool):
         self.heatmap.observe(lambda change: self.looks.point(change["new"] and change["new"][0]), "hovered")
         self.heatmap.observe(lambda change: self._lock(change["new"]), "selection")
         for other in (self.other_map, self.difference):
-            t.link((self.heatmap, "window"), (other, "window"))
+            link(self.heatmap, window=other)
         self.heatmap.observe(lambda _: self.maps.show_window(), "window")
         self.action.knock_button.on_click(lambda _: self.start_knock_out())
         self.action.send_button.on_click(lambda _: self.do(lambda stop: self._open_patch_lab(), queue=self._acting))
@@ -223,14 +212,6 @@ class AttentionView(Tool):
         assert self.patterns is not None
         return self.patterns
 
-    def wait(self, timeout: float | None = None) -> None:
-        for queue in (self.queue, self._finding, self._acting):
-            queue.wait(timeout)
-
-    def stop(self) -> None:
-        for queue in (self.queue, self._finding, self._acting):
-            queue.stop()
-
     def _read(self, stop: threading.Event) -> None:
         try:
             if not self.text:
@@ -243,16 +224,12 @@ class AttentionView(Tool):
                 nonlocal done
                 done += 1
                 if stop.is_set():
-                    raise _Stopped
+                    raise Cancelled
                 if len(patterns.tokens) > 300:
                     self.status.say(f"Layer {layer}", share=done / len(patterns.layers))
 
-            try:
-                thumbnails = patterns.survey(size=thumbnail_side(patterns.n_layers, patterns.n_heads), each=each)
-            except _Stopped:
-                self.status.say("Stopped.")
-                return
-            self._take(patterns, thumbnails)
+            side = thumbnail_side(patterns.n_layers, patterns.n_heads)
+            self._take(patterns, patterns.survey(size=side, each=each))
         finally:
             self._reading = False
 
@@ -268,8 +245,7 @@ class AttentionView(Tool):
             telling = _telling(thumbnails)
             self.selection = telling if telling[0] in patterns.layers else (patterns.layers[0], 0)
         tokens = "token" if len(patterns.tokens) == 1 else "tokens"
-        said = f"{len(patterns.tokens)} {tokens} · {patterns.n_layers} layers × {patterns.n_heads} heads"
-        self.status.say(said)
+        self.status.say(f"{len(patterns.tokens)} {tokens} · {patterns.n_layers} layers × {patterns.n_heads} heads")
         self._show()
 
     # -- the pictures ----------------------------------------------------------------------------------------------
@@ -418,10 +394,6 @@ class AttentionView(Tool):
 
     def __repr__(self) -> str:
         return f"AttentionView({self.lm.name!r}, {self.text!r}, selection={self.selection})"
-
-
-class _Stopped(Exception):
-    """The reading was asked to stop."""
 
 
 def thumbnail_side(layers: int, heads: int) -> int:
