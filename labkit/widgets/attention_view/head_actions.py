@@ -10,7 +10,7 @@ import traitlets as t
 from labkit.attention_maps.ablation import HOW, KnockOut, knock_out
 from labkit.language_model import LanguageModel
 from labkit.text.types import Prompt
-from labkit.widgets.base.tool import choice, control, link, row
+from labkit.widgets.base.tool import choice, labelled, link, row
 from labkit.widgets.blocks.token_bars import TokenBars
 
 
@@ -36,7 +36,7 @@ class HeadAction(widgets.VBox):
         self.knock_button = widgets.Button(description="Knock out", tooltip="The next token without these heads")
         self.send_button = widgets.Button(description="Send to PatchLab", tooltip="Patch these heads, exactly")
         answer, foil = (
-            control(widgets.Text, name, "136px", placeholder=example, continuous_update=False)
+            labelled(widgets.Text, name, "136px", placeholder=example, continuous_update=False)
             for name, example in (("Answer", "· Mary"), ("Foil", "· John"))
         )
         super().__init__(**traits)

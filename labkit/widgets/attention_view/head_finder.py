@@ -12,7 +12,7 @@ import traitlets as t
 from labkit.attention_maps.head_scores import SCORES, HeadScore
 from labkit.attention_maps.patterns import AttentionPatterns
 from labkit.widgets.base.block import cell
-from labkit.widgets.base.tool import choice, control, link, row, shown
+from labkit.widgets.base.tool import choice, labelled, link, row, shown
 from labkit.widgets.blocks.head_grid import HeadGrid
 
 MOST = 120  # heads in an order
@@ -47,7 +47,7 @@ class HeadFinder(widgets.VBox):
         self.width = max(330, min(n_heads * side + 64, 420))
         self.heads = HeadGrid(title="Heads", side=side, max_height=600)
         self._score = choice("Order by", [("layer and head", "")])
-        self._least = control(
+        self._least = labelled(
             widgets.FloatSlider, "At least", "230px", min=0.0, max=1.0, step=0.05, continuous_update=False
         )
         self._ranked = widgets.Checkbox(value=True, description="Rank", indent=False, layout={"width": "auto"})

@@ -25,7 +25,7 @@ from labkit.widgets.attention_view.head_finder import HeadFinder
 from labkit.widgets.attention_view.head_maps import HeadMaps, Side
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.snapshot import card, note
-from labkit.widgets.base.tool import Tool, choice, column, control, headed, link, row
+from labkit.widgets.base.tool import Tool, choice, column, headed, labelled, link, row
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks
 from labkit.widgets.patch_lab.lab import PatchLab
@@ -140,7 +140,7 @@ class AttentionView(Tool):
             "compare": choice("Compare with", {k: v for k, v in COMPARE.items() if models or k != "model"}),
         }
         self._sink = widgets.Checkbox(description="Hide the first token", indent=False, layout={"width": "auto"})
-        self._other_head = control(widgets.Text, "Head", "130px", placeholder="layer.head", continuous_update=False)
+        self._other_head = labelled(widgets.Text, "Head", "130px", placeholder="layer.head", continuous_update=False)
         self._beside = column()
         self._patching = column()
         find = headed("Find heads", self.finder)

@@ -129,7 +129,7 @@ def button(words: str, call: Callable[[], Any], tip: str | None = None, **look: 
     return made
 
 
-def control(kind: Any, label: str, width: str = "auto", **traits: Any) -> Any:
+def labelled(kind: Any, label: str, width: str = "auto", **traits: Any) -> Any:
     """A control of ipywidgets, whose label takes as much room as its words."""
     return kind(description=label, layout={"width": width}, style={"description_width": "initial"}, **traits)
 
@@ -139,7 +139,7 @@ def choice(
 ) -> widgets.Dropdown:
     """A drop-down with words for values."""
     pairs = [(words, name) for name, words in options.items()] if isinstance(options, Mapping) else options
-    return control(widgets.Dropdown, label, width, options=pairs, **traits)
+    return labelled(widgets.Dropdown, label, width, options=pairs, **traits)
 
 
 def link(owner: t.HasTraits, **parts: t.HasTraits) -> None:

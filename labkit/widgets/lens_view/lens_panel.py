@@ -19,7 +19,7 @@ from labkit.text.tokens import describe
 from labkit.text.types import Prompt
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.snapshot import note
-from labkit.widgets.base.tool import row
+from labkit.widgets.base.tool import choice, labelled, link, row, shown
 from labkit.widgets.blocks.curve import Curve
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
@@ -60,15 +60,10 @@ class LensPanel(widgets.VBox):
         self.lm = lm
         self._reading = False
         self._followed: Any = None
-        self._site = widgets.Dropdown(options=[(_SITE_WORDS[name], name) for name in SITES], description="Site")
-        self._shade = widgets.Dropdown(options=[(_SHADE_WORDS[name], name) for name in SHADES], description="Colour")
-        self._follow = widgets.Text(description="Follow")
-        self._follow.continuous_update = False
-        self._window = widgets.IntRangeSlider(description="Positions", continuous_update=False)
-        for control, width in ((self._site, "250px"), (self._shade, "234px"), (self._follow, "200px")):
-            control.style, control.layout.width = {"description_width": "initial"}, width
-        self._window.style, self._window.layout.width = {"description_width": "initial"}, "340px"
-        self._window.layout.display = "none"
+        site, shade = choice("Site", _SITE_WORDS, "250px"), choice("Colour", _SHADE_WORDS, "234px")
+        self._follow = labelled(widgets.Text, "Follow", "200px", continuous_update=False)
+        self._window = labelled(widgets.IntRangeSlider, "Positions", "340px", continuous_update=False)
+        shown(self._window, False)
         self.heatmap = Heatmap(row_axis="layer (0 at the bottom)", column_axis="position", origin="bottom", low=0.0)
         self.bars = TokenBars()
         self.bars.layout.flex, self.bars.layout.width = "0 0 auto", "264px"
@@ -76,8 +71,7 @@ class LensPanel(widgets.VBox):
         self.curve.layout.flex, self.curve.layout.width = "1 1 380px", "auto"
         super().__init__()
         self.add_class("labkit-column")
-        for name, control in {"site": self._site, "shade": self._shade, "follow": self._follow}.items():
-            t.link((self, name), (control, "value"))
+        link(self, site=site, shade=shade, follow=self._follow)
         self.observe(lambda _: None if self._reading else ask(), ["site", "follow", "window"])
         self.observe(lambda _: self.draw(), ["lens", "shade"])
         self.observe(lambda _: self._look(), "selection")
@@ -85,7 +79,7 @@ class LensPanel(widgets.VBox):
         self.heatmap.observe(self._clicked, "selection")
         self.curve.observe(self._climbed, "selection")
         self.children = [
-            row(self._site, self._shade, self._follow, self._window), self.heatmap,
+            row(site, shade, self._follow, self._window), self.heatmap,
             row(self.bars, self.curve, wide=True),
         ]  # fmt: skip
 
@@ -104,12 +98,9 @@ class LensPanel(widgets.VBox):
         )  # fmt: skip
         self._followed = lens.followed[0]
         self._follow.placeholder = "" if self.follow else f"{self._followed.display} (automatic)"
-        kept = self.selection
-        self.lens = lens
-        if kept is None or kept[0] not in lens.layers or kept[1] not in lens.positions:
-            kept = (lens.layers[-1], lens.positions[-1])
-        self.selection = kept
-        self._look()
+        self.lens, at = lens, self.selection
+        if at is None or at[0] not in lens.layers or at[1] not in lens.positions:
+            self.selection = (lens.layers[-1], lens.positions[-1])
         return lens
 
     def _token(self, ids: torch.Tensor) -> str | int:
@@ -133,7 +124,7 @@ class LensPanel(widgets.VBox):
                 self._window.max = length - 1
             self._window.value = (first, last)
             self._window.max = length - 1
-            self._window.layout.display = "" if length > AT_FIRST else "none"
+            shown(self._window, length > AT_FIRST)
         finally:
             self._reading = False
 
@@ -156,7 +147,7 @@ class LensPanel(widgets.VBox):
                 "scale": "order",
                 "high": float(np.log10(self.lm.n_vocab)),
                 "ticks": ticks,
-                "unit": f"rank of {self._word(lens)}",
+                "unit": f"rank of {lens.followed[0].display}",
             }
         elif self.shade == "probability":
             look |= {"high": 1.0, "unit": "probability"}
@@ -174,11 +165,8 @@ class LensPanel(widgets.VBox):
             self.heatmap.values = values
         self._look()
 
-    def _word(self, lens: LogitLens) -> str:
-        return lens.followed[0].display
-
     def _notes(self, lens: LogitLens) -> list[str]:
-        word = self._word(lens)
+        word = lens.followed[0].display
         each = zip(
             lens.top_probabilities[:, :, 0].ravel(), lens.entropy.ravel(), lens.kl.ravel(), lens.ranks[0].ravel(),
             strict=True,
@@ -200,7 +188,7 @@ class LensPanel(widgets.VBox):
             self.heatmap.selection, self.curve.selection = (r, c), r
         finally:
             self._reading = False
-        word, at = self._word(lens), lens.labels()[c]
+        word, at = lens.followed[0].display, lens.labels()[c]
         about = f"entropy {lens.entropy[r, c]:.2f} nats, KL to the final layer {lens.kl[r, c]:.2f} nats\n"
         about += f"{word} is at rank {lens.ranks[0, r, c]} (1 is the likeliest), {lens.probabilities[0, r, c]:.2%}"
         self.bars.marked = [word]
