@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -63,12 +64,16 @@ class Inspector(widgets.VBox):
         arrow: tuple[Place, Place] | None = None,
     ) -> Work | None:
         """What to compute for a drag, several cells, or one, whichever is given first; None for nothing."""
+        patched: Callable[[], CellReport]
         if arrow is not None:
-            title = move_words(grid, arrow)
+            title, place = move_words(grid, arrow), arrow[1]
+            patched = partial(transplant, lm, grid, *arrow, k=TOKENS)
         elif chosen:
-            title = joint_words(grid, chosen)
+            title, place = joint_words(grid, chosen), chosen[0]
+            patched = partial(together, lm, grid, chosen, k=TOKENS)
         elif selection is not None:
-            title = place_words(grid, selection)
+            title, place = place_words(grid, selection), selection
+            patched = partial(inspect, lm, grid, *selection, k=TOKENS)
         else:
             self.hint()
             return None
@@ -77,15 +82,8 @@ class Inspector(widgets.VBox):
         def work(stop: threading.Event) -> None:
             if stop.is_set():
                 return
-            report: CellReport
             try:
-                if arrow is not None:
-                    place, report = arrow[1], transplant(lm, grid, *arrow, k=TOKENS)
-                elif chosen:
-                    place, report = chosen[0], together(lm, grid, chosen, k=TOKENS)
-                else:
-                    assert selection is not None
-                    place, report = selection, inspect(lm, grid, *selection, k=TOKENS)
+                report = patched()
             except ValueError:
                 self.hint()
                 raise
@@ -132,15 +130,15 @@ class Inspector(widgets.VBox):
         self._draw_attention()
 
     def _draw_attention(self) -> None:
-        shown = self._looks.get(self.which.value)
-        self.which.layout.display = self.attention.layout.display = "none" if shown is None else ""
-        if shown is None:
+        pattern = self._looks.get(self.which.value)
+        for part in (self.which, self.attention):
+            shown(part, pattern is not None)
+        if pattern is None:
             return
-        when = "before the patch" if self.which.value == "before" else "after the patch"
         with self.attention.hold_sync():
             self.attention.selection = self.attention.hovered = None
-            self.attention.title = f"Where it looks, {when}"
-            self.attention.values = shown
+            self.attention.title = f"Where it looks, {self.which.value} the patch"
+            self.attention.values = pattern
 
     def picture(self) -> str:
         """What is shown as HTML, for the snapshot of the tool."""

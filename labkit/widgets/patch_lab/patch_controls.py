@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ipywidgets as widgets
-import traitlets as t
 
 from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import absent
 from labkit.language_model import LanguageModel
 from labkit.patching.metrics import METRICS
 from labkit.patching.spec import DIRECTIONS
+from labkit.widgets.base.tool import choice, labelled, link, shown
 from labkit.widgets.patch_lab.live_grid import INTO
 from labkit.widgets.patch_lab.state import OVER, SITES, Over, PatchState
 
@@ -23,30 +23,19 @@ class PatchControls(widgets.HBox):
         self.state = state
         # the sites that the model has, and the one asked for, so that what is wrong with it can be said
         sites = [name for name in SITES if name == state.site or absent(lm, name) is None]
-        self._site = widgets.Dropdown(options=sites, description="Site")
-        self._over = widgets.Dropdown(options=list(OVER.items()), description="Over")
-        self._layer = widgets.BoundedIntText(min=0, max=lm.n_layers - 1, description="Layer")
-        self._direction = widgets.Dropdown(
-            options=[(f"{name}: {INTO[name]}", name) for name in DIRECTIONS], description="Direction"
-        )
+        self._site = choice("Site", sites, "160px")
+        self._over = choice("Over", list(OVER.items()), "196px")
+        self._layer = labelled(widgets.BoundedIntText, "Layer", "120px", min=0, max=lm.n_layers - 1)
+        direction = choice("Direction", [(f"{name}: {INTO[name]}", name) for name in DIRECTIONS], "276px")
         metrics = [("automatic", ""), *((kind.label, name) for name, kind in METRICS.items())]
-        self._metric = widgets.Dropdown(
-            options=metrics,
-            description="Metric",
-            tooltip="automatic: logit difference, or log probability with no foil",
-        )
-        controls = (self._site, self._over, self._layer, self._direction, self._metric)
-        for control, width in zip(controls, ("160px", "196px", "120px", "276px", "220px"), strict=True):
-            control.style = {"description_width": "initial"}
-            control.layout.width = width
+        tip = "automatic: logit difference, or log probability with no foil"
+        self._metric = choice("Metric", metrics, "220px", tooltip=tip)
         self._offering = False
         state.observe(lambda change: self._new_site(change["old"]), "site")  # before other observers
-        named = {"site": self._site, "layer": self._layer, "direction": self._direction, "metric": self._metric}
-        for name, control in named.items():
-            t.link((state, name), (control, "value"))
+        link(state, site=self._site, layer=self._layer, direction=direction, metric=self._metric)
         state.observe(lambda _: self._offer(), "over")
         self._over.observe(lambda change: self._chose(change["new"]), "value")
-        self.children = controls
+        self.children = [self._site, self._over, self._layer, direction, self._metric]
         self._offer()
 
     def _new_site(self, old: str) -> None:
@@ -71,7 +60,7 @@ class PatchControls(widgets.HBox):
             self._over.options = offered
         self._over.value = self.state.over
         self._offering = False
-        self._layer.layout.display = "" if self.state.one_layer else "none"
+        shown(self._layer, self.state.one_layer)
 
     def _chose(self, over: Over | None) -> None:
         if over is not None and not self._offering:

@@ -12,7 +12,7 @@ import traitlets as t
 from labkit.language_model import LanguageModel
 from labkit.patching.spec import PatchSpec, given
 from labkit.sanity.checks import ControlsJob, ControlsSpec
-from labkit.widgets.base.tool import row
+from labkit.widgets.base.tool import button, row
 from labkit.widgets.blocks.check_list import CheckList
 from labkit.widgets.patch_lab.live_grid import Known
 
@@ -35,8 +35,7 @@ class SanityPanel(widgets.VBox):
         self.add_class("labkit-column")
         self.lm = lm
         self._job: ControlsJob | None = None
-        self.button = widgets.Button(description="Sanity checks")
-        self.button.on_click(lambda _: check())
+        self.button = button("Sanity checks", check)
         self.list = CheckList()
         self.children = [row(self.button), self.list]
         self.forget()
