@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 import traitlets as t
 
+from labkit.engine.wavefront import Cancelled
 from labkit.generation.score import Score, score
 from labkit.generation.token_table import MEASURES
 from labkit.generation.tree import Branch, Tree
 from labkit.language_model import LanguageModel
 from labkit.text.chat import Chat, template_of
 from labkit.text.encode import TooLong, single_token
-from labkit.text.regions import regions
 from labkit.text.types import Prompt
 from labkit.widgets.base.snapshot import card, note
-from labkit.widgets.base.tool import Tool, row, shown
+from labkit.widgets.base.tool import Tool, button, choice, link, row, shown
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.prompt_lab.branch_actions import BranchActions
 from labkit.widgets.prompt_lab.chat_turns import ChatTurns, as_asked, with_answers
@@ -36,7 +36,7 @@ from labkit.widgets.prompt_lab.look_inside import LookInside
 from labkit.widgets.prompt_lab.pane_diff import PaneDiff
 from labkit.widgets.prompt_lab.session_file import Run
 from labkit.widgets.prompt_lab.sessions import Sessions
-from labkit.widgets.prompt_lab.settings import WIDE, Sampled, Settings
+from labkit.widgets.prompt_lab.settings import Sampled, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,24 +115,19 @@ class PromptLab(Sampled, Tool):
         chats = any(template_of(lm) is not None for lm in self.lms)
         modes = [(words, name) for name, words in MODES.items() if chats or name != "chat"]
         self._mode = widgets.ToggleButtons(options=modes, value="text", style={"button_width": "auto"})
-        self._measure = widgets.Dropdown(options=MEASURES, description="Colour by", style=WIDE)
-        self._measure.layout.width = "180px"
+        self._measure = choice("Colour by", MEASURES, "180px")
         longest = min(lm.context or 100_000 for lm in self.lms)
         self.settings = Settings(self, longest=longest, before=[self.run_button, self.stop_button])
-        self._shorten = widgets.Button(button_style="warning")
+        self._shorten = button("", self._run_shortened, button_style="warning")
         self.sessions = Sessions(self)
         self.look = LookInside(self.status, background=self.queue.background)
 
     def _compose(self) -> None:
         """Every part has a fixed place; `_arrange` shows and hides them."""
-        t.link((self, "prompt"), (self.box, "value"))
-        t.link((self, "measure"), (self._measure, "value"))
-        t.link((self, "system"), (self.turns, "system"))
-        t.link((self, "messages"), (self.turns, "messages"))
+        link(self, prompt=self.box, measure=self._measure, system=self.turns, messages=self.turns)
         self._mode.observe(lambda change: setattr(self, "mode", change["new"]), "value")
         self.box.on_submit(self.start)
         self.turns.on_rerun(self._rerun)
-        self._shorten.on_click(lambda _: self._run_shortened())
         for one in self.columns:
             one.on_branch(self._gardener.take)
             one.branches.on_action(partial(self._gardener.tend, one))
@@ -241,8 +236,7 @@ class PromptLab(Sampled, Tool):
             self.messages, self.prompt = new.messages, ""
         self._keep(new)
         for column, tree in zip(self.columns, trees, strict=True):
-            plain = leave_out or isinstance(tree.prompt, str)
-            column.begin(tree, [] if plain else regions(column.lm, tree.prompt))
+            column.begin(tree)
         for number, (column, tree) in enumerate(zip(self.columns, trees, strict=True)):
             if stop.is_set() and number:
                 break  # those that had their turn keep what they wrote
@@ -254,8 +248,7 @@ class PromptLab(Sampled, Tool):
         scores = []
         for lm in self.lms:
             if stop.is_set():
-                self.status.say("Stopped.")
-                return
+                raise Cancelled
             self.status.say("Reading…")
             scores.append(score(lm, self.prompt, truncate_left=leave_out))
         self._keep(new)
@@ -351,13 +344,13 @@ class PromptLab(Sampled, Tool):
         self.mode, self.system = now.mode, now.system
         self.messages, self.prompt = now.messages, "" if now.mode == "chat" else now.prompt
         for column, result in zip_longest(self.columns, now.results):
-            column.blank()
             if isinstance(result, Score):
                 column.show_score(result)
             elif isinstance(result, Tree) and result.branches:
-                plain = isinstance(result.prompt, str) or result.truncated
-                column.begin(result, [] if plain else regions(column.lm, result.prompt))
+                column.begin(result)
                 column.show(result.branches[-1])
+            else:
+                column.begin(None)
         self._note_result()
         self.status.say(self.columns[0].said())
         self.answered()
