@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.course.checks import Verdict, exercise
+from labkit.language_model import LanguageModel
 from labkit.models.catalog import models
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 @exercise("00.1")

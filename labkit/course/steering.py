@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -82,7 +81,9 @@ def _a_strength_that_costs_little(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("06.3")
 def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
-    positive, negative = ([str(text) for text in side] for side in _two(answer))
+    if not isinstance(answer, list | tuple) or len(answer) != 2:
+        raise ValueError("the answer must be two lists: (positive, negative)")
+    positive, negative = ([str(text) for text in side] for side in answer)
     if set(positive) & set(POSITIVE) or set(negative) & set(NEGATIVE):
         return Verdict(False, "Those are this notebook's pairs. Make your own, about something else.")
     if len(positive) != len(negative) or len(positive) < 4:
@@ -100,10 +101,3 @@ def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
         agree == len(positive),
         said if agree == len(positive) else said + " Make every pair differ in the same single thing.",
     )
-
-
-def _two(answer: Any) -> tuple[Sequence[str], Sequence[str]]:
-    if not isinstance(answer, list | tuple) or len(answer) != 2:
-        raise ValueError("the answer must be two lists: (positive, negative)")
-    positive, negative = answer
-    return positive, negative

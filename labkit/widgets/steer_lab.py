@@ -19,7 +19,7 @@ from labkit.steering import SteeringVector, steering_vector
 from labkit.text.as_code import LM, as_call, as_code
 from labkit.text.prompts import asked
 from labkit.text.types import Prompt
-from labkit.widgets.base.snapshot import card, note
+from labkit.widgets.base.snapshot import card, note, side_by_side
 from labkit.widgets.base.tool import FRAME, Tool, labelled, link, row, special
 from labkit.widgets.blocks.given_prompt import GivenPrompt, share_prompt
 from labkit.widgets.blocks.prompt_box import PromptBox
@@ -168,10 +168,6 @@ class SteerLab(Tool):
         share = f", {length / vector.typical:.2f} of the stream's own length" if vector.typical else ""
         self.status.say(f"Added after layer {vector.layer} at every position: length {length:.1f}{share}.")
 
-    def _overtaken(self, stop: threading.Event) -> bool:
-        """Has a newer request come? Then what this one has is not worth showing."""
-        return stop.is_set() and self.queue.last is not None and self.queue.last.stop is not stop
-
     def _kept(self, name: str, made_from: Any, make: Callable[[], Any]) -> Any:
         """What was made last, if it was made from the same; else made now."""
         if name not in self._known or self._known[name][0] != made_from:
@@ -206,7 +202,8 @@ class SteerLab(Tool):
             with self.lm.steer(*steered) if steered else nullcontext():
                 return self.lm.generate(prompt, max_new_tokens=self.max_new_tokens, stop=stop, on_token=on_token)
         finally:
-            if written and not self._overtaken(stop):
+            overtaken = stop.is_set() and self.queue.last is not None and self.queue.last.stop is not stop
+            if written and not overtaken:  # where a newer request has come, this text is not worth showing
                 show()
 
     def _mark(self, plain: Generation, after: Generation) -> None:
@@ -232,10 +229,9 @@ class SteerLab(Tool):
         """Both texts as HTML without a frame, for the snapshot."""
         if self.after is None:
             return note("Nothing has been written yet.")
-        sides = "".join(
-            f'<div style="flex:1 1 300px">{note(strip.title)}{strip.picture()}</div>' for strip in self.strips.values()
-        )
-        return note(str(self.box.value)) + f'<div style="display:flex;flex-wrap:wrap;gap:24px">{sides}</div>'
+        strips = self.strips.values()
+        sides = (f'<div style="flex:1 1 300px">{note(one.title)}{one.picture()}</div>' for one in strips)
+        return note(str(self.box.value)) + side_by_side(*sides)
 
     def snapshot(self) -> str:
         return card(self.picture(), note(self.status.text), title=f"SteerLab · {self.lm.name}")

@@ -24,7 +24,7 @@ from labkit.widgets.attention_view.head_actions import HeadAction
 from labkit.widgets.attention_view.head_finder import HeadFinder
 from labkit.widgets.attention_view.head_maps import HeadMaps, Side
 from labkit.widgets.base.block import cell
-from labkit.widgets.base.snapshot import card, note
+from labkit.widgets.base.snapshot import card, note, side_by_side
 from labkit.widgets.base.tool import Tool, choice, column, headed, labelled, link, row
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks
@@ -134,11 +134,8 @@ class AttentionView(Tool):
         self.looks = TokenLooks()
         self.strip = self.looks.strip
         self.action = HeadAction()
-        models = self.other_lm is not None
-        self._choices = {
-            "weighting": choice("Values", WEIGHTINGS),
-            "compare": choice("Compare with", {k: v for k, v in COMPARE.items() if models or k != "model"}),
-        }
+        others = {k: v for k, v in COMPARE.items() if k != "model" or self.other_lm is not None}
+        self._choices = {"weighting": choice("Values", WEIGHTINGS), "compare": choice("Compare with", others)}
         self._sink = widgets.Checkbox(description="Hide the first token", indent=False, layout={"width": "auto"})
         self._other_head = labelled(widgets.Text, "Head", "130px", placeholder="layer.head", continuous_update=False)
         self._beside = column()
@@ -169,10 +166,7 @@ class AttentionView(Tool):
         self.observe(lambda _: self._arrange(), "compare")
         self._other_head.observe(lambda change: self._read_head(change["new"]), "value")
         self.heatmap.observe(lambda change: self.looks.point(change["new"] and change["new"][0]), "hovered")
-        self.heatmap.observe(lambda change: self._lock(change["new"]), "selection")
-        for other in (self.other_map, self.difference):
-            link(self.heatmap, window=other)
-        self.heatmap.observe(lambda _: self.maps.show_window(), "window")
+        t.dlink((self.heatmap, "selection"), (self.strip, "selection"), lambda at: at and at[0])  # locks its row
         self.action.knock_button.on_click(lambda _: self.start_knock_out())
         self.action.send_button.on_click(lambda _: self.do(lambda stop: self._open_patch_lab(), queue=self._acting))
         self._arrange()
@@ -218,15 +212,13 @@ class AttentionView(Tool):
                 raise ValueError("the text is empty; write at least one character")
             self.status.say("Reading…")
             patterns = attention(self.lm, self.prompt)
-            done = 0
+            layers = patterns.layers
 
             def each(layer: int, pictures: np.ndarray, scores: dict[str, np.ndarray]) -> None:
-                nonlocal done
-                done += 1
                 if stop.is_set():
                     raise Cancelled
                 if len(patterns.tokens) > 300:
-                    self.status.say(f"Layer {layer}", share=done / len(patterns.layers))
+                    self.status.say(f"Layer {layer}", share=(1 + layers.index(layer)) / len(layers))
 
             side = thumbnail_side(patterns.n_layers, patterns.n_heads)
             self._take(patterns, patterns.survey(size=side, each=each))
@@ -324,10 +316,6 @@ class AttentionView(Tool):
             total = np.maximum(total, matrix) if self.over == "max" else total + matrix / len(self.chosen)
         return total
 
-    def _lock(self, at: tuple[int, int] | None) -> None:
-        """A cell that was clicked locks its row."""
-        self.strip.selection = None if at is None else at[0]
-
     # -- doing something -------------------------------------------------------------------------------------------
 
     def start_knock_out(self) -> None:
@@ -354,9 +342,8 @@ class AttentionView(Tool):
         """
         if not self.against or not self.answer:
             raise ValueError("PatchLab takes two prompts and an answer: write another prompt and an answer first")
-        heads = [tuple(head) for head in self.action.heads]
-        settings: dict[str, Any] = {"site": "z", "chosen": heads, "background": self.queue.background}
-        return PatchLab(self.lm, self.text, self.against, self.answer, self.foil, **settings)
+        words = (self.text, self.against, self.answer, self.foil)
+        return PatchLab(self.lm, *words, site="z", chosen=self.action.heads, background=self.queue.background)
 
     def _open_patch_lab(self) -> None:
         if not self.against:
@@ -385,12 +372,10 @@ class AttentionView(Tool):
         if self.looks.matrix is None:
             return card(note(self.text or "no text yet"), title=title)
         large = [one for one in self.maps.box.children if one.values is not None]
-        pictures = [("all heads: layers up, heads across", self.heads.picture())]
-        pictures += [(one.title, one.picture()) for one in large]
-        sides = "".join(f'<div><div style="color:#59636e">{name}</div>{one}</div>' for name, one in pictures)
-        side_by_side = f'<div style="display:flex;flex-wrap:wrap;gap:24px">{sides}</div>'
+        pictures = [("all heads: layers up, heads across", self.heads), *((one.title, one) for one in large)]
+        sides = (f"<div>{note(name)}{one.picture()}</div>" for name, one in pictures)
         done = note(self.action.bars.title) + self.action.bars.picture() if self.action.found else ""
-        return card(self.strip.picture(), side_by_side, done, title=title)
+        return card(self.strip.picture(), side_by_side(*sides), done, title=title)
 
     def __repr__(self) -> str:
         return f"AttentionView({self.lm.name!r}, {self.text!r}, selection={self.selection})"

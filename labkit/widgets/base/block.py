@@ -100,9 +100,9 @@ def _to_growing_wire(value: np.ndarray | None, widget: Any) -> dict[str, Any]:
     return to_wire(value, widget) or {"shape": [0], "dtype": "float32", "data": None}
 
 
-def cell() -> Any:
-    """A trait for a place in a grid: (row, column), or None."""
-    return t.Tuple(t.Int(), t.Int(), default_value=None, allow_none=True)
+def cell(numbers: int = 2) -> Any:
+    """A trait for a place in a grid: (row, column), or None; or for a part of one, as four numbers."""
+    return t.Tuple(*(t.Int() for _ in range(numbers)), default_value=None, allow_none=True)
 
 
 class Block(HasSnapshot, anywidget.AnyWidget):

@@ -54,6 +54,11 @@ def card(*parts: str, title: str = "") -> str:
     )
 
 
+def side_by_side(*parts: str) -> str:
+    """Pictures beside each other, as far as there is room."""
+    return f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">{"".join(parts)}</div>'
+
+
 def note(text: str) -> str:
     """A line of quiet text."""
     return f'<div style="color:#59636e;margin:4px 0">{escape(text)}</div>'

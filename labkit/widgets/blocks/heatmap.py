@@ -15,10 +15,6 @@ from labkit.widgets.blocks.heatmap_picture import bar, dotted, strongest, words
 _MOST_TEXTS = 800  # words in the cells of a picture
 
 
-def _part() -> Any:
-    return t.Tuple(t.Int(), t.Int(), t.Int(), t.Int(), default_value=None, allow_none=True)
-
-
 def _values_to_wire(values: np.ndarray | None, widget: Any) -> dict[str, Any] | None:
     """A square of which only the lower triangle can be anything but zero travels as that triangle."""
     if values is None or not widget.triangular or values.shape[0] != values.shape[1]:
@@ -76,9 +72,9 @@ class Heatmap(Block):
 
     values = Array(2).tag(to_json=_values_to_wire)
     extent = cell().tag(sync=True)
-    window = _part().tag(sync=True)
+    window = cell(4).tag(sync=True)
     detail = Array(2)
-    detail_at = _part().tag(sync=True)
+    detail_at = cell(4).tag(sync=True)
     triangular = t.Bool(False).tag(sync=True)
     zoomable = t.Bool(False).tag(sync=True)
     row_labels = t.List(t.Unicode()).tag(sync=True)

@@ -43,8 +43,7 @@ class TokenLooks(widgets.VBox):
         self.observe(lambda _: self.shade(), ["token", "direction"])
         self.strip.observe(lambda _: self.follow(), ["hovered", "selection"])
         self._pointed: int | None = None
-        self.controls = row(direction, over)
-        self.children = [self.strip, self.controls, self.bars]
+        self.children = [self.strip, row(direction, over), self.bars]
         self.add_class("labkit-column")
 
     def begin(self, tokens: Sequence[Token]) -> None:

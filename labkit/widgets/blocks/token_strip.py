@@ -82,7 +82,8 @@ class TokenStrip(Block):
     ) -> None:
         self._index: dict[str, int] = {}  # where each word is
         self._room: dict[str, np.ndarray] = {}  # arrays with room to grow, of which the traits are the front
-        super().__init__(tokens=texts(tokens), values=values, marks=_lists(marks), **traits)
+        places = {name: [int(place) for place in at] for name, at in (marks or {}).items()}
+        super().__init__(tokens=texts(tokens), values=values, marks=places, **traits)
         if alternatives is not None:
             self.alternatives = alternatives
 
@@ -222,7 +223,3 @@ class TokenStrip(Block):
     def __repr__(self) -> str:
         shown = "".join(self.tokens[:8]) + ("…" if len(self.tokens) > 8 else "")
         return f"TokenStrip({len(self.tokens)} tokens: {shown!r})"
-
-
-def _lists(marks: Mapping[str, Iterable[int]] | None) -> dict[str, list[int]]:
-    return {name: [int(place) for place in places] for name, places in (marks or {}).items()}

@@ -14,7 +14,7 @@ from labkit.language_model import LanguageModel
 from labkit.lens.direct_attribution import DirectAttribution, direct_logit_attribution
 from labkit.text.tokens import describe
 from labkit.text.types import Prompt
-from labkit.widgets.base.snapshot import note
+from labkit.widgets.base.snapshot import note, side_by_side
 from labkit.widgets.base.status_line import StatusLine
 from labkit.widgets.base.tool import labelled, link, row, shown
 from labkit.widgets.blocks.heatmap import Heatmap
@@ -98,9 +98,8 @@ class AttributionPanel(widgets.VBox):
         """Both maps as HTML without a frame, for the snapshot."""
         if self.found is None:
             return ""
-        maps = "".join(f"<div>{note(m.title)}{m.picture()}</div>" for m in (self.heads, self.parts))
-        lines = "".join(note(line) for line in sentences(self.found))
-        return f'{lines}<div style="display:flex;flex-wrap:wrap;gap:24px">{maps}</div>'
+        maps = (f"<div>{note(one.title)}{one.picture()}</div>" for one in (self.heads, self.parts))
+        return "".join(note(line) for line in sentences(self.found)) + side_by_side(*maps)
 
 
 def sentences(found: DirectAttribution) -> list[str]:

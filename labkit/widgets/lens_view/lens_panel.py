@@ -18,7 +18,7 @@ from labkit.text.encode import word_for
 from labkit.text.tokens import describe
 from labkit.text.types import Prompt
 from labkit.widgets.base.block import cell
-from labkit.widgets.base.snapshot import note
+from labkit.widgets.base.snapshot import note, side_by_side
 from labkit.widgets.base.tool import choice, labelled, link, row, shown
 from labkit.widgets.blocks.curve import Curve
 from labkit.widgets.blocks.heatmap import Heatmap
@@ -218,11 +218,8 @@ class LensPanel(widgets.VBox):
         """The map as HTML without a frame, for the snapshot."""
         if self.lens is None:
             return ""
-        below = f"<div>{self.bars.picture()}</div><div>{note(self.curve.title)}{self.curve.picture()}</div>"
-        return (
-            f"{self.heatmap.picture()}"
-            f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">{below}</div>'
-        )
+        curve = f"<div>{note(self.curve.title)}{self.curve.picture()}</div>"
+        return self.heatmap.picture() + side_by_side(f"<div>{self.bars.picture()}</div>", curve)
 
 
 def rank_ticks(n_vocab: int) -> list[tuple[float, str]]:

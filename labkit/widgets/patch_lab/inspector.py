@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,7 @@ class Inspector(widgets.VBox):
 
     def hint(self) -> None:
         """Show what can be done."""
-        self._show(None, "", "")
+        self._show("", "")
 
     def look(
         self,
@@ -77,7 +77,7 @@ class Inspector(widgets.VBox):
         else:
             self.hint()
             return None
-        self._show(None, title, "Computing…")
+        self._show(title, "Computing…")
 
         def work(stop: threading.Event) -> None:
             if stop.is_set():
@@ -87,29 +87,28 @@ class Inspector(widgets.VBox):
             except ValueError:
                 self.hint()
                 raise
-            self._show(report, title, _report_words(grid, report), grid, _marked(lm, grid))
+            base = "corrupt" if grid.direction == "denoise" else "clean"
+            columns = {f"before: {base} prompt": report.before, "after the patch": report.after}
+            ids = [id for id in answer_ids(lm, grid.recipe) if id is not None]
+            marked = [token.display for token in describe(lm.tokenizer, ids)]
+            self._show(title, _report_words(grid, report), columns, marked)
             self._show_attention(grid, place, report)
 
         return work
 
     def _show(
         self,
-        report: CellReport | None,
         title: str,
         words: str,
-        grid: PatchGrid | None = None,
-        marked: list[str] | None = None,
+        columns: Mapping[str, Any] | None = None,
+        marked: Sequence[str] = (),
     ) -> None:
         shown(self, bool(title))
         shown(self.invitation, not title)
         self._looks = {}
         self._draw_attention()
-        columns: dict[str, Any] = {}
-        if report is not None and grid is not None:
-            base = "corrupt" if grid.direction == "denoise" else "clean"
-            columns = {f"before: {base} prompt": report.before, "after the patch": report.after}
-        self.bars.marked = marked or []
-        self.bars.show(columns, title=title, note=words)
+        self.bars.marked = list(marked)
+        self.bars.show(columns or {}, title=title, note=words)
 
     def _show_attention(self, grid: PatchGrid, place: Place, report: CellReport) -> None:
         if report.attention_before is None or report.attention_after is None:
@@ -155,11 +154,6 @@ def _report_words(grid: PatchGrid, report: CellReport) -> str:
     singles = f": {' '.join(f'{one:+.2f}' for one in report.singles)}" if len(report.singles) <= 8 else ""
     words = f"together {effect_words(grid, report)}\nsum of single patches {report.sum:+.2f}{singles}"
     return words.replace("-", "−")
-
-
-def _marked(lm: LanguageModel, grid: PatchGrid) -> list[str]:
-    ids = [id for id in answer_ids(lm, grid.recipe) if id is not None]
-    return [token.display for token in describe(lm.tokenizer, ids)]
 
 
 def effect_words(grid: PatchGrid, report: CellReport) -> str:

@@ -59,7 +59,9 @@ class PairEditor(widgets.VBox):
         self._offered: dict[str, list[str]] = {name: [] for name in NAMES}
         self.seed = 0  # which pair of the task it is
         self.task = choice("Start from", [(_OWN, ""), *((n, n) for n in tasks().index)], "290px")
-        self.another = button("Another pair", self._next_pair, "The next pair of this task", disabled=True)
+        self.another = button(
+            "Another pair", lambda: self._make(self.seed + 1), "The next pair of this task", disabled=True
+        )
         self.boxes = {name: PromptBox(label=f"{name.capitalize()} prompt", delay=150) for name in NAMES}
         self.strip = PairStrip()
         self.status = StatusLine()
@@ -74,7 +76,7 @@ class PairEditor(widgets.VBox):
             pick.add_class("labkit-picks")
             pick.layout.flex, pick.layout.width = "1 1 300px", "auto"
             pick.observe(lambda change, name=name, word=word: self._picked(name, word, change["new"]), "selection")
-        self.task.observe(lambda _: self._first_pair(), "value")
+        self.task.observe(lambda _: self._make(0), "value")
         state.observe(lambda _: self._changed(), PAIR)
         # the answer from what follows clean, the foil from what follows corrupt
         choices = [row(*pair) for pair in zip(self.words.values(), self.picks.values(), strict=True)]
@@ -194,17 +196,11 @@ class PairEditor(widgets.VBox):
 
     # -- pairs of classic tasks ----------------------------------------------------------------------------------
 
-    def _first_pair(self) -> None:
-        self.seed = 0
+    def _make(self, seed: int) -> None:
+        self.seed = seed
         self.another.disabled = not self.task.value
-        if self.task.value:
-            self._make()
-
-    def _next_pair(self) -> None:
-        self.seed += 1
-        self._make()
-
-    def _make(self) -> None:
+        if not self.task.value:
+            return
         try:
             pair: PromptPair = task(self.task.value).pairs(self.lm, 1, seed=self.seed)[0]
         except ValueError as error:

@@ -42,19 +42,14 @@ class PatchControls(widgets.HBox):
         """Axes stay where the new site has them too; a site by head that follows another kind shows its heads."""
         state = self.state
         alike = (KINDS[state.site].unit == "head") == (KINDS[old].unit == "head")
-        if not alike or state.over not in self.overs(state.site).values():
+        if not alike or state.over not in KINDS[state.site].over:
             state.over = KINDS[state.site].usual
         self._offer()
 
-    @staticmethod
-    def overs(site: str) -> dict[str, Over]:
-        """The axes that a site can have, by name."""
-        return {name: over for name, over in OVER.items() if over in KINDS[site].over}
-
     def _offer(self) -> None:
         """Offer the axes that the site has, and those asked for, so that what is wrong with them can be said."""
-        possible = self.overs(self.state.site)
-        offered = tuple((name, over) for name, over in OVER.items() if name in possible or over == self.state.over)
+        possible = (*KINDS[self.state.site].over, self.state.over)
+        offered = tuple((name, over) for name, over in OVER.items() if over in possible)
         self._offering = True
         if self._over.options != offered:
             self._over.options = offered

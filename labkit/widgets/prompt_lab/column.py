@@ -238,7 +238,9 @@ class Column(widgets.VBox):
         """Colour by another measure."""
         self.measure = measure
         self._look()
-        for strip, record in ((self.strip, self.record), (self.compared, self._other_record())):
+        index = self.branches.compared
+        other = self.tree.branches[index].record if self.tree is not None and index is not None else None
+        for strip, record in ((self.strip, self.record), (self.compared, other)):
             if record is not None and len(strip.tokens):
                 before = np.full(max(0, len(strip.tokens) - len(record)), np.nan)
                 strip.values = np.concatenate([before, record.measure(measure)])[: len(strip.tokens)]
@@ -269,10 +271,6 @@ class Column(widgets.VBox):
             self.compared.marks = {"differs": [at + n for n in right]}
             self.compared.title = f"Branch {other.name}, which diverges from {self.branch.name} at {at}"
         self._arrange()
-
-    def _other_record(self) -> Record | None:
-        index = self.branches.compared
-        return self.tree.branches[index].record if self.tree is not None and index is not None else None
 
     # -- parts -------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from labkit.language_model import LanguageModel
 from labkit.text.chat import Chat, template_of
 from labkit.text.encode import TooLong, single_token
 from labkit.text.types import Prompt
-from labkit.widgets.base.snapshot import card, note
+from labkit.widgets.base.snapshot import card, note, side_by_side
 from labkit.widgets.base.tool import Tool, button, choice, link, row, shown
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.prompt_lab.branch_actions import BranchActions
@@ -126,6 +126,7 @@ class PromptLab(Sampled, Tool):
         """Every part has a fixed place; `_arrange` shows and hides them."""
         link(self, prompt=self.box, measure=self._measure, system=self.turns, messages=self.turns)
         self._mode.observe(lambda change: setattr(self, "mode", change["new"]), "value")
+        self.observe(lambda _: self._arrange(), "mode")
         self.box.on_submit(self.start)
         self.turns.on_rerun(self._rerun)
         for one in self.columns:
@@ -152,10 +153,7 @@ class PromptLab(Sampled, Tool):
             raise t.TraitError(f"{self.lm.name} has no chat template; use mode text or score")
         return mode
 
-    @t.observe("mode")
-    def _arrange(self, _: Any = None) -> None:
-        if not hasattr(self, "sessions"):
-            return
+    def _arrange(self) -> None:
         self._mode.value = self.mode
         self.box.label, self.box.placeholder = BOXES[self.mode]
         self.run_button.description = {"text": "Run", "chat": "Send", "score": "Score"}[self.mode]
@@ -391,9 +389,8 @@ class PromptLab(Sampled, Tool):
         if not any(one.strip.tokens for one in self.columns):
             return card(note(self.prompt or "no prompt yet"), title=title)
         higher = "the less probable it was" if self.measure == "probability" else f"the higher its {self.measure}"
-        parts = "".join(f'<div style="flex:1 1 380px">{one.picture()}</div>' for one in self.columns)
-        side_by_side = f'<div style="display:flex;flex-wrap:wrap;gap:20px">{parts}</div>'
-        return card(side_by_side, note(f"the warmer a token, {higher}"), title=title)
+        parts = (f'<div style="flex:1 1 380px">{one.picture()}</div>' for one in self.columns)
+        return card(side_by_side(*parts), note(f"the warmer a token, {higher}"), title=title)
 
     def __repr__(self) -> str:
         names = repr(self.lm.name)

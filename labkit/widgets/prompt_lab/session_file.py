@@ -45,15 +45,14 @@ def template_mark(lm: LanguageModel) -> str | None:
     return None if template is None else hashlib.sha256(template.encode()).hexdigest()[:12]
 
 
-def about(lm: LanguageModel) -> dict[str, Any]:
-    return {"name": lm.name, "revision": lm.revision, "bits": lm.bits, "template": template_mark(lm)}
-
-
 def save(path: str | Path, lms: Sequence[LanguageModel], settings: dict[str, Any], runs: Sequence[Run]) -> Path:
     """Write a session. The file is put in place when it is whole; an older one of that name stays until then."""
     whole = {
         "kind": KIND, "format": KINDS[KIND].newest, "labkit": __version__,
-        "models": [about(lm) for lm in lms], "settings": settings,
+        "models": [
+            {"name": lm.name, "revision": lm.revision, "bits": lm.bits, "template": template_mark(lm)} for lm in lms
+        ],
+        "settings": settings,
         "runs": [
             {
                 "mode": run.mode, "prompt": run.prompt, "system": run.system, "messages": run.messages,
