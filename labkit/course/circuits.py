@@ -32,9 +32,8 @@ def _a_head_that_speaks_against(answer: Any, lm: LanguageModel) -> Verdict:
     effect = float(path.normalized[0, head])
     if effect < -0.1:
         return Verdict(True, f"Its clean output alone moves the answer {-effect:.0%} of the way backwards.")
-    return Verdict(
-        False, f"Its clean output moves the answer by {effect:+.2f}. Look for the smallest number in direct.normalized."
-    )
+    said = f"Its clean output moves the answer by {effect:+.2f}."
+    return Verdict(False, said + " Look for the smallest number in direct.normalized.")
 
 
 @exercise("05.2")

@@ -58,10 +58,9 @@ def _a_layer_that_steers(answer: Any, lm: LanguageModel) -> Verdict:
     layer = int(answer)
     before, after = mood(lm), _shift(lm, layer)
     first = _shift(lm, 0)
-    said = (
-        f"A vector at layer {layer} moves the mood by {after - before:+.1f}, one at layer 0 by {first - before:+.1f}."
-    )
-    good = after - before > 4 and after > first
+    moved = after - before
+    said = f"A vector at layer {layer} moves the mood by {moved:+.1f}, one at layer 0 by {first - before:+.1f}."
+    good = moved > 4 and after > first
     return Verdict(good, said if good else said + " Look for more than +4.")
 
 
@@ -97,7 +96,5 @@ def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
         one = steering_vector(lm, positive[left], negative[left], LAYER)
         agree += float(vector.values @ one.values) > 0
     said = f"{agree} of {len(positive)} pairs point in the same direction as the others."
-    return Verdict(
-        agree == len(positive),
-        said if agree == len(positive) else said + " Make every pair differ in the same single thing.",
-    )
+    right = agree == len(positive)
+    return Verdict(right, said if right else said + " Make every pair differ in the same single thing.")

@@ -221,9 +221,8 @@ class SteerLab(Tool):
         code += "vector = vector.random()  # the control\n" if self.control else ""
         code = as_code(code, "plain = lm.generate", self.prompt, **how)
         steered = indent(as_call("steered = lm.generate", self.prompt, **how), "    ")
-        return (
-            f"{code}with lm.steer(vector, {self.strength:g}):\n{steered}print(plain.text, steered.text, sep='\\n\\n')\n"
-        )
+        show = "print(plain.text, steered.text, sep='\\n\\n')\n"
+        return f"{code}with lm.steer(vector, {self.strength:g}):\n{steered}{show}"
 
     def picture(self) -> str:
         """Both texts as HTML without a frame, for the snapshot."""

@@ -10,11 +10,11 @@ import traitlets as t
 from labkit.attention_maps.ablation import HOW, KnockOut, knock_out
 from labkit.language_model import LanguageModel
 from labkit.text.types import Prompt
-from labkit.widgets.base.tool import choice, labelled, link, row
+from labkit.widgets.base.tool import Panel, choice, labelled, link, row
 from labkit.widgets.blocks.token_bars import TokenBars
 
 
-class HeadAction(widgets.VBox):
+class HeadAction(Panel):
     """Actions on the chosen heads. The owner wires the buttons: `knock_button`, `send_button`.
 
     Traits:
@@ -43,7 +43,6 @@ class HeadAction(widgets.VBox):
         link(self, how=how, answer=answer, foil=foil)
         self.observe(lambda _: self._name(), "heads")
         self.children = [row(self._names, answer, foil), row(how, self.knock_button, self.send_button), self.bars]
-        self.add_class("labkit-column")
         self._name()
 
     def _name(self) -> None:

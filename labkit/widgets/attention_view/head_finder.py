@@ -12,7 +12,7 @@ import traitlets as t
 from labkit.attention_maps.head_scores import SCORES, HeadScore
 from labkit.attention_maps.patterns import AttentionPatterns
 from labkit.widgets.base.block import cell
-from labkit.widgets.base.tool import choice, labelled, link, row, shown
+from labkit.widgets.base.tool import Panel, choice, labelled, link, row, shown
 from labkit.widgets.blocks.head_grid import HeadGrid
 
 MOST = 120  # heads in an order
@@ -20,7 +20,7 @@ LOOKS = "looks"  # the score of a search: how much one token looks at another
 Ask = Callable[[Callable[[threading.Event], None]], None]
 
 
-class HeadFinder(widgets.VBox):
+class HeadFinder(Panel):
     """A `HeadGrid` with controls to find heads. `ask` runs work off the UI thread.
 
     Traits:
@@ -59,7 +59,6 @@ class HeadFinder(widgets.VBox):
             box.observe(lambda _: self._search(), "value")
         self.observe(lambda _: self._ask_for(self.arrange), ["score", "look", "at_least", "ranked"])
         self.children = [row(self._score, self._ranked), self._least, row(self._from, self._to), self.heads]
-        self.add_class("labkit-column")
         self.arrange()
 
     def show(self, patterns: AttentionPatterns, thumbnails: np.ndarray) -> None:

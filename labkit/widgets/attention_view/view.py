@@ -25,7 +25,7 @@ from labkit.widgets.attention_view.head_finder import HeadFinder
 from labkit.widgets.attention_view.head_maps import HeadMaps, Side
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.snapshot import card, note, side_by_side
-from labkit.widgets.base.tool import Tool, choice, column, headed, labelled, link, row
+from labkit.widgets.base.tool import Panel, Tool, choice, headed, labelled, link, row
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks
 from labkit.widgets.patch_lab.lab import PatchLab
@@ -138,8 +138,8 @@ class AttentionView(Tool):
         self._choices = {"weighting": choice("Values", WEIGHTINGS), "compare": choice("Compare with", others)}
         self._sink = widgets.Checkbox(description="Hide the first token", indent=False, layout={"width": "auto"})
         self._other_head = labelled(widgets.Text, "Head", "130px", placeholder="layer.head", continuous_update=False)
-        self._beside = column()
-        self._patching = column()
+        self._beside = Panel()
+        self._patching = Panel()
         find = headed("Find heads", self.finder)
         picture = headed(
             "Show",
@@ -173,7 +173,6 @@ class AttentionView(Tool):
         self._name_heads()
 
     def _arrange(self) -> None:
-        """Room for what is compared."""
         self._other_head.layout.display = "" if self.compare == "head" else "none"
         self._beside.children = [self.against_box] if self.compare == "prompt" or self.against else []
 

@@ -25,7 +25,6 @@ from labkit.widgets.base.snapshot import HasSnapshot, card
 
 _FRONT = Path(__file__).parents[1] / "js"
 
-
 _PACKED = """// {name}.js of labkit with what it shares and its css, packed; the source is in labkit/widgets/js.
 const bytes = Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0));
 const text = new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();

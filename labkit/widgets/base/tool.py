@@ -83,7 +83,6 @@ class Tool(HasSnapshot, widgets.VBox):
         (queue or self.queue).ask(guarded)
 
     def _settle(self) -> None:
-        """Reset the buttons after a piece of work."""
         self.stop_button.disabled = not self._going
 
     def code(self) -> str:
@@ -108,23 +107,25 @@ def row(*children: Any, wide: bool = False) -> widgets.HBox:
     return box
 
 
-def column(*children: Any) -> widgets.VBox:
-    """Children below each other, at the rhythm of the tool."""
-    box = widgets.VBox(list(children))
-    box.add_class("labkit-column")
-    return box
+class Panel(widgets.VBox):
+    """A part of a tool: children below each other, at its rhythm."""
+
+    def __init__(self, *children: Any, **traits: Any) -> None:
+        super().__init__(children, **traits)
+        self.add_class("labkit-column")
 
 
-def headed(words: str, *children: Any) -> widgets.VBox:
+def headed(words: str, *children: Any) -> Panel:
     """A column with a heading: controls that answer one question, and what they change."""
     heading = widgets.Label(words)
     heading.add_class("labkit-title")
-    return column(heading, *children)
+    return Panel(heading, *children)
 
 
-def button(words: str, call: Callable[[], Any], tip: str | None = None, **look: Any) -> widgets.Button:
+def button(words: str, call: Callable[[], Any], tip: str = "", **look: Any) -> widgets.Button:
     """A button that calls this."""
-    made = widgets.Button(description=words, tooltip=tip, **look)
+    look |= {"tooltip": tip} if tip else {}  # None is no tooltip to ipywidgets 7
+    made = widgets.Button(description=words, **look)
     made.on_click(lambda _: call())
     return made
 
@@ -134,12 +135,10 @@ def labelled(kind: Any, label: str, width: str = "auto", **traits: Any) -> Any:
     return kind(description=label, layout={"width": width}, style={"description_width": "initial"}, **traits)
 
 
-def choice(
-    label: str, options: Mapping[str, str] | Sequence[Any], width: str = "auto", **traits: Any
-) -> widgets.Dropdown:
+def choice(label: str, options: Mapping[str, str] | Sequence[Any], width: str = "auto") -> widgets.Dropdown:
     """A drop-down with words for values."""
     pairs = [(words, name) for name, words in options.items()] if isinstance(options, Mapping) else options
-    return labelled(widgets.Dropdown, label, width, options=pairs, **traits)
+    return labelled(widgets.Dropdown, label, width, options=pairs)
 
 
 def link(owner: t.HasTraits, **parts: t.HasTraits) -> None:

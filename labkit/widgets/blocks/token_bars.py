@@ -52,9 +52,8 @@ class TokenBars(Block):
                     f'<rect x="{x + 95}" y="{y + 2}" width="{bar:.1f}" height="14" rx="2" fill="#6caed6"/>'
                     f'<text x="{x + 100 + bar:.1f}" y="{y + 13}">{share:.1%}</text>'
                 )
-        return image(
-            "".join(out), wide * len(self.columns) + 8, 32 + 20 * most, f"{self.title or 'Tokens'}; {'; '.join(about)}"
-        )
+        said = f"{self.title or 'Tokens'}; {'; '.join(about)}"
+        return image("".join(out), wide * len(self.columns) + 8, 32 + 20 * most, said)
 
     def code(self) -> str:
         """The Python that makes the same bars."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import ipywidgets as widgets
 import numpy as np
 import traitlets as t
 
 from labkit.text.tokens import Token
-from labkit.widgets.base.tool import choice, link, row, special
+from labkit.widgets.base.tool import Panel, choice, link, row, special
 from labkit.widgets.blocks.token_bars import TokenBars
 from labkit.widgets.blocks.token_strip import TokenStrip
 
@@ -18,7 +17,7 @@ OVER = {"selection": "the large head", "mean": "chosen heads, mean", "max": "cho
 DIRECTIONS = {"from": "where a token looks", "to": "what looks at it"}
 
 
-class TokenLooks(widgets.VBox):
+class TokenLooks(Panel):
     """A `TokenStrip` over a matrix (query, key), and a table of the strongest looks for eyes and screen readers.
 
     Traits:
@@ -44,7 +43,6 @@ class TokenLooks(widgets.VBox):
         self.strip.observe(lambda _: self.follow(), ["hovered", "selection"])
         self._pointed: int | None = None
         self.children = [self.strip, row(direction, over), self.bars]
-        self.add_class("labkit-column")
 
     def begin(self, tokens: Sequence[Token]) -> None:
         """Another text; nothing to show of it yet."""

@@ -16,11 +16,11 @@ from labkit.text.tokens import describe
 from labkit.text.types import Prompt
 from labkit.widgets.base.snapshot import note, side_by_side
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import labelled, link, row, shown
+from labkit.widgets.base.tool import Panel, labelled, link, row, shown
 from labkit.widgets.blocks.heatmap import Heatmap
 
 
-class AttributionPanel(widgets.VBox):
+class AttributionPanel(Panel):
     """Two maps of shares, by head and by layer, and the sum; `ask` is called when there is something new to compute.
 
     Traits:
@@ -38,19 +38,13 @@ class AttributionPanel(widgets.VBox):
             name: labelled(widgets.Text, name.capitalize(), "230px", continuous_update=False)
             for name in ("answer", "foil")
         }
-        what: dict[str, Any] = {
-            "centre": 0.0,
-            "origin": "bottom",
-            "row_axis": "layer (0 at the bottom)",
-            "max_height": 480,
-        }
-        self.heads = Heatmap(title="By head", column_axis="head", unit="share in logits", **what)
-        self.parts = Heatmap(title="By layer", column_axis="part", unit="share in logits", **what)
+        what: dict[str, Any] = {"row_axis": "layer (0 at the bottom)", "unit": "share in logits", "max_height": 480}
+        self.heads = Heatmap(title="By head", column_axis="head", centre=0.0, origin="bottom", **what)
+        self.parts = Heatmap(title="By layer", column_axis="part", centre=0.0, origin="bottom", **what)
         self.heads.layout.flex, self.heads.layout.width = "1 1 380px", "auto"
         self.parts.layout.flex, self.parts.layout.width = "0 0 240px", "auto"
         self.sum = StatusLine()
         super().__init__()
-        self.add_class("labkit-column")
         link(self, **self._words)
         self.observe(lambda _: ask(), ["answer", "foil"])
         self.observe(lambda _: self.draw(), "found")

@@ -19,7 +19,7 @@ from labkit.text.tokens import describe
 from labkit.text.types import Prompt
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.snapshot import note, side_by_side
-from labkit.widgets.base.tool import choice, labelled, link, row, shown
+from labkit.widgets.base.tool import Panel, choice, labelled, link, row, shown
 from labkit.widgets.blocks.curve import Curve
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
@@ -39,7 +39,7 @@ _SHADE_WORDS = {
 }
 
 
-class LensPanel(widgets.VBox):
+class LensPanel(Panel):
     """Controls, map, bars and curve of a logit lens; `ask` is called when the model has to be read again.
 
     Traits:
@@ -70,7 +70,6 @@ class LensPanel(widgets.VBox):
         self.curve = Curve(axis="layer")
         self.curve.layout.flex, self.curve.layout.width = "1 1 380px", "auto"
         super().__init__()
-        self.add_class("labkit-column")
         link(self, site=site, shade=shade, follow=self._follow)
         self.observe(lambda _: None if self._reading else ask(), ["site", "follow", "window"])
         self.observe(lambda _: self.draw(), ["lens", "shade"])
@@ -78,10 +77,8 @@ class LensPanel(widgets.VBox):
         self._window.observe(self._moved, "value")
         self.heatmap.observe(self._clicked, "selection")
         self.curve.observe(self._climbed, "selection")
-        self.children = [
-            row(site, shade, self._follow, self._window), self.heatmap,
-            row(self.bars, self.curve, wide=True),
-        ]  # fmt: skip
+        controls = row(site, shade, self._follow, self._window)
+        self.children = [controls, self.heatmap, row(self.bars, self.curve, wide=True)]
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -142,11 +139,11 @@ class LensPanel(widgets.VBox):
         values = lens.shade(self.shade)
         look: dict[str, Any] = {"scale": "amount", "low": 0.0, "ticks": []}
         if self.shade == "rank":
-            values, ticks = np.log10(values), rank_ticks(self.lm.n_vocab)
+            values = np.log10(values)
             look |= {
                 "scale": "order",
                 "high": float(np.log10(self.lm.n_vocab)),
-                "ticks": ticks,
+                "ticks": rank_ticks(self.lm.n_vocab),
                 "unit": f"rank of {lens.followed[0].display}",
             }
         elif self.shade == "probability":

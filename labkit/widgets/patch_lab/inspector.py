@@ -18,7 +18,7 @@ from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
 from labkit.widgets.base.job_queue import Work
 from labkit.widgets.base.snapshot import note
-from labkit.widgets.base.tool import shown
+from labkit.widgets.base.tool import Panel, shown
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
 
@@ -29,7 +29,7 @@ HINT = (
 TOKENS = 6  # in each column
 
 
-class Inspector(widgets.VBox):
+class Inspector(Panel):
     """Token bars before and after a patch, the effect in words, and the attention at the cell before and after.
 
     Without anything to show it takes no room, and `invitation`, which its owner places, says what can be done.
@@ -37,7 +37,6 @@ class Inspector(widgets.VBox):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_class("labkit-column")
         self.bars = TokenBars()
         self.invitation = widgets.HTML(HINT)
         self.invitation.add_class("labkit-muted")

@@ -16,7 +16,7 @@ from labkit.text.alignment import SideBySide, begins, side_by_side
 from labkit.text.encode import single_token
 from labkit.text.tokens import describe
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import button, choice, column, in_words, labelled, link, row, shown
+from labkit.widgets.base.tool import Panel, button, choice, in_words, labelled, link, row, shown
 from labkit.widgets.blocks.pair_strip import PairStrip
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_strip import TokenStrip
@@ -27,7 +27,7 @@ OFFERED = 6  # tokens to choose the answer and the foil from
 _OWN = "a pair of your own"
 
 
-class PairEditor(widgets.VBox):
+class PairEditor(Panel):
     """Write a pair, or generate one; mismatches are shown as you type.
 
     Args:
@@ -51,7 +51,6 @@ class PairEditor(widgets.VBox):
         submit: Callable[[], Any] = lambda: None,
     ) -> None:
         super().__init__()
-        self.add_class("labkit-column")
         self.lm, self.state, self._ask = lm, state, ask
         self.held: SideBySide | None = None
         self._settling = False
@@ -85,7 +84,7 @@ class PairEditor(widgets.VBox):
         self.children = [
             row(self.task, self.another),
             row(*self.boxes.values(), wide=True),
-            column(self.strip, row(self.status, self.fix)),
+            Panel(self.strip, row(self.status, self.fix)),
             row(*choices, wide=True),
         ]
         self.align()

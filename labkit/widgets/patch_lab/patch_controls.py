@@ -28,8 +28,8 @@ class PatchControls(widgets.HBox):
         self._layer = labelled(widgets.BoundedIntText, "Layer", "120px", min=0, max=lm.n_layers - 1)
         direction = choice("Direction", [(f"{name}: {INTO[name]}", name) for name in DIRECTIONS], "276px")
         metrics = [("automatic", ""), *((kind.label, name) for name, kind in METRICS.items())]
-        tip = "automatic: logit difference, or log probability with no foil"
-        self._metric = choice("Metric", metrics, "220px", tooltip=tip)
+        self._metric = choice("Metric", metrics, "220px")
+        self._metric.tooltip = "automatic: logit difference, or log probability with no foil"
         self._offering = False
         state.observe(lambda change: self._new_site(change["old"]), "site")  # before other observers
         link(state, site=self._site, layer=self._layer, direction=direction, metric=self._metric)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
 
 from labkit.generation.score import Score
@@ -20,7 +19,7 @@ from labkit.text.regions import Region, regions, thinking
 from labkit.text.tokens import Token, bytes_of, describe, split_characters
 from labkit.widgets.base.snapshot import note
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import FRAME, shown, special
+from labkit.widgets.base.tool import FRAME, Panel, shown, special
 from labkit.widgets.blocks.branch_tree import BranchTree
 from labkit.widgets.blocks.token_strip import TokenStrip
 
@@ -37,7 +36,7 @@ ENDS = {
 SURPRISE = 5.0  # bits from which a token of a scored text is pointed out
 
 
-class Column(widgets.VBox):
+class Column(Panel):
     """A strip of tokens with their colours, the tree of branches below it, and a line of numbers.
 
     Attributes:
@@ -53,9 +52,8 @@ class Column(widgets.VBox):
         self.score: Score | None
         self.regions: list[Region]
         self._words: dict[int, str] = {}  # the display text of every token id that was shown
-        self._fresh: list[GeneratedToken] = []
-        self._ids: list[int] = []  # what the strip shows after the prompt
-        self._due, self._tail = 0.0, ""
+        self._fresh: list[GeneratedToken]
+        self._ids: list[int]  # what the strip shows after the prompt
         self.strip = TokenStrip(scale="surprise", legend=True, fact_names=list(MEASURES))
         self.strip.add_class("labkit-long")
         self.compared = TokenStrip(scale="surprise", fact_names=list(MEASURES))
@@ -64,7 +62,6 @@ class Column(widgets.VBox):
         self.numbers = StatusLine()
         self._look()
         self.branches.observe(self._select, "selection")
-        self.add_class("labkit-column")
         if not alone:
             self.layout.flex, self.layout.width = "1 1 320px", "auto"
         self.children = [self.strip, self.compared, self.branches, self.numbers]
@@ -345,5 +342,4 @@ class Column(widgets.VBox):
 
 
 def _share(probability: float) -> str:
-    """A probability for display."""
     return "< 0.01%" if probability < 1e-4 else f"{probability:.2%}" if probability < 0.01 else f"{probability:.1%}"

@@ -1,7 +1,7 @@
 """PromptLab: write a prompt, watch models continue it, see how sure they were of every token, and branch.
 
 The work is done by `lm.tree` and `lk.score`; this is their interface. A run is a `Run` with a tree or a score for each
-model; `Column` shows one model's part of it, `PaneDiff` compares several, `BranchActions` acts on their branches,
+model; `Column` shows one model's part of it, `PaneDiff` compares several, `branch_actions` acts on their branches,
 `ChatTurns` is the chat, `Settings` how to sample, `Sessions` keeps runs, `LookInside` is the way into the other tools.
 """
 
@@ -28,7 +28,7 @@ from labkit.text.types import Prompt
 from labkit.widgets.base.snapshot import card, note, side_by_side
 from labkit.widgets.base.tool import Tool, button, choice, link, row, shown
 from labkit.widgets.blocks.prompt_box import PromptBox
-from labkit.widgets.prompt_lab.branch_actions import BranchActions
+from labkit.widgets.prompt_lab.branch_actions import take, tend
 from labkit.widgets.prompt_lab.chat_turns import ChatTurns, as_asked, with_answers
 from labkit.widgets.prompt_lab.code import written_code
 from labkit.widgets.prompt_lab.column import Column
@@ -109,7 +109,7 @@ class PromptLab(Sampled, Tool):
 
     def _make_parts(self) -> None:
         self.columns = [Column(lm, alone=len(self.lms) == 1) for lm in self.lms]
-        self._beside, self._gardener = PaneDiff(self.columns), BranchActions(self)
+        self._beside = PaneDiff(self.columns)
         self.strip = self.columns[0].strip
         self.box, self.turns = PromptBox(), ChatTurns()
         chats = any(template_of(lm) is not None for lm in self.lms)
@@ -130,8 +130,8 @@ class PromptLab(Sampled, Tool):
         self.box.on_submit(self.start)
         self.turns.on_rerun(self._rerun)
         for one in self.columns:
-            one.on_branch(self._gardener.take)
-            one.branches.on_action(partial(self._gardener.tend, one))
+            one.on_branch(partial(take, self))
+            one.branches.on_action(partial(tend, self, one))
             one.branches.observe(lambda _: self._note_result(), "selection")
             one.strip.observe(lambda _, one=one: self._beside.point(one), "hovered")
             one.strip.observe(lambda _, one=one: self.look.offer(one), "selection")
@@ -298,7 +298,6 @@ class PromptLab(Sampled, Tool):
         self._compare()
 
     def _compare(self) -> None:
-        """Compare several models' columns."""
         if len(self.columns) > 1:
             self._beside.align()
             self.status.say(self._beside.in_words() + self._waiting())
@@ -324,7 +323,7 @@ class PromptLab(Sampled, Tool):
         after = None
         if one.tree is not None and one.branch is not None and 0 <= at < len(one.branch):
             after = one.tree.prefix(one.branch, at)
-        self._gardener.take(one, at, single_token(self.lms[column], token, role="token", after=after))
+        take(self, one, at, single_token(self.lms[column], token, role="token", after=after))
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 
 from labkit.widgets.attention_view.view import AttentionView
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import button, in_words, row, shown
+from labkit.widgets.base.tool import Panel, button, in_words, row, shown
 from labkit.widgets.lens_view.view import LensView
 from labkit.widgets.patch_lab.lab import PatchLab
 from labkit.widgets.prompt_lab.column import Column
@@ -18,7 +18,7 @@ from labkit.widgets.prompt_lab.column import Column
 WORDS = {"AttentionView": "Attention", "LensView": "Lens", "PatchLab": "Patching"}
 
 
-class LookInside(widgets.VBox):
+class LookInside(Panel):
     """A line that offers to look inside before the selected token, and the tool that was opened.
 
     Attributes:
@@ -36,7 +36,6 @@ class LookInside(widgets.VBox):
         ]
         self._close = button("Close", self.close_tool, "Close the tool below")
         self._line = row(self._where, *tools, self._close)
-        self.add_class("labkit-column")
         self._arrange()
 
     def offer(self, column: Column) -> None:

@@ -8,7 +8,7 @@ import ipywidgets as widgets
 import traitlets as t
 
 from labkit.generation.sampling import CUTS, DEFAULTS, Sampling
-from labkit.widgets.base.tool import labelled, link, row, shown
+from labkit.widgets.base.tool import Panel, labelled, link, row, shown
 
 
 class Sampled(t.HasTraits):
@@ -40,7 +40,7 @@ def slider(description: str, low: float, high: float, step: float, form: str, wi
     return labelled(widgets.FloatSlider, description, f"{width}px", readout_format=form, **ends)
 
 
-class Settings(widgets.VBox):
+class Settings(Panel):
     """Temperature, length and seed; the rest behind a button. Linked to the traits of a `Sampled`."""
 
     def __init__(self, sampled: Sampled, *, longest: int, before: list[Any]) -> None:
@@ -67,7 +67,6 @@ class Settings(widgets.VBox):
         self._often = [*(self.controls[name] for name in ("temperature", "max_new_tokens", "seed")), self.more]
         rest = ("top_p", "min_p", "top_k", "repetition_penalty")
         self._second = row(*(self.controls[name] for name in rest), self.strings, self.note)
-        self.add_class("labkit-column")
         self.children = [row(*before, *self._often), self._second]
         self.more.observe(lambda change: shown(self._second, change["new"]), "value")
         shown(self._second, False)
