@@ -241,6 +241,7 @@ def test_markup_in_a_prompt_is_escaped_in_every_saved_picture(lm4: lk.LanguageMo
     prompting.run(300)
     view = lk.AttentionView(lm4, EVIL)
     view.wait(300)
+    view.heatmap.title = EVIL  # it names the answer, which a person writes
     patching = lk.PatchLab(lm4, EVIL, EVIL, " a", " b")
     patching.wait(300)
     for tool in (prompting, view, patching):
