@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.course.checks import CLEAN, CORRUPT, Verdict, a_head, exercise, logit_diff
+from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import together
 from labkit.patching.patch import PatchJob, patch
 from labkit.text.pair import align
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 @exercise("04.1")
@@ -21,9 +19,8 @@ def _layer_of_the_move(answer: Any, lm: LanguageModel) -> Verdict:
     crossing = next(layer for layer in range(lm.n_layers) if at_end[layer] > at_name[layer])
     if abs(int(answer) - crossing) <= 1:
         return Verdict(True, f"At layer {crossing} the last position overtakes the position of the name.")
-    return Verdict(
-        False, "Compare the two columns of grid.normalized, at position 9 and at the last: where do they cross?"
-    )
+    hint = "Compare the two columns of grid.normalized, at position 9 and at the last: where do they cross?"
+    return Verdict(False, hint)
 
 
 @exercise("04.3")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from labkit.attention_maps.head_scores import repeated_tokens
 from labkit.attention_maps.patterns import attention
 from labkit.course.checks import CLEAN, Verdict, a_head, exercise, logit_diff
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
+from labkit.language_model import LanguageModel
 
 
 @exercise("03.1")

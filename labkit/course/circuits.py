@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.circuits.circuit import Circuit
 from labkit.course.checks import CLEAN, CORRUPT, Verdict, a_head, exercise
+from labkit.language_model import LanguageModel
 from labkit.patching.paths import path_patch
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 FRESH = [  # pairs that the notebook does not use
     (
@@ -34,9 +32,8 @@ def _a_head_that_speaks_against(answer: Any, lm: LanguageModel) -> Verdict:
     effect = float(path.normalized[0, head])
     if effect < -0.1:
         return Verdict(True, f"Its clean output alone moves the answer {-effect:.0%} of the way backwards.")
-    return Verdict(
-        False, f"Its clean output moves the answer by {effect:+.2f}. Look for the smallest number in direct.normalized."
-    )
+    said = f"Its clean output moves the answer by {effect:+.2f}."
+    return Verdict(False, said + " Look for the smallest number in direct.normalized.")
 
 
 @exercise("05.2")

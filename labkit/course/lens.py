@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from labkit.course.checks import CLEAN, Verdict, a_head, exercise
+from labkit.language_model import LanguageModel
 from labkit.lens.direct_attribution import direct_logit_attribution
 from labkit.lens.logit_lens import logit_lens
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 TOWER = "The Eiffel Tower is in the city of"
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.course.checks import Verdict, exercise
 from labkit.generation.score import score
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
+from labkit.language_model import LanguageModel
 
 BRANCHING = "Once upon a time"  # the prompt of exercise 01.3
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from labkit.course.checks import Verdict, exercise
 from labkit.datasets.tasks import task
+from labkit.language_model import LanguageModel
 from labkit.patching.patch import patch
 from labkit.sweeps.sweep import sweep
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 LAYERS, PAIRS = range(15, 27), 40  # what the notebook sweeps over
 

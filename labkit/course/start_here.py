@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.course.checks import Verdict, exercise
+from labkit.language_model import LanguageModel
 from labkit.models.catalog import models
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 @exercise("00.1")
@@ -39,8 +37,7 @@ def _largest_with_open_data(answer: Any, lm: LanguageModel) -> Verdict:
         return Verdict(False, f"The training data of {answer} is not public, so nobody outside can search it.")
     if not model.gpu.startswith("T4"):
         return Verdict(False, f"In 4 bits {answer} needs a {model.gpu}.")
-    if larger := [
-        m for m in known.values() if (m.data, m.gpu) == ("yes", model.gpu) and m.parameters > model.parameters
-    ]:
+    alike = (one for one in known.values() if (one.data, one.gpu) == ("yes", model.gpu))
+    if larger := [one for one in alike if one.parameters > model.parameters]:
         return Verdict(False, f"It fits, but a larger one would too: there are {len(larger)} of them.")
     return Verdict(True, f"{answer}: {model.parameters:.1f} billion parameters, with training data open to search.")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.course.checks import Verdict, exercise
+from labkit.language_model import LanguageModel
 from labkit.steering import steering_vector
 from labkit.text.encode import single_token
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 LAYER = 18
 POSITIVE = [
@@ -61,10 +58,9 @@ def _a_layer_that_steers(answer: Any, lm: LanguageModel) -> Verdict:
     layer = int(answer)
     before, after = mood(lm), _shift(lm, layer)
     first = _shift(lm, 0)
-    said = (
-        f"A vector at layer {layer} moves the mood by {after - before:+.1f}, one at layer 0 by {first - before:+.1f}."
-    )
-    good = after - before > 4 and after > first
+    moved = after - before
+    said = f"A vector at layer {layer} moves the mood by {moved:+.1f}, one at layer 0 by {first - before:+.1f}."
+    good = moved > 4 and after > first
     return Verdict(good, said if good else said + " Look for more than +4.")
 
 
@@ -84,7 +80,9 @@ def _a_strength_that_costs_little(answer: Any, lm: LanguageModel) -> Verdict:
 
 @exercise("06.3")
 def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
-    positive, negative = ([str(text) for text in side] for side in _two(answer))
+    if not isinstance(answer, list | tuple) or len(answer) != 2:
+        raise ValueError("the answer must be two lists: (positive, negative)")
+    positive, negative = ([str(text) for text in side] for side in answer)
     if set(positive) & set(POSITIVE) or set(negative) & set(NEGATIVE):
         return Verdict(False, "Those are this notebook's pairs. Make your own, about something else.")
     if len(positive) != len(negative) or len(positive) < 4:
@@ -98,14 +96,5 @@ def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
         one = steering_vector(lm, positive[left], negative[left], LAYER)
         agree += float(vector.values @ one.values) > 0
     said = f"{agree} of {len(positive)} pairs point in the same direction as the others."
-    return Verdict(
-        agree == len(positive),
-        said if agree == len(positive) else said + " Make every pair differ in the same single thing.",
-    )
-
-
-def _two(answer: Any) -> tuple[Sequence[str], Sequence[str]]:
-    if not isinstance(answer, list | tuple) or len(answer) != 2:
-        raise ValueError("the answer must be two lists: (positive, negative)")
-    positive, negative = answer
-    return positive, negative
+    right = agree == len(positive)
+    return Verdict(right, said if right else said + " Make every pair differ in the same single thing.")

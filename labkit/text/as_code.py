@@ -37,6 +37,15 @@ def as_python(value: Any) -> str:
     return repr(unpacked(value))
 
 
+def as_call(call: str, /, *given: Any, **settings: Any) -> str:
+    """The code of one call alone, as a line or several, for code that has its imports already."""
+    arguments = [as_python(one) for one in given] + [f"{name}={as_python(one)}" for name, one in settings.items()]
+    line = f"{call}({', '.join(arguments)})"
+    if len(line) > WIDTH:
+        line = f"{call}(\n" + "".join(f"    {one},\n" for one in arguments) + ")"
+    return f"{line}\n"
+
+
 def as_code(before: str, call: str, /, *given: Any, **settings: Any) -> str:
     """The code of one call, with what comes before it, and with the imports that its arguments take.
 
@@ -45,12 +54,8 @@ def as_code(before: str, call: str, /, *given: Any, **settings: Any) -> str:
         call: what is called, and the name of what it gives: `lens = lk.logit_lens`.
         given, settings: its arguments.
     """
-    arguments = [as_python(one) for one in given] + [f"{name}={as_python(one)}" for name, one in settings.items()]
-    line = f"{call}({', '.join(arguments)})"
-    if len(line) > WIDTH:
-        line = f"{call}(\n" + "".join(f"    {one},\n" for one in arguments) + ")"
-    imported = TORCH if "torch.tensor(" in before + line and not before.startswith(TORCH) else ""
-    return f"{imported}{before}{line}\n"
+    code = before + as_call(call, *given, **settings)
+    return TORCH + code if "torch.tensor(" in code and not code.startswith(TORCH) else code
 
 
 def changed(usual: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -7,24 +7,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
+from labkit.engine.wavefront import Cancelled
+from labkit.generation.generate import GeneratedToken, Generation
+from labkit.language_model import LanguageModel
 from labkit.steering import SteeringVector, steering_vector
-from labkit.text.as_code import LM, TORCH, as_code
+from labkit.text.as_code import LM, as_call, as_code
 from labkit.text.prompts import asked
-from labkit.widgets.base.snapshot import card, note
-from labkit.widgets.base.tool import FRAME, Tool, row, special
+from labkit.text.types import Prompt
+from labkit.widgets.base.snapshot import card, note, side_by_side
+from labkit.widgets.base.tool import FRAME, Tool, labelled, link, row, special
 from labkit.widgets.blocks.given_prompt import GivenPrompt, share_prompt
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_strip import TokenStrip
-
-if TYPE_CHECKING:
-    from labkit.generation.generate import GeneratedToken, Generation
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 # Pairs that differ in one thing, and end in it.
 POSITIVE = (
@@ -90,31 +89,24 @@ class SteerLab(Tool):
             "positive": PromptBox(label="Towards: one prompt per line", rows=5),
             "negative": PromptBox(label="Away from: one prompt per line, in the same order", rows=5),
         }
-        self._layer = widgets.IntSlider(description="After layer", min=0, max=lm.n_layers - 1, continuous_update=False)
-        self._strength = widgets.FloatSlider(
-            description="Strength", min=-REACH, max=REACH, step=0.1, readout_format="+.1f",
+        depth = labelled(widgets.IntSlider, "After layer", "240px", min=0, max=lm.n_layers - 1, continuous_update=False)
+        self._strength = labelled(
+            widgets.FloatSlider, "Strength", "300px", min=-REACH, max=REACH, step=0.1, readout_format="+.1f",
             continuous_update=self.queue.background,
         )  # fmt: skip
-        self._control = widgets.Checkbox(description="Random baseline", indent=False)
-        self._most = widgets.BoundedIntText(description="Max tokens", min=1, max=lm.context or 100_000)
-        for control_, width in ((self._layer, "240px"), (self._strength, "300px"), (self._most, "150px")):
-            control_.style, control_.layout.width = {"description_width": "initial"}, width
-        self._control.layout.width = "auto"
+        random = widgets.Checkbox(description="Random baseline", indent=False, layout={"width": "auto"})
+        most = labelled(widgets.BoundedIntText, "Max tokens", "150px", min=1, max=lm.context or 100_000)
         self.strips = {
             name: TokenStrip(scale="surprise", unit="probability", title=title)
             for name, title in (("before", "Before: not steered"), ("after", "After: steered"))
         }
         for block in (*self.sides.values(), *self.strips.values()):
             block.layout.flex, block.layout.width = "1 1 300px", "auto"
-        for name, control_ in {
-            **self.sides, "layer": self._layer, "strength": self._strength, "control": self._control,
-            "max_new_tokens": self._most,
-        }.items():  # fmt: skip
-            t.link((self, name), (control_, "value"))
+        self.observe(lambda change: self._widen(change["new"]), "strength")  # before the slider hears of it
+        link(self, layer=depth, strength=self._strength, control=random, max_new_tokens=most, **self.sides)
         share_prompt(self, self.box)
         self.positive, self.negative = ("\n".join(side) for side in (positive, negative))
         self.layer = round(0.6 * lm.n_layers) if layer is None else layer % lm.n_layers
-        self._widen(strength)
         self.strength, self.control, self.max_new_tokens = strength, control, max_new_tokens
         self.prompt = asked(lm, prompt)
         self.observe(self._changed, ["layer", "strength", "control"])
@@ -122,21 +114,16 @@ class SteerLab(Tool):
             box.on_submit(self.start)
         self.panel = [
             row(*self.sides.values(), wide=True),
-            row(self._layer, self._strength, self._control),
-            row(self.run_button, self.stop_button, self._most, self.status),
+            row(depth, self._strength, random),
+            row(self.run_button, self.stop_button, most, self.status),
             row(*self.strips.values(), wide=True),
         ]
         self.children = [self.box, *self.panel]
         self.status.say("Move the slider, or press Run.")
 
     def _widen(self, strength: float) -> None:
-        reach = max(REACH, abs(strength))
+        reach = max(self._strength.max, abs(strength))
         self._strength.min, self._strength.max = -reach, reach
-
-    @t.observe("strength")
-    def _room(self, change: Any) -> None:
-        if hasattr(self, "_strength") and abs(change["new"]) > self._strength.max:
-            self._widen(change["new"])
 
     def _changed(self, _change: Any) -> None:
         if self.before is not None or self.queue.busy:
@@ -170,26 +157,16 @@ class SteerLab(Tool):
         self.before = plain
         if stop.is_set():
             self._known.pop("before", None)  # it was cut short
-            self.status.say("Stopped.")
-            return
-        self.strips[
-            "after"
-        ].title = f"After: {strength:+.1f} × the {'random ' if self.control else ''}direction".replace("-", "−")
+            raise Cancelled
+        what = "the random direction" if self.control else "the direction"
+        self.strips["after"].title = f"After: {strength:+.1f} × {what}".replace("-", "−")
         self.after = after = self._write("after", prompt, stop, (vector, strength))
         if stop.is_set():
-            self.status.say("Stopped.")
-            return
+            raise Cancelled
         self._mark(plain, after)
-        share = (
-            f", {abs(strength) * vector.norm / vector.typical:.2f} of the stream's own length" if vector.typical else ""
-        )
-        self.status.say(
-            f"Added after layer {vector.layer} at every position: length {abs(strength) * vector.norm:.1f}{share}."
-        )
-
-    def _overtaken(self, stop: threading.Event) -> bool:
-        """Has a newer request come? Then what this one has is not worth showing."""
-        return stop.is_set() and self.queue.last is not None and self.queue.last.stop is not stop
+        length = abs(strength) * vector.norm
+        share = f", {length / vector.typical:.2f} of the stream's own length" if vector.typical else ""
+        self.status.say(f"Added after layer {vector.layer} at every position: length {length:.1f}{share}.")
 
     def _kept(self, name: str, made_from: Any, make: Callable[[], Any]) -> Any:
         """What was made last, if it was made from the same; else made now."""
@@ -225,7 +202,8 @@ class SteerLab(Tool):
             with self.lm.steer(*steered) if steered else nullcontext():
                 return self.lm.generate(prompt, max_new_tokens=self.max_new_tokens, stop=stop, on_token=on_token)
         finally:
-            if written and not self._overtaken(stop):
+            overtaken = stop.is_set() and self.queue.last is not None and self.queue.last.stop is not stop
+            if written and not overtaken:  # where a newer request has come, this text is not worth showing
                 show()
 
     def _mark(self, plain: Generation, after: Generation) -> None:
@@ -242,19 +220,17 @@ class SteerLab(Tool):
         code = as_code(self.lm.code(), "vector = lk.steering_vector", LM, *sides, layer=self.layer)
         code += "vector = vector.random()  # the control\n" if self.control else ""
         code = as_code(code, "plain = lm.generate", self.prompt, **how)
-        steered = indent(as_code("", "steered = lm.generate", self.prompt, **how).removeprefix(TORCH), "    ")
-        return (
-            f"{code}with lm.steer(vector, {self.strength:g}):\n{steered}print(plain.text, steered.text, sep='\\n\\n')\n"
-        )
+        steered = indent(as_call("steered = lm.generate", self.prompt, **how), "    ")
+        show = "print(plain.text, steered.text, sep='\\n\\n')\n"
+        return f"{code}with lm.steer(vector, {self.strength:g}):\n{steered}{show}"
 
     def picture(self) -> str:
         """Both texts as HTML without a frame, for the snapshot."""
         if self.after is None:
             return note("Nothing has been written yet.")
-        sides = "".join(
-            f'<div style="flex:1 1 300px">{note(strip.title)}{strip.picture()}</div>' for strip in self.strips.values()
-        )
-        return note(str(self.box.value)) + f'<div style="display:flex;flex-wrap:wrap;gap:24px">{sides}</div>'
+        strips = self.strips.values()
+        sides = (f'<div style="flex:1 1 300px">{note(one.title)}{one.picture()}</div>' for one in strips)
+        return note(str(self.box.value)) + side_by_side(*sides)
 
     def snapshot(self) -> str:
         return card(self.picture(), note(self.status.text), title=f"SteerLab · {self.lm.name}")

@@ -187,6 +187,14 @@ def test_heads_come_in_order_of_a_score_and_filtered(view):
     assert set(view.heads.faint) == {tuple(at) for at in np.argwhere(grid < 0.5)}
 
 
+def test_what_needs_an_order_is_hidden_without_one(lm4, view):
+    for finder in (lk.AttentionView(lm4).finder, view.finder):
+        finder.score = ""
+        view.wait(300)
+        assert finder._least.layout.display == "none"
+        assert not finder._least.disabled
+
+
 def test_a_search_finds_the_heads_where_one_token_looks_at_another(view):
     view.finder.look = (13, 1)
     view.wait(300)

@@ -18,7 +18,6 @@ from torch import Tensor
 import labkit as lk
 from labkit.patching.pair_runs import PairRuns
 from labkit.patching.patch import PatchJob
-from labkit.widgets.blocks.heatmap_picture import heatmap_picture
 from labkit.widgets.patch_lab.lab import PatchLab
 from labkit.widgets.patch_lab.live_grid import effects
 
@@ -69,13 +68,12 @@ def test_the_estimate_comes_first_and_exact_cells_replace_it(
 
 def test_estimates_are_dotted_in_the_saved_picture_and_told_in_words() -> None:
     values = np.array([[0.5, 0.1], [0.2, 0.3]])
-    look: dict[str, Any] = {
-        "scale": "effect", "low": -1.0, "high": 1.0, "centre": 0.0, "row_axis": "", "column_axis": "", "unit": "",
-        "origin": "top", "square": False, "about": "Effects",
-    }  # fmt: skip
     mask = np.array([[1, 1], [0, 1]], np.uint8)
-    plain, dotted = (heatmap_picture(values, [], [], **look, estimated=m) for m in (None, mask))
-    assert "Effects; dotted cells are estimates" in dotted
+    plain, dotted = (
+        lk.Heatmap(values, title="Effects", low=-1.0, high=1.0, centre=0.0, estimated=m).picture() for m in (None, mask)
+    )
+    assert "; dotted cells are estimates" in dotted
+    assert "dotted" not in plain
     plain, dotted = opened(plain), opened(dotted)
     assert "<pattern" not in plain
     assert dotted.count("<pattern") == 1

@@ -165,6 +165,20 @@ def test_choosing_what_is_there_changes_nothing(lab: lk.PromptLab) -> None:
     assert "already" in lab.status.text
 
 
+def test_a_scored_text_shows_no_branch_of_the_run_before(lab: lk.PromptLab) -> None:
+    lab.run(300)
+    lab.branch(1, " a")
+    lab.wait(300)
+    column = lab.columns[0]
+    column.compare(0)
+    lab.mode = "score"
+    lab.prompt = "One two three"
+    lab.run(300)
+    assert column.branches.compared is None
+    assert column.branches.branches == []
+    assert column.compared.layout.display == "none"
+
+
 def test_branches_are_renamed_compared_continued_and_pruned(lab: lk.PromptLab) -> None:
     lab.run(300)
     lab.branch(0, " John")

@@ -21,7 +21,7 @@ import labkit as lk
 from labkit.widgets.base.colour_scales import SCALES, colour, ink
 from labkit.widgets.base.job_queue import JobQueue, in_background
 from labkit.widgets.base.snapshot import VIEW
-from labkit.widgets.blocks.heatmap_picture import _strongest
+from labkit.widgets.blocks.heatmap_picture import strongest
 from labkit.widgets.blocks.token_bars import TokenBars
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -153,7 +153,7 @@ def test_the_picture_of_a_large_block_is_small_and_loses_no_strong_cell() -> Non
     values = np.full((2000, 1500), np.nan)
     values[:, 0] = 0.1
     values[1234, 777] = -5.0
-    small = _strongest(values, 0.0)
+    small = strongest(values, 0.0)
     assert small.shape == (250, 250)
     assert small[1234 // 8, 777 // 6] == -5.0
     assert np.nanmax(small) == 0.1
@@ -241,6 +241,7 @@ def test_markup_in_a_prompt_is_escaped_in_every_saved_picture(lm4: lk.LanguageMo
     prompting.run(300)
     view = lk.AttentionView(lm4, EVIL)
     view.wait(300)
+    view.heatmap.title = EVIL  # it names the answer, which a person writes
     patching = lk.PatchLab(lm4, EVIL, EVIL, " a", " b")
     patching.wait(300)
     for tool in (prompting, view, patching):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
 from labkit.attention_maps.ablation import HOW, KnockOut, knock_out
-from labkit.widgets.base.tool import row
+from labkit.language_model import LanguageModel
+from labkit.text.types import Prompt
+from labkit.widgets.base.tool import Panel, choice, labelled, link, row
 from labkit.widgets.blocks.token_bars import TokenBars
 
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
-
-class HeadAction(widgets.VBox):
+class HeadAction(Panel):
     """Actions on the chosen heads. The owner wires the buttons: `knock_button`, `send_button`.
 
     Traits:
@@ -34,31 +32,17 @@ class HeadAction(widgets.VBox):
         self.found: KnockOut | None = None
         self.bars = TokenBars()
         self._names = widgets.Label()
-        how = widgets.Dropdown(
-            options=[(words, name) for name, words in HOW.items()],
-            description="Replace with",
-            layout={"width": "auto"},
-            style={"description_width": "initial"},
-        )  # fmt: skip
+        how = choice("Replace with", HOW)
         self.knock_button = widgets.Button(description="Knock out", tooltip="The next token without these heads")
         self.send_button = widgets.Button(description="Send to PatchLab", tooltip="Patch these heads, exactly")
-        words = [
-            widgets.Text(
-                description=name.capitalize(),
-                placeholder=example,
-                continuous_update=False,
-                layout={"width": "136px"},
-                style={"description_width": "initial"},
-            )
-            for name, example in (("answer", "· Mary"), ("foil", "· John"))
-        ]  # fmt: skip
+        answer, foil = (
+            labelled(widgets.Text, name, "136px", placeholder=example, continuous_update=False)
+            for name, example in (("Answer", "· Mary"), ("Foil", "· John"))
+        )
         super().__init__(**traits)
-        t.link((self, "how"), (how, "value"))
-        t.link((self, "answer"), (words[0], "value"))
-        t.link((self, "foil"), (words[1], "value"))
+        link(self, how=how, answer=answer, foil=foil)
         self.observe(lambda _: self._name(), "heads")
-        self.children = [row(self._names, *words), row(how, self.knock_button, self.send_button), self.bars]
-        self.add_class("labkit-column")
+        self.children = [row(self._names, answer, foil), row(how, self.knock_button, self.send_button), self.bars]
         self._name()
 
     def _name(self) -> None:
@@ -77,6 +61,6 @@ class HeadAction(widgets.VBox):
             said = f"logit difference {a:.2f} → {b:.2f} · {said}".replace("-", "−")
         names = ", ".join(f"{layer}.{head}" for layer, head in self.heads)
         self.bars.show(
-            {"the whole model": before, f"{HOW[self.how]}": after}, title=f"Next token without {names}", note=said
+            {"the whole model": before, HOW[self.how]: after}, title=f"Next token without {names}", note=said
         )
         return found

@@ -12,16 +12,15 @@ import traitlets as t
 from labkit.attention_maps.head_scores import SCORES, HeadScore
 from labkit.attention_maps.patterns import AttentionPatterns
 from labkit.widgets.base.block import cell
-from labkit.widgets.base.tool import row, shown
+from labkit.widgets.base.tool import Panel, choice, labelled, link, row, shown
 from labkit.widgets.blocks.head_grid import HeadGrid
-from labkit.widgets.blocks.token_looks import choice
 
 MOST = 120  # heads in an order
 LOOKS = "looks"  # the score of a search: how much one token looks at another
 Ask = Callable[[Callable[[threading.Event], None]], None]
 
 
-class HeadFinder(widgets.VBox):
+class HeadFinder(Panel):
     """A `HeadGrid` with controls to find heads. `ask` runs work off the UI thread.
 
     Traits:
@@ -48,25 +47,19 @@ class HeadFinder(widgets.VBox):
         self.width = max(330, min(n_heads * side + 64, 420))
         self.heads = HeadGrid(title="Heads", side=side, max_height=600)
         self._score = choice("Order by", [("layer and head", "")])
-        self._least = widgets.FloatSlider(
-            description="At least", min=0.0, max=1.0, step=0.05, continuous_update=False, disabled=True,
-            layout={"width": "230px"}, style={"description_width": "initial"},
-        )  # fmt: skip
+        self._least = labelled(
+            widgets.FloatSlider, "At least", "230px", min=0.0, max=1.0, step=0.05, continuous_update=False
+        )
         self._ranked = widgets.Checkbox(value=True, description="Rank", indent=False, layout={"width": "auto"})
         self._from, self._to = choice("Where", [("any token", -1)]), choice("looks at", [("any", -1)])
         super().__init__()
-        t.link((self, "selection"), (self.heads, "selection"))
-        t.link((self, "chosen"), (self.heads, "chosen"))
-        t.link((self, "at_least"), (self._least, "value"))
-        t.link((self, "ranked"), (self._ranked, "value"))
-        t.link((self, "score"), (self._score, "value"))
+        link(self, selection=self.heads, chosen=self.heads)
+        link(self, at_least=self._least, ranked=self._ranked, score=self._score)
         for box in (self._from, self._to):
             box.observe(lambda _: self._search(), "value")
         self.observe(lambda _: self._ask_for(self.arrange), ["score", "look", "at_least", "ranked"])
-        self.children = [
-            row(self._score, self._ranked), self._least, row(self._from, self._to), self.heads,
-        ]  # fmt: skip
-        self.add_class("labkit-column")
+        self.children = [row(self._score, self._ranked), self._least, row(self._from, self._to), self.heads]
+        self.arrange()
 
     def show(self, patterns: AttentionPatterns, thumbnails: np.ndarray) -> None:
         """Other patterns: their thumbnails, and searches over their tokens."""
@@ -104,7 +97,7 @@ class HeadFinder(widgets.VBox):
         grid = self.grid()
         heads = self.heads
         with heads.hold_sync():
-            heads.scores, self._least.disabled = grid, grid is None
+            heads.scores = grid
             for control in (self._least, self._ranked):  # there is nothing to cut off or rank without an order
                 shown(control, grid is not None)
             if grid is None:
@@ -125,10 +118,6 @@ class HeadFinder(widgets.VBox):
                 heads.title = f"{counted} where {query} looks at {key}"
             else:
                 heads.title = f"{counted} by {what}"
-
-    def wide(self) -> str:
-        """The width that the heads need."""
-        return f"{self.width}px"
 
 
 def ranks(grid: np.ndarray, *, at_least: float = 0.0) -> list[tuple[int, int]]:

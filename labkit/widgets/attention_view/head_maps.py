@@ -11,7 +11,7 @@ import numpy as np
 from labkit.attention_maps.base import UNITS, weighted, without_sink
 from labkit.attention_maps.patterns import AttentionPatterns
 from labkit.attention_maps.weighting import LogitContribution
-from labkit.widgets.base.tool import row
+from labkit.widgets.base.tool import link, row
 from labkit.widgets.blocks.head_picture import attention_map, put, put_window
 
 KEPT = 6  # matrices shown last
@@ -23,6 +23,9 @@ class HeadMaps:
 
     def __init__(self) -> None:
         self.heatmap, self.other, self.difference = attention_map(), attention_map(), attention_map(difference=True)
+        for other in (self.other, self.difference):
+            link(self.heatmap, window=other)
+        self.heatmap.observe(lambda _: self._show_window(), "window")
         self.box = row(self.heatmap, wide=True)
         self.box.layout.flex = "1 1 420px"
         self._made: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
@@ -80,7 +83,7 @@ class HeadMaps:
         put(self.difference, values, labels, title=title, unit="logits", high=reach)
         return values
 
-    def show_window(self) -> None:
+    def _show_window(self) -> None:
         """The numbers of the part that is looked at, where the whole is pooled; taken from what is shown already."""
         for heatmap, matrix in zip((self.heatmap, self.other, self.difference), self._shown, strict=False):
             with heatmap.hold_sync():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -15,23 +15,20 @@ from labkit.attention_maps.base import UNITS
 from labkit.attention_maps.head_scores import HeadScore
 from labkit.attention_maps.patterns import AttentionPatterns, attention
 from labkit.attention_maps.weighting import LogitContribution
+from labkit.engine.wavefront import Cancelled
+from labkit.language_model import LanguageModel
 from labkit.text.as_code import LM, as_code, as_python, changed
 from labkit.text.prompts import asked
+from labkit.text.types import Prompt
 from labkit.widgets.attention_view.head_actions import HeadAction
 from labkit.widgets.attention_view.head_finder import HeadFinder
 from labkit.widgets.attention_view.head_maps import HeadMaps, Side
 from labkit.widgets.base.block import cell
-from labkit.widgets.base.job_queue import JobQueue
-from labkit.widgets.base.snapshot import card, note
-from labkit.widgets.base.tool import Tool, column, headed, row
+from labkit.widgets.base.snapshot import card, note, side_by_side
+from labkit.widgets.base.tool import Panel, Tool, choice, headed, labelled, link, row
 from labkit.widgets.blocks.prompt_box import PromptBox
-from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks, choice
+from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks
 from labkit.widgets.patch_lab.lab import PatchLab
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
-    from labkit.widgets.patch_lab.lab import PatchLab
 
 THUMBNAIL_BYTES = 560_000  # all thumbnails together, so that the first payload stays below a megabyte
 WEIGHTINGS = {
@@ -104,7 +101,7 @@ class AttentionView(Tool):
         self._others: dict[tuple[str, str], AttentionPatterns] = {}  # what is compared with
         self._contributed: tuple[tuple[str, str], LogitContribution] | None = None  # of an answer and a foil
         self._reading = False
-        self._finding, self._acting = (JobQueue(self.lm, background=background) for _ in range(2))
+        self._finding, self._acting = self.another_queue(), self.another_queue()
         self._build(scores)
         self.text, self.selection, self.against = text, selection, against
         for name, value in traits.items():
@@ -137,18 +134,12 @@ class AttentionView(Tool):
         self.looks = TokenLooks()
         self.strip = self.looks.strip
         self.action = HeadAction()
-        models = self.other_lm is not None
-        self._choices = {
-            "weighting": choice("Values", WEIGHTINGS),
-            "compare": choice("Compare with", {k: v for k, v in COMPARE.items() if models or k != "model"}),
-        }
+        others = {k: v for k, v in COMPARE.items() if k != "model" or self.other_lm is not None}
+        self._choices = {"weighting": choice("Values", WEIGHTINGS), "compare": choice("Compare with", others)}
         self._sink = widgets.Checkbox(description="Hide the first token", indent=False, layout={"width": "auto"})
-        self._other_head = widgets.Text(
-            description="Head", placeholder="layer.head", continuous_update=False, layout={"width": "130px"},
-            style={"description_width": "initial"},
-        )  # fmt: skip
-        self._beside = column()
-        self._patching = column()
+        self._other_head = labelled(widgets.Text, "Head", "130px", placeholder="layer.head", continuous_update=False)
+        self._beside = Panel()
+        self._patching = Panel()
         find = headed("Find heads", self.finder)
         picture = headed(
             "Show",
@@ -156,7 +147,7 @@ class AttentionView(Tool):
             self._beside,
             self.maps.box,
         )
-        find.layout.flex, find.layout.width = "0 0 auto", self.finder.wide()
+        find.layout.flex, find.layout.width = "0 0 auto", f"{self.finder.width}px"
         picture.layout.flex = "1 1 420px"
         self.children = [
             self.box, row(self.run_button, self.stop_button, self.status), self.looks,
@@ -164,17 +155,9 @@ class AttentionView(Tool):
         ]  # fmt: skip
 
     def _wire(self) -> None:
-        t.link((self, "text"), (self.box, "value"))
-        t.link((self, "against"), (self.against_box, "value"))
-        t.link((self, "selection"), (self.finder, "selection"))
-        t.link((self, "chosen"), (self.finder, "chosen"))
-        t.link((self, "answer"), (self.action, "answer"))
-        t.link((self, "foil"), (self.action, "foil"))
-        t.link((self, "hide_sink"), (self._sink, "value"))
-        for name, one in self._choices.items():
-            t.link((self, name), (one, "value"))
-        for name in ("token", "direction", "over"):
-            t.link((self, name), (self.looks, name))
+        link(self, text=self.box, against=self.against_box, hide_sink=self._sink, **self._choices)
+        link(self, selection=self.finder, chosen=self.finder, answer=self.action, foil=self.action)
+        link(self, token=self.looks, direction=self.looks, over=self.looks)
         for box in (self.box, self.against_box):
             box.on_submit(self.start)
         shown = ["selection", "other_head", "weighting", "hide_sink", "compare", "over", "chosen", "answer", "foil"]
@@ -183,17 +166,13 @@ class AttentionView(Tool):
         self.observe(lambda _: self._arrange(), "compare")
         self._other_head.observe(lambda change: self._read_head(change["new"]), "value")
         self.heatmap.observe(lambda change: self.looks.point(change["new"] and change["new"][0]), "hovered")
-        self.heatmap.observe(lambda change: self._lock(change["new"]), "selection")
-        for other in (self.other_map, self.difference):
-            t.link((self.heatmap, "window"), (other, "window"))
-        self.heatmap.observe(lambda _: self.maps.show_window(), "window")
+        t.dlink((self.heatmap, "selection"), (self.strip, "selection"), lambda at: at and at[0])  # locks its row
         self.action.knock_button.on_click(lambda _: self.start_knock_out())
         self.action.send_button.on_click(lambda _: self.do(lambda stop: self._open_patch_lab(), queue=self._acting))
         self._arrange()
         self._name_heads()
 
     def _arrange(self) -> None:
-        """Room for what is compared."""
         self._other_head.layout.display = "" if self.compare == "head" else "none"
         self._beside.children = [self.against_box] if self.compare == "prompt" or self.against else []
 
@@ -226,36 +205,22 @@ class AttentionView(Tool):
         assert self.patterns is not None
         return self.patterns
 
-    def wait(self, timeout: float | None = None) -> None:
-        for queue in (self.queue, self._finding, self._acting):
-            queue.wait(timeout)
-
-    def stop(self) -> None:
-        for queue in (self.queue, self._finding, self._acting):
-            queue.stop()
-
     def _read(self, stop: threading.Event) -> None:
         try:
             if not self.text:
                 raise ValueError("the text is empty; write at least one character")
             self.status.say("Reading…")
             patterns = attention(self.lm, self.prompt)
-            done = 0
+            layers = patterns.layers
 
             def each(layer: int, pictures: np.ndarray, scores: dict[str, np.ndarray]) -> None:
-                nonlocal done
-                done += 1
                 if stop.is_set():
-                    raise _Stopped
+                    raise Cancelled
                 if len(patterns.tokens) > 300:
-                    self.status.say(f"Layer {layer}", share=done / len(patterns.layers))
+                    self.status.say(f"Layer {layer}", share=(1 + layers.index(layer)) / len(layers))
 
-            try:
-                thumbnails = patterns.survey(size=thumbnail_side(patterns.n_layers, patterns.n_heads), each=each)
-            except _Stopped:
-                self.status.say("Stopped.")
-                return
-            self._take(patterns, thumbnails)
+            side = thumbnail_side(patterns.n_layers, patterns.n_heads)
+            self._take(patterns, patterns.survey(size=side, each=each))
         finally:
             self._reading = False
 
@@ -271,8 +236,7 @@ class AttentionView(Tool):
             telling = _telling(thumbnails)
             self.selection = telling if telling[0] in patterns.layers else (patterns.layers[0], 0)
         tokens = "token" if len(patterns.tokens) == 1 else "tokens"
-        said = f"{len(patterns.tokens)} {tokens} · {patterns.n_layers} layers × {patterns.n_heads} heads"
-        self.status.say(said)
+        self.status.say(f"{len(patterns.tokens)} {tokens} · {patterns.n_layers} layers × {patterns.n_heads} heads")
         self._show()
 
     # -- the pictures ----------------------------------------------------------------------------------------------
@@ -351,10 +315,6 @@ class AttentionView(Tool):
             total = np.maximum(total, matrix) if self.over == "max" else total + matrix / len(self.chosen)
         return total
 
-    def _lock(self, at: tuple[int, int] | None) -> None:
-        """A cell that was clicked locks its row."""
-        self.strip.selection = None if at is None else at[0]
-
     # -- doing something -------------------------------------------------------------------------------------------
 
     def start_knock_out(self) -> None:
@@ -381,9 +341,8 @@ class AttentionView(Tool):
         """
         if not self.against or not self.answer:
             raise ValueError("PatchLab takes two prompts and an answer: write another prompt and an answer first")
-        heads = [tuple(head) for head in self.action.heads]
-        settings: dict[str, Any] = {"site": "z", "chosen": heads, "background": self.queue.background}
-        return PatchLab(self.lm, self.text, self.against, self.answer, self.foil, **settings)
+        words = (self.text, self.against, self.answer, self.foil)
+        return PatchLab(self.lm, *words, site="z", chosen=self.action.heads, background=self.queue.background)
 
     def _open_patch_lab(self) -> None:
         if not self.against:
@@ -412,19 +371,13 @@ class AttentionView(Tool):
         if self.looks.matrix is None:
             return card(note(self.text or "no text yet"), title=title)
         large = [one for one in self.maps.box.children if one.values is not None]
-        pictures = [("all heads: layers up, heads across", self.heads.picture())]
-        pictures += [(one.title, one.picture()) for one in large]
-        sides = "".join(f'<div><div style="color:#59636e">{name}</div>{one}</div>' for name, one in pictures)
-        side_by_side = f'<div style="display:flex;flex-wrap:wrap;gap:24px">{sides}</div>'
+        pictures = [("all heads: layers up, heads across", self.heads), *((one.title, one) for one in large)]
+        sides = (f"<div>{note(name)}{one.picture()}</div>" for name, one in pictures)
         done = note(self.action.bars.title) + self.action.bars.picture() if self.action.found else ""
-        return card(self.strip.picture(), side_by_side, done, title=title)
+        return card(self.strip.picture(), side_by_side(*sides), done, title=title)
 
     def __repr__(self) -> str:
         return f"AttentionView({self.lm.name!r}, {self.text!r}, selection={self.selection})"
-
-
-class _Stopped(Exception):
-    """The reading was asked to stop."""
 
 
 def thumbnail_side(layers: int, heads: int) -> int:

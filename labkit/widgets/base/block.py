@@ -21,10 +21,9 @@ import numpy as np
 import traitlets as t
 
 from labkit.widgets.base.colour_scales import SCALES
-from labkit.widgets.base.snapshot import HasSnapshot
+from labkit.widgets.base.snapshot import HasSnapshot, card
 
 _FRONT = Path(__file__).parents[1] / "js"
-
 
 _PACKED = """// {name}.js of labkit with what it shares and its css, packed; the source is in labkit/widgets/js.
 const bytes = Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0));
@@ -100,9 +99,9 @@ def _to_growing_wire(value: np.ndarray | None, widget: Any) -> dict[str, Any]:
     return to_wire(value, widget) or {"shape": [0], "dtype": "float32", "data": None}
 
 
-def cell() -> Any:
-    """A trait for a place in a grid: (row, column), or None."""
-    return t.Tuple(t.Int(), t.Int(), default_value=None, allow_none=True)
+def cell(numbers: int = 2) -> Any:
+    """A trait for a place in a grid: (row, column), or None; or for a part of one, as four numbers."""
+    return t.Tuple(*(t.Int() for _ in range(numbers)), default_value=None, allow_none=True)
 
 
 class Block(HasSnapshot, anywidget.AnyWidget):
@@ -124,6 +123,13 @@ class Block(HasSnapshot, anywidget.AnyWidget):
     @t.observe("scale")
     def _new_scale(self, change: Any) -> None:
         self.stops = SCALES[change["new"]]
+
+    def picture(self) -> str:
+        """What the block shows, as HTML without a frame, for the snapshot of a tool."""
+        raise NotImplementedError
+
+    def snapshot(self) -> str:
+        return card(self.picture(), title=getattr(self, "title", ""))
 
 
 def texts(tokens: Sequence[Any]) -> list[str]:

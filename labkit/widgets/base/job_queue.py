@@ -33,10 +33,8 @@ class Job:
             self.work(self.stop)
         except BaseException as error:
             self.error = error
-            if not isinstance(
-                error, Exception
-            ):  # an interrupt is for the caller; the work was told to stop and keep its results
-                raise
+            if not isinstance(error, Exception):
+                raise  # an interrupt is for the caller; the work was told to stop and keep its results
         finally:
             self.finished.set()
 

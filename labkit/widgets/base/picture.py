@@ -84,9 +84,8 @@ def chips(
             out.append(f'<path d="M{x:.1f} {y + _LINE - 4}h{wide:.1f}" stroke="#0b66c3" stroke-width="2"/>')
         look = ' class="b"' if n in differs else ""
         ink_ = "" if inks[n] == INK else f' style="fill:{inks[n]}"'
-        fit = (
-            "" if max(shown, default="") <= "\xff" else f' textLength="{wide - 6:.1f}" lengthAdjust="spacingAndGlyphs"'
-        )
+        foreign = max(shown, default="") > "\xff"
+        fit = f' textLength="{wide - 6:.1f}" lengthAdjust="spacingAndGlyphs"' if foreign else ""
         out.append(f'<text x="{x + 3:.1f}" y="{y + 15}"{look}{ink_}{fit}>{xml(shown)}</text>')
         x += wide + 2
         right = max(right, x)

@@ -8,18 +8,11 @@ which read as well without their styles.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-import numpy as np
-
-from labkit.widgets.base.colour_scales import colour, ink, shade
-from labkit.widgets.base.picture import INK, chips, image
-
 VIEW = "application/vnd.jupyter.widget-view+json"
 _SANS = "font:13px/1.5 system-ui,sans-serif"
-_MOST_TOKENS = 600  # in a picture; a saved notebook should stay small
 
 
 class HasSnapshot:
@@ -61,35 +54,11 @@ def card(*parts: str, title: str = "") -> str:
     )
 
 
+def side_by_side(*parts: str) -> str:
+    """Pictures beside each other, as far as there is room."""
+    return f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">{"".join(parts)}</div>'
+
+
 def note(text: str) -> str:
     """A line of quiet text."""
     return f'<div style="color:#59636e;margin:4px 0">{escape(text)}</div>'
-
-
-def token_row(
-    tokens: Sequence[str],
-    values: np.ndarray | None = None,
-    *,
-    scale: str = "amount",
-    low: float = 0.0,
-    high: float = 1.0,
-    centre: float | None = None,
-    marks: Mapping[str, Iterable[int]] | None = None,
-    title: str = "",
-) -> str:
-    """Tokens as chips, coloured by their values, as an image; its text is the text."""
-    shown, more = list(tokens[:_MOST_TOKENS]), len(tokens) - _MOST_TOKENS
-    if not shown:
-        return ""
-    differs = set((marks or {}).get("differs", ()))
-    fills: list[str | None] = [None if n in differs else "#f2f4f6" for n in range(len(shown))]
-    inks = [INK] * len(shown)
-    for n in range(len(shown)):
-        if values is not None and n < len(values) and np.isfinite(values[n]):
-            rgb = colour(scale, shade(float(values[n]), low, high, centre=centre))
-            fills[n], inks[n] = "#{:02x}{:02x}{:02x}".format(*rgb), ink(rgb)
-    rest = f"… and {more} more tokens" if more > 0 else ""
-    text = "".join(shown).replace("·", " ").replace("⏎", " ")
-    how = "" if values is None else f", coloured from {low:.3g} to {high:.3g}"
-    body, wide, high_ = chips(shown, fills, inks, differs, rest)
-    return image(body, wide, high_, f"{title or 'Text'}, {len(tokens)} tokens{how}: {text} {rest}")

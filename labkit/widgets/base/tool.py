@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ipywidgets as widgets
+import traitlets as t
 
+from labkit.engine.wavefront import Cancelled
+from labkit.language_model import LanguageModel
 from labkit.widgets.base.job_queue import JobQueue
 from labkit.widgets.base.snapshot import HasSnapshot
 from labkit.widgets.base.status_line import StatusLine
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 FRAME = 0.08  # seconds between two updates of what is shown while work is running
 
@@ -28,14 +28,18 @@ class Tool(HasSnapshot, widgets.VBox):
     def __init__(self, lm: LanguageModel, *, background: bool | None = None, **traits: Any) -> None:
         self.lm = lm
         self.queue = JobQueue(lm, background=background)
+        self.queues = [self.queue]
         self._going: set[object] = set()  # requested but not done
         self.status = StatusLine()
-        self.run_button = widgets.Button(description="Run", button_style="primary", tooltip="Run (Ctrl+Enter)")
-        self.stop_button = widgets.Button(description="Stop", disabled=True, tooltip="Stop and keep what is done")
-        self.run_button.on_click(lambda _: self.start())
-        self.stop_button.on_click(lambda _: self.stop())
+        self.run_button = button("Run", lambda: self.start(), "Run (Ctrl+Enter)", button_style="primary")
+        self.stop_button = button("Stop", lambda: self.stop(), "Stop and keep what is done", disabled=True)
         super().__init__(**traits)
         self.add_class("labkit-tool")
+
+    def another_queue(self) -> JobQueue:
+        """For work that does not cancel the rest; `wait` and `stop` are about it as well."""
+        self.queues.append(JobQueue(self.lm, background=self.queue.background))
+        return self.queues[-1]
 
     def start(self) -> None:
         """Start with the current settings; any running work of this tool is cancelled."""
@@ -43,7 +47,8 @@ class Tool(HasSnapshot, widgets.VBox):
 
     def stop(self) -> None:
         """Stop soon, and keep what is done."""
-        self.queue.stop()
+        for queue in self.queues:
+            queue.stop()
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the last request.
@@ -52,7 +57,8 @@ class Tool(HasSnapshot, widgets.VBox):
             ValueError: the input could not be used; the message says why.
             TimeoutError: it is not done after `timeout` seconds.
         """
-        self.queue.wait(timeout)
+        for queue in self.queues:
+            queue.wait(timeout)
 
     def do(self, work: Callable[[threading.Event], None], *, queue: JobQueue | None = None) -> None:
         """Run work, show its errors in plain words, and reset the buttons and the picture."""
@@ -61,6 +67,8 @@ class Tool(HasSnapshot, widgets.VBox):
         def guarded(stop: threading.Event) -> None:
             try:
                 work(stop)
+            except Cancelled:
+                self.status.say("Stopped.")
             except Exception as error:
                 self.status.complain(in_words(error))
                 raise
@@ -75,7 +83,6 @@ class Tool(HasSnapshot, widgets.VBox):
         (queue or self.queue).ask(guarded)
 
     def _settle(self) -> None:
-        """Reset the buttons after a piece of work."""
         self.stop_button.disabled = not self._going
 
     def code(self) -> str:
@@ -100,18 +107,44 @@ def row(*children: Any, wide: bool = False) -> widgets.HBox:
     return box
 
 
-def column(*children: Any) -> widgets.VBox:
-    """Children below each other, at the rhythm of the tool."""
-    box = widgets.VBox(list(children))
-    box.add_class("labkit-column")
-    return box
+class Panel(widgets.VBox):
+    """A part of a tool: children below each other, at its rhythm."""
+
+    def __init__(self, *children: Any, **traits: Any) -> None:
+        super().__init__(children, **traits)
+        self.add_class("labkit-column")
 
 
-def headed(words: str, *children: Any) -> widgets.VBox:
+def headed(words: str, *children: Any) -> Panel:
     """A column with a heading: controls that answer one question, and what they change."""
     heading = widgets.Label(words)
     heading.add_class("labkit-title")
-    return column(heading, *children)
+    return Panel(heading, *children)
+
+
+def button(words: str, call: Callable[[], Any], tip: str = "", **look: Any) -> widgets.Button:
+    """A button that calls this."""
+    look |= {"tooltip": tip} if tip else {}  # None is no tooltip to ipywidgets 7
+    made = widgets.Button(description=words, **look)
+    made.on_click(lambda _: call())
+    return made
+
+
+def labelled(kind: Any, label: str, width: str = "auto", **traits: Any) -> Any:
+    """A control of ipywidgets, whose label takes as much room as its words."""
+    return kind(description=label, layout={"width": width}, style={"description_width": "initial"}, **traits)
+
+
+def choice(label: str, options: Mapping[str, str] | Sequence[Any], width: str = "auto") -> widgets.Dropdown:
+    """A drop-down with words for values."""
+    pairs = [(words, name) for name, words in options.items()] if isinstance(options, Mapping) else options
+    return labelled(widgets.Dropdown, label, width, options=pairs)
+
+
+def link(owner: t.HasTraits, **parts: t.HasTraits) -> None:
+    """Keep these traits of a tool the same as those of its parts; of a control, its value."""
+    for name, part in parts.items():
+        t.link((owner, name), (part, name if part.has_trait(name) else "value"))
 
 
 def shown(widget: Any, yes: bool) -> None:

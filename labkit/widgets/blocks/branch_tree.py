@@ -9,7 +9,6 @@ import traitlets as t
 
 from labkit.widgets.base.block import Block, module
 from labkit.widgets.base.picture import lines
-from labkit.widgets.base.snapshot import card
 
 ACTIONS = ("continue", "compare", "rename", "prune")
 _MOST_TEXT = 100  # characters of a branch in a picture
@@ -69,9 +68,6 @@ class BranchTree(Block):
             parent = branch.get("parent")
             found.append(0 if parent is None else found[parent] + 1)
         return found
-
-    def snapshot(self) -> str:
-        return card(self.picture(), title=self.title)
 
     def picture(self) -> str:
         """The tree as an image without a frame, for the snapshot of a tool."""

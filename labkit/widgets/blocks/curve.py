@@ -10,7 +10,6 @@ import traitlets as t
 
 from labkit.widgets.base.block import Array, Block, literal, module
 from labkit.widgets.base.picture import image, xml
-from labkit.widgets.base.snapshot import card
 
 
 class Curve(Block):
@@ -45,9 +44,6 @@ class Curve(Block):
     def __init__(self, values: Any = None, *, labels: Sequence[Any] = (), **traits: Any) -> None:
         super().__init__(values=values, labels=[str(label) for label in labels], **traits)
 
-    def snapshot(self) -> str:
-        return card(self.picture(), title=self.title)
-
     def picture(self) -> str:
         """The line as an image without a frame, for the snapshot of a tool."""
         if self.values is None or not len(self.values):
@@ -55,8 +51,8 @@ class Curve(Block):
         wide, high, left = 420, self.height, 58
         step = (wide - left - 12) / max(1, len(self.values) - 1)
         y_of = lambda value: 8 + (high - 34) * (1 - (value - self.low) / ((self.high - self.low) or 1.0))  # noqa: E731
-        known = [(left + i * step, y_of(float(v))) for i, v in enumerate(self.values) if np.isfinite(v)]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in known)
+        points = [(i, float(v)) for i, v in enumerate(self.values) if np.isfinite(v)]
+        line = " ".join(f"{left + i * step:.1f},{y_of(value):.1f}" for i, value in points)
         out = [f'<polyline points="{line}" fill="none" stroke="#0b66c3" stroke-width="2"/>']
         out += [
             f'<text x="{left - 8}" y="{y_of(value) + 4:.0f}" class="q e">{xml(label)}</text>'
@@ -68,11 +64,10 @@ class Curve(Block):
             for i, label in enumerate(self.labels)
             if i % every == 0
         ]
-        ends = [(i, float(v)) for i, v in enumerate(self.values) if np.isfinite(v)]
         name = lambda i: self.labels[i] if i < len(self.labels) else str(i)  # noqa: E731
-        about = f"{self.title or self.unit or 'Curve'}: {len(ends)} points"
-        if ends:
-            about += ", from " + " to ".join(f"{value:.3g} at {name(i)}" for i, value in (ends[0], ends[-1]))
+        about = f"{self.title or self.unit or 'Curve'}: {len(points)} points"
+        if points:
+            about += ", from " + " to ".join(f"{value:.3g} at {name(i)}" for i, value in (points[0], points[-1]))
         return image("".join(out), wide, high, about)
 
     def code(self) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import traitlets as t
 
+from labkit.language_model import LanguageModel
 from labkit.text.chat import render
+from labkit.text.types import Prompt
 from labkit.widgets.blocks.prompt_box import PromptBox
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 
 class GivenPrompt(PromptBox):

@@ -9,7 +9,6 @@ import traitlets as t
 
 from labkit.widgets.base.block import Array, Block, cell, module
 from labkit.widgets.base.picture import image, painted, png
-from labkit.widgets.base.snapshot import card
 
 
 class HeadGrid(Block):
@@ -52,9 +51,6 @@ class HeadGrid(Block):
         """From the browser they come as lists."""
         value = proposal["value"]
         return None if value is None else [(int(layer), int(head)) for layer, head in value]
-
-    def snapshot(self) -> str:
-        return card(self.picture(), title=self.title)
 
     def picture(self, *, size: int = 12) -> str:
         """The grid as one image without a frame, for the snapshot of a tool."""

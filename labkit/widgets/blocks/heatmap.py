@@ -9,12 +9,10 @@ import numpy as np
 import traitlets as t
 
 from labkit.widgets.base.block import Array, Block, cell, literal, module, texts, to_wire
-from labkit.widgets.base.snapshot import card
-from labkit.widgets.blocks.heatmap_picture import heatmap_picture
+from labkit.widgets.base.picture import image, painted, png, xml
+from labkit.widgets.blocks.heatmap_picture import bar, dotted, strongest, words
 
-
-def _part() -> Any:
-    return t.Tuple(t.Int(), t.Int(), t.Int(), t.Int(), default_value=None, allow_none=True)
+_MOST_TEXTS = 800  # words in the cells of a picture
 
 
 def _values_to_wire(values: np.ndarray | None, widget: Any) -> dict[str, Any] | None:
@@ -74,9 +72,9 @@ class Heatmap(Block):
 
     values = Array(2).tag(to_json=_values_to_wire)
     extent = cell().tag(sync=True)
-    window = _part().tag(sync=True)
+    window = cell(4).tag(sync=True)
     detail = Array(2)
-    detail_at = _part().tag(sync=True)
+    detail_at = cell(4).tag(sync=True)
     triangular = t.Bool(False).tag(sync=True)
     zoomable = t.Bool(False).tag(sync=True)
     row_labels = t.List(t.Unicode()).tag(sync=True)
@@ -156,19 +154,47 @@ class Heatmap(Block):
             return (self.low + self.values / 255 * (self.high - self.low)).astype(np.float32)
         return np.asarray(self.values, np.float32)
 
-    def snapshot(self) -> str:
-        return card(self.picture(), title=self.title)
-
     def picture(self) -> str:
-        """The heatmap as an image without a frame, for the snapshot of a tool."""
+        """The heatmap as an image without a frame, for the snapshot of a tool; estimated cells are dotted."""
         if self.values is None or not self.values.size:
             return ""
-        return heatmap_picture(
-            self.numbers(), self.row_labels, self.column_labels, scale=self.scale, low=self.low, high=self.high,
-            centre=self.centre, row_axis=self.row_axis, column_axis=self.column_axis, unit=self.unit,
-            origin=self.origin, square=self.square, about=self._about(), texts=self.texts, ticks=self.ticks,
-            estimated=self.estimated,
-        )  # fmt: skip
+        values, texts = self.numbers(), self.texts
+        rows, columns = values.shape
+        look: dict[str, Any] = {name: getattr(self, name) for name in ("scale", "low", "high", "centre")}
+        upwards = self.origin == "bottom"
+        worded = len(texts) == rows * columns <= _MOST_TEXTS
+        width = min(max(columns * (18 if self.square else 58 if worded else 34), 160), 820 if worded else 640)
+        height = width * rows / columns if self.square else min(max(rows * 13, 110), 420)
+        left = 40 + 7 * max([len(label) for label in self.row_labels[:200]] + [2])
+        bottom = 34 + 6 * max([len(label) for label in self.column_labels[:200]] + [2])
+        picture = painted(strongest(values, self.centre or 0.0), **look)
+        if worded:
+            height = min(max(rows * 15, 110), 900)
+        out = [
+            f'<image x="{left}" y="8" width="{width:.0f}" height="{height:.0f}" preserveAspectRatio="none" '
+            f'class="x" href="{png(picture[::-1] if upwards else picture)}"/>'
+        ]
+        about = self._about()
+        if self.estimated is not None and self.estimated.shape == values.shape and self.estimated.any():
+            out.append(dotted(self.estimated, left, width / columns, height / rows, upwards=upwards))
+            about += "; dotted cells are estimates"
+        if worded:
+            out += words(texts, painted(values, **look), left, width / columns, height / rows, upwards=upwards)
+        for row in range(0, rows, max(1, int(np.ceil(13 * rows / height)))):
+            y = 8 + ((rows - 1 - row if upwards else row) + 0.5) * height / rows + 4
+            label = _label(self.row_labels, row)[:14]
+            out.append(f'<text x="{left - 6}" y="{y:.1f}" class="s e">{xml(label)}</text>')
+        for column in range(0, columns, max(1, int(np.ceil(13 * columns / width)))):
+            x = left + (column + 0.5) * width / columns + 3
+            turn = f'transform="rotate(-55 {x:.1f} {height + 20:.0f})"'
+            label = _label(self.column_labels, column)[:14]
+            out.append(f'<text x="{x:.1f}" y="{height + 20:.0f}" class="s e" {turn}>{xml(label)}</text>')
+        total, middle = height + bottom + 14, 8 + height / 2
+        out.append(f'<text x="{left + width / 2:.0f}" y="{total - 4:.0f}" class="q c">{xml(self.column_axis)}</text>')
+        turn = f'transform="rotate(-90 12 {middle:.0f})"'
+        out.append(f'<text x="12" y="{middle:.0f}" class="q c" {turn}>{xml(self.row_axis)}</text>')
+        out.append(bar(left + width + 18, min(height, 160), total / 2, look, self.unit, self.ticks))
+        return image("".join(out), left + width + 110, total, about)
 
     def _about(self) -> str:
         """The heatmap in a sentence: its title, its scale, and the strongest cell."""
@@ -182,8 +208,7 @@ class Heatmap(Block):
             return words
         far = np.where(known, np.abs(values - (self.centre or 0.0)), -1.0)
         row, column = (int(n) for n in np.unravel_index(int(far.argmax()), values.shape))
-        labels = (self.row_labels, row), (self.column_labels, column)
-        where = " and ".join(names[n] if n < len(names) else str(n) for names, n in labels)
+        where = f"{_label(self.row_labels, row)} and {_label(self.column_labels, column)}"
         return f"{words}; strongest {values[row, column]:.3g} at {where}"
 
     def code(self) -> str:
@@ -210,3 +235,7 @@ def _range(values: Any, centre: float | None) -> tuple[float, float]:
         return (0.0, 1.0) if centre is None else (centre - 1.0, centre + 1.0)
     low, high = float(known.min()), float(known.max())
     return (min(0.0, low) if centre is None else low, high)
+
+
+def _label(labels: Sequence[str], n: int) -> str:
+    return labels[n] if n < len(labels) else str(n)

@@ -9,7 +9,6 @@ import traitlets as t
 
 from labkit.widgets.base.block import Block, module
 from labkit.widgets.base.picture import pairs
-from labkit.widgets.base.snapshot import card
 
 _MOST_COLUMNS = 300  # in a picture; a saved notebook should stay small
 
@@ -56,9 +55,6 @@ class PairStrip(Block):
         with self.hold_sync():
             self.selection = self.hovered = None
             self.columns, self.marks, self.labels = [list(pair) for pair in columns], dict(marks), list(labels)
-
-    def snapshot(self) -> str:
-        return card(self.picture())
 
     def picture(self) -> str:
         """The two rows as an image without a frame, for the snapshot of a tool."""

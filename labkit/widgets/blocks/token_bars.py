@@ -9,7 +9,6 @@ import traitlets as t
 
 from labkit.widgets.base.block import Block, module
 from labkit.widgets.base.picture import cut, image, xml
-from labkit.widgets.base.snapshot import card
 
 
 class TokenBars(Block):
@@ -36,9 +35,6 @@ class TokenBars(Block):
         with self.hold_sync():
             self.columns, self.title, self.note = _rows(columns), title, note
 
-    def snapshot(self) -> str:
-        return card(self.picture(), title=self.title)
-
     def picture(self) -> str:
         """The columns as an image without a frame, for the snapshot of a tool."""
         if not self.columns:
@@ -56,9 +52,8 @@ class TokenBars(Block):
                     f'<rect x="{x + 95}" y="{y + 2}" width="{bar:.1f}" height="14" rx="2" fill="#6caed6"/>'
                     f'<text x="{x + 100 + bar:.1f}" y="{y + 13}">{share:.1%}</text>'
                 )
-        return image(
-            "".join(out), wide * len(self.columns) + 8, 32 + 20 * most, f"{self.title or 'Tokens'}; {'; '.join(about)}"
-        )
+        said = f"{self.title or 'Tokens'}; {'; '.join(about)}"
+        return image("".join(out), wide * len(self.columns) + 8, 32 + 20 * most, said)
 
     def code(self) -> str:
         """The Python that makes the same bars."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import ipywidgets as widgets
 import numpy as np
 import traitlets as t
 
 from labkit.text.tokens import Token
-from labkit.widgets.base.tool import row, special
+from labkit.widgets.base.tool import Panel, choice, link, row, special
 from labkit.widgets.blocks.token_bars import TokenBars
 from labkit.widgets.blocks.token_strip import TokenStrip
 
@@ -19,7 +17,7 @@ OVER = {"selection": "the large head", "mean": "chosen heads, mean", "max": "cho
 DIRECTIONS = {"from": "where a token looks", "to": "what looks at it"}
 
 
-class TokenLooks(widgets.VBox):
+class TokenLooks(Panel):
     """A `TokenStrip` over a matrix (query, key), and a table of the strongest looks for eyes and screen readers.
 
     Traits:
@@ -40,14 +38,11 @@ class TokenLooks(widgets.VBox):
         self._unit, self._one = "attention", ""
         direction, over = choice("Looks", DIRECTIONS), choice("of", OVER)
         super().__init__()
-        t.link((self, "direction"), (direction, "value"))
-        t.link((self, "over"), (over, "value"))
+        link(self, direction=direction, over=over)
         self.observe(lambda _: self.shade(), ["token", "direction"])
         self.strip.observe(lambda _: self.follow(), ["hovered", "selection"])
         self._pointed: int | None = None
-        self.controls = row(direction, over)
-        self.children = [self.strip, self.controls, self.bars]
-        self.add_class("labkit-column")
+        self.children = [self.strip, row(direction, over), self.bars]
 
     def begin(self, tokens: Sequence[Token]) -> None:
         """Another text; nothing to show of it yet."""
@@ -98,11 +93,3 @@ class TokenLooks(widgets.VBox):
         total = 1.0 if self._unit == "attention" and self.direction == "from" else float(values.sum()) or 1.0
         most = [n for n in np.argsort(-values, kind="stable")[:5] if values[n] > 0]
         self.bars.show({strip.title: [(f"{n} {strip.tokens[n]}", float(values[n]) / total) for n in most]})
-
-
-def choice(label: str, options: Mapping[str, str] | Sequence[tuple[str, Any]]) -> widgets.Dropdown:
-    """A drop-down with words for values."""
-    pairs = [(words, name) for name, words in options.items()] if isinstance(options, Mapping) else options
-    return widgets.Dropdown(
-        options=pairs, description=label, layout={"width": "auto"}, style={"description_width": "initial"}
-    )

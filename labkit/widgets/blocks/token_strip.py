@@ -14,9 +14,11 @@ import numpy as np
 import traitlets as t
 
 from labkit.widgets.base.block import Array, Block, literal, module, texts
-from labkit.widgets.base.snapshot import card, token_row
+from labkit.widgets.base.colour_scales import colour, ink, shade
+from labkit.widgets.base.picture import INK, chips, image
 
 Alternatives = Sequence[Sequence[Any]]
+_MOST_TOKENS = 600  # in a picture; a saved notebook should stay small
 
 
 class TokenStrip(Block):
@@ -80,7 +82,8 @@ class TokenStrip(Block):
     ) -> None:
         self._index: dict[str, int] = {}  # where each word is
         self._room: dict[str, np.ndarray] = {}  # arrays with room to grow, of which the traits are the front
-        super().__init__(tokens=texts(tokens), values=values, marks=_lists(marks), **traits)
+        places = {name: [int(place) for place in at] for name, at in (marks or {}).items()}
+        super().__init__(tokens=texts(tokens), values=values, marks=places, **traits)
         if alternatives is not None:
             self.alternatives = alternatives
 
@@ -182,12 +185,8 @@ class TokenStrip(Block):
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> str:
-        return card(self.picture(), title=self.title)
-
     def picture(self) -> str:
-        """The strip as an image without a frame, for the snapshot of a tool."""
-        look = {"scale": self.scale, "low": self.low, "high": self.high, "centre": self.centre}
+        """The strip as an image without a frame, for the snapshot of a tool; its text is the text."""
         tokens, places = list(self.tokens), list(range(len(self.tokens)))
         for fold in reversed(self.folds):
             start, stop = fold["start"], len(self.tokens) if fold.get("stop") is None else fold["stop"]
@@ -196,9 +195,22 @@ class TokenStrip(Block):
         values = self.values
         if values is not None and len(tokens) != len(self.tokens):
             values = np.array([values[n] if 0 <= n < len(values) else np.nan for n in places], np.float32)
-        held = {name: set(at) for name, at in self.marks.items()}
-        marks = {name: [n for n, place in enumerate(places) if place in at] for name, at in held.items()}
-        return token_row(tokens, values, marks=marks, title=self.title, **look)  # type: ignore[arg-type]
+        shown, more = tokens[:_MOST_TOKENS], len(tokens) - _MOST_TOKENS
+        if not shown:
+            return ""
+        marked = set(self.marks.get("differs", ()))
+        differs = {n for n, place in enumerate(places[:_MOST_TOKENS]) if place in marked}
+        fills: list[str | None] = [None if n in differs else "#f2f4f6" for n in range(len(shown))]
+        inks = [INK] * len(shown)
+        for n in range(len(shown)):
+            if values is not None and n < len(values) and np.isfinite(values[n]):
+                rgb = colour(self.scale, shade(float(values[n]), self.low, self.high, centre=self.centre))
+                fills[n], inks[n] = "#{:02x}{:02x}{:02x}".format(*rgb), ink(rgb)
+        rest = f"… and {more} more tokens" if more > 0 else ""
+        text = "".join(shown).replace("·", " ").replace("⏎", " ")
+        how = "" if values is None else f", coloured from {self.low:.3g} to {self.high:.3g}"
+        about = f"{self.title or 'Text'}, {len(tokens)} tokens{how}: {text} {rest}"
+        return image(*chips(shown, fills, inks, differs, rest), about)
 
     def code(self) -> str:
         """The Python that makes the same strip."""
@@ -211,7 +223,3 @@ class TokenStrip(Block):
     def __repr__(self) -> str:
         shown = "".join(self.tokens[:8]) + ("…" if len(self.tokens) > 8 else "")
         return f"TokenStrip({len(self.tokens)} tokens: {shown!r})"
-
-
-def _lists(marks: Mapping[str, Iterable[int]] | None) -> dict[str, list[int]]:
-    return {name: [int(place) for place in places] for name, places in (marks or {}).items()}

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 import traitlets as t
 
 from labkit.activations.unembedding import last_logits
+from labkit.language_model import LanguageModel
 from labkit.lens.direct_attribution import DirectAttribution, direct_logit_attribution
-from labkit.text.tokens import Token, describe
-from labkit.widgets.base.snapshot import note
+from labkit.text.tokens import describe
+from labkit.text.types import Prompt
+from labkit.widgets.base.snapshot import note, side_by_side
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import row
+from labkit.widgets.base.tool import Panel, labelled, link, row, shown
 from labkit.widgets.blocks.heatmap import Heatmap
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
-
-
-class AttributionPanel(widgets.VBox):
+class AttributionPanel(Panel):
     """Two maps of shares, by head and by layer, and the sum; `ask` is called when there is something new to compute.
 
     Traits:
@@ -37,26 +34,18 @@ class AttributionPanel(widgets.VBox):
 
     def __init__(self, lm: LanguageModel, ask: Callable[[], None]) -> None:
         self.lm = lm
-        self._auto: tuple[Token, Token] | None = None  # the model's own two likeliest
-        self._words = {name: widgets.Text(description=name.capitalize()) for name in ("answer", "foil")}
-        for word in self._words.values():
-            word.continuous_update = False
-            word.style, word.layout.width = {"description_width": "initial"}, "230px"
-        what: dict[str, Any] = {
-            "centre": 0.0,
-            "origin": "bottom",
-            "row_axis": "layer (0 at the bottom)",
-            "max_height": 480,
+        self._words = {
+            name: labelled(widgets.Text, name.capitalize(), "230px", continuous_update=False)
+            for name in ("answer", "foil")
         }
-        self.heads = Heatmap(title="By head", column_axis="head", unit="share in logits", **what)
-        self.parts = Heatmap(title="By layer", column_axis="part", unit="share in logits", **what)
+        what: dict[str, Any] = {"row_axis": "layer (0 at the bottom)", "unit": "share in logits", "max_height": 480}
+        self.heads = Heatmap(title="By head", column_axis="head", centre=0.0, origin="bottom", **what)
+        self.parts = Heatmap(title="By layer", column_axis="part", centre=0.0, origin="bottom", **what)
         self.heads.layout.flex, self.heads.layout.width = "1 1 380px", "auto"
         self.parts.layout.flex, self.parts.layout.width = "0 0 240px", "auto"
         self.sum = StatusLine()
         super().__init__()
-        self.add_class("labkit-column")
-        for name, word in self._words.items():
-            t.link((self, name), (word, "value"))
+        link(self, **self._words)
         self.observe(lambda _: ask(), ["answer", "foil"])
         self.observe(lambda _: self.draw(), "found")
         self.children = [row(*self._words.values()), self.sum, row(self.heads, self.parts, wide=True)]
@@ -73,12 +62,11 @@ class AttributionPanel(widgets.VBox):
         with self.lm.busy():
             top = last_logits(self.lm, ids)[0].topk(min(2, self.lm.n_vocab)).indices.tolist()
         first, second = describe(self.lm.tokenizer, top)
-        self._auto = (first, second)
         answer: str | int = self.answer or (first.id if self.foil != first.text else second.id)
         foil: str | int = self.foil or (second.id if answer not in (second.id, second.text) else first.id)
         for name, given in (("answer", answer), ("foil", foil)):
-            shown = "" if isinstance(given, str) else describe(self.lm.tokenizer, [given])[0].display
-            self._words[name].placeholder = f"{shown} (automatic)" if shown else ""
+            auto = "" if isinstance(given, str) else describe(self.lm.tokenizer, [given])[0].display
+            self._words[name].placeholder = f"{auto} (automatic)" if auto else ""
         return answer, foil
 
     def draw(self) -> None:
@@ -97,16 +85,15 @@ class AttributionPanel(widgets.VBox):
                 heatmap.max_height = min(1400, max(480, 9 * len(layers)))
                 heatmap.low, heatmap.high = -reach, reach
                 heatmap.row_labels, heatmap.column_labels, heatmap.values = layers, labels, values
-        self.heads.layout.display = "" if np.isfinite(found.heads).any() else "none"
+        shown(self.heads, bool(np.isfinite(found.heads).any()))
         self.sum.say("\n".join(sentences(found)))
 
     def picture(self) -> str:
         """Both maps as HTML without a frame, for the snapshot."""
         if self.found is None:
             return ""
-        maps = "".join(f"<div>{note(m.title)}{m.picture()}</div>" for m in (self.heads, self.parts))
-        lines = "".join(note(line) for line in sentences(self.found))
-        return f'{lines}<div style="display:flex;flex-wrap:wrap;gap:24px">{maps}</div>'
+        maps = (f"<div>{note(one.title)}{one.picture()}</div>" for one in (self.heads, self.parts))
+        return "".join(note(line) for line in sentences(self.found)) + side_by_side(*maps)
 
 
 def sentences(found: DirectAttribution) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -12,19 +12,17 @@ import torch
 import traitlets as t
 
 from labkit.activations.unembedding import last_logits
+from labkit.language_model import LanguageModel
 from labkit.lens.logit_lens import SHADES, SITES, LogitLens, logit_lens
 from labkit.text.encode import word_for
 from labkit.text.tokens import describe
+from labkit.text.types import Prompt
 from labkit.widgets.base.block import cell
-from labkit.widgets.base.snapshot import note
-from labkit.widgets.base.tool import row
+from labkit.widgets.base.snapshot import note, side_by_side
+from labkit.widgets.base.tool import Panel, choice, labelled, link, row, shown
 from labkit.widgets.blocks.curve import Curve
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 AT_FIRST = 20  # positions of a long prompt that are read at first: the last ones
 MOST_WORDS = 64  # positions beyond which cells are too narrow for words
@@ -41,7 +39,7 @@ _SHADE_WORDS = {
 }
 
 
-class LensPanel(widgets.VBox):
+class LensPanel(Panel):
     """Controls, map, bars and curve of a logit lens; `ask` is called when the model has to be read again.
 
     Traits:
@@ -62,34 +60,25 @@ class LensPanel(widgets.VBox):
         self.lm = lm
         self._reading = False
         self._followed: Any = None
-        self._site = widgets.Dropdown(options=[(_SITE_WORDS[name], name) for name in SITES], description="Site")
-        self._shade = widgets.Dropdown(options=[(_SHADE_WORDS[name], name) for name in SHADES], description="Colour")
-        self._follow = widgets.Text(description="Follow")
-        self._follow.continuous_update = False
-        self._window = widgets.IntRangeSlider(description="Positions", continuous_update=False)
-        for control, width in ((self._site, "250px"), (self._shade, "234px"), (self._follow, "200px")):
-            control.style, control.layout.width = {"description_width": "initial"}, width
-        self._window.style, self._window.layout.width = {"description_width": "initial"}, "340px"
-        self._window.layout.display = "none"
+        site, shade = choice("Site", _SITE_WORDS, "250px"), choice("Colour", _SHADE_WORDS, "234px")
+        self._follow = labelled(widgets.Text, "Follow", "200px", continuous_update=False)
+        self._window = labelled(widgets.IntRangeSlider, "Positions", "340px", continuous_update=False)
+        shown(self._window, False)
         self.heatmap = Heatmap(row_axis="layer (0 at the bottom)", column_axis="position", origin="bottom", low=0.0)
         self.bars = TokenBars()
         self.bars.layout.flex, self.bars.layout.width = "0 0 auto", "264px"
         self.curve = Curve(axis="layer")
         self.curve.layout.flex, self.curve.layout.width = "1 1 380px", "auto"
         super().__init__()
-        self.add_class("labkit-column")
-        for name, control in {"site": self._site, "shade": self._shade, "follow": self._follow}.items():
-            t.link((self, name), (control, "value"))
+        link(self, site=site, shade=shade, follow=self._follow)
         self.observe(lambda _: None if self._reading else ask(), ["site", "follow", "window"])
         self.observe(lambda _: self.draw(), ["lens", "shade"])
         self.observe(lambda _: self._look(), "selection")
         self._window.observe(self._moved, "value")
         self.heatmap.observe(self._clicked, "selection")
         self.curve.observe(self._climbed, "selection")
-        self.children = [
-            row(self._site, self._shade, self._follow, self._window), self.heatmap,
-            row(self.bars, self.curve, wide=True),
-        ]  # fmt: skip
+        controls = row(site, shade, self._follow, self._window)
+        self.children = [controls, self.heatmap, row(self.bars, self.curve, wide=True)]
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -106,12 +95,9 @@ class LensPanel(widgets.VBox):
         )  # fmt: skip
         self._followed = lens.followed[0]
         self._follow.placeholder = "" if self.follow else f"{self._followed.display} (automatic)"
-        kept = self.selection
-        self.lens = lens
-        if kept is None or kept[0] not in lens.layers or kept[1] not in lens.positions:
-            kept = (lens.layers[-1], lens.positions[-1])
-        self.selection = kept
-        self._look()
+        self.lens, at = lens, self.selection
+        if at is None or at[0] not in lens.layers or at[1] not in lens.positions:
+            self.selection = (lens.layers[-1], lens.positions[-1])
         return lens
 
     def _token(self, ids: torch.Tensor) -> str | int:
@@ -135,7 +121,7 @@ class LensPanel(widgets.VBox):
                 self._window.max = length - 1
             self._window.value = (first, last)
             self._window.max = length - 1
-            self._window.layout.display = "" if length > AT_FIRST else "none"
+            shown(self._window, length > AT_FIRST)
         finally:
             self._reading = False
 
@@ -153,12 +139,12 @@ class LensPanel(widgets.VBox):
         values = lens.shade(self.shade)
         look: dict[str, Any] = {"scale": "amount", "low": 0.0, "ticks": []}
         if self.shade == "rank":
-            values, ticks = np.log10(values), rank_ticks(self.lm.n_vocab)
+            values = np.log10(values)
             look |= {
                 "scale": "order",
                 "high": float(np.log10(self.lm.n_vocab)),
-                "ticks": ticks,
-                "unit": f"rank of {self._word(lens)}",
+                "ticks": rank_ticks(self.lm.n_vocab),
+                "unit": f"rank of {lens.followed[0].display}",
             }
         elif self.shade == "probability":
             look |= {"high": 1.0, "unit": "probability"}
@@ -176,11 +162,8 @@ class LensPanel(widgets.VBox):
             self.heatmap.values = values
         self._look()
 
-    def _word(self, lens: LogitLens) -> str:
-        return lens.followed[0].display
-
     def _notes(self, lens: LogitLens) -> list[str]:
-        word = self._word(lens)
+        word = lens.followed[0].display
         each = zip(
             lens.top_probabilities[:, :, 0].ravel(), lens.entropy.ravel(), lens.kl.ravel(), lens.ranks[0].ravel(),
             strict=True,
@@ -202,7 +185,7 @@ class LensPanel(widgets.VBox):
             self.heatmap.selection, self.curve.selection = (r, c), r
         finally:
             self._reading = False
-        word, at = self._word(lens), lens.labels()[c]
+        word, at = lens.followed[0].display, lens.labels()[c]
         about = f"entropy {lens.entropy[r, c]:.2f} nats, KL to the final layer {lens.kl[r, c]:.2f} nats\n"
         about += f"{word} is at rank {lens.ranks[0, r, c]} (1 is the likeliest), {lens.probabilities[0, r, c]:.2%}"
         self.bars.marked = [word]
@@ -232,11 +215,8 @@ class LensPanel(widgets.VBox):
         """The map as HTML without a frame, for the snapshot."""
         if self.lens is None:
             return ""
-        below = f"<div>{self.bars.picture()}</div><div>{note(self.curve.title)}{self.curve.picture()}</div>"
-        return (
-            f"{self.heatmap.picture()}"
-            f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">{below}</div>'
-        )
+        curve = f"<div>{note(self.curve.title)}{self.curve.picture()}</div>"
+        return self.heatmap.picture() + side_by_side(f"<div>{self.bars.picture()}</div>", curve)
 
 
 def rank_ticks(n_vocab: int) -> list[tuple[float, str]]:

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
-from labkit.engine.wavefront import Cancelled
+from labkit.language_model import LanguageModel
 from labkit.lens.logit_lens import SHADES, SITES, LensSite, LogitLens
 from labkit.text.prompts import asked
+from labkit.text.types import Prompt
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.snapshot import card, note
-from labkit.widgets.base.tool import Tool, row
+from labkit.widgets.base.tool import Tool, link, row, shown
 from labkit.widgets.blocks.given_prompt import GivenPrompt, share_prompt
 from labkit.widgets.lens_view.attribution_panel import AttributionPanel
 from labkit.widgets.lens_view.lens_panel import LensPanel
 from labkit.widgets.steer_lab import SteerLab
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 FACES = {"lens": "Lens", "direct": "Direct attribution", "steering": "Steering"}
 
@@ -83,20 +80,15 @@ class LensView(Tool):
         self._face.style.button_width = "auto"
         self.lens_face = LensPanel(lm, self._again)
         self.direct_face = AttributionPanel(lm, self._again)
-        for name, (part, trait) in {
-            "face": (self._face, "value"), "site": (self.lens_face, "site"),
-            "shade": (self.lens_face, "shade"), "follow": (self.lens_face, "follow"),
-            "selection": (self.lens_face, "selection"), "answer": (self.direct_face, "answer"),
-            "foil": (self.direct_face, "foil"),
-        }.items():  # fmt: skip
-            t.link((self, name), (part, trait))
+        link(self, face=self._face, answer=self.direct_face, foil=self.direct_face)
+        link(self, **dict.fromkeys(("site", "shade", "follow", "selection"), self.lens_face))
         share_prompt(self, self.box)
         self.site, self.shade, self.face = site, shade, face
         self.follow, self.answer, self.foil = follow or "", answer or "", foil or ""
         self.prompt = asked(lm, prompt)
         self._quiet = False
         self.box.on_submit(self.start)
-        self.observe(lambda _: self._stale(), "prompt")
+        self.observe(lambda _: self._fresh.clear(), "prompt")
         self.observe(lambda _: self._turn(), "face")
         self.observe(lambda _: self.refresh_snapshot(), ["face", "shade", "selection"])
         self._controls = row(self.run_button, self.stop_button, self.status)
@@ -122,6 +114,7 @@ class LensView(Tool):
         """The `SteerLab` on the same prompt."""
         if self._steering is None:
             self._steering = SteerLab(self.lm, self.prompt, background=self.queue.background)
+            self.queues.append(self._steering.queue)
             share_prompt(self, self._steering)
             self._steering.observe(lambda _: self.refresh_snapshot(), "after")
             self._steering.children = self._steering.panel  # the prompt's box is this view's own
@@ -138,13 +131,10 @@ class LensView(Tool):
         if self.face == "steering" or self._steering is not None:
             faces["steering"] = self.steering
         for name, part in faces.items():
-            part.layout.display = "" if name == self.face else "none"
-        self._controls.layout.display = "none" if self.face == "steering" else ""
+            shown(part, name == self.face)
+        shown(self._controls, self.face != "steering")
         if self._given and self.face not in self._fresh:
             self.start()
-
-    def _stale(self) -> None:
-        self._fresh.clear()
 
     def _again(self) -> None:
         if not self._quiet and self._given:
@@ -159,16 +149,6 @@ class LensView(Tool):
         else:
             self.do(self._read)
 
-    def stop(self) -> None:
-        super().stop()
-        if self._steering is not None:
-            self._steering.stop()
-
-    def wait(self, timeout: float | None = None) -> None:
-        super().wait(timeout)
-        if self._steering is not None:
-            self._steering.wait(timeout)
-
     def run(self, timeout: float | None = None) -> Any:
         """Read the prompt, wait, and return what the current face shows. Raises what `wait` raises."""
         self.start()
@@ -182,18 +162,14 @@ class LensView(Tool):
             raise ValueError("the prompt is empty; write at least one character")
         self.status.say("Reading…")
         face, prompt, began = self.face, self.prompt, time.monotonic()
-        try:
-            if face == "lens":
-                lens = self.lens_face.read(prompt, stop)
-                size = f"{len(lens.layers)} layers × {len(lens.positions)} positions"
-                if len(lens.positions) < len(lens.tokens):
-                    size += f" of {len(lens.tokens)}"
-            else:
-                found = self.direct_face.read(prompt)
-                size = f"{found.heads.shape[0]} layers × {found.heads.shape[1]} heads"
-        except Cancelled:
-            self.status.say("Stopped.")
-            return
+        if face == "lens":
+            lens = self.lens_face.read(prompt, stop)
+            size = f"{len(lens.layers)} layers × {len(lens.positions)} positions"
+            if len(lens.positions) < len(lens.tokens):
+                size += f" of {len(lens.tokens)}"
+        else:
+            found = self.direct_face.read(prompt)
+            size = f"{found.heads.shape[0]} layers × {found.heads.shape[1]} heads"
         self._fresh.add(face)
         self.status.say(f"{size} in {time.monotonic() - began:.1f} s")
 
@@ -213,8 +189,8 @@ class LensView(Tool):
         title = f"LensView · {self.lm.name} · {FACES[self.face]}"
         if self.face == "steering":
             return card(self.steering.picture(), title=title)
-        part = self.lens_face.picture() if self.face == "lens" else self.direct_face.picture()
-        return card(note(self.box.value or "no text yet"), part, title=title)
+        part = self.lens_face if self.face == "lens" else self.direct_face
+        return card(note(self.box.value or "no text yet"), part.picture(), title=title)
 
     def __repr__(self) -> str:
         return f"LensView({self.lm.name!r}, {self.box.value!r}, face={self.face!r}, selection={self.selection})"

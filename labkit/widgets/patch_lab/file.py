@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from labkit.language_model import LanguageModel
 from labkit.patching.grid import about_of
 from labkit.patching.saved_grid import grid_of
 from labkit.patching.spec import PatchSpec
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.widgets.patch_lab.live_grid import Known
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
+from labkit.widgets.patch_lab.state import ASKED
 
 
 def save_lab(
@@ -52,11 +51,8 @@ def open_lab(path: str | os.PathLike[str], lm: LanguageModel) -> tuple[dict[str,
 
 
 def _asked(spec: PatchSpec) -> dict[str, Any]:
-    return {
-        "clean": spec.clean, "corrupt": spec.corrupt, "answer": spec.answer or "", "foil": spec.foil or "",
-        "metric": spec.metric or "", "site": spec.site, "over": spec.over, "layer": spec.layer,
-        "direction": spec.direction,
-    }  # fmt: skip
+    asked = {name: getattr(spec, name) for name in ASKED}
+    return asked | {name: asked[name] or "" for name in ("answer", "foil", "metric")}
 
 
 def _spec(asked: dict[str, Any]) -> PatchSpec:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 
+from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import CellReport, JointReport, Place, inspect, together, transplant
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import label_of
@@ -16,12 +18,9 @@ from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
 from labkit.widgets.base.job_queue import Work
 from labkit.widgets.base.snapshot import note
-from labkit.widgets.base.tool import shown
+from labkit.widgets.base.tool import Panel, shown
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 HINT = (
     "Click a cell to see what the model would predict after that patch. Shift+click several to patch them together. "
@@ -30,7 +29,7 @@ HINT = (
 TOKENS = 6  # in each column
 
 
-class Inspector(widgets.VBox):
+class Inspector(Panel):
     """Token bars before and after a patch, the effect in words, and the attention at the cell before and after.
 
     Without anything to show it takes no room, and `invitation`, which its owner places, says what can be done.
@@ -38,7 +37,6 @@ class Inspector(widgets.VBox):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_class("labkit-column")
         self.bars = TokenBars()
         self.invitation = widgets.HTML(HINT)
         self.invitation.add_class("labkit-muted")
@@ -53,7 +51,7 @@ class Inspector(widgets.VBox):
 
     def hint(self) -> None:
         """Show what can be done."""
-        self._show(None, "", "")
+        self._show("", "")
 
     def look(
         self,
@@ -65,55 +63,51 @@ class Inspector(widgets.VBox):
         arrow: tuple[Place, Place] | None = None,
     ) -> Work | None:
         """What to compute for a drag, several cells, or one, whichever is given first; None for nothing."""
+        patched: Callable[[], CellReport]
         if arrow is not None:
-            title = move_words(grid, arrow)
+            title, place = move_words(grid, arrow), arrow[1]
+            patched = partial(transplant, lm, grid, *arrow, k=TOKENS)
         elif chosen:
-            title = joint_words(grid, chosen)
+            title, place = joint_words(grid, chosen), chosen[0]
+            patched = partial(together, lm, grid, chosen, k=TOKENS)
         elif selection is not None:
-            title = place_words(grid, selection)
+            title, place = place_words(grid, selection), selection
+            patched = partial(inspect, lm, grid, *selection, k=TOKENS)
         else:
             self.hint()
             return None
-        self._show(None, title, "Computing…")
+        self._show(title, "Computing…")
 
         def work(stop: threading.Event) -> None:
             if stop.is_set():
                 return
-            report: CellReport
             try:
-                if arrow is not None:
-                    place, report = arrow[1], transplant(lm, grid, *arrow, k=TOKENS)
-                elif chosen:
-                    place, report = chosen[0], together(lm, grid, chosen, k=TOKENS)
-                else:
-                    assert selection is not None
-                    place, report = selection, inspect(lm, grid, *selection, k=TOKENS)
+                report = patched()
             except ValueError:
                 self.hint()
                 raise
-            self._show(report, title, _report_words(grid, report), grid, _marked(lm, grid))
+            base = "corrupt" if grid.direction == "denoise" else "clean"
+            columns = {f"before: {base} prompt": report.before, "after the patch": report.after}
+            ids = [id for id in answer_ids(lm, grid.recipe) if id is not None]
+            marked = [token.display for token in describe(lm.tokenizer, ids)]
+            self._show(title, _report_words(grid, report), columns, marked)
             self._show_attention(grid, place, report)
 
         return work
 
     def _show(
         self,
-        report: CellReport | None,
         title: str,
         words: str,
-        grid: PatchGrid | None = None,
-        marked: list[str] | None = None,
+        columns: Mapping[str, Any] | None = None,
+        marked: Sequence[str] = (),
     ) -> None:
         shown(self, bool(title))
         shown(self.invitation, not title)
         self._looks = {}
         self._draw_attention()
-        columns: dict[str, Any] = {}
-        if report is not None and grid is not None:
-            base = "corrupt" if grid.direction == "denoise" else "clean"
-            columns = {f"before: {base} prompt": report.before, "after the patch": report.after}
-        self.bars.marked = marked or []
-        self.bars.show(columns, title=title, note=words)
+        self.bars.marked = list(marked)
+        self.bars.show(columns or {}, title=title, note=words)
 
     def _show_attention(self, grid: PatchGrid, place: Place, report: CellReport) -> None:
         if report.attention_before is None or report.attention_after is None:
@@ -134,15 +128,15 @@ class Inspector(widgets.VBox):
         self._draw_attention()
 
     def _draw_attention(self) -> None:
-        shown = self._looks.get(self.which.value)
-        self.which.layout.display = self.attention.layout.display = "none" if shown is None else ""
-        if shown is None:
+        pattern = self._looks.get(self.which.value)
+        for part in (self.which, self.attention):
+            shown(part, pattern is not None)
+        if pattern is None:
             return
-        when = "before the patch" if self.which.value == "before" else "after the patch"
         with self.attention.hold_sync():
             self.attention.selection = self.attention.hovered = None
-            self.attention.title = f"Where it looks, {when}"
-            self.attention.values = shown
+            self.attention.title = f"Where it looks, {self.which.value} the patch"
+            self.attention.values = pattern
 
     def picture(self) -> str:
         """What is shown as HTML, for the snapshot of the tool."""
@@ -159,11 +153,6 @@ def _report_words(grid: PatchGrid, report: CellReport) -> str:
     singles = f": {' '.join(f'{one:+.2f}' for one in report.singles)}" if len(report.singles) <= 8 else ""
     words = f"together {effect_words(grid, report)}\nsum of single patches {report.sum:+.2f}{singles}"
     return words.replace("-", "−")
-
-
-def _marked(lm: LanguageModel, grid: PatchGrid) -> list[str]:
-    ids = [id for id in answer_ids(lm, grid.recipe) if id is not None]
-    return [token.display for token in describe(lm.tokenizer, ids)]
 
 
 def effect_words(grid: PatchGrid, report: CellReport) -> str:

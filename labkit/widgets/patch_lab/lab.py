@@ -12,22 +12,22 @@ import time
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
 
 from labkit.activations.site_kinds import KINDS
 from labkit.datasets.tasks import task
+from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import Move, Place, code_of, site_of
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import label_of
 from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PatchSpec
+from labkit.sanity.report import Controls
 from labkit.text.as_code import LM, as_code
-from labkit.widgets.base.job_queue import JobQueue
 from labkit.widgets.base.snapshot import card, note
-from labkit.widgets.base.tool import Tool, row
+from labkit.widgets.base.tool import Tool, button, row
 from labkit.widgets.patch_lab.file import open_lab, save_lab
 from labkit.widgets.patch_lab.inspector import Inspector
 from labkit.widgets.patch_lab.live_grid import Known, LiveGrid, nothing_words
@@ -35,10 +35,6 @@ from labkit.widgets.patch_lab.pair_editor import PairEditor
 from labkit.widgets.patch_lab.patch_controls import PatchControls
 from labkit.widgets.patch_lab.sanity_panel import SanityPanel
 from labkit.widgets.patch_lab.state import ASKED, PAIR, POINTED, Over, PatchState
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.sanity.report import Controls
 
 PAIRS = 12  # of the task that a pair comes from: for the control over many pairs
 
@@ -97,7 +93,7 @@ class PatchLab(Tool, PatchState):
     ) -> None:
         super().__init__(lm, background=background)
         # Queues of their own: a click or a keystroke does not cancel the grid.
-        self._close_look, self._offers, self._doubts = (JobQueue(lm, background=background) for _ in range(3))
+        self._close_look, self._offers, self._doubts = (self.another_queue() for _ in range(3))
         self._paused = False
         self._asked: PatchSpec | None = None
         self._computing = 0  # requested grids that have not ended
@@ -110,14 +106,15 @@ class PatchLab(Tool, PatchState):
         self.controls = SanityPanel(lm, check=self.begin_checks)
         self.heatmap, self.bars = self.live.heatmap, self.inspector.bars
         self.what = PatchControls(lm, self)
-        self.pause_button = widgets.Button(description="Pause", disabled=True, tooltip="Pause; Resume continues")
+        self.pause_button = button(
+            "Pause", lambda: self.start() if self._paused else self.pause(), "Pause; Resume continues", disabled=True
+        )
         self.stop_button.description = "Cancel"
         self.pair.use(clean, corrupt, answer or "", foil or "")
         self.chosen = [tuple(place) for place in chosen]
         self.observe(lambda _: self._again(), [name for name in ASKED if name not in PAIR])
         self.observe(lambda _: self.controls.forget(ready=self.grid.complete), "grid")
         self.observe(lambda _: self._look(), POINTED)
-        self.pause_button.on_click(lambda _: self.start() if self._paused else self.pause())
         self.heatmap.layout.flex, self.heatmap.layout.max_width = "1 1 420px", "760px"  # as wide with the inspector
         self.inspector.layout.flex, self.inspector.layout.width = "0 0 auto", "280px"
         self.children = [
@@ -173,7 +170,7 @@ class PatchLab(Tool, PatchState):
             self._settle()
 
     def _halt(self) -> None:
-        super().stop()
+        self.queue.stop()
         if self._working is not None and (job := self._working.job) is not None:
             job.cancel()  # it ends before the model's next block; the event alone, after the chunk
 
@@ -181,11 +178,6 @@ class PatchLab(Tool, PatchState):
     def _working(self) -> Known | None:
         """What is known of the question that is shown, and worked on."""
         return None if self.live.spec is None else self.live.known.get(self.live.spec)
-
-    def wait(self, timeout: float | None = None) -> None:
-        super().wait(timeout)
-        for queue in (self._close_look, self._offers, self._doubts):
-            queue.wait(timeout)
 
     def _patch(self, stop: threading.Event) -> None:
         try:
@@ -334,10 +326,8 @@ class PatchLab(Tool, PatchState):
             return card(self.pair.strip.picture(), note(self.pair.status.text), title=title)
         about = f"{label_of(self.grid.recipe['metric'])}: clean {self.grid.clean:.2f}, corrupt {self.grid.corrupt:.2f}"
         about += nothing_words(self.grid)
-        done = int((self.grid.values == self.grid.values).sum())
-        about += (
-            "" if self.grid.complete else f" · {done} of {self.grid.values.size} cells exact, dotted ones estimated"
-        )
+        if not self.grid.complete:
+            about += f" · {_exact(self.grid)} of {self.grid.values.size} cells exact, dotted ones estimated"
         code = (
             '<details><summary style="color:#59636e">Code</summary>'
             f'<pre style="font-size:12px;margin:4px 0">{escape(self.code())}</pre></details>'

@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from labkit.activations.sites import layers_with
+from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import Place, cone
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import label_of
@@ -24,9 +25,6 @@ from labkit.patching.spec import PatchSpec
 from labkit.widgets.base.tool import FRAME
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.patch_lab.state import POINTED, PatchState
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 TOGETHER = ("resid_pre", "attn_out", "mlp_out", "z")  # estimated in one pass: what people switch between
 INTO = {"denoise": "clean into corrupt", "noise": "corrupt into clean"}
@@ -65,8 +63,8 @@ class LiveGrid:
         self._pair: tuple[Any, Any] | None = None
         self._runs: PairRuns | None = None
         self.heatmap = Heatmap(centre=0.0, origin="bottom", max_height=480, gestures=True)
-        self.heatmap.observe(lambda change: self._from_heatmap(change), POINTED)
-        state.observe(lambda change: self._to_heatmap(change), POINTED)
+        self.heatmap.observe(self._from_heatmap, POINTED)
+        state.observe(self._to_heatmap, POINTED)
 
     # -- the work ------------------------------------------------------------------------------------------------
 
@@ -108,12 +106,8 @@ class LiveGrid:
     def _estimate(self, known: Known, job: PatchJob) -> None:
         try:
             known.estimate = job.estimates
-        except (
-            RuntimeError,
-            NotImplementedError,
-            ValueError,
-        ):  # no gradient, or no memory for it: exact cells need none
-            return
+        except (RuntimeError, NotImplementedError, ValueError):
+            return  # no gradient, or no memory for it: exact cells need none
         if known.grid is not job.grid:
             known.grid.clean, known.grid.corrupt = job.grid.clean, job.grid.corrupt
             known.grid.recipe |= {n: v for n, v in job.grid.recipe.items() if n in ("unit", "noise", "least_gap")}
@@ -155,9 +149,8 @@ class LiveGrid:
         grid, (down, across) = known.grid, known.grid.over
         base = "corrupt" if grid.direction == "denoise" else "clean"
         about = {"layer": "layer (0 at the bottom)", "position": f"position ({base} prompt)"}
-        differ = {
-            i for i, (a, b) in enumerate(zip(grid.clean_tokens, grid.corrupt_tokens, strict=True)) if a.id != b.id
-        }
+        pairs = zip(grid.clean_tokens, grid.corrupt_tokens, strict=True)
+        differ = {i for i, (a, b) in enumerate(pairs) if a.id != b.id}
         with self.heatmap.hold_sync():
             where = "" if spec.layer is None else f" in layer {spec.layer}"
             self.heatmap.title = f"{grid.site}{where}: {INTO[grid.direction]}"

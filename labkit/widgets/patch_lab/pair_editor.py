@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
 from labkit.activations.unembedding import last_logits
 from labkit.datasets.tasks import PromptPair, task, tasks
+from labkit.language_model import LanguageModel
 from labkit.text.alignment import SideBySide, begins, side_by_side
 from labkit.text.encode import single_token
 from labkit.text.tokens import describe
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import column, in_words, row
+from labkit.widgets.base.tool import Panel, button, choice, in_words, labelled, link, row, shown
 from labkit.widgets.blocks.pair_strip import PairStrip
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_strip import TokenStrip
 from labkit.widgets.patch_lab.state import PAIR, PatchState
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 NAMES = ("clean", "corrupt")
 OFFERED = 6  # tokens to choose the answer and the foil from
 _OWN = "a pair of your own"
 
 
-class PairEditor(widgets.VBox):
+class PairEditor(Panel):
     """Write a pair, or generate one; mismatches are shown as you type.
 
     Args:
@@ -53,26 +51,23 @@ class PairEditor(widgets.VBox):
         submit: Callable[[], Any] = lambda: None,
     ) -> None:
         super().__init__()
-        self.add_class("labkit-column")
         self.lm, self.state, self._ask = lm, state, ask
         self.held: SideBySide | None = None
         self._settling = False
         self._offers_for: tuple[str, str] | None = None
         self._offered: dict[str, list[str]] = {name: [] for name in NAMES}
         self.seed = 0  # which pair of the task it is
-        self.task = widgets.Dropdown(options=[(_OWN, ""), *((n, n) for n in tasks().index)], description="Start from")
-        self.another = widgets.Button(description="Another pair", tooltip="The next pair of this task", disabled=True)
+        self.task = choice("Start from", [(_OWN, ""), *((n, n) for n in tasks().index)], "290px")
+        self.another = button(
+            "Another pair", lambda: self._make(self.seed + 1), "The next pair of this task", disabled=True
+        )
         self.boxes = {name: PromptBox(label=f"{name.capitalize()} prompt", delay=150) for name in NAMES}
         self.strip = PairStrip()
         self.status = StatusLine()
-        self.fix = widgets.Button(description="", layout={"display": "none"})
-        self.words = {name: widgets.Text(description=name.capitalize()) for name in ("answer", "foil")}
+        self.fix = button("", self._mend, layout={"display": "none"})
+        self.words = {name: labelled(widgets.Text, name.capitalize(), "150px") for name in ("answer", "foil")}
         self.picks = {name: TokenStrip(unit="probability", low=0.0, high=1.0) for name in NAMES}
-        for control, width in ((self.task, "290px"), *((word, "150px") for word in self.words.values())):
-            control.style = {"description_width": "initial"}
-            control.layout.width = width
-        for name, control in {**self.boxes, **self.words}.items():
-            t.link((state, name), (control, "value"))
+        link(state, **self.boxes, **self.words)
         for box in self.boxes.values():
             box.on_submit(submit)
             box.layout.flex, box.layout.width = "1 1 380px", "auto"
@@ -80,19 +75,16 @@ class PairEditor(widgets.VBox):
             pick.add_class("labkit-picks")
             pick.layout.flex, pick.layout.width = "1 1 300px", "auto"
             pick.observe(lambda change, name=name, word=word: self._picked(name, word, change["new"]), "selection")
-        self.task.observe(lambda _: self._first_pair(), "value")
-        self.another.on_click(lambda _: self._next_pair())
-        self.fix.on_click(lambda _: self._mend())
+        self.task.observe(lambda _: self._make(0), "value")
         state.observe(lambda _: self._changed(), PAIR)
-        choices = [
-            row(word, pick) for word, pick in zip(self.words.values(), self.picks.values(), strict=True)
-        ]  # the answer from what follows clean, the foil from what follows corrupt
-        for choice in choices:
-            choice.layout.flex = "1 1 440px"
+        # the answer from what follows clean, the foil from what follows corrupt
+        choices = [row(*pair) for pair in zip(self.words.values(), self.picks.values(), strict=True)]
+        for one in choices:
+            one.layout.flex = "1 1 440px"
         self.children = [
             row(self.task, self.another),
             row(*self.boxes.values(), wide=True),
-            column(self.strip, row(self.status, self.fix)),
+            Panel(self.strip, row(self.status, self.fix)),
             row(*choices, wide=True),
         ]
         self.align()
@@ -125,15 +117,12 @@ class PairEditor(widgets.VBox):
             self._offer_fix()
             self.status.complain(in_words(error))
             return False
-        text = lambda side, at: None if at is None else side[at].display  # noqa: E731
-        columns = [(text(held.clean, i), text(held.corrupt, j)) for i, j in held.columns]
-        special = lambda side, at: at is not None and side[at].special  # noqa: E731
-        marks = {
-            "differs": held.differ,
-            "special": [
-                n for n, (i, j) in enumerate(held.columns) if special(held.clean, i) or special(held.corrupt, j)
-            ],
-        }
+        pairs = [
+            (None if i is None else held.clean[i], None if j is None else held.corrupt[j]) for i, j in held.columns
+        ]
+        columns = [(a.display if a else None, b.display if b else None) for a, b in pairs]
+        special = [n for n, pair in enumerate(pairs) if any(token is not None and token.special for token in pair)]
+        marks = {"differs": held.differ, "special": special}
         labels = [str(i) if i == j or j is None else str(j) if i is None else f"{i}/{j}" for i, j in held.columns]
         if begins(self.lm, held.clean or held.corrupt):
             marks["BOS"], labels[0] = [0], "0 BOS"
@@ -160,7 +149,7 @@ class PairEditor(widgets.VBox):
 
     def _offer_fix(self) -> None:
         fix = self.held.fix if self.held else None
-        self.fix.layout.display = "none" if fix is None else ""
+        shown(self.fix, fix is not None)
         if fix is not None:
             self.fix.description = fix.words[:1].upper() + fix.words[1:]
 
@@ -206,17 +195,11 @@ class PairEditor(widgets.VBox):
 
     # -- pairs of classic tasks ----------------------------------------------------------------------------------
 
-    def _first_pair(self) -> None:
-        self.seed = 0
+    def _make(self, seed: int) -> None:
+        self.seed = seed
         self.another.disabled = not self.task.value
-        if self.task.value:
-            self._make()
-
-    def _next_pair(self) -> None:
-        self.seed += 1
-        self._make()
-
-    def _make(self) -> None:
+        if not self.task.value:
+            return
         try:
             pair: PromptPair = task(self.task.value).pairs(self.lm, 1, seed=self.seed)[0]
         except ValueError as error:

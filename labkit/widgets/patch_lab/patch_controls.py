@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import ipywidgets as widgets
-import traitlets as t
 
 from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import absent
+from labkit.language_model import LanguageModel
 from labkit.patching.metrics import METRICS
 from labkit.patching.spec import DIRECTIONS
+from labkit.widgets.base.tool import choice, labelled, link, shown
 from labkit.widgets.patch_lab.live_grid import INTO
 from labkit.widgets.patch_lab.state import OVER, SITES, Over, PatchState
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 
 class PatchControls(widgets.HBox):
@@ -27,55 +23,39 @@ class PatchControls(widgets.HBox):
         self.state = state
         # the sites that the model has, and the one asked for, so that what is wrong with it can be said
         sites = [name for name in SITES if name == state.site or absent(lm, name) is None]
-        self._site = widgets.Dropdown(options=sites, description="Site")
-        self._over = widgets.Dropdown(options=list(OVER.items()), description="Over")
-        self._layer = widgets.BoundedIntText(min=0, max=lm.n_layers - 1, description="Layer")
-        self._direction = widgets.Dropdown(
-            options=[(f"{name}: {INTO[name]}", name) for name in DIRECTIONS], description="Direction"
-        )
+        self._site = choice("Site", sites, "160px")
+        self._over = choice("Over", list(OVER.items()), "196px")
+        self._layer = labelled(widgets.BoundedIntText, "Layer", "120px", min=0, max=lm.n_layers - 1)
+        direction = choice("Direction", [(f"{name}: {INTO[name]}", name) for name in DIRECTIONS], "276px")
         metrics = [("automatic", ""), *((kind.label, name) for name, kind in METRICS.items())]
-        self._metric = widgets.Dropdown(
-            options=metrics,
-            description="Metric",
-            tooltip="automatic: logit difference, or log probability with no foil",
-        )
-        controls = (self._site, self._over, self._layer, self._direction, self._metric)
-        for control, width in zip(controls, ("160px", "196px", "120px", "276px", "220px"), strict=True):
-            control.style = {"description_width": "initial"}
-            control.layout.width = width
+        self._metric = choice("Metric", metrics, "220px")
+        self._metric.tooltip = "automatic: logit difference, or log probability with no foil"
         self._offering = False
         state.observe(lambda change: self._new_site(change["old"]), "site")  # before other observers
-        named = {"site": self._site, "layer": self._layer, "direction": self._direction, "metric": self._metric}
-        for name, control in named.items():
-            t.link((state, name), (control, "value"))
+        link(state, site=self._site, layer=self._layer, direction=direction, metric=self._metric)
         state.observe(lambda _: self._offer(), "over")
         self._over.observe(lambda change: self._chose(change["new"]), "value")
-        self.children = controls
+        self.children = [self._site, self._over, self._layer, direction, self._metric]
         self._offer()
 
     def _new_site(self, old: str) -> None:
         """Axes stay where the new site has them too; a site by head that follows another kind shows its heads."""
         state = self.state
         alike = (KINDS[state.site].unit == "head") == (KINDS[old].unit == "head")
-        if not alike or state.over not in self.overs(state.site).values():
+        if not alike or state.over not in KINDS[state.site].over:
             state.over = KINDS[state.site].usual
         self._offer()
 
-    @staticmethod
-    def overs(site: str) -> dict[str, Over]:
-        """The axes that a site can have, by name."""
-        return {name: over for name, over in OVER.items() if over in KINDS[site].over}
-
     def _offer(self) -> None:
         """Offer the axes that the site has, and those asked for, so that what is wrong with them can be said."""
-        possible = self.overs(self.state.site)
-        offered = tuple((name, over) for name, over in OVER.items() if name in possible or over == self.state.over)
+        possible = (*KINDS[self.state.site].over, self.state.over)
+        offered = tuple((name, over) for name, over in OVER.items() if over in possible)
         self._offering = True
         if self._over.options != offered:
             self._over.options = offered
         self._over.value = self.state.over
         self._offering = False
-        self._layer.layout.display = "" if self.state.one_layer else "none"
+        shown(self._layer, self.state.one_layer)
 
     def _chose(self, over: Over | None) -> None:
         if over is not None and not self._offering:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import ipywidgets as widgets
 import traitlets as t
 
+from labkit.language_model import LanguageModel
 from labkit.patching.spec import PatchSpec, given
 from labkit.sanity.checks import ControlsJob, ControlsSpec
-from labkit.widgets.base.tool import row
+from labkit.widgets.base.tool import Panel, button, row
 from labkit.widgets.blocks.check_list import CheckList
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
-    from labkit.widgets.patch_lab.live_grid import Known
+from labkit.widgets.patch_lab.live_grid import Known
 
 
-class SanityPanel(widgets.VBox):
+class SanityPanel(Panel):
     """A button, and the checks below it as they are made.
 
     Args:
@@ -34,11 +31,9 @@ class SanityPanel(widgets.VBox):
 
     def __init__(self, lm: LanguageModel, *, check: Callable[[], Any]) -> None:
         super().__init__()
-        self.add_class("labkit-column")
         self.lm = lm
         self._job: ControlsJob | None = None
-        self.button = widgets.Button(description="Sanity checks")
-        self.button.on_click(lambda _: check())
+        self.button = button("Sanity checks", check)
         self.list = CheckList()
         self.children = [row(self.button), self.list]
         self.forget()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
-from labkit.widgets.base.tool import row
+from labkit.generation.tree import Branch
+from labkit.widgets.base.tool import Panel, link, row
 from labkit.widgets.blocks.prompt_box import PromptBox
-
-if TYPE_CHECKING:
-    from labkit.generation.tree import Branch
 
 WORDS = {"user": ("You", "Rerun from here"), "assistant": ("Model", "Answer again"), "system": ("System prompt", "")}
 
@@ -58,7 +56,7 @@ def _said(branch: Branch | None, *, space: bool) -> str:
     return " " * (first.startswith(" ") and not branch.text.startswith(" ")) + branch.text
 
 
-class ChatTurns(widgets.VBox):
+class ChatTurns(Panel):
     """A system prompt and the turns so far.
 
     Traits:
@@ -74,11 +72,9 @@ class ChatTurns(widgets.VBox):
         self._rerun: list[Callable[[int], Any]] = []
         self._rows: list[tuple[PromptBox, widgets.Button, widgets.HBox]] = []
         self._drawing = False
-        self.system_box = PromptBox(
-            label=WORDS["system"][0], rows=1, placeholder="Leave empty for the template's own, if it has one."
-        )
-        t.link((self, "system"), (self.system_box, "value"))
-        self.add_class("labkit-column")
+        hint = "Leave empty for the template's own, if it has one."
+        self.system_box = PromptBox(label=WORDS["system"][0], rows=1, placeholder=hint)
+        link(self, system=self.system_box)
         self.observe(lambda _: self._draw(), "messages")
         self._draw()
 

@@ -27,14 +27,14 @@ def written_code(lab: Lab) -> str:
 
 def _prompt(lab: Lab) -> str:
     tree = lab.columns[0].tree
-    if lab.mode == "chat" and tree is not None:
+    if lab.mode != "chat":
+        return repr(lab.prompt)
+    if tree is not None:
         return as_python(tree.prompt)
-    if lab.mode == "chat":
-        try:
-            return repr(lab.asked(0, lab.turns_to_answer()))
-        except ValueError:
-            return repr(lab.asked())
-    return repr(lab.prompt)
+    try:
+        return repr(lab.asked(0, lab.turns_to_answer()))
+    except ValueError:
+        return repr(lab.asked())
 
 
 def _template(lab: Lab) -> str:

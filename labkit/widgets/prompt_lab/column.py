@@ -5,26 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
 
 from labkit.generation.score import Score
 from labkit.generation.token_table import MEASURES, GeneratedToken, Record
 from labkit.generation.tree import Branch, Tree
+from labkit.language_model import LanguageModel
 from labkit.models.memory import in_words
 from labkit.text.diff import differing, stretches
-from labkit.text.regions import Region, thinking
+from labkit.text.regions import Region, regions, thinking
 from labkit.text.tokens import Token, bytes_of, describe, split_characters
 from labkit.widgets.base.snapshot import note
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import FRAME, shown, special
+from labkit.widgets.base.tool import FRAME, Panel, shown, special
 from labkit.widgets.blocks.branch_tree import BranchTree
 from labkit.widgets.blocks.token_strip import TokenStrip
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 LOOKS = {  # measure: the value of the warmest colour, that of the plain one, and what to call it
     "probability": (0.0, 1.0, "probability"),
@@ -39,7 +36,7 @@ ENDS = {
 SURPRISE = 5.0  # bits from which a token of a scored text is pointed out
 
 
-class Column(widgets.VBox):
+class Column(Panel):
     """A strip of tokens with their colours, the tree of branches below it, and a line of numbers.
 
     Attributes:
@@ -50,17 +47,14 @@ class Column(widgets.VBox):
     def __init__(self, lm: LanguageModel, *, alone: bool, measure: str = "probability") -> None:
         super().__init__()
         self.lm, self.alone, self.measure = lm, alone, measure
-        self.tree: Tree | None = None
-        self.branch: Branch | None = None
-        self.score: Score | None = None
-        self.regions: list[Region] = []
+        self.tree: Tree | None
+        self.branch: Branch | None
+        self.score: Score | None
+        self.regions: list[Region]
         self._words: dict[int, str] = {}  # the display text of every token id that was shown
-        self._fresh: list[GeneratedToken] = []
-        self._ids: list[int] = []  # what the strip shows after the prompt
-        self._due, self._tail = 0.0, ""
-        self.strip = TokenStrip(
-            scale="surprise", legend=True, choosable=True, title=self.name, fact_names=list(MEASURES)
-        )
+        self._fresh: list[GeneratedToken]
+        self._ids: list[int]  # what the strip shows after the prompt
+        self.strip = TokenStrip(scale="surprise", legend=True, fact_names=list(MEASURES))
         self.strip.add_class("labkit-long")
         self.compared = TokenStrip(scale="surprise", fact_names=list(MEASURES))
         self.compared.add_class("labkit-long")
@@ -68,11 +62,10 @@ class Column(widgets.VBox):
         self.numbers = StatusLine()
         self._look()
         self.branches.observe(self._select, "selection")
-        self.add_class("labkit-column")
         if not alone:
             self.layout.flex, self.layout.width = "1 1 320px", "auto"
         self.children = [self.strip, self.compared, self.branches, self.numbers]
-        self._arrange()
+        self.begin(None)
 
     @property
     def name(self) -> str:
@@ -92,21 +85,16 @@ class Column(widgets.VBox):
 
     # -- showing -----------------------------------------------------------------------------------------------------
 
-    def begin(self, tree: Tree, regions: Sequence[Region]) -> None:
-        """Show the prompt of a tree; what comes is added with `add`."""
-        self.tree, self.branch, self.score, self.regions = tree, None, None, list(regions)
+    def begin(self, tree: Tree | None) -> None:
+        """Show the prompt of a tree, or nothing; what comes is added with `add`."""
+        self.tree, self.branch, self.score = tree, None, None
+        self.regions = []
+        if tree is not None and not tree.truncated and not isinstance(tree.prompt, str):
+            self.regions = regions(self.lm, tree.prompt)
         self.strip.choosable = True
         self.branches.selection = self.branches.compared = None
         self.branches.branches = []
-        self._lay_out(tree.tokens)
-        self._arrange()
-
-    def blank(self) -> None:
-        """Show nothing."""
-        self.tree = self.branch = self.score = None
-        self.branches.selection = self.branches.compared = None
-        self.branches.branches = []
-        self._lay_out([])
+        self._lay_out(tree.tokens if tree is not None else [])
         self._arrange()
 
     def _lay_out(self, prompt: Sequence[Token]) -> None:
@@ -187,14 +175,12 @@ class Column(widgets.VBox):
         rows = []
         for one in tree.branches:
             parent, taken = one.parent, one.taken
-            instead = (
-                self._display([int(parent.record.rows["id"][one.at])])[0] if parent and one.at < len(parent) else ""
-            )
+            left = [int(parent.record.rows["id"][one.at])] if parent and one.at < len(parent) else []
             rest = one.own.ids[1:] if parent else one.own.ids
             rows.append(
                 {
                     "name": one.name, "parent": index[id(parent)] if parent else None, "at": one.at,
-                    "taken": taken.token.display if taken else "", "instead": instead,
+                    "taken": taken.token.display if taken else "", "instead": "".join(self._display(left)),
                     "text": " ".join(self.lm.tokenizer.decode(rest[:60], skip_special_tokens=True).split()),
                     "tokens": len(one), "bits": -one.logprob / np.log(2) / max(1, len(one)), "finish": one.finish,
                 }
@@ -215,11 +201,8 @@ class Column(widgets.VBox):
 
     def show_score(self, score: Score) -> None:
         """Show a scored text."""
-        self.tree = self.branch = None
-        self.score, self.regions = score, []
-        self.strip.choosable = False
-        self._lay_out([])
-        self.strip.tokens = [token.display for token in score.prompt]
+        self.begin(None)
+        self.score, self.strip.choosable = score, False
         self._fill(self.strip, score.record, [])
         surprises = [place for place, token in score.surprises() if token.surprisal >= SURPRISE]
         self.strip.marks = {"special": special(score.prompt), "surprise": surprises}
@@ -237,9 +220,8 @@ class Column(widgets.VBox):
         if self.score is not None:
             score = self.score
             numbers = f"perplexity {score.perplexity:.1f} · {score.bits_per_byte:.2f} bits per byte"
-            least = [
-                f"{t.token.display} {_share(t.probability)}" for _, t in score.surprises(3) if t.surprisal >= SURPRISE
-            ]
+            surprises = [token for _, token in score.surprises(3) if token.surprisal >= SURPRISE]
+            least = [f"{one.token.display} {_share(one.probability)}" for one in surprises]
             named = f" · least expected: {', '.join(least)}" if least else ""
             return f"{len(score.record)} tokens · {numbers} · {size}{named}"
         if self.branch is None:
@@ -253,12 +235,12 @@ class Column(widgets.VBox):
         """Colour by another measure."""
         self.measure = measure
         self._look()
-        for strip, record in ((self.strip, self.record), (self.compared, self._other_record())):
+        index = self.branches.compared
+        other = self.tree.branches[index].record if self.tree is not None and index is not None else None
+        for strip, record in ((self.strip, self.record), (self.compared, other)):
             if record is not None and len(strip.tokens):
-                before = len(strip.tokens) - len(record)
-                strip.values = np.concatenate([np.full(max(0, before), np.nan), record.measure(measure)])[
-                    : len(strip.tokens)
-                ]
+                before = np.full(max(0, len(strip.tokens) - len(record)), np.nan)
+                strip.values = np.concatenate([before, record.measure(measure)])[: len(strip.tokens)]
 
     def _look(self) -> None:
         low, high, unit = LOOKS[self.measure]
@@ -287,10 +269,6 @@ class Column(widgets.VBox):
             self.compared.title = f"Branch {other.name}, which diverges from {self.branch.name} at {at}"
         self._arrange()
 
-    def _other_record(self) -> Record | None:
-        index = self.branches.compared
-        return self.tree.branches[index].record if self.tree is not None and index is not None else None
-
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _fill(self, strip: TokenStrip, record: Record, prompt: Sequence[Token]) -> None:
@@ -298,12 +276,9 @@ class Column(widgets.VBox):
         before, ids = len(prompt), record.ids
         blank = np.full(before, np.nan, np.float32)
         rows = record.rows
-        alternatives = [
-            self._alternatives(*pair) for pair in zip(rows["top_ids"], rows["top_probabilities"], strict=True)
-        ]
-        facts = (
-            np.stack([record.measure(name) for name in MEASURES], 1) if len(record) else np.zeros((0, len(MEASURES)))
-        )
+        tops = zip(rows["top_ids"], rows["top_probabilities"], strict=True)
+        alternatives = [self._alternatives(*pair) for pair in tops]
+        facts = np.stack([record.measure(name) for name in MEASURES], 1)
         with strip.hold_sync():
             strip.tokens = [*(token.display for token in prompt), *self._display(ids)]
             strip.values = np.concatenate([blank, record.measure(self.measure)])
@@ -367,5 +342,4 @@ class Column(widgets.VBox):
 
 
 def _share(probability: float) -> str:
-    """A probability for display."""
     return "< 0.01%" if probability < 1e-4 else f"{probability:.2%}" if probability < 0.01 else f"{probability:.1%}"

@@ -1,7 +1,7 @@
 """PromptLab: write a prompt, watch models continue it, see how sure they were of every token, and branch.
 
 The work is done by `lm.tree` and `lk.score`; this is their interface. A run is a `Run` with a tree or a score for each
-model; `Column` shows one model's part of it, `PaneDiff` compares several, `BranchActions` acts on their branches,
+model; `Column` shows one model's part of it, `PaneDiff` compares several, `branch_actions` acts on their branches,
 `ChatTurns` is the chat, `Settings` how to sample, `Sessions` keeps runs, `LookInside` is the way into the other tools.
 """
 
@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 import traitlets as t
 
+from labkit.engine.wavefront import Cancelled
 from labkit.generation.score import Score, score
 from labkit.generation.token_table import MEASURES
 from labkit.generation.tree import Branch, Tree
+from labkit.language_model import LanguageModel
 from labkit.text.chat import Chat, template_of
 from labkit.text.encode import TooLong, single_token
-from labkit.text.regions import regions
-from labkit.widgets.base.snapshot import card, note
-from labkit.widgets.base.tool import Tool, row, shown
+from labkit.text.types import Prompt
+from labkit.widgets.base.snapshot import card, note, side_by_side
+from labkit.widgets.base.tool import Tool, button, choice, link, row, shown
 from labkit.widgets.blocks.prompt_box import PromptBox
-from labkit.widgets.prompt_lab.branch_actions import BranchActions
+from labkit.widgets.prompt_lab.branch_actions import take, tend
 from labkit.widgets.prompt_lab.chat_turns import ChatTurns, as_asked, with_answers
 from labkit.widgets.prompt_lab.code import written_code
 from labkit.widgets.prompt_lab.column import Column
@@ -34,13 +36,10 @@ from labkit.widgets.prompt_lab.look_inside import LookInside
 from labkit.widgets.prompt_lab.pane_diff import PaneDiff
 from labkit.widgets.prompt_lab.session_file import Run
 from labkit.widgets.prompt_lab.sessions import Sessions
-from labkit.widgets.prompt_lab.settings import WIDE, Sampled, Settings
+from labkit.widgets.prompt_lab.settings import Sampled, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.language_model import LanguageModel
-    from labkit.text.types import Prompt
 
 MODES = {"text": "Text", "chat": "Chat", "score": "Score a text"}
 BOXES = {
@@ -110,33 +109,29 @@ class PromptLab(Sampled, Tool):
 
     def _make_parts(self) -> None:
         self.columns = [Column(lm, alone=len(self.lms) == 1) for lm in self.lms]
-        self._beside, self._gardener = PaneDiff(self.columns), BranchActions(self)
+        self._beside = PaneDiff(self.columns)
         self.strip = self.columns[0].strip
         self.box, self.turns = PromptBox(), ChatTurns()
         chats = any(template_of(lm) is not None for lm in self.lms)
         modes = [(words, name) for name, words in MODES.items() if chats or name != "chat"]
         self._mode = widgets.ToggleButtons(options=modes, value="text", style={"button_width": "auto"})
-        self._measure = widgets.Dropdown(options=MEASURES, description="Colour by", style=WIDE)
-        self._measure.layout.width = "180px"
+        self._measure = choice("Colour by", MEASURES, "180px")
         longest = min(lm.context or 100_000 for lm in self.lms)
         self.settings = Settings(self, longest=longest, before=[self.run_button, self.stop_button])
-        self._shorten = widgets.Button(button_style="warning")
+        self._shorten = button("", self._run_shortened, button_style="warning")
         self.sessions = Sessions(self)
         self.look = LookInside(self.status, background=self.queue.background)
 
     def _compose(self) -> None:
         """Every part has a fixed place; `_arrange` shows and hides them."""
-        t.link((self, "prompt"), (self.box, "value"))
-        t.link((self, "measure"), (self._measure, "value"))
-        t.link((self, "system"), (self.turns, "system"))
-        t.link((self, "messages"), (self.turns, "messages"))
+        link(self, prompt=self.box, measure=self._measure, system=self.turns, messages=self.turns)
         self._mode.observe(lambda change: setattr(self, "mode", change["new"]), "value")
+        self.observe(lambda _: self._arrange(), "mode")
         self.box.on_submit(self.start)
         self.turns.on_rerun(self._rerun)
-        self._shorten.on_click(lambda _: self._run_shortened())
         for one in self.columns:
-            one.on_branch(self._gardener.take)
-            one.branches.on_action(partial(self._gardener.tend, one))
+            one.on_branch(partial(take, self))
+            one.branches.on_action(partial(tend, self, one))
             one.branches.observe(lambda _: self._note_result(), "selection")
             one.strip.observe(lambda _, one=one: self._beside.point(one), "hovered")
             one.strip.observe(lambda _, one=one: self.look.offer(one), "selection")
@@ -158,10 +153,7 @@ class PromptLab(Sampled, Tool):
             raise t.TraitError(f"{self.lm.name} has no chat template; use mode text or score")
         return mode
 
-    @t.observe("mode")
-    def _arrange(self, _: Any = None) -> None:
-        if not hasattr(self, "sessions"):
-            return
+    def _arrange(self) -> None:
         self._mode.value = self.mode
         self.box.label, self.box.placeholder = BOXES[self.mode]
         self.run_button.description = {"text": "Run", "chat": "Send", "score": "Score"}[self.mode]
@@ -242,8 +234,7 @@ class PromptLab(Sampled, Tool):
             self.messages, self.prompt = new.messages, ""
         self._keep(new)
         for column, tree in zip(self.columns, trees, strict=True):
-            plain = leave_out or isinstance(tree.prompt, str)
-            column.begin(tree, [] if plain else regions(column.lm, tree.prompt))
+            column.begin(tree)
         for number, (column, tree) in enumerate(zip(self.columns, trees, strict=True)):
             if stop.is_set() and number:
                 break  # those that had their turn keep what they wrote
@@ -255,8 +246,7 @@ class PromptLab(Sampled, Tool):
         scores = []
         for lm in self.lms:
             if stop.is_set():
-                self.status.say("Stopped.")
-                return
+                raise Cancelled
             self.status.say("Reading…")
             scores.append(score(lm, self.prompt, truncate_left=leave_out))
         self._keep(new)
@@ -308,7 +298,6 @@ class PromptLab(Sampled, Tool):
         self._compare()
 
     def _compare(self) -> None:
-        """Compare several models' columns."""
         if len(self.columns) > 1:
             self._beside.align()
             self.status.say(self._beside.in_words() + self._waiting())
@@ -334,7 +323,7 @@ class PromptLab(Sampled, Tool):
         after = None
         if one.tree is not None and one.branch is not None and 0 <= at < len(one.branch):
             after = one.tree.prefix(one.branch, at)
-        self._gardener.take(one, at, single_token(self.lms[column], token, role="token", after=after))
+        take(self, one, at, single_token(self.lms[column], token, role="token", after=after))
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
@@ -352,13 +341,13 @@ class PromptLab(Sampled, Tool):
         self.mode, self.system = now.mode, now.system
         self.messages, self.prompt = now.messages, "" if now.mode == "chat" else now.prompt
         for column, result in zip_longest(self.columns, now.results):
-            column.blank()
             if isinstance(result, Score):
                 column.show_score(result)
             elif isinstance(result, Tree) and result.branches:
-                plain = isinstance(result.prompt, str) or result.truncated
-                column.begin(result, [] if plain else regions(column.lm, result.prompt))
+                column.begin(result)
                 column.show(result.branches[-1])
+            else:
+                column.begin(None)
         self._note_result()
         self.status.say(self.columns[0].said())
         self.answered()
@@ -399,9 +388,8 @@ class PromptLab(Sampled, Tool):
         if not any(one.strip.tokens for one in self.columns):
             return card(note(self.prompt or "no prompt yet"), title=title)
         higher = "the less probable it was" if self.measure == "probability" else f"the higher its {self.measure}"
-        parts = "".join(f'<div style="flex:1 1 380px">{one.picture()}</div>' for one in self.columns)
-        side_by_side = f'<div style="display:flex;flex-wrap:wrap;gap:20px">{parts}</div>'
-        return card(side_by_side, note(f"the warmer a token, {higher}"), title=title)
+        parts = (f'<div style="flex:1 1 380px">{one.picture()}</div>' for one in self.columns)
+        return card(side_by_side(*parts), note(f"the warmer a token, {higher}"), title=title)
 
     def __repr__(self) -> str:
         names = repr(self.lm.name)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import ipywidgets as widgets
 import torch
 
 from labkit.widgets.attention_view.view import AttentionView
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import in_words, row, shown
+from labkit.widgets.base.tool import Panel, button, in_words, row, shown
 from labkit.widgets.lens_view.view import LensView
 from labkit.widgets.patch_lab.lab import PatchLab
-
-if TYPE_CHECKING:
-    from labkit.widgets.prompt_lab.column import Column
+from labkit.widgets.prompt_lab.column import Column
 
 WORDS = {"AttentionView": "Attention", "LensView": "Lens", "PatchLab": "Patching"}
 
 
-class LookInside(widgets.VBox):
+class LookInside(Panel):
     """A line that offers to look inside before the selected token, and the tool that was opened.
 
     Attributes:
@@ -32,15 +31,11 @@ class LookInside(widgets.VBox):
         self.tool: Any = None
         self._from: Column | None = None
         self._where = widgets.Label()
-        self._buttons = []
-        for name, words in WORDS.items():
-            button = widgets.Button(description=words, tooltip=f"Look inside with {name}")
-            button.on_click(lambda _, name=name: self._clicked(name))
-            self._buttons.append(button)
-        self._close = widgets.Button(description="Close", tooltip="Close the tool below")
-        self._close.on_click(lambda _: self.close_tool())
-        self._line = row(self._where, *self._buttons, self._close)
-        self.add_class("labkit-column")
+        tools = [
+            button(words, partial(self._clicked, name), f"Look inside with {name}") for name, words in WORDS.items()
+        ]
+        self._close = button("Close", self.close_tool, "Close the tool below")
+        self._line = row(self._where, *tools, self._close)
         self._arrange()
 
     def offer(self, column: Column) -> None:
@@ -50,9 +45,8 @@ class LookInside(widgets.VBox):
             return
         self._from = column if position is not None else None
         if position is not None:
-            self._where.value = (
-                f"Look inside where the model was about to say {column.strip.tokens[position]} ({position}):"
-            )
+            token = column.strip.tokens[position]
+            self._where.value = f"Look inside where the model was about to say {token} ({position}):"
         self._arrange()
 
     def prefix(self) -> torch.Tensor:
@@ -67,40 +61,31 @@ class LookInside(widgets.VBox):
             raise ValueError("no token is selected; click one first")
         if position == 0:
             raise ValueError("there is nothing before the first token; choose a later one")
-        if column.tree is not None and column.branch is not None:
-            ids = [*column.tree.ids[0].tolist(), *column.branch.record.ids]
-        elif column.score is not None:
-            ids = column.score.record.ids
-        else:
-            ids = [token.id for token in column.tree.tokens] if column.tree is not None else []
+        ids = column.tree.ids[0].tolist() if column.tree is not None else []
+        ids += column.record.ids if column.record is not None else []
         return torch.tensor([ids[:position]], dtype=torch.long)
 
     def look(self, name: str) -> Any:
         """Open AttentionView, LensView or PatchLab on the prefix of the selected token."""
-        ids = self.prefix()
-        column = self._from
+        ids, column, background = self.prefix(), self._from, self._background
         assert column is not None
-        assert column.strip.selection is not None
         lm = column.lm
-        background = self._background
-        text = lm.tokenizer.decode(ids[0], skip_special_tokens=False)
         if name == "PatchLab":
-            answer, foil = self._answer_and_foil(column, column.strip.selection)
-            tool: Any = PatchLab(lm, text, "", answer, foil, background=background)
+            text = lm.tokenizer.decode(ids[0], skip_special_tokens=False)
+            self.tool = PatchLab(lm, text, "", *self._answer_and_foil(column), background=background)
         else:
-            tool = {"AttentionView": AttentionView, "LensView": LensView}[name](lm, ids, background=background)
-        self.tool = tool
+            self.tool = {"AttentionView": AttentionView, "LensView": LensView}[name](lm, ids, background=background)
         self._arrange()
-        return tool
+        return self.tool
 
     def close_tool(self) -> None:
         """Close the opened tool."""
         self.tool = None
         self._arrange()
 
-    def _answer_and_foil(self, column: Column, position: int) -> tuple[str, str]:
+    def _answer_and_foil(self, column: Column) -> tuple[str, str]:
         """The token that was written, and the likeliest other one."""
-        record, at = column.record, position - column.offset
+        record, at = column.record, (column.strip.selection or 0) - column.offset
         if record is None or not 0 <= at < len(record):
             return "", ""
         taken = record.token(at, column.lm.tokenizer)

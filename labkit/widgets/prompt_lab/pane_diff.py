@@ -56,13 +56,12 @@ class PaneDiff:
         if first.score is not None:
             count = len(first.strip.marks.get("differs", []))
             return f"Marked: where surprisal differs by more than {APART:g} bits, {count} tokens."
-        parted = {n: next((s for s in found if not s.same), None) for n, found in self.found.items()}
-        if all(part is None for part in parted.values()):
+        apart = {n: [s for s in found if not s.same] for n, found in self.found.items()}
+        parted = {n: found[0] for n, found in apart.items() if found}
+        if not parted:
             return "The texts are the same."
-        words, at = [], min(part.left for part in parted.values() if part is not None)
-        for number, part in parted.items():
-            if part is not None:
-                words.append(f"{_said(first, part.left)} vs. {_said(self.columns[number], part.right)}")
+        words = [f"{_said(first, part.left)} vs. {_said(self.columns[n], part.right)}" for n, part in parted.items()]
+        at = min(part.left for part in parted.values())
         return f"They diverge at token {at}: {'; '.join(words)}."
 
     def point(self, column: Column) -> None:

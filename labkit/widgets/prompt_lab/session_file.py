@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,11 +15,9 @@ from labkit._version import __version__
 from labkit.generation.score import Score
 from labkit.generation.token_table import Record
 from labkit.generation.tree import Tree
+from labkit.language_model import LanguageModel
 from labkit.results.file import KINDS, open_about, reading, written_whole
 from labkit.text.chat import template_of
-
-if TYPE_CHECKING:
-    from labkit.language_model import LanguageModel
 
 KIND = "labkit prompt session"
 
@@ -47,15 +45,14 @@ def template_mark(lm: LanguageModel) -> str | None:
     return None if template is None else hashlib.sha256(template.encode()).hexdigest()[:12]
 
 
-def about(lm: LanguageModel) -> dict[str, Any]:
-    return {"name": lm.name, "revision": lm.revision, "bits": lm.bits, "template": template_mark(lm)}
-
-
 def save(path: str | Path, lms: Sequence[LanguageModel], settings: dict[str, Any], runs: Sequence[Run]) -> Path:
     """Write a session. The file is put in place when it is whole; an older one of that name stays until then."""
     whole = {
         "kind": KIND, "format": KINDS[KIND].newest, "labkit": __version__,
-        "models": [about(lm) for lm in lms], "settings": settings,
+        "models": [
+            {"name": lm.name, "revision": lm.revision, "bits": lm.bits, "template": template_mark(lm)} for lm in lms
+        ],
+        "settings": settings,
         "runs": [
             {
                 "mode": run.mode, "prompt": run.prompt, "system": run.system, "messages": run.messages,

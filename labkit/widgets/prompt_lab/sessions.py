@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from labkit.generation.sampling import DEFAULTS
-from labkit.widgets.base.tool import in_words, shown
+from labkit.widgets.base.tool import button, choice, in_words, labelled, shown
 from labkit.widgets.prompt_lab.parts import Lab
 from labkit.widgets.prompt_lab.session_file import Run, read, save
 
@@ -19,20 +19,14 @@ class Sessions(widgets.HBox):
 
     def __init__(self, lab: Lab) -> None:
         super().__init__()
-        wide = {"description_width": "initial"}
         self.lab, self._listing = lab, False
-        self.history = widgets.Dropdown(description="Runs", style=wide)
-        self.history.layout.width = "330px"
-        self.file = widgets.Text(description="Session", placeholder="session.json", style=wide)
-        self.file.layout.width = "240px"
-        buttons = []
-        for words, tip, act in (("Save", "Save all runs to it", self.keep), ("Open", "Open the file", self.bring)):
-            button = widgets.Button(description=words, tooltip=tip)
-            button.on_click(lambda _, act=act: self._with_file(act))
-            buttons.append(button)
+        self.history = choice("Runs", [], "330px")
+        self.file = labelled(widgets.Text, "Session", "240px", placeholder="session.json")
+        save_button = button("Save", lambda: self._with_file(self.keep), "Save all runs to it")
+        open_button = button("Open", lambda: self._with_file(self.bring), "Open the file")
         self.history.observe(self._choose, "value")
         self.add_class("labkit-row")
-        self.children = [self.history, self.file, *buttons]
+        self.children = [self.history, self.file, save_button, open_button]
         shown(self.history, False)
 
     def list_runs(self) -> None:

@@ -8,9 +8,7 @@ import ipywidgets as widgets
 import traitlets as t
 
 from labkit.generation.sampling import CUTS, DEFAULTS, Sampling
-from labkit.widgets.base.tool import row, shown
-
-WIDE = {"description_width": "initial"}
+from labkit.widgets.base.tool import Panel, labelled, link, row, shown
 
 
 class Sampled(t.HasTraits):
@@ -38,36 +36,28 @@ class Sampled(t.HasTraits):
 
 
 def slider(description: str, low: float, high: float, step: float, form: str, width: int = 210) -> widgets.FloatSlider:
-    made = widgets.FloatSlider(description=description, min=low, max=high, step=step, readout_format=form, style=WIDE)
-    made.layout.width = f"{width}px"
-    return made
+    ends = {"min": low, "max": high, "step": step}
+    return labelled(widgets.FloatSlider, description, f"{width}px", readout_format=form, **ends)
 
 
-class Settings(widgets.VBox):
+class Settings(Panel):
     """Temperature, length and seed; the rest behind a button. Linked to the traits of a `Sampled`."""
 
     def __init__(self, sampled: Sampled, *, longest: int, before: list[Any]) -> None:
         super().__init__()
         self.sampled = sampled
-        number = lambda words, low, high: widgets.BoundedIntText(description=words, min=low, max=high, style=WIDE)  # noqa: E731
         self.controls: dict[str, Any] = {
             "temperature": slider("Temperature", 0, 2, 0.1, ".1f", 230),
-            "max_new_tokens": number("Max tokens", 1, longest),
-            "seed": widgets.IntText(description="Seed", style=WIDE),
+            "max_new_tokens": labelled(widgets.BoundedIntText, "Max tokens", "150px", min=1, max=longest),
+            "seed": labelled(widgets.IntText, "Seed", "110px"),
             "top_p": slider("Top-p", 0.01, 1, 0.01, ".2f"),
             "min_p": slider("Min-p", 0, 1, 0.01, ".2f"),
-            "top_k": number("Top-k (0: all)", 0, 1_000_000),
+            "top_k": labelled(widgets.BoundedIntText, "Top-k (0: all)", "150px", min=0, max=1_000_000),
             "repetition_penalty": slider("Repetition penalty", 0.5, 2, 0.05, ".2f", 260),
         }
-        self.controls["max_new_tokens"].layout.width, self.controls["seed"].layout.width = "150px", "110px"
-        self.controls["top_k"].layout.width = "150px"
-        for name, control in self.controls.items():
-            t.link((sampled, name), (control, "value"))
+        link(sampled, **self.controls)
         several = r"one or more, such as \n | END"
-        self.strings = widgets.Text(
-            description="Stop strings", placeholder=several, style=WIDE, continuous_update=False
-        )
-        self.strings.layout.width = "300px"
+        self.strings = labelled(widgets.Text, "Stop strings", "300px", placeholder=several, continuous_update=False)
         self.strings.observe(lambda change: setattr(sampled, "stop_strings", parsed(change["new"])), "value")
         sampled.observe(self._tell_strings, "stop_strings")
         self.note = widgets.Label()
@@ -77,7 +67,6 @@ class Settings(widgets.VBox):
         self._often = [*(self.controls[name] for name in ("temperature", "max_new_tokens", "seed")), self.more]
         rest = ("top_p", "min_p", "top_k", "repetition_penalty")
         self._second = row(*(self.controls[name] for name in rest), self.strings, self.note)
-        self.add_class("labkit-column")
         self.children = [row(*before, *self._often), self._second]
         self.more.observe(lambda change: shown(self._second, change["new"]), "value")
         shown(self._second, False)
