@@ -8,6 +8,7 @@ absent rather than shown wrong. The third shows whether the output projection re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from labkit.activations.attention_interface import AttentionCall, apply_pattern, attention_tasks, pattern_of
-from labkit.models.anatomy import first_tensor
+from labkit.models.anatomy import Flow, first_tensor
 
 if TYPE_CHECKING:
     from labkit.models.handle import Model
@@ -83,9 +84,10 @@ def _layer(lm: Model, calls: list[AttentionCall], why: str, *, legacy: bool, pro
             missing |= dict.fromkeys(("z", "head_out"), outside)
         return Heads(None, n, n, missing)
     if not calls:
-        return Heads(missing=dict.fromkeys((*_QKV, "z", "head_out"), "this layer has no softmax attention"))
-    if why or len(calls) > 1:
+        why = "this layer has no softmax attention"
+    elif len(calls) > 1:
         why = why or f"its layers compute attention {len(calls)} times"
+    if why:
         return Heads(missing=dict.fromkeys((*_QKV, "z", "head_out"), why))
     call = calls[0]
     n_heads, width = call.q.shape[1], call.v.shape[-1]
@@ -107,22 +109,18 @@ def _each_close(lm: Model, ids: torch.Tensor) -> bool:
 
     Rounding grows from layer to layer, in 8 bits up to meaningless logits; within one layer it does not.
     """
-    calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any], torch.Tensor]] = []
-
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if (tensor := first_tensor(output)) is not None:
-            calls.append((module, args, kwargs, tensor.detach()))
-
+    flow = Flow()
     modules = {block.attention for block in lm.anatomy.blocks if block.attention is not None}
     with ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_hook(note, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(flow.note, with_kwargs=True).remove)
         _logits(lm, ids)
     inside = {m for module in modules for m in module.modules()}
     with attention_tasks(lm.hf, dict.fromkeys(inside, lambda call: apply_pattern(pattern_of(call), call.v))):
-        again = [first_tensor(module(*args, **kwargs)) for module, args, kwargs, _ in calls]
-    pairs = [(ours, call[-1]) for ours, call in zip(again, calls, strict=True)]
-    return bool(pairs) and all(ours is not None and _close(lm, ours, plain) for ours, plain in pairs)
+        again = [first_tensor(call.module(*call.args, **call.kwargs)) for call in flow.calls]
+    plain = [first_tensor(call.output) for call in flow.calls]
+    pairs = zip(again, plain, strict=True)
+    return bool(plain) and all(a is not None and b is not None and _close(lm, a, b) for a, b in pairs)
 
 
 def _logits(lm: Model, ids: torch.Tensor) -> torch.Tensor:
@@ -131,42 +129,58 @@ def _logits(lm: Model, ids: torch.Tensor) -> torch.Tensor:
 
 def _ours(lm: Model, ids: torch.Tensor, look: Any) -> torch.Tensor:
     """The logits when every attention call inside a block goes to `look(layer, call)`."""
-    current = 0
     with ExitStack() as stack:
-        for layer, block in enumerate(lm.anatomy.blocks):
-
-            def enter(module: nn.Module, args: Any, layer: int = layer) -> None:
-                nonlocal current
-                current = layer
-
-            stack.callback(block.module.register_forward_pre_hook(enter).remove)
+        here = tracked(lm, stack)
         inside = {m for block in lm.anatomy.blocks for m in block.module.modules()}
-        stack.enter_context(attention_tasks(lm.hf, dict.fromkeys(inside, lambda call: look(current, call))))
+        stack.enter_context(attention_tasks(lm.hf, dict.fromkeys(inside, lambda call: look(here.layer, call))))
         return _logits(lm, ids)
+
+
+class Here:
+    """The layer that is running; None where that is not kept."""
+
+    layer: int | None = None
+
+    def is_in(self, layer: int) -> bool:
+        return self.layer is None or self.layer == layer
+
+    def only(self, layer: int, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """The hook, for when that layer is running."""
+        return lambda *passed: hook(*passed) if self.is_in(layer) else None
+
+
+def tracked(lm: Model, stack: ExitStack) -> Here:
+    """The layer that is running, by hooks that are removed with the stack."""
+    here = Here()
+    for layer, block in enumerate(lm.anatomy.blocks):
+
+        def enter(module: nn.Module, args: Any, layer: int = layer) -> None:
+            here.layer = layer
+
+        # before any other hook on the block, whose own hooks may be of the layer that begins here
+        stack.callback(block.module.register_forward_pre_hook(enter, prepend=True).remove)
+    return here
 
 
 def _projected(lm: Model, ids: torch.Tensor, *, zeroed: bool) -> dict[int, torch.Tensor]:
     """The input of each layer's output projection, with the first head's z set to zero if asked."""
     found: dict[int, torch.Tensor] = {}
-    current = 0
 
     def without_first(layer: int, call: AttentionCall) -> torch.Tensor:
-        nonlocal current
-        current = layer
         z = apply_pattern(pattern_of(call), call.v)
         z[:, :, 0] = 0
         return z
 
     with ExitStack() as stack:
+        here = tracked(lm, stack)
         for layer, block in enumerate(lm.anatomy.blocks):
             if block.output_projection is None:
                 continue
 
             def note(module: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
-                if not zeroed or layer == current or module not in lm.anatomy.shared:
-                    found[layer] = args[0].detach()
+                found[layer] = args[0].detach()
 
-            stack.callback(block.output_projection.register_forward_pre_hook(note).remove)
+            stack.callback(block.output_projection.register_forward_pre_hook(here.only(layer, note)).remove)
         if zeroed:
             _ours(lm, ids, without_first)
         else:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from labkit.activations.attention_interface import AttentionCall, Task, apply_pattern, attention_tasks, pattern_of
-from labkit.activations.head_layout import heads_of
+from labkit.activations.head_layout import Here, heads_of, tracked
 from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, HEAD_KINDS, KINDS
 from labkit.models.anatomy import first_tensor, hidden_input, routing
 from labkit.models.compiled import HIDDEN, uncompiled
@@ -64,21 +65,18 @@ def hooked(
         heads_of(lm)  # looked at now, before there are hooks
     tasks: dict[int, Task] = {}
     with uncompiled(), ExitStack() as stack:
-        here = stack.enter_context(_tracked(lm))
+        here = tracked(lm, stack) if lm.anatomy.shared else Here()
         for kind, layer in sorted(touched, key=lambda place: (place[1], [*KINDS, HEAD_IN].index(place[0]))):
             place = (kind, layer)
             if kind in ATTENTION_KINDS and heads_of(lm)[layer].attention is not None:
-                if layer not in tasks:
-                    tasks[layer] = _head_task(layer, touched, through)
+                tasks[layer] = partial(_by_head, layer, {kind for kind, at in touched if at == layer}, through)
                 continue
-            at_projection = kind in ("z", "head_out", HEAD_IN)
-            hook = _router_hook if kind == "router" else _projection_hook if at_projection else _module_hook
-            stack.enter_context(hook(lm, place, through, here, written=place in edits))
+            _hook(lm, place, partial(through, place), here, stack, written=place in edits)
         if watch is not None:
             for layer, heads in enumerate(heads_of(lm)):
                 if heads.attention is not None:
                     unwatched.add(layer)
-                    tasks[layer] = _watched(layer, tasks.get(layer, AttentionCall.fast), watch, unwatched)
+                    tasks[layer] = partial(_watched, layer, tasks.get(layer, AttentionCall.fast), watch, unwatched)
         stack.enter_context(attention_tasks(lm.hf, _by_module(lm, tasks, here)))
         yield found
         unmet = {place: "read" for place in reads if place not in found}
@@ -93,31 +91,7 @@ def never_reached(lm: Model, kind: str, layer: int, what: str) -> RuntimeError:
     return RuntimeError(f"{lm.name} never reached {kind}.{layer} in this run, so nothing was {what} there. {HIDDEN}")
 
 
-class _Here:
-    """The layer that is running, kept only where layers share modules; None elsewhere."""
-
-    layer: int | None = None
-
-    def is_in(self, layer: int) -> bool:
-        return self.layer is None or self.layer == layer
-
-
-@contextmanager
-def _tracked(lm: Model) -> Iterator[_Here]:
-    here = _Here()
-    with ExitStack() as stack:
-        if lm.anatomy.shared:
-            for layer, block in enumerate(lm.anatomy.blocks):
-
-                def enter(module: nn.Module, args: Any, layer: int = layer) -> None:
-                    here.layer = layer
-
-                # before any other hook on the block, whose own hooks may be of the layer that begins here
-                stack.callback(block.module.register_forward_pre_hook(enter, prepend=True).remove)
-        yield here
-
-
-def _by_module(lm: Model, tasks: Mapping[int, Task], here: _Here) -> dict[nn.Module, Task]:
+def _by_module(lm: Model, tasks: Mapping[int, Task], here: Here) -> dict[nn.Module, Task]:
     """Tasks by attention module; where several layers share one, the layer that is running decides."""
     modules: dict[nn.Module, dict[int, Task]] = {}
     for layer, task in tasks.items():
@@ -125,128 +99,85 @@ def _by_module(lm: Model, tasks: Mapping[int, Task], here: _Here) -> dict[nn.Mod
         assert module is not None
         modules.setdefault(module, {})[layer] = task
 
-    def chosen(of: dict[int, Task]) -> Task:
-        if here.layer is None and not lm.anatomy.shared:
-            return next(iter(of.values()))
-        return lambda call: next((t for layer, t in of.items() if here.is_in(layer)), AttentionCall.fast)(call)
+    def chosen(of: dict[int, Task], call: AttentionCall) -> torch.Tensor:
+        return next((task for layer, task in of.items() if here.is_in(layer)), AttentionCall.fast)(call)
 
-    return {module: chosen(of) for module, of in modules.items()}
+    return {module: partial(chosen, of) for module, of in modules.items()}
 
 
 def _module_of(lm: Model, place: Place) -> tuple[nn.Module, bool]:
     """The module where a site passes, and whether as its input."""
-    kind, layer = KINDS[place[0]], place[1]
-    module = lm.anatomy.embed if kind.where is None else kind.where(lm.anatomy.blocks[layer])
+    kind, block = place[0], lm.anatomy.blocks[place[1]]
+    module: nn.Module | None
+    if kind in ("z", "head_out", HEAD_IN):
+        module, at_input = block.output_projection, kind != "head_out"
+    elif kind == "router":  # if experts are not called with their numbers: what outputs the weights of all (Llama 4)
+        at_input = block.experts is not None
+        module = block.experts if at_input else block.router
+    else:
+        where, at_input = KINDS[kind].where, KINDS[kind].at_input
+        module = lm.anatomy.embed if where is None else where(block)
     assert module is not None
-    return module, kind.at_input
+    return module, at_input
 
 
-@contextmanager
-def _module_hook(
-    lm: Model,
-    place: Place,
-    through: Callable[[Place, torch.Tensor], torch.Tensor],
-    here: _Here,
-    *,
-    written: bool,
-) -> Iterator[None]:
-    """A hook where a residual-stream, attention or MLP site passes."""
+def _hook(lm: Model, place: Place, through: Edit, here: Here, stack: ExitStack, *, written: bool) -> None:
+    """A hook where a site passes that is not seen by the attention function; removed with the stack."""
     kind, layer = place
-    module, is_input = _module_of(lm, place)
+    module, at_input = _module_of(lm, place)
     block = lm.anatomy.blocks[layer].module
     streams_first = lm.anatomy.streams_first and kind in ("resid_pre", "resid_post")
-    shape: list[int] = []
-
-    def passed(x: torch.Tensor) -> torch.Tensor:
-        if streams_first:
-            return through(place, x.movedim(0, 2)).movedim(2, 0)
-        if x.ndim == 2:
-            return through(place, x.unflatten(0, shape)).flatten(0, 1)
-        if kind == "latent" and x.ndim == 4:  # an axis of one, for the heads to come
-            return through(place, x[:, 0])[:, None]
-        return through(place, x)
-
-    def on_input(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not here.is_in(layer):
-            return None
-        x = hidden_input(args, kwargs)
-        assert x is not None
-        new = passed(x)
-        if kind == "resid_mid" and written:
-            # The block still holds this very tensor for its residual connection, so it is changed where it lies.
-            x.copy_(new)
-        if kind == "resid_mid" or not (written or _in_a_gradient(new, x)):
-            return None
-        return ((new, *args[1:]), kwargs) if args and args[0] is x else (args, {**kwargs, "hidden_states": new})
-
-    def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not here.is_in(layer):
-            return None
-        x = first_tensor(output)
-        assert x is not None
-        new = passed(x)
-        if not (written or _in_a_gradient(new, x)):
-            return None
-        return new if isinstance(output, torch.Tensor) else type(output)(new if item is x else item for item in output)
-
-    with ExitStack() as stack:
-        if kind != "embed" and module is not block:
-            stack.enter_context(_noted(lm, block, shape))
-        if is_input:
-            stack.callback(module.register_forward_pre_hook(on_input, with_kwargs=True).remove)
-        else:
-            stack.callback(module.register_forward_hook(on_output).remove)
-        yield
-
-
-def _in_a_gradient(new: torch.Tensor, own: torch.Tensor) -> bool:
-    """Does the model have to use what was read, for a gradient to reach it? Its own tensor it uses anyway."""
-    return new is not own and new.requires_grad
-
-
-@contextmanager
-def _noted(lm: Model, block: nn.Module, shape: list[int]) -> Iterator[None]:
-    """Keep in `shape` how many rows and positions a block is called with; inside some the two are one axis."""
+    shape: list[int] = []  # rows and positions of the block's input; inside some blocks the two are one axis
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = hidden_input(args, kwargs)
         assert x is not None
         shape[:] = x.shape[1:3] if lm.anatomy.streams_first else x.shape[:2]
 
-    handle = block.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def by_head(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (heads_of(lm)[layer].n_heads, -1))
 
+    def passed(x: torch.Tensor) -> torch.Tensor:
+        if kind in ("z", HEAD_IN):
+            return through(by_head(x)).flatten(-2)
+        if streams_first:
+            return through(x.movedim(0, 2)).movedim(2, 0)
+        if x.ndim == 2:
+            return through(x.unflatten(0, shape)).flatten(0, 1)
+        if kind == "latent" and x.ndim == 4:  # an axis of one, for the heads to come
+            return through(x[:, 0])[:, None]
+        return through(x)
 
-@contextmanager
-def _router_hook(
-    lm: Model,
-    place: Place,
-    through: Callable[[Place, torch.Tensor], torch.Tensor],
-    here: _Here,
-    *,
-    written: bool,
-) -> Iterator[None]:
-    """Where a mixture's experts are called: the k experts of each token and their weights, spread over all experts.
+    def is_used(new: torch.Tensor, own: torch.Tensor) -> bool:
+        """Does the model have to use it: as it was written, or for a gradient to reach what was read?"""
+        return written or (new is not own and new.requires_grad)
 
-    If they are called in another way: the router's output, weights of all experts (Llama 4).
-    """
-    block = lm.anatomy.blocks[place[1]]
-    shape: list[int] = []
+    def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = hidden_input(args, kwargs)
+        assert x is not None
+        new = passed(x)
+        if kind == "resid_mid" and written:
+            # The block still holds this very tensor for its residual connection, so it is changed where it lies.
+            x.copy_(new)
+        if kind == "resid_mid" or not is_used(new, x):
+            return None
+        return ((new, *args[1:]), kwargs) if args and args[0] is x else (args, {**kwargs, "hidden_states": new})
 
-    def on_input(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        x = first_tensor(output)
+        assert x is not None
+        new = passed(x)
+        if not is_used(new, x):
+            return None
+        return new if isinstance(output, torch.Tensor) else type(output)(new if item is x else item for item in output)
+
+    def on_experts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The k experts of each token and their weights, spread over all experts."""
         chosen = routing(args, kwargs)
         assert chosen is not None
         index, weight = chosen
-        spread = weight.new_zeros(len(weight), n_experts(module)).scatter_add(1, index.long(), weight)
-        new = through(place, spread.view(*shape, -1)).flatten(0, 1)
-        if not (written or _in_a_gradient(new, weight)):
+        new = passed(weight.new_zeros(len(weight), n_experts(module)).scatter_add(1, index.long(), weight))
+        if not is_used(new, weight):
             return None
         most = max(1, int((new != 0).sum(-1).max()))
         new_index = new.abs().topk(most).indices
@@ -254,17 +185,20 @@ def _router_hook(
         swap = {id(index): new_index.to(index.dtype), id(weight): new_weight}
         return tuple(swap.get(id(x), x) for x in args), {name: swap.get(id(x), x) for name, x in kwargs.items()}
 
-    def on_output(module: nn.Module, args: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> Any:
-        new = through(place, output[0].view(*shape, -1)).flatten(0, 1)
-        return (new, *output[1:]) if written or _in_a_gradient(new, output[0]) else None
+    def on_projection(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """head_out, linear in the input (z, gated or normed in some architectures); a write adds the difference."""
+        own = project_heads(module, by_head(args[0]))
+        new = through(own)
+        return output + (new - own).sum(-2).to(output.dtype) if written else None
 
-    with _noted(lm, block.module, shape), ExitStack() as stack:
-        if block.experts is not None:
-            stack.callback(block.experts.register_forward_pre_hook(on_input, with_kwargs=True).remove)
-        else:
-            assert block.router is not None
-            stack.callback(block.router.register_forward_hook(on_output).remove)
-        yield
+    if module is not block:
+        stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+    if at_input:
+        hook = here.only(layer, on_experts if kind == "router" else on_input)
+        stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    else:
+        hook = here.only(layer, on_projection if kind == "head_out" else on_output)
+        stack.callback(module.register_forward_hook(hook).remove)
 
 
 def n_experts(experts: nn.Module) -> int:
@@ -273,73 +207,27 @@ def n_experts(experts: nn.Module) -> int:
     return max([int(getattr(experts, "num_experts", 0) or 0), *(int(p.shape[0]) for p in stacks)])
 
 
-def _watched(layer: int, task: Task, watch: Callable[[int, AttentionCall], None], waiting: set[int]) -> Task:
-    def watched(call: AttentionCall) -> torch.Tensor:
-        waiting.discard(layer)
-        z = task(call)
-        watch(layer, call)
-        return z
-
-    return watched
-
-
-def _head_task(layer: int, touched: set[Place], through: Callable[[Place, torch.Tensor], torch.Tensor]) -> Task:
-    """What attention does in a layer where a site by head is read or written."""
-    wants = {kind for kind, at in touched if at == layer}
-
-    def task(call: AttentionCall) -> torch.Tensor:
-        for kind in ("q", "k", "v"):  # inside (batch, head, position, d_head); outside (batch, position, head, d_head)
-            if kind in wants:
-                setattr(call, kind, through((kind, layer), getattr(call, kind).transpose(1, 2)).transpose(1, 2))
-        if "pattern" in wants:
-            z = apply_pattern(through(("pattern", layer), pattern_of(call)), call.v)
-        else:
-            z = call.fast()
-        return through(("z", layer), z) if "z" in wants else z
-
-    return task
+def _watched(
+    layer: int, task: Task, watch: Callable[[int, AttentionCall], None], waiting: set[int], call: AttentionCall
+) -> torch.Tensor:
+    waiting.discard(layer)
+    z = task(call)
+    watch(layer, call)
+    return z
 
 
-@contextmanager
-def _projection_hook(
-    lm: Model,
-    place: Place,
-    through: Callable[[Place, torch.Tensor], torch.Tensor],
-    here: _Here,
-    *,
-    written: bool,
-) -> Iterator[None]:
-    """At the output projection: head_out, and z of attention that does not go through transformers' interface.
-
-    head_out is linear in the projection's input (z, gated or normed in some architectures); writing a head's adds the
-    difference to the projection's output.
-    """
-    kind, layer = place
-    projection = lm.anatomy.blocks[layer].output_projection
-    assert projection is not None
-    heads = heads_of(lm)[layer].n_heads
-
-    def on_input(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        if not here.is_in(layer):
-            return None
-        z = through(place, args[0].unflatten(-1, (heads, -1)))
-        return (z.flatten(-2), *args[1:]) if written or _in_a_gradient(z, args[0]) else None
-
-    def on_output(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        if not here.is_in(layer):
-            return None
-        by_head = project_heads(projection, args[0].unflatten(-1, (heads, -1)))
-        new = through(place, by_head)
-        return output + (new - by_head).sum(-2).to(output.dtype) if written else None
-
-    if kind != "head_out":
-        handle = projection.register_forward_pre_hook(on_input)
+def _by_head(
+    layer: int, wants: set[str], through: Callable[[Place, torch.Tensor], torch.Tensor], call: AttentionCall
+) -> torch.Tensor:
+    """What attention does in a layer where sites by head are read or written."""
+    for kind in ("q", "k", "v"):  # inside (batch, head, position, d_head); outside (batch, position, head, d_head)
+        if kind in wants:
+            setattr(call, kind, through((kind, layer), getattr(call, kind).transpose(1, 2)).transpose(1, 2))
+    if "pattern" in wants:
+        z = apply_pattern(through(("pattern", layer), pattern_of(call)), call.v)
     else:
-        handle = projection.register_forward_hook(on_output)
-    try:
-        yield
-    finally:
-        handle.remove()
+        z = call.fast()
+    return through(("z", layer), z) if "z" in wants else z
 
 
 def project_heads(projection: nn.Module, z: torch.Tensor) -> torch.Tensor:

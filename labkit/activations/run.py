@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from labkit.activations.batch import Batch
 from labkit.activations.hooks import Edit, Place, hooked
@@ -110,7 +112,7 @@ def run(
     *,
     read: Sequence[str | Site] = (),
     write: Mapping[Any, torch.Tensor | Edit] | None = None,
-    logits: Literal["all", "last", "none"] | Sequence[int] = "all",
+    logits: Literal["all", "last", "none"] | Sequence[int] | None = "all",
     to: str | torch.device | None = None,
 ) -> Run:
     """One forward pass over a prompt, or over a list of prompts as one left-padded batch.
@@ -122,7 +124,7 @@ def run(
             is one vector per layer, however long the prompt. In a batch a position is counted within each prompt.
         write: for each site its new value (broadcast to its shape), or a function from the activation to the new one.
         logits: the positions whose logits are kept: `all`, `last`, `none`, or a list such as `[0, -1]`. The others are
-            not computed if the model can skip them.
+            not computed if the model can skip them. None: the last, as metrics read it (`run_to_measure`).
         to: the device for everything the run keeps, such as `cpu`; activations are moved as they are read.
 
     Raises:
@@ -130,28 +132,6 @@ def run(
             value of the wrong shape, a bad prompt.
         RuntimeError: the model never reached a site that was to be read or written.
     """
-    return _run(lm, prompt, read, write, logits, to)
-
-
-def run_to_measure(
-    lm: Model,
-    ids: torch.Tensor,
-    *,
-    read: Sequence[str | Site] = (),
-    write: Mapping[Any, torch.Tensor | Edit] | None = None,
-) -> Run:
-    """`run` with the logits of the last position alone, as metrics read them (`activations.unembedding`): float32."""
-    return _run(lm, ids, read, write, None, None)
-
-
-def _run(
-    lm: Model,
-    prompt: Prompt | Sequence[Prompt],
-    read: Sequence[str | Site],
-    write: Mapping[Any, torch.Tensor | Edit] | None,
-    logits: Literal["all", "last", "none"] | Sequence[int] | None,
-    to: str | torch.device | None,
-) -> Run:
     ids, mask = _batch(lm, prompt)
     rows = Batch.of(lm, ids, mask)
     positions = (-1,) if logits is None else _positions(lm, rows, logits)
@@ -167,6 +147,17 @@ def _run(
     if to is not None:
         out, ids, mask = (x.to(to) for x in (out, ids, mask))
     return Run(out, ids, mask, kept, lm, positions, rows, tuple(wanted))
+
+
+def run_to_measure(
+    lm: Model,
+    ids: torch.Tensor,
+    *,
+    read: Sequence[str | Site] = (),
+    write: Mapping[Any, torch.Tensor | Edit] | None = None,
+) -> Run:
+    """`run` with the logits of the last position alone, as metrics read them (`activations.unembedding`): float32."""
+    return run(lm, ids, read=read, write=write, logits=None)
 
 
 def _positions(
@@ -192,24 +183,20 @@ def _keeps(
             assert one.layer is not None
             at.setdefault((one.kind, one.layer), {})[one] = None
 
-    def keep(sites: list[Site]) -> Callable[[torch.Tensor], torch.Tensor]:
-        def keep(x: torch.Tensor) -> torch.Tensor:
-            for site in sites:
-                part = index(x, site, rows).detach()
-                kept[site] = part.to(part.device if to is None else to, copy=True)
-            return x
-
-        return keep
+    def keep(sites: list[Site], x: torch.Tensor) -> torch.Tensor:
+        for site in sites:
+            part = index(x, site, rows).detach()
+            kept[site] = part.to(part.device if to is None else to, copy=True)
+        return x
 
     least = {
         place: [one for one in parts if not any(covers(other, one) for other in parts if other != one)]
         for place, parts in at.items()
     }
-    return {place: keep(sites) for place, sites in least.items()}
+    return {place: partial(keep, sites) for place, sites in least.items()}
 
 
 def _by_layer(lm: Model, site: Site) -> list[Site]:
-    """The site in each layer that it covers."""
     return [replace(site, layer=layer) for layer in site.layers(lm)]
 
 
@@ -219,14 +206,10 @@ def _batch(lm: Model, prompt: Prompt | Sequence[Prompt]) -> tuple[torch.Tensor, 
         rows = [lm.encode(row[None])[0] for row in prompt]
     else:
         rows = [lm.encode(one)[0] for one in prompts_of(prompt) or [prompt]]  # type: ignore[list-item]
-    length = max(len(row) for row in rows)
     pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else (lm.tokenizer.eos_token_id or 0)
-    ids = torch.full((len(rows), length), pad, device=lm.device)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool, device=lm.device)
-    for i, row in enumerate(rows):
-        ids[i, length - len(row) :] = row
-        mask[i, length - len(row) :] = True
-    return ids, mask
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
+    ones = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    return ids, pad_sequence(ones, batch_first=True, padding_side="left")
 
 
 def edits_of(lm: Model, write: Mapping[Site, torch.Tensor | Edit], rows: Batch) -> dict[Place, Edit]:
@@ -235,36 +218,25 @@ def edits_of(lm: Model, write: Mapping[Site, torch.Tensor | Edit], rows: Batch) 
     for site, value in write.items():
         for n, layer in enumerate(site.layers(lm)):
             stacked = site.layer is None and site.kind != "embed" and not callable(value) and value.ndim > 0
-            edit = _edit(site, value[n] if stacked else value, rows)  # type: ignore[index]
+            edit = partial(_edited, site, value[n] if stacked else value, rows)  # type: ignore[index]
             edits.setdefault((site.kind, layer), []).append(edit)
 
     def chain(steps: list[Edit]) -> Edit:
-        def apply(x: torch.Tensor) -> torch.Tensor:
-            for step in steps:
-                x = step(x)
-            return x
-
-        return apply
+        return lambda x: reduce(lambda edited, step: step(edited), steps, x)
 
     return {place: chain(steps) for place, steps in edits.items()}
 
 
-def _edit(site: Site, value: torch.Tensor | Edit, rows: Batch) -> Edit:
+def _edited(site: Site, value: torch.Tensor | Edit, rows: Batch, x: torch.Tensor) -> torch.Tensor:
     position = Site(site.kind, position=site.position)
-
-    def apply(x: torch.Tensor) -> torch.Tensor:
-        x = x.clone()
-        part = index(x, position, rows)
-        target = index(part, site, rows, taken=position)
-        new = value(target) if callable(value) else torch.as_tensor(value)
-        try:
-            target.copy_(new.to(device=target.device, dtype=target.dtype).expand_as(target))
-        except RuntimeError:
-            raise ValueError(
-                f"{site} has shape {tuple(target.shape)}; the value written has {tuple(new.shape)}"
-            ) from None
-        if site.position is not None:
-            rows.put(x, 2 if site.kind == "pattern" else 1, site.position, part)
-        return x
-
-    return apply
+    x = x.clone()
+    part = index(x, position, rows)
+    target = index(part, site, rows, taken=position)
+    new = value(target) if callable(value) else torch.as_tensor(value)
+    try:
+        target.copy_(new.to(device=target.device, dtype=target.dtype).expand_as(target))
+    except RuntimeError:
+        raise ValueError(f"{site} has shape {tuple(target.shape)}; the value written has {tuple(new.shape)}") from None
+    if site.position is not None:
+        rows.put(x, 2 if site.kind == "pattern" else 1, site.position, part)
+    return x

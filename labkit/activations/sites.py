@@ -58,10 +58,8 @@ class Site:
         return cls(kind, **numbers)
 
     def __str__(self) -> str:
-        layer = "" if self.layer is None else f".{self.layer}"
-        head = "" if self.head is None else f".{self.head}"
-        position = "" if self.position is None else f"@{self.position}"
-        return f"{self.kind}{layer}{head}{position}"
+        numbers = "".join(f".{number}" for number in (self.layer, self.head) if number is not None)
+        return self.kind + numbers + ("" if self.position is None else f"@{self.position}")
 
     def layers(self, lm: Model) -> list[int]:
         """The layers this site covers in a model: its own, or all that have such a site."""
@@ -151,11 +149,9 @@ def describe_sites(lm: Model) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for kind in KINDS:
-        layers = layers_with(lm, kind)
-        where = "" if kind == "embed" else "all" if len(layers) == lm.n_layers else ", ".join(map(str, layers))
-        rows.append(
-            (kind, KINDS[kind].what, KINDS[kind].shape, bool(layers), where, "" if layers else absent(lm, kind))
-        )
+    for name, kind in KINDS.items():
+        layers = layers_with(lm, name)
+        where = "" if name == "embed" else "all" if len(layers) == lm.n_layers else ", ".join(map(str, layers))
+        rows.append((name, kind.what, kind.shape, bool(layers), where, "" if layers else absent(lm, name)))
     columns = ["site", "what", "shape", "available", "layers", "why not"]
     return pd.DataFrame(rows, columns=columns).set_index("site")

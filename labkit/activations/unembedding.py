@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 
+from labkit.models.bf16_matmul import linear
 from labkit.models.devices import to_index
 from labkit.models.weights import is_plain
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from labkit.models.handle import Model
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-_AT_ONCE = {"cpu": 1 << 19, "other": 1 << 24}  # numbers of the unembedding that are float32 at one time: 2 MB, 64 MB
 
 _ends: WeakKeyDictionary[Model, End | None] = WeakKeyDictionary()
 
@@ -35,33 +34,12 @@ def unembedded(unembed: Any, x: torch.Tensor, columns: Sequence[int] | None = No
     """
     if is_plain(unembed) and (columns is not None or x.dtype != torch.float32):
         weight, bias = unembed.weight, unembed.bias
-        x = x.to(weight.device).float()
-        if columns is None:
-            made = _Product.apply(x, weight)
-        else:
+        if columns is not None:
             wanted = to_index(columns, weight.device)
-            made, bias = F.linear(x, weight[wanted].float()), None if bias is None else bias[wanted]
-        return made if bias is None else made + bias.float()
+            weight, bias = weight[wanted].float(), None if bias is None else bias[wanted]
+        return linear(x.to(weight.device).float(), weight, None if bias is None else bias.float())
     logits = unembed(x).float()
     return logits if columns is None else logits[:, list(columns)]
-
-
-class _Product(torch.autograd.Function):
-    """x @ weight.T in float32, without a copy of the whole weight in float32, neither now nor for a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.weight = weight
-        ctx.rows = max(1, _AT_ONCE.get(weight.device.type, _AT_ONCE["other"]) // weight.shape[1])
-        out, wide = x.new_empty(len(x), len(weight)), x.new_empty(ctx.rows, weight.shape[1])
-        for some, part in zip(out.split(ctx.rows, 1), weight.split(ctx.rows), strict=True):
-            some.copy_(x @ wide[: len(part)].copy_(part).T)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        parts = zip(grads[0].split(ctx.rows, 1), ctx.weight.split(ctx.rows), strict=True)
-        return sum(grad @ weight.float() for grad, weight in parts), None
 
 
 @dataclass(frozen=True)
@@ -98,9 +76,6 @@ def last_logits(lm: Model, ids: torch.Tensor) -> torch.Tensor:
 
 def measured_logits(lm: Model, ids: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
     """The same, (batch, vocab) or (batch, len(columns)), as metrics read them: with their last matmul in float32."""
-    if lm.dtype == torch.float32:
-        own = last_logits(lm, ids).float()
-        return own if columns is None else own[:, list(columns)]
     taken: list[torch.Tensor] = []
 
     def take(module: Any, args: tuple[torch.Tensor, ...]) -> None:
@@ -111,8 +86,9 @@ def measured_logits(lm: Model, ids: torch.Tensor, columns: Sequence[int] | None 
         own = last_logits(lm, ids).float()
     finally:
         handle.remove()
-    exact = _exactly(lm, taken, own, columns)
-    return exact if exact is not None else own if columns is None else own[:, list(columns)]
+    if (exact := _exactly(lm, taken, own, columns)) is not None:
+        return exact
+    return own if columns is None else own[:, list(columns)]
 
 
 def _exactly(

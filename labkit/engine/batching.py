@@ -44,13 +44,12 @@ def tokens_at_once(lm: Model) -> int:
     """
     inner = getattr(lm.config, "intermediate_size", None) or 4 * lm.d_model
     width = 8 * lm.d_model + 3 * int(max(inner) if isinstance(inner, list) else inner)
-    size = torch.finfo(lm.dtype).bits // 8
     devices = lm.devices
     room = 0.4 * min(free_memory(device) for device in devices)
     most = 2048  # more do not fit the caches of a CPU between two layers
     if any(device.type == "cuda" for device in devices):
         room, most = min(room, 2.5e9), 65536
-    return int(min(most, max(256, room / (width * size))))
+    return int(min(most, max(256, room / (width * lm.dtype.itemsize))))
 
 
 def in_chunks(
@@ -73,12 +72,11 @@ def in_chunks(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(chunk) == 1:
                 raise
-            values = None
-        if values is None:  # outside of the handler, whose error holds on to what did not fit
-            give_back()
-            waiting = [part for whole in (chunk, *waiting) for part in halves(whole)]
+        else:
+            yield chunk, values
             continue
-        yield chunk, values
+        give_back()  # outside of the handler, whose error holds on to what did not fit
+        waiting = [part for whole in (chunk, *waiting) for part in halves(whole)]
 
 
 def chunked(order: list[T], tokens: Callable[[T], int], *, budget: int) -> list[list[T]]:

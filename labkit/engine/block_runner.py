@@ -9,6 +9,8 @@ does a block add its output to its input unchanged?
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -17,7 +19,7 @@ import torch
 from labkit.activations.attention_interface import AttentionCall
 from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.sites import layers_with
-from labkit.engine.recorded_run import RecordedRun, Unsupported
+from labkit.engine.recorded_run import RecordedRun, Unsupported, expanded, mapped, same_output
 from labkit.models.anatomy import first_tensor
 from labkit.models.processors import look_again
 
@@ -74,28 +76,24 @@ class BlockRunner:
         """q, k and v (rows, seq, head, d_head) of rows, still in their graph; the block is left where it attends."""
         found: dict[str, torch.Tensor] = {}
 
-        def note(kind: str) -> Edit:
-            def edit(value: torch.Tensor) -> torch.Tensor:
-                found[kind] = value
-                if kind == "v":
-                    raise _Reached
-                return value
-
-            return edit
+        def note(kind: str, value: torch.Tensor) -> torch.Tensor:
+            found[kind] = value
+            if kind == "v":
+                raise _Reached
+            return value
 
         if not self._takes_rows(layer) and len(x) > 1:
             each = [self.attention(layer, x[n : n + 1]) for n in range(len(x))]
             return {kind: torch.cat([one[kind] for one in each]) for kind in each[0]}
         try:
-            self._call(layer, x, (), {(kind, layer): note(kind) for kind in ("q", "k", "v")}, lambda x: x)
+            self._call(layer, x, (), {(kind, layer): partial(note, kind) for kind in ("q", "k", "v")}, lambda x: x)
         except _Reached:
             return found
         raise Unsupported(f"layer {layer} of {self.lm.name} has no attention that labkit can read")
 
     def call_of(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> AttentionCall:
         """The recorded attention call of a layer with other q, k, v (rows, head, seq, d_head)."""
-        stored = self.base.attention[layer]
-        return AttentionCall(stored.module, q, k, v, stored.mask, stored.scaling, stored.options)
+        return replace(self.base.attention[layer], q=q, k=k, v=v)
 
     def additive(self, layer: int) -> bool:
         """With attention and MLP frozen, does a change of the block's input come out unchanged?"""
@@ -123,11 +121,11 @@ class BlockRunner:
             rows = torch.cat([x, x + _noise(x, layer)])
             with self.lm.busy():
                 each = [self._call(layer, row[None], (), {}, lambda x: x)[0][0] for row in rows]
-                if not _close(each[0], self.base.resid[layer + 1], x[0]):
+                if not same_output(each[0], self.base.resid[layer + 1], x[0]):
                     raise Unsupported(f"layer {layer} of {self.lm.name} gives a different result when run on its own")
                 try:
                     both = self._call(layer, rows, (), {}, lambda x: x)[0]
-                    known[layer] = all(_close(a, b, c) for a, b, c in zip(both, each, rows, strict=True))
+                    known[layer] = all(same_output(a, b, c) for a, b, c in zip(both, each, rows, strict=True))
                 except Exception:  # a form of argument that cannot be shared by rows; one at a time it works
                     known[layer] = False
         return known[layer]
@@ -141,13 +139,10 @@ class BlockRunner:
         keep: Callable[[torch.Tensor], torch.Tensor],
     ) -> tuple[torch.Tensor, dict[Place, torch.Tensor]]:
         look_again()
-        args, kwargs = self.base.calls[layer]
+        arguments = self.base.calls[layer]
         if self.start:
-            length = self.base.length
-            args = tuple(_from("", value, self.start, length) for value in args)
-            kwargs = {name: _from(name, value, self.start, length) for name, value in kwargs.items()}
-        args = tuple(_shared(value, len(x)) for value in args)
-        kwargs = {name: _shared(value, len(x)) for name, value in kwargs.items()}
+            arguments = mapped(partial(_from, start=self.start, length=self.base.length), arguments)
+        args, kwargs = expanded(arguments, len(x))
         with hooked(self.lm, set(reads), edits, keep=keep) as found:
             out = first_tensor(self.lm.anatomy.blocks[layer].module(x, *args, **kwargs))
         assert out is not None
@@ -184,35 +179,10 @@ def _noise(x: torch.Tensor, seed: int) -> torch.Tensor:
     return x.float().abs().median(-1, keepdim=True).values.to(x.dtype) * noise
 
 
-def _close(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> bool:
-    """Are two outputs (seq, d_model) of a block equal, compared with the change that it makes to x?"""
-    rms = lambda t: t.float().pow(2).mean(-1).sqrt()  # noqa: E731
-    share, rounding = (1e-4, 1e-5) if a.dtype == torch.float32 else (0.02, 2**-7)
-    limit = share * rms(b - x).max() + rounding * rms(b).max()
-    return a.shape == b.shape and bool((rms(a - b) <= limit).all())
-
-
-def _shared(value: Any, rows: int) -> Any:
-    """One argument of a block, for several rows: what has a batch axis of one is shared by all."""
-    if isinstance(value, tuple | list):
-        return type(value)(_shared(item, rows) for item in value)
-    if isinstance(value, dict):
-        return {key: _shared(item, rows) for key, item in value.items()}
-    if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[0] == 1 and rows > 1:
-        return value.expand(rows, *value.shape[1:])
-    return value
-
-
-def _from(name: str, value: Any, start: int, length: int) -> Any:
+def _from(name: str, x: torch.Tensor, start: int, length: int) -> torch.Tensor | None:
     """One argument of a block, for the positions from `start` on."""
-    if isinstance(value, tuple | list):
-        return type(value)(_from(name, item, start, length) for item in value)
-    if isinstance(value, dict):
-        return {key: _from(f"{name}.{key}", item, start, length) for key, item in value.items()}
-    if not isinstance(value, torch.Tensor):
-        return value
-    if "mask" in name or value.ndim == 4:
+    if "mask" in name or x.ndim == 4:
         return None
-    if value.ndim >= 2 and value.shape[:2] == (1, length):
-        return value[:, start:]
-    return value[start:] if value.shape == (length,) else value
+    if x.ndim >= 2 and x.shape[:2] == (1, length):
+        return x[:, start:]
+    return x[start:] if x.shape == (length,) else x

@@ -9,7 +9,6 @@ from weakref import WeakSet
 
 import torch
 
-from labkit.activations.unembedding import SOFTCAPS as SOFTCAPS
 from labkit.activations.unembedding import End, softcap_of, unembedded
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.models.anatomy import first_tensor
@@ -41,11 +40,7 @@ class Readout:
         else:
             logits = self.unembed(x[0]).float()
             logits = logits if columns is None else logits[:, list(columns)]
-        return self.capped(logits.to(self.device or logits.device))
-
-    def capped(self, logits: torch.Tensor) -> torch.Tensor:
-        """The unembedding's output with the scale and the soft cap."""
-        return End(self.scale, self.softcap)(logits)
+        return End(self.scale, self.softcap)(logits.to(self.device or logits.device))
 
 
 _agrees: WeakSet[Model] = WeakSet()  # models whose logits it gives without a scale
@@ -70,9 +65,8 @@ def readout_of(base: RecordedRun) -> Readout:
         raise Unsupported(f"the final norm and unembedding of {lm.name} cannot be run alone: {error}") from error
     if bare.shape == base.logits.shape:
         for scale in (1.0, End(softcap=softcap).fitted(bare, base.logits)):
-            readout = replace(plain, scale=scale)
-            if float((readout.capped(bare) - base.logits).abs().max()) <= tolerance:
+            if float((End(scale, softcap)(bare) - base.logits).abs().max()) <= tolerance:
                 if scale == 1.0:
                     _agrees.add(lm)
-                return readout
+                return replace(plain, scale=scale)
     raise Unsupported(f"the final norm and unembedding of {lm.name} do not give its logits")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -88,7 +88,6 @@ def several_alike(lm: Model) -> bool:
 
 
 def _same_run(a: RecordedRun, b: RecordedRun) -> bool:
-    """Did two recordings of a prompt go the same way?"""
     share = 1e-4 if a.lm.dtype == torch.float32 else 0.05
     pairs = [(a.resid[-1], b.resid[-1]), (a.logits, b.logits)]
     return all(float((x - y).float().norm()) <= share * float(y.float().norm()) for x, y in pairs)
@@ -126,14 +125,13 @@ def _record(
         raise Unsupported(f"the layers of {lm.name} run more than once in a pass")
     if any(x.shape[:2] != ids.shape for x in resid):
         raise Unsupported(f"the residual stream of {lm.name} has no axis of positions")
-    mine = lambda value, n: _row(value, n, ids.shape)  # noqa: E731
     return [
         (
             RecordedRun(
                 lm,
                 ids[n : n + 1],
                 [x[n] for x in resid],
-                [(mine(args, n), mine(kwargs, n)) for args, kwargs in calls],
+                _row(calls, n, ids.shape),
                 {layer: _call_of(call, n, ids.shape) for layer, call in attention.items()},
                 logits,
             ),
@@ -147,26 +145,53 @@ class _Mixed(Exception):
     """An argument of a layer does not show which part belongs to which prompt."""
 
 
-def _row(value: Any, n: int, shape: torch.Size) -> Any:
-    """What belongs to prompt n in an argument of a pass over several, of ids of this shape (prompt, seq)."""
-    if shape[0] == 1:
-        return value
+def mapped(work: Callable[..., Any], value: Any, *others: Any, name: str = "") -> Any:
+    """Arguments of a block with `work(name, tensor, ...)` in place of each tensor, however deep it lies.
+
+    With `others`, which have the same form, it gets the tensors of all of them.
+    """
     if isinstance(value, tuple | list):
-        return type(value)(_row(item, n, shape) for item in value)
+        return type(value)(mapped(work, *items, name=name) for items in zip(value, *others, strict=True))
     if isinstance(value, dict):
-        return {name: _row(item, n, shape) for name, item in value.items()}
-    if not isinstance(value, torch.Tensor) or value.ndim < 2 or value.shape[0] == 1:
-        return value
-    if value.ndim == 2 and value.shape[0] == shape[1]:  # a table by position
-        return value
-    if value.shape[0] != shape[0]:
-        raise _Mixed
-    return value[n : n + 1]
+        each = (value, *others)
+        return {key: mapped(work, *(one[key] for one in each), name=f"{name}.{key}") for key in value}
+    return work(name, value, *others) if isinstance(value, torch.Tensor) else value
+
+
+def expanded(arguments: Any, rows: int) -> Any:
+    """Arguments of a block, for several rows: what has a batch axis of one is shared by all."""
+
+    def expand(name: str, x: torch.Tensor) -> torch.Tensor:
+        return x.expand(rows, *x.shape[1:]) if x.ndim >= 2 and x.shape[0] == 1 and rows > 1 else x
+
+    return mapped(expand, arguments)
+
+
+def same_output(out: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> bool:
+    """Are two outputs (seq, ...) of a block equal at every position, compared with the change that it makes to x?"""
+    rms = lambda t: t.float().flatten(1).pow(2).mean(1).sqrt()  # noqa: E731
+    share, rounding = (1e-4, 1e-5) if out.dtype == torch.float32 else (0.02, 2**-7)
+    limit = share * rms(expected - x).max() + rounding * rms(expected).max()
+    return out.shape == expected.shape and bool((rms(out - expected) <= limit).all())
+
+
+def _row(arguments: Any, n: int, shape: torch.Size) -> Any:
+    """What belongs to prompt n in arguments of a pass over several, of ids of this shape (prompt, seq)."""
+
+    def row(name: str, x: torch.Tensor) -> torch.Tensor:
+        by_position = x.ndim == 2 and x.shape[0] == shape[1]  # a table
+        if x.ndim < 2 or x.shape[0] == 1 or by_position:
+            return x
+        if x.shape[0] != shape[0]:
+            raise _Mixed
+        return x[n : n + 1]
+
+    return arguments if shape[0] == 1 else mapped(row, arguments)
 
 
 def _call_of(call: AttentionCall, n: int, shape: torch.Size) -> AttentionCall:
-    q, k, v, mask, options = (_row(x, n, shape) for x in (call.q, call.k, call.v, call.mask, call.options))
-    return AttentionCall(call.module, q, k, v, mask, call.scaling, options)
+    parts = {name: getattr(call, name) for name in ("q", "k", "v", "mask", "options")}
+    return replace(call, **_row(parts, n, shape))
 
 
 def recorded(

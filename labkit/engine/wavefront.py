@@ -16,8 +16,8 @@ base run's prefix in front; once per model each layer is tested for the fastest 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ from labkit.activations.head_layout import heads_of
 from labkit.activations.hooks import hooked
 from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, MODULE_KINDS
 from labkit.engine.cells import Cell, put_cell, put_rows
-from labkit.engine.recorded_run import RecordedRun, Unsupported
+from labkit.engine.recorded_run import RecordedRun, Unsupported, expanded, mapped, same_output
 from labkit.models.anatomy import first_tensor
 from labkit.models.devices import to_index
 from labkit.models.handle import PerModel
@@ -106,19 +106,19 @@ class Wavefront:
         Raises:
             Cancelled: `cancelled()` returned true; it is checked before every block.
         """
-        n_layers = len(self.lm.anatomy.blocks)
         joins: dict[int, list[int]] = {}
         for index, cell in enumerate(cells):
             joins.setdefault(cell.layer + (self.site == "resid_post"), []).append(index)
         groups: dict[tuple[int, int], _Group] = {}
         with self.lm.busy(), self.lm.for_patching():
-            for layer in range(min(joins), n_layers + 1):
+            for layer in range(min(joins), self.lm.n_layers + 1):
                 if cancelled():
                     raise Cancelled
                 new = joins.get(layer, [])
                 self._join(groups, layer, new, cells)
-                if layer < n_layers:
-                    self._block(layer, [groups[key] for key in sorted(groups)], set(new), cells)
+                if layer < self.lm.n_layers:
+                    rows = [groups[key] for key in sorted(groups)]
+                    self._block(layer, rows, set(new), cells, RESTARTS[self.lm][layer])
             last = torch.cat([group.x[:, -1] for group in groups.values()])
             final = torch.empty_like(last)
             final[to_index([index for group in groups.values() for index in group.cells], last.device)] = last
@@ -135,23 +135,20 @@ class Wavefront:
             x = lane.base.resid[layer][start:][None].repeat_interleave(len(indices), 0)
             if self.site in ("resid_pre", "resid_post"):
                 put_rows(x, lane.source[cells[indices[0]].layer][start:], [cells[index] for index in indices])
-            old = groups.get((number, start))
-            if old is None:
-                groups[number, start] = _Group(number, start, x, indices)
-            else:
-                groups[number, start] = _Group(number, start, torch.cat([old.x, x]), old.cells + indices)
+            if (old := groups.get((number, start))) is not None:
+                x, indices = torch.cat([old.x, x]), old.cells + indices
+            groups[number, start] = _Group(number, start, x, indices)
 
-    def _block(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
+    def _block(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell], how: str) -> None:
         """One block over all rows; rows that are new here get their patch on the way."""
         look_again()
-        how = RESTARTS[self.lm][layer]
         if how == "packed":
             self._packed(layer, groups, new, cells)
             return
         for group in groups:
-            rows = range(len(group.cells)) if how == "one" else [None]
-            for row in rows:
-                self._whole(layer, group, row, new, cells)
+            step = 1 if how == "one" else len(group.cells)
+            parts = [slice(first, first + step) for first in range(0, len(group.cells), step)]
+            group.x = torch.cat([self._whole(layer, group, rows, new, cells) for rows in parts])
 
     def _packed(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
         """All rows as one list of tokens, end to end, each row from its start on."""
@@ -162,12 +159,12 @@ class Wavefront:
         at = [to_index(self._positions(groups, lane), packed.device) for lane in used]
         at[-1] = torch.cat([at[-1], at[-1][-1:].expand(spare)])
         calls = [self.lanes[lane].base.calls[layer] for lane in used]
-        args = tuple(_reindexed("", values, at, self.length) for values in zip(*(c[0] for c in calls), strict=True))
-        kwargs = {name: _reindexed(name, [c[1][name] for c in calls], at, self.length) for name in calls[0][1]}
-        edits = {(self.site, layer): self._edit(layer, groups, new, cells)} if self.site in _HOOKED and new else {}
+        args, kwargs = mapped(partial(_reindexed, at=at, length=self.length), *calls)
+        put = partial(self._put, layer, groups, new, cells)
+        edits = {(self.site, layer): put} if self.site in _HOOKED and new else {}
         attention = heads_of(self.lm)[layer].attention
         assert attention is not None
-        task = self._attend(layer, groups, new, cells)
+        task = partial(self._attend, layer, groups, new, cells)
         with hooked(self.lm, set(), edits), attention_tasks(self.lm.hf, {attention: task}):
             out = first_tensor(block.module(packed, *args, **kwargs))
         assert out is not None
@@ -179,44 +176,34 @@ class Wavefront:
         mine = [g for g in groups if g.lane == lane]
         return torch.cat([torch.arange(g.start, self.length).repeat(len(g.cells)) for g in mine])
 
-    def _whole(self, layer: int, group: _Group, row: int | None, new: set[int], cells: Sequence[Cell]) -> None:
-        """A group's rows (or one of them) from the first position on, the base run's residual stream in front."""
-        rows = slice(None) if row is None else slice(row, row + 1)
+    def _whole(self, layer: int, group: _Group, rows: slice, new: set[int], cells: Sequence[Cell]) -> torch.Tensor:
+        """What the block makes of some of a group's rows, with the base run's residual stream in front."""
         indices, start, base = group.cells[rows], group.start, self.lanes[group.lane].base
         x = group.x[rows]
         prefix = base.resid[layer][:start][None].expand(len(indices), *(-1,) * (x.ndim - 1))
-        args, kwargs = base.calls[layer]
-        args = tuple(_expanded(value, len(indices)) for value in args)
-        kwargs = {name: _expanded(value, len(indices)) for name, value in kwargs.items()}
+        args, kwargs = expanded(base.calls[layer], len(indices))
         places = [(n, cells[index]) for n, index in enumerate(indices) if index in new]
         edits = {}
         if places and self.site in (*_HOOKED, *ATTENTION_KINDS):
-            edits[self.site, layer] = self._edit_rows(layer, places)
+            edits[self.site, layer] = partial(self._put_whole, layer, places)
         with hooked(self.lm, set(), edits):
             out = first_tensor(self.lm.anatomy.blocks[layer].module(torch.cat([prefix, x], 1), *args, **kwargs))
         assert out is not None
-        if row is None:
-            group.x = out[:, start:]
-        else:
-            group.x[rows] = out[:, start:]
+        return out[:, start:]
 
-    def _edit_rows(self, layer: int, places: list[tuple[int, Cell]]) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Put the source's values into whole rows of it (rows, seq, ...), of patterns (rows, head, seq, seq)."""
-
-        def edit(x: torch.Tensor) -> torch.Tensor:
-            x = x.clone()
-            for row, cell in places:
-                put_cell(x[row], self.lanes[cell.lane].source[layer].to(x.dtype), self.site, cell)
-            return x
-
-        return edit
+    def _put_whole(self, layer: int, places: list[tuple[int, Cell]], x: torch.Tensor) -> torch.Tensor:
+        """Whole rows (rows, seq, ...), of patterns (rows, head, seq, seq), with the source's values in their cells."""
+        x = x.clone()
+        for row, cell in places:
+            put_cell(x[row], self.lanes[cell.lane].source[layer].to(x.dtype), self.site, cell)
+        return x
 
     # -- which way each layer can be restarted -------------------------------------------------------------------
 
     def _find_restarts(self) -> None:
         """For each layer the fastest way that reproduces its output on a changed residual stream."""
         base = self.lanes[0].base
-        for layer in range(len(self.lm.anatomy.blocks)):
+        for layer in range(self.lm.n_layers):
             if layer in RESTARTS[self.lm]:
                 continue
             x = base.resid[layer][None]
@@ -227,7 +214,7 @@ class Wavefront:
             out = first_tensor(self.lm.anatomy.blocks[layer].module(x, *args, **kwargs))
             assert out is not None
             before = base.resid[layer + 1][:start]
-            if start and not _same(out[0, :start], before, x[0, :start]):
+            if start and not same_output(out[0, :start], before, x[0, :start]):
                 raise Unsupported(f"layer {layer} of {self.lm.name} gives a different result when run on its own")
             ways = (["packed"] if heads_of(self.lm)[layer].attention is not None else []) + ["rows", "one"]
             RESTARTS[self.lm][layer] = next(way for way in ways if way == "one" or self._agrees(layer, way, x, out))
@@ -235,65 +222,49 @@ class Wavefront:
     def _agrees(self, layer: int, way: str, x: torch.Tensor, out: torch.Tensor) -> bool:
         start = self.length // 2
         groups = [_Group(0, 0, x.repeat_interleave(2, 0), [0, 1]), _Group(0, start, x[:, start:].clone(), [2])]
-        RESTARTS[self.lm][layer] = way
         try:
-            self._block(layer, groups, set(), [])
+            self._block(layer, groups, set(), [], way)
         except Exception:  # a form of argument that this way cannot handle; a slower way can
             return False
-        finally:
-            del RESTARTS[self.lm][layer]
-        return all(
-            g.x.shape[1:] == out[:, g.start :].shape[1:]
-            and all(_same(row, out[0, g.start :], x[0, g.start :]) for row in g.x)
-            for g in groups
-        )
+        return all(same_output(row, out[0, g.start :], x[0, g.start :]) for g in groups for row in g.x)
 
-    def _edit(
-        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Put the source's vectors at the new rows' positions of a packed activation (1, tokens, ...)."""
-
-        def edit(x: torch.Tensor) -> torch.Tensor:
-            x = x.clone()
-            for group, part in zip(groups, _parts(groups, x[0]), strict=True):
-                rows = part.view(*group.x.shape[:2], *part.shape[1:])
-                source = self.lanes[group.lane].source
-                if (edited := [cells[i] for i in group.cells if i in new]) and layer in source:
-                    put_rows(rows, source[layer][group.start :], edited)
-            return x
-
-        return edit
+    def _put(
+        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell], x: torch.Tensor
+    ) -> torch.Tensor:
+        """A packed activation (1, tokens, ...) with the source's vectors at the new rows' positions."""
+        x = x.clone()
+        for group, part in zip(groups, _parts(groups, x[0]), strict=True):
+            rows = part.view(*group.x.shape[:2], *part.shape[1:])
+            source = self.lanes[group.lane].source
+            if (edited := [cells[i] for i in group.cells if i in new]) and layer in source:
+                put_rows(rows, source[layer][group.start :], edited)
+        return x
 
     def _attend(
-        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]
-    ) -> Callable[[AttentionCall], torch.Tensor]:
-        """Attention of packed rows: each group against its base run's keys and values before its start."""
+        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell], call: AttentionCall
+    ) -> torch.Tensor:
+        """z of packed rows (1, tokens, head, d_head): each group's against its base run's keys and values before it."""
         by_head = self.site if self.site in ATTENTION_KINDS else None
-
-        def task(call: AttentionCall) -> torch.Tensor:
-            tokens = (_parts(groups, x[0].transpose(0, 1)) for x in (call.q, call.k, call.v))  # (tokens, head, d_head)
-            parts = zip(groups, *tokens, strict=True)
-            z = []
-            for group, *flat in parts:
-                shape, start, lane = group.x.shape[:2], group.start, self.lanes[group.lane]
-                stored = lane.base.attention[layer]
-                q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in flat)  # (rows, head, length, d_head)
-                edited = [cells[i] for i in group.cells if by_head and i in new]
-                for name, x in (("q", q), ("k", k), ("v", v)):
-                    if by_head == name and edited:
-                        put_rows(x.transpose(1, 2), lane.source[layer][start:], edited)
-                k = torch.cat([stored.k[:, :, :start].expand(len(group.cells), -1, -1, -1), k], 2)
-                v = torch.cat([stored.v[:, :, :start].expand(len(group.cells), -1, -1, -1), v], 2)
-                here = AttentionCall(call.module, q, k, v, self._mask(stored, start), call.scaling, call.options)
-                out = _fast(here)  # (rows, length, head, d_head)
-                if by_head == "z" and edited:
-                    put_rows(out, lane.source[layer][start:], edited)
-                elif by_head == "pattern" and edited:
-                    _put_pattern(out, here, lane.source[layer][:, start:], edited)
-                z.append(out.flatten(0, 1))
-            return _packed(z, call.q.shape[2] - sum(g.tokens for g in groups))
-
-        return task
+        tokens = (_parts(groups, x[0].transpose(0, 1)) for x in (call.q, call.k, call.v))  # (tokens, head, d_head)
+        z = []
+        for group, *flat in zip(groups, *tokens, strict=True):
+            shape, start, lane = group.x.shape[:2], group.start, self.lanes[group.lane]
+            stored = lane.base.attention[layer]
+            q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in flat)  # (rows, head, length, d_head)
+            edited = [cells[i] for i in group.cells if by_head and i in new]
+            for name, x in (("q", q), ("k", k), ("v", v)):
+                if by_head == name and edited:
+                    put_rows(x.transpose(1, 2), lane.source[layer][start:], edited)
+            k = torch.cat([stored.k[:, :, :start].expand(len(group.cells), -1, -1, -1), k], 2)
+            v = torch.cat([stored.v[:, :, :start].expand(len(group.cells), -1, -1, -1), v], 2)
+            here = replace(call, q=q, k=k, v=v, mask=self._mask(stored, start))
+            out = _fast(here)  # (rows, length, head, d_head)
+            if by_head == "z" and edited:
+                put_rows(out, lane.source[layer][start:], edited)
+            elif by_head == "pattern" and edited:
+                _put_pattern(out, here, lane.source[layer][:, start:], edited)
+            z.append(out.flatten(0, 1))
+        return _packed(z, call.q.shape[2] - sum(g.tokens for g in groups))
 
     def _mask(self, stored: AttentionCall, start: int) -> torch.Tensor | None:
         """The base run's mask for the queries from `start` on, (..., length, seq)."""
@@ -334,9 +305,7 @@ def _put_pattern(z: torch.Tensor, call: AttentionCall, source: torch.Tensor, cel
     for begin in range(0, len(cells), step):
         some = cells[begin : begin + step]
         rows = slice(first + begin, first + begin + len(some))
-        part = AttentionCall(
-            call.module, call.q[rows], call.k[rows], call.v[rows], call.mask, call.scaling, call.options
-        )
+        part = replace(call, q=call.q[rows], k=call.k[rows], v=call.v[rows])
         pattern = pattern_of(part)  # (rows, head, length, seq)
         put_rows(pattern.transpose(1, 2), source.transpose(0, 1), some)
         z[rows] = apply_pattern(pattern, part.v)
@@ -353,37 +322,12 @@ def _fast(call: AttentionCall) -> torch.Tensor:
     return out.transpose(1, 2)
 
 
-def _same(out: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> bool:
-    """Are two outputs (seq, ...) of a block equal at every position, compared with the change that it makes to x?"""
-    rms = lambda t: t.float().flatten(1).pow(2).mean(1).sqrt()  # noqa: E731
-    share, rounding = (1e-4, 1e-5) if out.dtype == torch.float32 else (0.02, 2**-7)
-    limit = share * rms(expected - x).max() + rounding * rms(expected).max()
-    return bool((rms(out - expected) <= limit).all())
-
-
-def _expanded(value: Any, rows: int) -> Any:
-    """One argument of a block, for several rows: what has a batch axis of one is shared by all."""
-    if isinstance(value, tuple | list):
-        return type(value)(_expanded(item, rows) for item in value)
-    if isinstance(value, dict):
-        return {key: _expanded(item, rows) for key, item in value.items()}
-    if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[0] == 1 and rows > 1:
-        return value.expand(rows, *value.shape[1:])
-    return value
-
-
-def _reindexed(name: str, values: Sequence[Any], at: Sequence[torch.Tensor], length: int) -> Any:
+def _reindexed(name: str, *values: torch.Tensor, at: Sequence[torch.Tensor], length: int) -> torch.Tensor | None:
     """One argument of a block, for packed tokens: what has a position axis is taken at each token's position.
 
     `values` has the argument of each lane, and `at` the positions of its tokens.
     """
     value = values[0]
-    if isinstance(value, tuple | list):
-        return type(value)(_reindexed(name, items, at, length) for items in zip(*values, strict=True))
-    if isinstance(value, dict):
-        return {key: _reindexed(f"{name}.{key}", [v[key] for v in values], at, length) for key in value}
-    if not isinstance(value, torch.Tensor):
-        return value
     if "mask" in name or value.ndim == 4:
         return None  # masks are taken from the recorded attention calls, group by group
     if value.ndim >= 2 and value.shape[:2] == (1, length):

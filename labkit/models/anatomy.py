@@ -12,6 +12,7 @@ notes which tensor came in and which went out, and the places follow from which 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,9 +59,9 @@ class Anatomy:
     @cached_property
     def shared(self) -> frozenset[nn.Module]:
         """Modules that more than one block runs, as Zamba's attention."""
-        parts = [{b.attention, b.output_projection, b.mlp, b.down_projection, b.latent} - {None} for b in self.blocks]
-        seen: set[Any] = set()
-        return frozenset(m for part in parts for m in part if m in seen or seen.add(m))  # type: ignore[func-returns-value, misc]
+        parts = ({b.attention, b.output_projection, b.mlp, b.down_projection, b.latent} for b in self.blocks)
+        blocks = Counter(module for part in parts for module in part)
+        return frozenset(module for module, count in blocks.items() if module is not None and count > 1)
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:
@@ -93,7 +94,7 @@ def find_anatomy(hf: Any) -> Anatomy:
         )
     blocks = _blocks(hf)
     flow = _watch(hf, embed, blocks)
-    missing = [n for n, block in enumerate(blocks) if block not in flow.last_of]
+    missing = [n for n, block in enumerate(blocks) if block not in flow.last]
     if len(missing) == len(blocks):
         raise ValueError(f"a forward pass of {type(hf).__name__} reaches none of its layers. {HIDDEN}")
     if missing:
@@ -107,23 +108,20 @@ def find_anatomy(hf: Any) -> Anatomy:
         parts,
         _tail(blocks[-1], unembed, flow),
         unembed,
-        streams_first=flow.shapes[blocks[0]][:2] != (1, _WATCHED),
+        streams_first=flow.last[blocks[0]].shape[:2] != (1, _WATCHED),
         repeated=sum(call.module in blocks for call in flow.calls) > len(blocks),
         adapted=frozenset(flow.adapted),
     )
 
 
-def _tail(last: nn.Module, unembed: nn.Module, flow: _Flow) -> tuple[nn.Module, ...]:
+def _tail(last: nn.Module, unembed: nn.Module, flow: Flow) -> tuple[nn.Module, ...]:
     """The modules, outermost ones, that hand the last residual stream on to the unembedding."""
     tail: list[nn.Module] = []
-    at, after = flow.outputs[last], flow.last_of[last]
+    at, after = flow.last[last].went_out, flow.last[last].order
     while True:
-        takers = [c for c in flow.calls if c.order > after and c.came_in == at and c.module is not unembed]
-        takers = [c for c in takers if c.module not in flow.hidden]
-        if not takers:
-            return tuple(tail)
-        outermost = max(takers, key=lambda c: c.order)
-        if unembed in set(outermost.module.modules()):
+        takers = [c for c in flow.calls if c.order > after and c.came_in == at and c.module not in flow.hidden]
+        outermost = max((c for c in takers if c.module is not unembed), key=lambda c: c.order, default=None)
+        if outermost is None or unembed in set(outermost.module.modules()):
             return tuple(tail)
         tail.append(outermost.module)
         at, after = outermost.went_out, outermost.order
@@ -157,21 +155,20 @@ _WATCHED = 3  # tokens in the watched pass
 class _Call:
     module: nn.Module
     order: int  # when it returned
-    came_in: int  # addresses, unique while the watch keeps every tensor alive
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    shape: torch.Size  # of what came in
+    came_in: int  # addresses, unique while the calls keep every tensor alive
     went_out: int
 
 
-class _Flow:
+class Flow:
     """What one watched forward pass saw."""
 
     def __init__(self) -> None:
         self.calls: list[_Call] = []
-        self.alive: list[Any] = []
-        self.inputs: dict[nn.Module, int] = {}
-        self.outputs: dict[nn.Module, int] = {}
-        self.shapes: dict[nn.Module, torch.Size] = {}
-        self.last_of: dict[nn.Module, int] = {}
-        self.whole: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
+        self.last: dict[nn.Module, _Call] = {}  # of each module
         self.adapted: set[nn.Module] = set()
         self.hidden: set[nn.Module] = set()  # what is inside of these
 
@@ -179,20 +176,18 @@ class _Flow:
         came_in, went_out = hidden_input(args, kwargs), first_tensor(output)
         if came_in is None or went_out is None:
             return
-        self.alive += [came_in, went_out]
-        call = _Call(module, len(self.calls), came_in.data_ptr(), went_out.data_ptr())
-        self.calls.append(call)
-        self.inputs[module], self.outputs[module], self.last_of[module] = call.came_in, call.went_out, call.order
-        self.shapes[module] = came_in.shape
-        self.whole[module] = (args, kwargs, output)
+        pointers = came_in.data_ptr(), went_out.data_ptr()
+        self.last[module] = _Call(module, len(self.calls), args, kwargs, output, came_in.shape, *pointers)
+        self.calls.append(self.last[module])
 
     def gets_the_same(self, module: nn.Module, block: nn.Module) -> bool:
         """Does a module in a block get the block's own input, or a copy of it on the module's device?"""
-        if self.inputs[module] == self.inputs[block]:
+        calls = self.last[module], self.last[block]
+        if calls[0].came_in == calls[1].came_in:
             return True
         if not hasattr(block, "_hf_hook"):  # nothing moves it
             return False
-        ours, its = (hidden_input(*self.whole[m][:2]) for m in (module, block))
+        ours, its = (hidden_input(call.args, call.kwargs) for call in calls)
         return ours is not None and its is not None and torch.equal(ours, its.to(ours.device))
 
     def inside(self, parent: nn.Module) -> Iterator[_Call]:
@@ -200,8 +195,8 @@ class _Flow:
         return (call for call in self.calls if call.module in members)
 
 
-def _watch(hf: Any, embed: Any, blocks: Sequence[nn.Module]) -> _Flow:
-    flow = _Flow()
+def _watch(hf: Any, embed: Any, blocks: Sequence[nn.Module]) -> Flow:
+    flow = Flow()
     inside = [m for m in hf.modules() if m is not hf and original(m) is m]
     handles = [m.register_forward_hook(flow.note, with_kwargs=True) for m in inside]
     try:
@@ -220,15 +215,15 @@ def _watch(hf: Any, embed: Any, blocks: Sequence[nn.Module]) -> _Flow:
     return flow
 
 
-def _is_adapted(module: nn.Module, flow: _Flow) -> bool:
+def _is_adapted(module: nn.Module, flow: Flow) -> bool:
     """Does a module with a linear layer in it act as a linear layer of that size, as an adapter with its layer does?
 
     It does if the change of its input is the change of its output, position by position: tried with the watched input
     less itself in another order, eight times as large.
     """
-    if module not in flow.whole or not list(module.children()):
+    if module not in flow.last or not list(module.children()):
         return False
-    args, kwargs, output = flow.whole[module]
+    args, kwargs, output = flow.last[module].args, flow.last[module].kwargs, flow.last[module].output
     given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
     if len(given) != 1 or not isinstance(output, torch.Tensor) or not args or given[0] is not args[0]:
         return False
@@ -245,24 +240,20 @@ def _is_adapted(module: nn.Module, flow: _Flow) -> bool:
         return False
     made = output.float() - none
     expected = 8 * (made - made.flip(-2))
-    share = 1e-3 if x.dtype == torch.float32 and all(map(_is_exact, module.modules())) else 0.05
-    return float((changed - none - expected).norm()) <= share * float(expected.norm())
+    exact = {x.dtype, *(p.dtype for p in module.parameters())} == {torch.float32}
+    return float((changed - none - expected).norm()) <= (1e-3 if exact else 0.05) * float(expected.norm())
 
 
-def _is_exact(module: nn.Module) -> bool:
-    return all(p.dtype == torch.float32 for p in module.parameters(recurse=False))
-
-
-def _parts(block: nn.Module, attention_classes: tuple[type, ...], flow: _Flow, rank: int | None) -> Block:
+def _parts(block: nn.Module, attention_classes: tuple[type, ...], flow: Flow, rank: int | None) -> Block:
     named_children = {name: original(child) for name, child in block.named_children()}
-    children = [child for child in named_children.values() if child in flow.outputs]
+    children = [child for child in named_children.values() if child in flow.last]
     # a block that delegates to one child (Zamba's shared transformer) is searched there as well
-    inner = [m for m in block.modules() if m is not block and m in flow.outputs]
+    inner = [m for m in block.modules() if m is not block and m in flow.last]
     attention = next((m for m in inner if attention_classes and isinstance(m, attention_classes)), None)
     if attention is None:
         named = [child for name, child in named_children.items() if "attn" in name or "attention" in name]
         attention = next(
-            (c for c in named if c in flow.outputs and any(_is_projection(m, flow) for m in c.modules())), None
+            (c for c in named if c in flow.last and any(_is_projection(m, flow) for m in c.modules())), None
         )
     rest = [c for c in children if c is not attention and not (attention and attention in set(c.modules()))]
     mixing = [c for c in rest if any(_is_projection(m, flow) for m in c.modules()) and not _is_positionwise(c, flow)]
@@ -289,13 +280,13 @@ def _parts(block: nn.Module, attention_classes: tuple[type, ...], flow: _Flow, r
 _MLP_NAME = re.compile(r"(.*_)?(mlp|ffn|moe|feed_?forward)(_block)?")
 
 
-def _adds(part: nn.Module | None, flow: _Flow) -> nn.Module | None:
+def _adds(part: nn.Module | None, flow: Flow) -> nn.Module | None:
     """The module whose output a part adds: the part, unless it gets the residual and adds to it itself (BLOOM)."""
     if part is None or "residual" not in signature(part.forward).parameters:
         return part
     return max(
         (c.module for c in flow.inside(part) if _is_projection(c.module, flow)),
-        key=lambda m: flow.last_of[m],
+        key=lambda m: flow.last[m].order,
         default=None,
     )
 
@@ -304,16 +295,16 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _is_positionwise(module: nn.Module, flow: _Flow) -> bool:
+def _is_positionwise(module: nn.Module, flow: Flow) -> bool:
     """Does a module give the last position the same without the positions before it? An MLP does, a mixer does not."""
-    args, kwargs, output = flow.whole[module]
-    before, whole = first_tensor(output), flow.shapes[module]
-    if whole[:2] != (1, _WATCHED) or before is None or before.numel() // before.shape[-1] != _WATCHED:
+    call = flow.last[module]
+    before = first_tensor(call.output)
+    if call.shape[:2] != (1, _WATCHED) or before is None or before.numel() // before.shape[-1] != _WATCHED:
         return False
     last = lambda x: x[:, -1:] if isinstance(x, torch.Tensor) and x.shape[:2] == (1, _WATCHED) else x  # noqa: E731
     try:
         with torch.no_grad():
-            again = module(*map(last, args), **{name: last(value) for name, value in kwargs.items()})
+            again = module(*map(last, call.args), **{name: last(value) for name, value in call.kwargs.items()})
     except Exception:  # it needs more than its input, so it is not a plain MLP
         return False
     after = first_tensor(again)
@@ -323,18 +314,19 @@ def _is_positionwise(module: nn.Module, flow: _Flow) -> bool:
     return float((after.reshape(-1) - last_row).abs().max()) <= 0.02 * (float(before.abs().max()) or 1.0)
 
 
-def _mlp(rest: list[nn.Module], named: set[nn.Module], mixer: nn.Module | None, flow: _Flow) -> nn.Module | None:
+def _mlp(rest: list[nn.Module], named: set[nn.Module], mixer: nn.Module | None, flow: Flow) -> nn.Module | None:
     """The position-wise child with the most weights; where there is none, the last of the block's own projections."""
     with_layers = [
         c for c in rest if any(_is_projection(m, flow) or _is_experts(m, flow) for m in c.modules() if m is not c)
     ]
     if with_layers:
         return max([c for c in with_layers if c in named] or with_layers, key=_size)
-    own = [c for c in rest if _is_projection(c, flow) and (mixer is None or flow.last_of[c] > flow.last_of[mixer])]
-    return max(own, key=lambda c: flow.last_of[c]) if len(own) >= 2 else None
+    after = flow.last[mixer].order if mixer is not None else -1
+    own = [flow.last[c] for c in rest if _is_projection(c, flow) and flow.last[c].order > after]
+    return max(own, key=lambda call: call.order).module if len(own) >= 2 else None
 
 
-def _is_projection(module: nn.Module, flow: _Flow) -> bool:
+def _is_projection(module: nn.Module, flow: Flow) -> bool:
     """Is it a linear layer, or an adapter that stands for one?"""
     return module in flow.adapted or (module not in flow.hidden and is_linear(module))
 
@@ -349,53 +341,50 @@ def routing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor
     return tensors[1], tensors[2]
 
 
-def _is_experts(module: nn.Module, flow: _Flow) -> bool:
-    return module in flow.whole and routing(*flow.whole[module][:2]) is not None
+def _is_experts(module: nn.Module, flow: Flow) -> bool:
+    return module in flow.last and routing(flow.last[module].args, flow.last[module].kwargs) is not None
 
 
-def _is_router(module: nn.Module, flow: _Flow) -> bool:
+def _is_router(module: nn.Module, flow: Flow) -> bool:
     """Does it output weights and logits of all experts, both (tokens, expert), as Llama 4's does?"""
-    output = flow.whole[module][2]
-    return (
-        isinstance(output, tuple)
-        and len(output) == 2
-        and all(isinstance(x, torch.Tensor) and x.ndim == 2 for x in output)
-        and output[0].shape == output[1].shape
-    )
+    output = flow.last[module].output
+    if not isinstance(output, tuple) or [getattr(x, "ndim", None) for x in output] != [2, 2]:
+        return False
+    return bool(output[0].shape == output[1].shape)
 
 
-def _last_projection(parent: nn.Module | None, flow: _Flow) -> nn.Module | None:
-    if parent is None or parent not in flow.outputs:
+def _last_projection(parent: nn.Module | None, flow: Flow) -> nn.Module | None:
+    if parent is None or parent not in flow.last:
         return None
     if _is_projection(parent, flow):
         return parent
     added = _adds(parent, flow)
     if added is not parent:
         return added
-    out = flow.outputs[parent]
+    out = flow.last[parent].went_out
     return next((c.module for c in flow.inside(parent) if c.went_out == out and _is_projection(c.module, flow)), None)
 
 
-def _mid(block: nn.Module, children: list[nn.Module], mixer: nn.Module | None, flow: _Flow) -> nn.Module | None:
-    if mixer is None or mixer not in flow.last_of:
+def _mid(block: nn.Module, children: list[nn.Module], mixer: nn.Module | None, flow: Flow) -> nn.Module | None:
+    if mixer is None or mixer not in flow.last:
         return None
     made = {call.went_out for call in flow.inside(block)}
-    later = sorted((c for c in children if flow.last_of[c] > flow.last_of[mixer]), key=lambda c: flow.last_of[c])
-    for child in later:
+    later = [flow.last[c] for c in children if flow.last[c].order > flow.last[mixer].order]
+    for child in (call.module for call in sorted(later, key=lambda call: call.order)):
         if flow.gets_the_same(child, block):
             return None  # a parallel block: attention and MLP both read the block's input
-        if flow.inputs[child] not in made:
+        if flow.last[child].came_in not in made:
             return child
     return None
 
 
-def _latent(attention: nn.Module | None, rank: int | None, flow: _Flow) -> nn.Module | None:
+def _latent(attention: nn.Module | None, rank: int | None, flow: Flow) -> nn.Module | None:
     """The projection in attention that takes the compressed keys and values, by the width that the config declares."""
     if attention is None or not rank:
         return None
     inner = [c.module for c in flow.inside(attention) if _is_projection(c.module, flow)]
     # with an axis of one for the heads to come, in some versions of transformers
     seen = ((1, _WATCHED, rank), (1, 1, _WATCHED, rank))
-    named = [m for m in inner if tuple(flow.shapes[m]) in seen]
+    named = [m for m in inner if tuple(flow.last[m].shape) in seen]
     keys = {plain_name(name).rsplit(".", 1)[-1]: m for name, m in attention.named_modules() if m in named}
     return next((m for name, m in keys.items() if "kv" in name), None)

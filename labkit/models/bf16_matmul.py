@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 FEW = 3  # tokens: PyTorch's own bfloat16 is as fast up to here (AVX2; layers of 576 x 576 to 8192 x 2048)
-CHUNK = 1 << 20  # numbers of a weight that are turned into float32 at once: 4 MB, which stay in the cache
+CHUNK = 1 << 20  # numbers of a weight that are turned into float32 at once: 4 MB, which stay in the cache of a CPU
 
 
 @cache
@@ -39,7 +39,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         return out if bias is None else out + bias.to(x.dtype)
     wide = x if x.dtype == torch.float64 else x.float()
     bias = None if bias is None else bias.to(wide.dtype)
-    rows = max(1, CHUNK // max(1, weight.shape[1]))
+    rows = _rows_at_once(weight)
     if len(weight) <= rows:
         return F.linear(wide, weight.to(wide.dtype), bias).to(x.dtype)
     out = x.new_empty(*x.shape[:-1], len(weight))
@@ -55,8 +55,13 @@ def is_slow(x: torch.Tensor) -> bool:
     return many and x.device.type == "cpu" and not has_bfloat16()
 
 
+def _rows_at_once(weight: torch.Tensor) -> int:
+    most = CHUNK if weight.device.type == "cpu" else 16 * CHUNK
+    return max(1, most // max(1, weight.shape[1]))
+
+
 class _Product(torch.autograd.Function):
-    """`linear` with a gradient for x, by the same matmul; autograd would keep every weight in float32."""
+    """`linear` with a gradient for x, in the same parts; autograd would keep every weight in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -65,4 +70,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return linear(grads[0], ctx.weight.T), None
+        wide = torch.float64 if grads[0].dtype == torch.float64 else torch.float32
+        rows = _rows_at_once(ctx.weight)
+        parts = zip(grads[0].split(rows, -1), ctx.weight.split(rows), strict=True)
+        return sum(grad.to(wide) @ weight.to(wide) for grad, weight in parts).to(grads[0].dtype), None

@@ -63,7 +63,9 @@ def entry(name: str, build: Callable[[Path], None]) -> Path:
         return place
     with _writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(place)
+        lock = Path(f"{place}.lock")
+        if not lock.exists():
+            lock.touch()  # with the permissions of the umask
         with FileLock(lock, mode=lock.stat().st_mode & 0o777):  # some versions set one of their own
             if is_whole(place):  # another process made it meanwhile
                 return place
@@ -83,14 +85,6 @@ def entry(name: str, build: Callable[[Path], None]) -> Path:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     return place
-
-
-def _lock(place: Path) -> Path:
-    """The lock file of an entry, there already with the permissions of the umask."""
-    lock = Path(f"{place}.lock")
-    if not lock.exists():
-        lock.touch()
-    return lock
 
 
 def _open_up(folder: Path) -> None:
@@ -152,13 +146,8 @@ def _owner(path: Path) -> str:
 
 
 def _there(path: Path) -> Path:
-    for candidate in (path, *path.parents):
-        try:
-            candidate.stat()
-            return candidate
-        except OSError:
-            continue
-    return path
+    # not `Path.exists`, which raises where a folder may not be looked into
+    return next((candidate for candidate in (path, *path.parents) if os.path.exists(candidate)), path)
 
 
 def _below(path: Path, folder: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -87,29 +87,28 @@ def catalog() -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
-    for model in models():
-        rows.append(
-            {
-                "id": model.id,
-                "family": model.family,
-                "parameters (B)": model.parameters,
-                "context": model.context,
-                "licence": model.licence + (f", {model.also}" if model.also else ""),
-                "commercial use": model.commercial,
-                "allows": model.allows,
-                "gated": model.gated,
-                "weights": "open",
-                "code": model.code,
-                "data": model.data,
-                "recipe": model.recipe,
-                **{f"{bits} bits (GB)": round(model.bytes[bits] / 1e9, 2) for bits in BITS},
-                "smallest GPU, 4 bits": model.gpu,
-                "card": model.card,
-                "licence text": model.licence_url,
-                "paper": model.paper,
-            }
-        )
+    rows = [
+        {
+            "id": model.id,
+            "family": model.family,
+            "parameters (B)": model.parameters,
+            "context": model.context,
+            "licence": model.licence + (f", {model.also}" if model.also else ""),
+            "commercial use": model.commercial,
+            "allows": model.allows,
+            "gated": model.gated,
+            "weights": "open",
+            "code": model.code,
+            "data": model.data,
+            "recipe": model.recipe,
+            **{f"{bits} bits (GB)": round(model.bytes[bits] / 1e9, 2) for bits in BITS},
+            "smallest GPU, 4 bits": model.gpu,
+            "card": model.card,
+            "licence text": model.licence_url,
+            "paper": model.paper,
+        }
+        for model in models()
+    ]
     return pd.DataFrame(rows).set_index("id")
 
 
@@ -127,16 +126,9 @@ def _entries(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, A
 
 
 def _model(model: dict[str, Any], family: dict[str, Any], licence: dict[str, Any]) -> OpenModel:
-    return OpenModel(
-        **{name: model[name] for name in ("id", "parameters", "published", "context", "licence", "gated")},
-        **{name: family[name] for name in ("family", "code", "data", "recipe")},
-        also=model.get("also"),
-        commercial=licence["commercial"],
-        allows=licence["allows"],
-        bytes=dict(zip(BITS, model["bytes"], strict=True)),
-        licence_url=licence["url"],
-        paper=model.get("paper", family["paper"]),
-    )
+    own = {"also": None, "licence_url": licence["url"]} | licence | family | model
+    own["bytes"] = dict(zip(BITS, model["bytes"], strict=True))
+    return OpenModel(**{field.name: own[field.name] for field in fields(OpenModel)})
 
 
 def nearest(name: str) -> list[str]:

@@ -152,7 +152,6 @@ def check_packing(packing: Packing, bits: int) -> None:
 def _load_code(
     name: str, *, bits: int, dtype: torch.dtype | None, revision: str | None, packing: Packing = USUAL
 ) -> str:
-    """The Python that loads a model again."""
     told = [] if name == packaged.NAME else [repr(name)]
     told.append(f"bits={bits}")
     if dtype is not None:
@@ -270,13 +269,7 @@ def _check_fits(
 ) -> None:
     """Compare the size of the weights with the free memory, before any is read.
 
-    Args:
-        label: what to call the model.
-        skeleton: the model without weights.
-        bits, dtype, device, spread: how and where it is to be loaded.
-        choices: the numbers of bits that it can be loaded in, for the advice.
-        disk: whether the rest can go to disk.
-        packing: of 4-bit weights.
+    `choices` are the numbers of bits that it can be loaded in, for the advice; with `disk` the rest can go to disk.
     """
     need = predict(skeleton, bits=bits, dtype=dtype, packing=packing)
     have = available(device)
@@ -287,8 +280,7 @@ def _check_fits(
         have = sum(room(bits).values()) + (shutil.disk_usage(tempfile.gettempdir()).free if bits >= 16 and disk else 0)
     if need <= 0.95 * have:
         return
-    kind = device.type
-    fits = lambda b: predict(skeleton, bits=b, dtype=compute_dtype(kind, b)) <= 0.8 * have  # noqa: E731
+    fits = lambda b: predict(skeleton, bits=b, dtype=compute_dtype(device.type, b)) <= 0.8 * have  # noqa: E731
     smaller = [b for b in choices if b < bits and fits(b)]
     advice = f" It would fit with bits={max(smaller)}." if smaller else ""
     if models := that_fit(0.8 * have, bits=4):
@@ -323,11 +315,6 @@ def room(bits: int) -> dict[int | str, int]:
 
 
 def _tokenizer(source: str, label: str, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer.
-
-    Raises:
-        LoadError: its files are missing or damaged.
-    """
     from transformers import AutoTokenizer
 
     if (folder := Path(source)).is_dir():

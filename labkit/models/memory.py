@@ -76,11 +76,8 @@ def measure(hf: Any, anatomy: Anatomy, *, kept: int = 0) -> MemoryReport:
     parts = dict.fromkeys(["embedding", "attention", "MLP", "norms and the rest", "unembedding"], 0)
     seen: set[int] = set()
     away = 0
-    tied = (
-        hf.get_output_embeddings()
-        if getattr(hf.config.get_text_config(decoder=True), "tie_word_embeddings", False)
-        else None
-    )
+    config = hf.config.get_text_config(decoder=True)
+    tied = hf.get_output_embeddings() if getattr(config, "tie_word_embeddings", False) else None
     for module in hf.modules():
         for tensor in _tensors(module):
             meta = tensor.device.type == "meta"
@@ -99,16 +96,13 @@ def measure(hf: Any, anatomy: Anatomy, *, kept: int = 0) -> MemoryReport:
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     """A module's own parameters and buffers, with what bitsandbytes keeps for a packed weight."""
-    found = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     weight = getattr(module, "weight", None)
-    states = [getattr(weight, "quant_state", None)]
-    states += [getattr(states[0], "state2", None)]
-    for state in states:
-        for name in ("absmax", "code", "offset"):
-            if isinstance(tensor := getattr(state, name, None), torch.Tensor):
-                found.append(tensor)
-    found += [t for name in ("CB", "SCB") if isinstance(t := getattr(weight, name, None), torch.Tensor)]
-    return found
+    state = getattr(weight, "quant_state", None)
+    scales = ("absmax", "code", "offset")
+    parts = ((state, scales), (getattr(state, "state2", None), scales), (weight, ("CB", "SCB")))
+    kept = [getattr(part, name, None) for part, names in parts for name in names]
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return own + [tensor for tensor in kept if isinstance(tensor, torch.Tensor)]
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:

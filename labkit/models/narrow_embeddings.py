@@ -57,7 +57,8 @@ def narrow(hf: Any, dtype: torch.dtype) -> set[torch.Tensor]:
     """
     head = hf.get_output_embeddings()
     tables: list[Any] = [m for m in hf.modules() if isinstance(m, nn.Embedding) or m is head]
-    others = {m.weight for m in tables if not _is_known(m)}
+    scaled = {m for m in tables if isinstance(m, nn.Embedding) and hasattr(m, "embed_scale")}
+    others = {m.weight for m in tables if type(m) not in (nn.Linear, nn.Embedding) and m not in scaled}
     if head is not None and _rounds_for(head, hf):
         others.add(head.weight)
     chosen = [m for m in tables if m.weight not in others]
@@ -76,9 +77,3 @@ def _rounds_for(head: nn.Module, hf: Any) -> bool:
     except (OSError, TypeError):  # no source to look into
         return False
     return any(f"{name}.weight.dtype" in source for name in names)
-
-
-def _is_known(module: nn.Module) -> bool:
-    """Is this a plain unembedding, or an embedding that looks rows up and at most scales them?"""
-    scaled = isinstance(module, nn.Embedding) and hasattr(module, "embed_scale")
-    return type(module) in (nn.Linear, nn.Embedding) or scaled

@@ -148,13 +148,9 @@ def fused(hf: nn.Module) -> Iterator[tuple[nn.Module, str, tuple[int, int, int]]
                 yield module, name, (count, value.shape[0] // count, value.shape[1])  # DBRX stacks them end to end
 
 
+@cache
 def register() -> type:
     """Tell transformers about this way to quantise, once; returns its configuration class."""
-    return _classes()[0]
-
-
-@cache
-def _classes() -> tuple[type, type]:
     from transformers import BitsAndBytesConfig
     from transformers.core_model_loading import ConversionOps
     from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -172,9 +168,8 @@ def _classes() -> tuple[type, type]:
 
         def to_dict(self) -> dict[str, Any]:
             # without these: by them transformers takes a saved configuration for one of plain bitsandbytes
-            return {name: value for name, value in super().to_dict().items() if name not in _OF_PLAIN} | {
-                "quant_method": METHOD
-            }
+            own = {name: value for name, value in super().to_dict().items() if name not in _OF_PLAIN}
+            return own | {"quant_method": METHOD}
 
     class Quantise(ConversionOps):
         """A tensor as it is read: experts here, everything else by bitsandbytes."""
@@ -228,7 +223,7 @@ def _classes() -> tuple[type, type]:
             self.stacks, self.packed = {}, {}
             return super()._process_model_after_weight_loading(model, **settings)
 
-    return ExpertsConfig, ExpertsQuantizer
+    return ExpertsConfig
 
 
 def _replace(module: nn.Module, name: str, stack: PackedExperts) -> None:

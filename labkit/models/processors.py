@@ -91,13 +91,13 @@ _lowered: dict[int, int] = {}  # by thread in such a block: how many threads it 
 def _asked() -> int:
     """The threads that PyTorch has in this thread, as the user set them."""
     now = torch.get_num_threads()
-    if not _here.known:  # a new thread takes over the last number that was set, which may be one of ours
-        _here.known = True
-        most = max([now, *_lowered.values()])
-        if most > now:
-            torch.set_num_threads(most)
-        return most
-    return now
+    if _here.known:
+        return now
+    _here.known = True  # a new thread takes over the last number that was set, which may be one of ours
+    most = max([now, *_lowered.values()])
+    if most > now:
+        torch.set_num_threads(most)
+    return most
 
 
 def _look_again() -> None:

@@ -42,9 +42,8 @@ class _Reference:
         self.lm = lm
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:
-        return _Reference(
-            memo.get(id(self.lm), self.lm)
-        )  # the copied model, where model and result are copied together
+        # the copied model, where model and result are copied together
+        return _Reference(memo.get(id(self.lm), self.lm))
 
     def __reduce__(self) -> Any:
         if isinstance(self.lm, AbsentModel):

@@ -182,7 +182,9 @@ class FastLayers:
         before, self.patching = self.patching, True
         try:
             for layer in dict.fromkeys(layers) if mkl_is_slow() else ():
-                if is_plain(layer) and _is_free(layer) and layer.weight.dtype == torch.float32:
+                if not is_plain(layer) or "forward" in layer.__dict__:
+                    continue
+                if layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32:
                     layer.__dict__["forward"] = partial(_plain, layer)
                     ours.append(layer)
             yield
@@ -252,12 +254,6 @@ def give_back() -> None:
         fast.drop()
 
 
-def _is_free(layer: Any) -> bool:
-    """Is this an unmodified linear layer on the CPU?"""
-    weight = layer._parameters.get("weight")
-    return weight is not None and weight.device.type == "cpu" and "forward" not in layer.__dict__
-
-
 def _is_packed(layer: Any) -> bool:
     """Is this a 4-bit layer that bitsandbytes unpacks before it multiplies?"""
     weight = layer._parameters.get("weight")
@@ -319,9 +315,8 @@ def _has_onednn() -> bool:
 @cache
 def mkl_is_slow() -> bool:
     """Is this an AMD processor with AVX-512, and a PyTorch that has oneDNN beside MKL?"""
-    if not (torch.backends.mkl.is_available() and _has_onednn()):
-        return False
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+    both = torch.backends.mkl.is_available() and _has_onednn()
+    if not both or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     about = Path("/proc/cpuinfo")
     return "AuthenticAMD" in (about.read_text() if about.exists() else platform.processor())

@@ -45,9 +45,8 @@ def adapters_of(hf: nn.Module) -> list[str]:
     """The names of the adapters that are at work in a model's layers."""
     names: dict[str, None] = {}
     for module in hf.modules():
-        if isinstance(getattr(module, "base_layer", None), nn.Module) and not getattr(
-            module, "disable_adapters", False
-        ):
+        adapted = isinstance(getattr(module, "base_layer", None), nn.Module)
+        if adapted and not getattr(module, "disable_adapters", False):
             active = getattr(module, "active_adapters", None) or ["adapter"]
             names |= dict.fromkeys(map(str, active if isinstance(active, list) else ["adapter"]))
     return list(names)

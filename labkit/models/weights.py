@@ -86,9 +86,8 @@ def weight_of(layer: Any, *, dtype: torch.dtype) -> torch.Tensor:
     if is_away(layer):
         with present(layer):
             return weight_of(layer, dtype=dtype)
-    if (lent := layer.__dict__.get("unpacked")) is not None and (
-        kept := lent()
-    ) is not None:  # `models.unpacked_layers` has it
+    lent = layer.__dict__.get("unpacked")  # by `models.unpacked_layers`
+    if lent is not None and (kept := lent()) is not None:
         return kept.to(dtype)
     if list(layer.children()):  # an adapter and the layer in it
         with torch.no_grad():

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 import labkit as lk
 from labkit.activations.sites import Site, layers_with
-from labkit.engine.readout import SOFTCAPS
+from labkit.activations.unembedding import SOFTCAPS
 from labkit.models.weights import bias_of
 from labkit.patching.patch import PatchJob
 

@@ -78,16 +78,13 @@ def gguf_checkpoint(path: Path, *, bits: int, progress: bool) -> Path:
 
 def _from_files(files: list[Path], part: Path, *, bits: int, progress: bool) -> None:
     """Convert a GGUF file, or the parts of one, that are looked through first."""
-    found = readers(files)
-    if len(files) == 1:
-        del found
-        _convert(files[0], part, bits=bits, progress=progress)
-        return
+    found, whole = readers(files), files[0]
     with tempfile.TemporaryDirectory(dir=part.parent) as folder:
-        joined = Path(folder, files[0].name)
-        join(found, joined, progress=progress)
+        if len(files) > 1:
+            whole = Path(folder, whole.name)
+            join(found, whole, progress=progress)
         del found
-        _convert(joined, part, bits=bits, progress=progress)
+        _convert(whole, part, bits=bits, progress=progress)
 
 
 def _kind(bits: int) -> str:
@@ -182,8 +179,7 @@ def _own_bar(*, progress: bool) -> Iterator[None]:
     try:
         from transformers import modeling_gguf_pytorch_utils as module
     except ImportError:  # a version that reads them in another way
-        yield
-        return
+        module = None
     bar = getattr(module, "tqdm", None)
     if progress or bar is None:
         yield
@@ -196,11 +192,7 @@ def _own_bar(*, progress: bool) -> Iterator[None]:
 
 
 def _dtype_that_fits(config: Any, name: str) -> torch.dtype:
-    """What to read a GGUF into: float32, or bfloat16 where memory has no room for that.
-
-    Raises:
-        NotEnoughMemory: there is no room for either.
-    """
+    """What to read a GGUF into: float32, or bfloat16 where memory has no room for that."""
     skeleton, have = empty_model(config), available(torch.device("cpu"))
     for dtype in (torch.float32, torch.bfloat16):
         need = predict(skeleton, bits=16, dtype=dtype)

@@ -46,7 +46,7 @@ def expanded(tensors: Mapping[str, Tensor], *, dtype: torch.dtype, stored: Mappi
         if name.endswith("_blocks") and (scales := plain.pop(f"{name[:-7]}_scales", None)) is not None:
             found[name[:-7]] = _mxfp4(plain.pop(name), scales, dtype)
     for name in [name for name, tensor in plain.items() if _is_packed(name, tensor)]:
-        weight, (scale, zero) = plain.pop(name), (_take(plain, name, kind) for kind in (_SCALES, _ZEROS))
+        weight, scale, zero = plain.pop(name), _take_scale(plain, name), plain.pop(f"{name}_zero_point", None)
         if scale is None:
             raise LoadError(f"the checkpoint has {name} in {weight.kind} but no scale for it; it is incomplete")
         found[name] = _scaled(name, weight, scale, zero, dtype, block, nibbles=nibbles and weight.kind == "I8")
@@ -56,20 +56,16 @@ def expanded(tensors: Mapping[str, Tensor], *, dtype: torch.dtype, stored: Mappi
 
 
 _SCALES = ("{}_scale_inv", "{}_scale", "{stem}.scale", "{stem}.qscale_weight")
-_ZEROS = ("{}_zero_point",)
 
 
 def _is_packed(name: str, tensor: Tensor) -> bool:
-    packed = tensor.kind.startswith("F8_E4") or tensor.kind.startswith("F8_E5") or tensor.kind == "I8"
+    packed = tensor.kind.startswith(("F8_E4", "F8_E5")) or tensor.kind == "I8"
     return packed and not name.endswith(("_scale", "_scale_inv", "_zero_point", ".scale"))
 
 
-def _take(tensors: dict[str, Tensor], name: str, patterns: tuple[str, ...]) -> Tensor | None:
-    for pattern in patterns:
-        key = pattern.format(name, stem=name.removesuffix(".weight"))
-        if key in tensors:
-            return tensors.pop(key)
-    return None
+def _take_scale(tensors: dict[str, Tensor], name: str) -> Tensor | None:
+    keys = [pattern.format(name, stem=name.removesuffix(".weight")) for pattern in _SCALES]
+    return next((tensors.pop(key) for key in keys if key in tensors), None)
 
 
 def _scaled(
@@ -90,7 +86,7 @@ def _scaled(
         less = None if zero is None else _grid(name, zero.read().float(), shape, block)
         out = torch.empty(shape, dtype=dtype)
         # the matrices of a stack of experts one after another, each in float32 for a moment
-        rows = prod(shape[:-2]) if len(shape) > 2 else 1
+        rows = prod(shape[:-2])
         flat, stack = out.view(rows, *shape[-2:]), packed.view(rows, *packed.shape[-2:])
         for n in range(rows):
             matrix = _fp4(stack[n]) if nibbles else stack[n].float()
@@ -113,7 +109,7 @@ def _numbers(scale: Tensor) -> torch.Tensor:
 def _grid(name: str, scale: torch.Tensor, shape: tuple[int, ...], block: Any) -> torch.Tensor:
     """Scales as (matrices or 1, rows or blocks of rows, columns or blocks of columns)."""
     rows, columns = shape[-2:] if len(shape) > 1 else (1, shape[-1])
-    matrices = prod(shape[:-2]) if len(shape) > 2 else 1
+    matrices = prod(shape[:-2])
     if scale.numel() == 1:
         return scale.reshape(1, 1, 1)
     if scale.ndim == 1 and len(scale) in (matrices, rows):

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from labkit.models.errors import LoadError
-from labkit.models.sources.tensors import AGAIN, is_pointer, pointer
+from labkit.models.sources.tensors import AGAIN, refuse_pointer
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
 
@@ -34,8 +34,7 @@ def parts(path: Path) -> list[Path]:
         with file.open("rb") as opened:
             if opened.read(4) == b"GGUF":
                 continue
-        if is_pointer(file):
-            raise pointer(file)
+        refuse_pointer(file)
         raise LoadError(f"{str(file)!r} is not a GGUF file; it does not begin with the letters GGUF")
     return files
 

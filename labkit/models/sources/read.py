@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,8 +75,9 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     cached = (
         plan.way == "expanded" and plan.bits == 4 and plan.packing == USUAL and not hasattr(plan.config, "auto_map")
     )
-    if cached:
-        plan = _in_sixteen_bits(plan)
+    if cached:  # quantised from bfloat16 whatever is computed in, so that what is kept is one and the same
+        four = quantisation_config(4, torch.bfloat16, plan.skeleton)
+        plan = replace(plan, dtype=torch.bfloat16, settings={**plan.settings, "quantization_config": four})
     files = [] if plan.ours else _files(plan)
     tensors, checked = _tensors(plan, files) if files else ({}, plan.ours)
     # with the text part of one that takes more, the rest has no place
@@ -90,13 +91,11 @@ def read(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
             except CacheUnusable as error:
                 print(f"labkit: {plan.label} in 4 bits was not cached: {error}", file=sys.stderr)
         return _finished(replace(plan, dtype=dtype), *_from_tensors(plan, tensors), extra=extra)
-    if plan.stored is None or plan.way != "package":
-        return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings), extra=extra)
     try:
         return _finished(plan, *_from_source(plan, plan.source, plan.revision, plan.settings), extra=extra)
-    except (OSError, MemoryError):
-        raise
     except Exception as error:
+        if plan.stored is None or plan.way != "package" or isinstance(error, OSError | MemoryError):
+            raise
         raise not_read(plan.stored, plan.label, error) from error
 
 
@@ -133,6 +132,8 @@ def _from_source(plan: Plan, source: str, revision: str | None, settings: Mappin
 
 def _from_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
     """From tensors that are read one by one as they are needed."""
+    from transformers import GenerationConfig
+
     settings = {name: value for name, value in plan.settings.items() if name != "trust_remote_code"}
     with _one_by_one() if plan.bits < 16 else nullcontext():
         hf, info = type(plan.skeleton).from_pretrained(
@@ -145,7 +146,8 @@ def _from_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
             **settings,
         )
     hf.config._name_or_path = hf.name_or_path = plan.source
-    _generation(plan, hf)
+    with suppress(OSError):  # it has none of its own
+        hf.generation_config = GenerationConfig.from_pretrained(plan.source, revision=plan.revision or "main")
     return hf, info
 
 
@@ -163,22 +165,8 @@ def _one_by_one() -> Iterator[None]:
             os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before
 
 
-def _generation(plan: Plan, hf: Any) -> None:
-    """The generation settings that came with a checkpoint, where some did."""
-    from transformers import GenerationConfig
-
-    try:
-        hf.generation_config = GenerationConfig.from_pretrained(plan.source, revision=plan.revision or "main")
-    except OSError:  # it has none of its own
-        return
-
-
 def _tensors(plan: Plan, files: list[Path]) -> tuple[dict[str, Tensor], bool]:
-    """What the files hold, as it will be loaded; and whether it could be looked through before that.
-
-    Raises:
-        LoadError: something is missing.
-    """
+    """What the files hold, as it will be loaded; and whether it could be looked through before that."""
     tensors = open_files(files)
     check_index(files[0].parent, tensors)
     if plan.way == "package":  # only the package knows what it does with its tensors
@@ -195,11 +183,7 @@ def _tensors(plan: Plan, files: list[Path]) -> tuple[dict[str, Tensor], bool]:
 
 
 def _files(plan: Plan) -> list[Path]:
-    """The checkpoint's files of weights; from the hub they are downloaded first. None where the hub has no safetensors.
-
-    Raises:
-        LoadError: some are missing from a folder.
-    """
+    """The checkpoint's files of weights, downloaded from the hub first; none if it has no safetensors there."""
     named = getattr(plan.config, "transformers_weights", None)
     if (folder := Path(plan.source)).is_dir():
         return weight_files(folder, named=named)
@@ -245,17 +229,8 @@ def _through_the_cache(
     stem = plan.label.rstrip("/\\").replace("\\", "/").split("/")[-1]
     folder = entry(f"models/{stem}-{_digest(plan, files)}-nf4-v{FORMAT}", build)
     settings = {name: value for name, value in plan.settings.items() if name != "quantization_config"}
-    hf, info = _from_source(replace(plan, dtype=dtype), str(folder), None, settings)
-    whole.judge(plan.label, info, hf, extra=False)
-    finish(hf, plan.bits, dtype)
-    return hf
-
-
-def _in_sixteen_bits(plan: Plan) -> Plan:
-    """The same, quantised from bfloat16 whatever is computed in, so that what is kept is one and the same."""
-    dtype = torch.bfloat16
-    settings = dict(plan.settings) | {"quantization_config": quantisation_config(4, dtype, plan.skeleton)}
-    return replace(plan, dtype=dtype, settings=settings)
+    plan = replace(plan, dtype=dtype)
+    return _finished(plan, *_from_source(plan, str(folder), None, settings), extra=False)
 
 
 def _digest(plan: Plan, files: list[Path]) -> str:

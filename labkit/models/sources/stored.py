@@ -65,13 +65,11 @@ def of(config: Any) -> Stored | None:
     if _expandable(method, settings):
         name = "MXFP4" if method == "mxfp4" else _NAMES.get(method, "FP8")
         if method == "compressed-tensors":
-            name = f"{'int8' if 'int' in _kinds(settings) else 'FP8'} (compressed-tensors)"
+            whole = any(weights.get("type") == "int" for weights in _groups(settings))
+            name = f"{'int8' if whole else 'FP8'} (compressed-tensors)"
         return Stored(name, 4 if method == "mxfp4" else 8, "expanded", settings)
-    if not method:
-        mlx = {"group_size", "bits"} <= set(settings)
-        return Stored("MLX" if mlx else "a format that config.json does not name", _width("", settings), "package",
-                      settings)  # fmt: skip
-    return Stored(_NAMES.get(method, method), _width(method, settings), "package", settings)
+    unnamed = "MLX" if {"group_size", "bits"} <= set(settings) else "a format that config.json does not name"
+    return Stored(_NAMES.get(method, method) or unnamed, _width(method, settings), "package", settings)
 
 
 def _settings(config: Any) -> dict[str, Any] | None:
@@ -97,14 +95,8 @@ def _groups(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(group.get("weights") or {}) for group in (settings.get("config_groups") or {}).values()]
 
 
-def _kinds(settings: Mapping[str, Any]) -> set[str]:
-    return {str(weights.get("type")) for weights in _groups(settings)}
-
-
 def _expandable(method: str, settings: Mapping[str, Any]) -> bool:
-    if method in ("fp8", "mxfp8", "fbgemm_fp8"):
-        return True
-    if method == "mxfp4":
+    if method in ("fp8", "mxfp8", "fbgemm_fp8", "mxfp4"):
         return True
     if method == "modelopt":
         return str(settings.get("quant_algo")).upper() == "FP8"
@@ -130,6 +122,12 @@ def _width(method: str, settings: Mapping[str, Any]) -> int | None:
     return None
 
 
+_OTHERWISE = (
+    "Load the unquantised original instead, usually the base model on its hub page; labkit converts it to 4, 8, 16 or "
+    "32 bits itself"
+)
+
+
 # -- what may be asked ----------------------------------------------------------------------------------------------
 
 
@@ -152,14 +150,7 @@ def bits_to_load(stored: Stored | None, asked: int | None, label: str) -> int:
         raise ValueError(f"{label} is stored in {stored.bits} bits; bits={asked} contradicts it. Leave bits out")
     bits = f" in {stored.bits} bits" if stored.bits else ""
     raise ValueError(
-        f"{label} is stored as {stored.name}{bits}, which cannot be converted to bits={asked}. {_otherwise(stored)}"
-    )
-
-
-def _otherwise(stored: Stored) -> str:
-    return (
-        "Load the unquantised original instead, usually the base model on its hub page; labkit converts it to 4, 8, 16 "
-        "or 32 bits itself"
+        f"{label} is stored as {stored.name}{bits}, which cannot be converted to bits={asked}. {_OTHERWISE}"
     )
 
 
@@ -174,7 +165,7 @@ def check_package(stored: Stored, label: str, *, device: torch.device, dtype: to
     method = str(stored.settings.get("quant_method") or "")
     if method not in AUTO_QUANTIZER_MAPPING:
         raise LoadError(
-            f"{label} is stored as {stored.name}, which neither labkit nor transformers reads. {_otherwise(stored)}"
+            f"{label} is stored as {stored.name}, which neither labkit nor transformers reads. {_OTHERWISE}"
         )
     try:
         quantizer = AutoHfQuantizer.from_config(dict(stored.settings), pre_quantized=True)
@@ -188,7 +179,7 @@ def not_read(stored: Stored, label: str, error: Exception) -> LoadError:
     needs = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return LoadError(
         f"{label} is stored as {stored.name}, which needs the package that made it, and that does not work here: "
-        f"{needs}. Install what it needs, or avoid it: {_otherwise(stored)}"
+        f"{needs}. Install what it needs, or avoid it: {_OTHERWISE}"
     )
 
 
@@ -207,11 +198,8 @@ def check_weights(stored: Stored, label: str, hf: nn.Module) -> None:
         kind = (type(layer), type(weight))
         if not isinstance(size, int) or kind in tried or list(layer.children()):
             continue
-        if (
-            kind == (nn.Linear, nn.Parameter)
-            and weight.is_floating_point()
-            and not hasattr(layer, "quantization_scheme")
-        ):
+        plain = kind == (nn.Linear, nn.Parameter) and weight.is_floating_point()
+        if plain and not hasattr(layer, "quantization_scheme"):
             continue
         tried.add(kind)
         try:
@@ -226,11 +214,11 @@ def check_weights(stored: Stored, label: str, hf: nn.Module) -> None:
         except Exception as error:
             raise LoadError(
                 f"{label} is stored as {stored.name}; it was loaded, but its {type(layer).__name__} at {name} cannot "
-                f"be read ({type(error).__name__}: {error}). {_otherwise(stored)}"
+                f"be read ({type(error).__name__}: {error}). {_OTHERWISE}"
             ) from error
         if not far < 0.05:
             by = f"by {far:.0%} " if far == far else "(it is NaN) "
             raise LoadError(
                 f"{label} is stored as {stored.name}; it was loaded, but the weight read of {name} differs {by}"
-                f"from what the layer computes, so direct attribution would be wrong. {_otherwise(stored)}"
+                f"from what the layer computes, so direct attribution would be wrong. {_OTHERWISE}"
             )

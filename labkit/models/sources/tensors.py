@@ -86,17 +86,14 @@ def header(file: Path) -> dict[str, Any]:
     Raises:
         LoadError: it is cut short, damaged, or a pointer in its place.
     """
+    refuse_pointer(file)
     size = file.stat().st_size
     with file.open("rb") as opened:
-        first = opened.read(len(_POINTER))
-        if first == _POINTER:
-            raise pointer(file)
+        first = opened.read(9)
         length = int.from_bytes(first[:8], "little")
-        if size < 8 or length < 2:
-            raise LoadError(f"{file.name} is damaged: it is not a safetensors file. {AGAIN}")
-        if length > size - 8:
-            if first[8:9] == b"{":
-                raise LoadError(f"{file.name} is cut short inside its header. {AGAIN}")
+        if length > size - 8 and first[8:9] == b"{":
+            raise LoadError(f"{file.name} is cut short inside its header. {AGAIN}")
+        if length > size - 8 or length < 2:
             raise LoadError(f"{file.name} is damaged: it is not a safetensors file. {AGAIN}")
         opened.seek(8)
         try:
@@ -115,17 +112,15 @@ def header(file: Path) -> dict[str, Any]:
 AGAIN = "Download or copy it again"
 
 
-def is_pointer(file: Path) -> bool:
-    """Is this a Git LFS pointer, a few lines of text in place of a large file?"""
+def refuse_pointer(file: Path) -> None:
+    """Raise a `LoadError` if this is a Git LFS pointer."""
     with file.open("rb") as opened:
-        return opened.read(len(_POINTER)) == _POINTER
-
-
-def pointer(file: Path) -> LoadError:
-    return LoadError(
+        if opened.read(len(_POINTER)) != _POINTER:
+            return
+    raise LoadError(
         f"{file.name} is a Git LFS pointer, a few lines of text in place of the file. Fetch the file itself, with `git "
         "lfs pull` in its folder or with `hf download`"
-    )
+    ) from None
 
 
 # -- folders --------------------------------------------------------------------------------------------------------
@@ -141,19 +136,21 @@ def check_folder(folder: Path) -> None:
     files = {file.name: file for file in folder.iterdir() if file.is_file()}
     if not any(folder.iterdir()):
         raise ModelNotFound(f"the folder {str(folder)!r} has no config.json; it is empty")
-    if "adapter_config.json" in files and not {"config.json", SINGLE, INDEX} <= {*files, SINGLE, INDEX}:
+    if "adapter_config.json" in files and "config.json" not in files:
         raise adapter_alone(str(folder), files["adapter_config.json"])
     if "config.json" not in files:
         found = sorted(name for name in files if name.endswith(".gguf"))
         hint = f" It holds {found[0]}: load that file" if found else " Give the folder that save_pretrained made"
         raise ModelNotFound(f"the folder {str(folder)!r} has no config.json.{hint}")
     for name, file in files.items():
-        if name.endswith((".json", ".model", ".jinja", ".txt", ".tiktoken", ".safetensors")) and is_pointer(file):
-            raise pointer(file)
+        if name.endswith((".json", ".model", ".jinja", ".txt", ".tiktoken", ".safetensors")):
+            refuse_pointer(file)
     for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
         if name in files:
             read_json(files[name])
-    if "adapter_config.json" in files and not any(name.startswith("model") for name in _weights(files)):
+    kinds = (".safetensors", *PICKLES, ".index.json")
+    whole = any(name.startswith("model") and name.endswith(kinds) for name in files)
+    if "adapter_config.json" in files and not whole:
         raise adapter_alone(str(folder), files["adapter_config.json"])
 
 
@@ -170,10 +167,6 @@ def check_tokenizer(folder: Path) -> None:
             f"the folder {str(folder)!r} has no tokenizer (tokenizer.json or the like). Save it beside the model with "
             "tokenizer.save_pretrained(folder), or load the model with transformers and call lk.wrap(model, tokenizer)"
         )
-
-
-def _weights(files: dict[str, Path]) -> list[str]:
-    return sorted(name for name in files if name.endswith((".safetensors", *PICKLES, ".index.json")))
 
 
 def adapter_alone(label: str, config: Path) -> ModelNotFound:
@@ -197,8 +190,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        if is_pointer(file):
-            raise pointer(file) from None
+        refuse_pointer(file)
         raise LoadError(f"{file.name} is damaged: it is not valid JSON. {AGAIN}") from None
     if not isinstance(found, dict):
         raise LoadError(f"{file.name} is damaged: it is not a JSON object. {AGAIN}")
@@ -223,8 +215,7 @@ def weight_files(folder: Path, *, named: str | None = None) -> list[Path]:
         return [folder / SINGLE]
     if (index := folder / INDEX).is_file():
         return [folder / name for name in _indexed(index)]
-    if any(folder.glob("*.safetensors")):
-        found = sorted(file.name for file in folder.glob("*.safetensors"))
+    if found := sorted(file.name for file in folder.glob("*.safetensors")):
         shards = "-of-" in found[0]
         raise LoadError(
             f"the folder {str(folder)!r} has {found[0]}{' and others' if len(found) > 1 else ''}, but no "
@@ -237,11 +228,8 @@ def weight_files(folder: Path, *, named: str | None = None) -> list[Path]:
             "trust it, load it once with transformers on a machine you can spare; model.save_pretrained(folder) writes "
             "safetensors"
         )
-    raise ModelNotFound(f"the folder {str(folder)!r} has no .safetensors file, only {_few(folder)}")
-
-
-def _few(folder: Path) -> str:
-    return ", ".join(sorted(file.name for file in folder.iterdir())[:5])
+    few = ", ".join(sorted(file.name for file in folder.iterdir())[:5])
+    raise ModelNotFound(f"the folder {str(folder)!r} has no .safetensors file, only {few}")
 
 
 def _indexed(index: Path) -> Iterator[str]:

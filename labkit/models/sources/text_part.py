@@ -137,13 +137,10 @@ def _renamed(shapes: Mapping[str, tuple[int, ...]], skeleton: PreTrainedModel) -
     for head in heads:
         for name in shapes:
             around = name.rpartition(f"{head}.")[0]
-            if name not in found and (name.startswith(f"{head}.") or f".{head}." in name) and not _elsewhere(around):
+            other = any(word in around for word in ("vision", "visual", "audio", "talker", "tower"))
+            if name not in found and (name.startswith(f"{head}.") or f".{head}." in name) and not other:
                 found[name] = head + name[len(around) + len(head) :]
     return found
-
-
-def _elsewhere(prefix: str) -> bool:
-    return any(word in prefix for word in ("vision", "visual", "audio", "talker", "tower"))
 
 
 def of_model(hf: PreTrainedModel, name: str) -> PreTrainedModel:
@@ -205,11 +202,7 @@ def of_model(hf: PreTrainedModel, name: str) -> PreTrainedModel:
 
 
 def _check_same(hf: PreTrainedModel, part: PreTrainedModel, name: str) -> None:
-    """See that the text part computes what the whole does with a text of three tokens.
-
-    Raises:
-        NotADecoder: it does not.
-    """
+    """See that the text part computes what the whole does with a text of three tokens."""
     ids = torch.tensor([[1, 2, 3]], device=hf.get_input_embeddings().weight.device)
     with torch.no_grad():
         whole, alone = hf(input_ids=ids).logits.float(), part(input_ids=ids).logits.float()

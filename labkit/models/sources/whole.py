@@ -186,11 +186,11 @@ def _beyond(names: Iterable[str], hf: PreTrainedModel) -> tuple[list[str], set[s
     beyond, ahead = [], set()
     for name in names:
         found = _LAYER.match(name)
-        if found and found[1] in counts and int(found[2]) >= counts[found[1]]:
-            if int(found[2]) < counts[found[1]] + spare:
-                ahead.add(name)
-            else:
-                beyond.append(name)
+        past = int(found[2]) - counts[found[1]] if found and found[1] in counts else -1
+        if past >= spare:
+            beyond.append(name)
+        elif past >= 0:
+            ahead.add(name)
     return beyond, ahead
 
 
