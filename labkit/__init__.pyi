@@ -42,6 +42,7 @@ from .patching.paths import path_patch as path_patch
 from .patching.saved_grid import open_grid as open_grid
 from .precision.findings import Findings as Findings
 from .precision.findings import compare_findings as compare_findings
+from .precision.findings import open_findings as open_findings
 from .precision.keep import KeepSearch as KeepSearch
 from .precision.keep import what_to_keep as what_to_keep
 from .precision.report import QuantisationReport as QuantisationReport

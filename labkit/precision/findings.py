@@ -8,10 +8,12 @@ pairs of the task do.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,14 +30,21 @@ from labkit.patching.paths import path_patch
 from labkit.patching.source_model import check_source
 from labkit.patching.spec import PairSpec
 from labkit.results.bootstrap import rank_correlation
+from labkit.results.figures import heatmap
+from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
+from labkit.results.recipe import made_with
 from labkit.steering import steering_vector
+from labkit.text.as_code import LM, Name, as_code, as_python, changed
+from labkit.text.prompts import as_json, asked, from_json
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from labkit.language_model import LanguageModel
 
+FILE = "findings"
 Pairs = Sequence[Sequence[Any]]
 USUAL = ("resid_pre", "attn_out", "mlp_out", "z", "direct attribution")
 LEAST = 0.7  # agreement below which nothing carries over, whatever two pairs agree in
@@ -103,12 +112,14 @@ class Findings:
             other last digits; only of the pairs that are done.
         precisions: what to call the two: this model's, the source's.
         k: how many of the strongest places are compared.
+        recipe: what repeats it.
     """
 
     names: list[str]
     pairs: list[Sequence[Any]] = field(repr=False)
     precisions: tuple[str, str]
     k: int
+    recipe: dict[str, Any] = field(repr=False)
     own: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False)
     source: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False)
     rounded: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False)
@@ -152,6 +163,42 @@ class Findings:
                 + "."
             )
         return "\n".join(said) or "Nothing has been compared yet."
+
+    def figure(self) -> go.Figure:
+        """A heatmap of the overlaps: one row per finding, between precisions, under rounding, and between pairs."""
+        frame = self.to_frame()
+        here, there = self.precisions
+        columns = {"overlap": f"{here} and {there}", "overlap_rounding": "rounding", "overlap_pairs": "two pairs"}
+        values = frame[list(columns)].to_numpy(np.float64)
+        return heatmap(
+            values, x=list(columns.values()), y=list(frame.index), axes=("compared", "finding"),
+            title=f"The {self.k} strongest places: how many are the same", unit="share", colours="Blues",
+            ends=(0.0, 1.0), slanted=False, hover="%{y}, %{x}<br>%{z:.2f}", size=(620, 160 + 44 * len(values)),
+            text=np.round(values, 2), texttemplate="%{text}",
+        )  # fmt: skip
+
+    def code(self) -> str:
+        """The Python that makes the comparison again."""
+        source = self.recipe["source"]["load"].split("\n\n")[-1].replace("lm = ", "source = ", 1)
+        pairs = [tuple(map(from_json, pair)) for pair in self.recipe["pairs"]]
+        how = changed({"findings": list(USUAL), "k": 10}, {"findings": self.names, "k": self.k})
+        before = self.recipe["load"] + source + f"pairs = {as_python(pairs)}\n"
+        return as_code(before, "findings = lk.compare_findings", LM, Name("source"), Name("pairs"), **how)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the effects to one file (`.npz`), in one step: the file is whole or not there."""
+        tables = {"own": self.own, "source": self.source, "rounded": self.rounded}
+        arrays = {
+            f"{which} {n} {name}": values
+            for which, table in tables.items()
+            for name, found in table.items()
+            for n, values in enumerate(found)
+        }
+        about = {
+            "names": self.names, "precisions": self.precisions, "k": self.k, "recipe": self.recipe,
+            "arrays": list(arrays),
+        }  # fmt: skip
+        return save_arrays(path, FILE, about, **arrays)
 
     def __repr__(self) -> str:
         done = min((len(found) for found in self.own.values()), default=0)
@@ -204,6 +251,24 @@ def strongest(values: np.ndarray, k: int) -> list[int]:
 
 def _mean(values: list[float]) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def open_findings(path: str | os.PathLike[str]) -> Findings:
+    """Open what `Findings.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not hold findings, or was saved by a newer labkit.
+    """
+    about, arrays = open_arrays(path, FILE)
+    with reading(path, FILE):
+        here, there = about["precisions"]
+        pairs: list[Sequence[Any]] = [tuple(map(from_json, pair)) for pair in about["recipe"]["pairs"]]
+        opened = Findings(about["names"], pairs, (here, there), about["k"], about["recipe"])
+        for name in about["arrays"]:
+            which, _, finding = name.split(" ", 2)
+            getattr(opened, which).setdefault(finding, []).append(arrays[name])
+    return opened
 
 
 def compare_findings(
@@ -263,7 +328,12 @@ class FindingsJob:
         names = [f"{model.bits} bits" for model in (lm, source)]
         if names[0] == names[1]:
             names = [lm.name, source.name]
-        self.findings = Findings(list(findings), [tuple(pair) for pair in pairs], (names[0], names[1]), k)
+        recipe = {
+            **made_with(lm),
+            "source": made_with(source),
+            "pairs": [[as_json(part) for part in (*(asked(lm, one) for one in pair[:2]), *pair[2:])] for pair in pairs],
+        }
+        self.findings = Findings(list(findings), [tuple(pair) for pair in pairs], (names[0], names[1]), k, recipe)
 
     @property
     def total(self) -> int:

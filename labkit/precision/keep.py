@@ -51,6 +51,7 @@ class KeepSearch:
         bytes: what `keep` costs: its weights in 16 bits less the packed ones.
         effects: by part what its output from the source moves, in the metric's unit: the order of the search.
         tried: the mixtures of the two models that were run, with the metric.
+        load: the Python that loads the model without `keep`.
     """
 
     keep: list[str]
@@ -63,6 +64,7 @@ class KeepSearch:
     bytes: int
     effects: dict[str, float] = field(repr=False)
     tried: list[tuple[list[str], float]] = field(repr=False)
+    load: str = field(repr=False)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per part: `part`, `effect`, whether it is `kept`; the largest effects first."""
@@ -70,8 +72,8 @@ class KeepSearch:
         return pd.DataFrame(rows, columns=["part", "effect", "kept"])
 
     def code(self) -> str:
-        """The argument of `lk.load` that keeps these parts."""
-        return f"keep={as_python(self.keep)}"
+        """The Python that loads the model with these parts in 16 bits."""
+        return self.load.rstrip().removesuffix(")") + f", keep={as_python(self.keep)})\n" if self.keep else self.load
 
     def __repr__(self) -> str:
         said = f"{len(self.keep)} of {len(self.effects)} parts" if self.enough else "all parts are not enough"
@@ -145,7 +147,7 @@ def what_to_keep(
     value = next((value for names, value in tried if names == keep), without)
     size = sum(_extra_bytes(layer) for name in keep for layer, _ in parts[name])
     ranked = {name: named[name] for name in order}
-    return KeepSearch(keep, enough, measure.name, target, without, value, tolerance, size, ranked, tried)
+    return KeepSearch(keep, enough, measure.name, target, without, value, tolerance, size, ranked, tried, lm.code())
 
 
 def _smallest(

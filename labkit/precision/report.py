@@ -32,6 +32,7 @@ from labkit.results.job import finish
 from labkit.results.recipe import versions
 from labkit.text.as_code import Name, as_code
 from labkit.text.encode import encode
+from labkit.text.prompts import as_json, from_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,7 +151,7 @@ class QuantisationReport:
         before = "import labkit as lk\n\n" + "".join(self.recipe["before"]) + f"models = {{{models}}}\n"
         asked = {name: value for name, value in self.recipe["asked"].items() if value is not None}
         if "pairs" in asked:
-            asked["pairs"] = [tuple(pair) for pair in asked["pairs"]]
+            asked["pairs"] = [tuple(map(from_json, pair)) for pair in asked["pairs"]]
         return as_code(before, "report = lk.quantisation_report", Name("models"), **asked)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -253,7 +254,8 @@ class ReportJob:
         self.report = QuantisationReport(max(bits, key=lambda label: bits[label]))
         self.order = [self.report.reference, *(label for label in self.models if label != self.report.reference)]
         self._reference: Measured | None = None
-        asked = {"name": None if name is None else str(name), "text": text, "pairs": pairs, "context": context}
+        kept = None if pairs is None else [[as_json(part) for part in pair] for pair in pairs]
+        asked = {"name": None if name is None else str(name), "text": text, "pairs": kept, "context": context}
         self.report.recipe = {"models": {}, "before": [], "asked": asked, "versions": versions()}
         for n, (label, how) in enumerate(self.models.items()):
             told: Any = how

@@ -27,7 +27,7 @@ from labkit.results.recipe import versions
 from labkit.sweeps.result import Sweep
 from labkit.sweeps.store import Results, Store
 from labkit.sweeps.workers import ModelSource, Plan, each, plan_for, whole_shard
-from labkit.text.prompts import asked, packed, unpacked
+from labkit.text.prompts import as_json, asked, from_json
 from labkit.text.warn import warn
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def sweep(
     place = _Memory(kept, size)
     if store is not None:
         recipe = _recipe(plan, settings)
-        stored = [[_as_json(part) for part in pair] for pair in kept]
+        stored = [[as_json(part) for part in pair] for pair in kept]
         place = Store.begin(store, recipe=recipe, pairs=stored, shard=size, notes=notes)  # type: ignore[assignment]
     with place.locked():
         return _Work(plan, kept, place, notes).run(workers, progress=progress)
@@ -109,7 +109,7 @@ def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
         ValueError: it cannot be read.
     """
     place = Store.open(folder)
-    pairs = [tuple(_from_json(part) for part in pair) for pair in place.pairs]
+    pairs = [tuple(from_json(part) for part in pair) for pair in place.pairs]
     results = {i: result for number in range(len(place.shards)) for i, result in place.read(number).items()}
     return _swept(pairs, results, place.notes)
 
@@ -294,14 +294,6 @@ def _source(function: Callable[..., Any]) -> str:
         return inspect.getsource(function)
     except (OSError, TypeError):
         return getattr(function, "__qualname__", repr(type(function)))
-
-
-def _as_json(part: Any) -> Any:
-    return {"ids": part.reshape(-1).tolist()} if isinstance(part, torch.Tensor) else packed(part)
-
-
-def _from_json(part: Any) -> Any:
-    return torch.tensor([part["ids"]]) if isinstance(part, dict) and set(part) == {"ids"} else unpacked(part)
 
 
 def _load_code(lm: ModelSource, plan: Plan) -> str:

@@ -91,3 +91,13 @@ def packed(prompt: Any) -> Any:
 def unpacked(prompt: Any) -> Any:
     """What `packed` packed."""
     return Chat.from_dict(prompt) if isinstance(prompt, Mapping) and "chat" in prompt else prompt
+
+
+def as_json(part: Any) -> Any:
+    """A part of a pair, for JSON: a prompt of any kind, or an answer."""
+    return {"ids": part.reshape(-1).tolist()} if isinstance(part, torch.Tensor) else packed(part)
+
+
+def from_json(part: Any) -> Any:
+    """A part of a pair as it was."""
+    return torch.tensor([part["ids"]]) if isinstance(part, dict) and set(part) == {"ids"} else unpacked(part)

@@ -21,7 +21,7 @@ def small() -> lk.LanguageModel:
     return lk.wrap(lm.hf, lm.tokenizer)
 
 
-def test_a_model_and_its_copy_have_the_same_findings(small):
+def test_a_model_and_its_copy_have_the_same_findings(small, tmp_path):
     pairs = lk.task("indirect object").pairs(small, n=2)
     names = ["z", "direct attribution", "paths", "edges", "steering"]
     same = lk.compare_findings(small, copy.deepcopy(small), pairs, findings=names, k=3, progress=False)
@@ -34,6 +34,12 @@ def test_a_model_and_its_copy_have_the_same_findings(small):
     assert "z carries over: of the 3 strongest places in" in same.words()
     for name in names:
         assert len(same.own[name]) == len(same.rounded[name]) == 2
+    opened = lk.open_findings(same.save(tmp_path / "findings.npz"))
+    assert opened.to_frame().equals(frame)
+    assert (opened.words(), opened.code(), opened.pairs) == (same.words(), same.code(), same.pairs)
+    assert opened.figure().data[0].z.shape == (5, 3)
+    assert "lk.compare_findings(lm, source, pairs, findings=['z', 'direct attribution'" in same.code()
+    compile(same.code(), "code", "exec")
 
 
 def test_what_another_model_finds_does_not_carry_over(small):
@@ -122,7 +128,7 @@ class TestKeep:
         assert search.keep == ["mlp.12"]
         assert abs(search.value - search.source) <= 1.0 < abs(search.without - search.source)
         assert len(search.tried) <= 20
-        assert search.code() == "keep=['mlp.12']"
+        assert search.code().endswith(f"lm = lk.load({str(tmp_path)!r}, bits=4, keep=['mlp.12'])\n")
         weights = 3 * 576 * 1536
         assert 1.4 * weights < search.bytes < 1.5 * weights
         assert search.to_frame().kept.sum() == 1
