@@ -147,6 +147,7 @@ bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run 
 	.venv-peers/bin/python benchmarks/peer_zoo.py benchmarks/results/zoo.json
 	$(BIN)/python tests/zoo/table.py
 	$(BIN)/python benchmarks/agreement.py
+	$(BIN)/python benchmarks/findings.py
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 	$(BIN)/python benchmarks/attention.py
 
