@@ -1,6 +1,7 @@
 """Do findings survive, and what has to be kept: on the default model, and where the answer is known."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +12,13 @@ import labkit as lk
 from labkit.precision.findings import correlation, found, overlap, rounding, sign_changes, verdict
 from labkit.precision.keep import _smallest, kept_from
 
+SMALL = Path(__file__).parents[1] / "files" / "small_llama"
+
 
 @pytest.fixture(scope="module")
 def small() -> lk.LanguageModel:
-    """The default model's first three layers."""
-    lm = lk.load(bits=32, progress=False)
-    lm.hf.model.layers = lm.hf.model.layers[:3]
-    lm.hf.config.num_hidden_layers = 3
-    return lk.wrap(lm.hf, lm.tokenizer)
+    """A model of four layers that was trained in full precision."""
+    return lk.load(SMALL, bits=32, progress=False)
 
 
 def test_a_model_and_its_copy_have_the_same_findings(small, tmp_path):
@@ -38,7 +38,7 @@ def test_a_model_and_its_copy_have_the_same_findings(small, tmp_path):
     assert opened.to_frame().equals(frame)
     assert (opened.words(), opened.code(), opened.pairs) == (same.words(), same.code(), same.pairs)
     assert opened.figure().data[0].z.shape == (5, 3)
-    assert "lk.compare_findings(lm, source, pairs, findings=['z', 'direct attribution'" in same.code()
+    assert "findings=['z', 'direct attribution', 'paths', 'edges', 'steering'],\n    k=3," in same.code()
     compile(same.code(), "code", "exec")
 
 
@@ -85,7 +85,7 @@ def test_the_measures_of_agreement():
         ({"findings": ["colours"]}, "'colours' is no finding; use a kind of site"),
         ({"pairs": []}, "give one or more"),
         ({"k": 0}, "k must be at least 1"),
-        ({"pairs": [("One two", "Three", " a", " b")]}, "clean has 2 tokens, corrupt 1"),
+        ({"pairs": [("When Mary", "When", " Mary", " John")]}, "clean has 3 tokens, corrupt 2"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(small, settings, said):
@@ -169,5 +169,5 @@ class TestKeep:
             lk.what_to_keep(lm32, lm32, CLEAN, " Mary", " John", progress=False)
         with pytest.raises(ValueError, match="evaluations must be at least 3"):
             lk.what_to_keep(lm4, lm32, CLEAN, " Mary", evaluations=1)
-        with pytest.raises(ValueError, match="n_layers 3 instead of 30"):
+        with pytest.raises(ValueError, match="n_layers 4 instead of 30"):
             lk.what_to_keep(lm4, small, CLEAN, " Mary", " John", progress=False)

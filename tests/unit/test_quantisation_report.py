@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from labkit.precision.passage import PASSAGE
 MATRICES = {f"self_attn.{n}_proj" for n in "qkvo"} | {f"mlp.{n}_proj" for n in ("gate", "up", "down")}
 
 
+SMALL = Path(__file__).parents[1] / "files" / "small_llama"
+TEXT = "When Mary and John went to the store, John gave a drink to Mary. The keys to the cabinet are on the table."
+
+
 @pytest.fixture(scope="module")
 def small() -> lk.LanguageModel:
-    """The default model's first three layers, so that a report takes a second."""
-    lm = lk.load(bits=32, progress=False)
-    lm.hf.model.layers = lm.hf.model.layers[:3]
-    lm.hf.config.num_hidden_layers = 3
-    return lk.wrap(lm.hf, lm.tokenizer)
+    """A model of four layers that was trained in full precision, so that a report takes a second."""
+    return lk.load(SMALL, bits=32, progress=False)
 
 
 def changed(lm: lk.LanguageModel, layer: int, name: str, factor: float) -> lk.LanguageModel:
@@ -65,8 +67,26 @@ def test_the_default_model_in_four_and_thirty_two_bits_as_plain_transformers_has
     assert "checkpoint in Q4_1: fp32 is that, dequantised" in report.words()
 
 
+def test_a_model_in_full_precision_shows_what_4_bits_cost_of_it():
+    models = {"NF4": {"bits": 4}, "bf16": {"bits": 16}, "fp32": {"bits": 32}}
+    report = lk.quantisation_report(models, name=SMALL, text=TEXT, progress=False)
+    frame = report.to_frame()
+    assert report.notes == []  # nothing was lost before
+    assert (frame.task == 1).all()
+    assert frame.perplexity["bf16"] == pytest.approx(frame.perplexity["fp32"], rel=0.01)
+    assert 0 <= frame.kl["bf16"] < 0.01 < frame.kl["NF4"] < 0.5
+    assert frame.bytes["NF4"] < frame.bytes["bf16"] < frame.bytes["fp32"]
+    errors = {label: report.weight_errors(label).to_numpy() for label in ("NF4", "bf16")}
+    assert 0.07 < errors["NF4"].min() < errors["NF4"].max() < 0.12  # of a normal distribution NF4 misses about 9 %
+    assert errors["bf16"].max() < 2**-8
+    sites = {label: report.activation_errors(label).loc["resid_post"] for label in ("NF4", "bf16")}
+    assert (sites["bf16"] < sites["NF4"]).all()
+
+
 def test_a_model_and_its_copy_are_the_same(small):
-    report = lk.quantisation_report({"one": small, "two": copy.deepcopy(small)}, pairs=[PAIR], progress=False)
+    report = lk.quantisation_report(
+        {"one": small, "two": copy.deepcopy(small)}, text=TEXT, pairs=[PAIR], progress=False
+    )
     frame = report.to_frame()
     assert frame.perplexity["one"] == pytest.approx(frame.perplexity["two"], rel=1e-5)
     assert frame.kl["two"] == pytest.approx(0, abs=1e-6)
@@ -79,7 +99,7 @@ def test_a_model_and_its_copy_are_the_same(small):
 
 def test_a_planted_difference_is_found_where_it_is(small):
     report = lk.quantisation_report(
-        {"whole": small, "broken": changed(small, 1, "self_attn.k_proj", 0.0)}, pairs=[], progress=False
+        {"whole": small, "broken": changed(small, 1, "self_attn.k_proj", 0.0)}, text=TEXT, pairs=[], progress=False
     )
     weights, sites = report.weight_errors("broken"), report.activation_errors("broken")
     assert weights.loc["self_attn.k_proj", 1] == pytest.approx(1, abs=1e-6)
@@ -104,7 +124,7 @@ def test_it_is_saved_opened_drawn_and_said_as_code(small, tmp_path):
     np.testing.assert_array_equal(opened.heads["b"], report.heads["b"])
     assert (opened.words(), opened.code(), repr(opened)) == (report.words(), report.code(), repr(report))
     for what in ("activations", "weights", "heads", "lens"):
-        assert opened.figure(what).data[0].z.shape[1] in (3, 9)
+        assert opened.figure(what).data[0].z.shape[1] in (4, 8)
     assert "model_0 = lk.load(" in report.code()
     assert "text='One two three four five six.'" in report.code()
     with pytest.raises(ValueError, match="what must be one of activations, weights, heads, lens; got 'colours'"):
@@ -117,7 +137,7 @@ def test_it_is_saved_opened_drawn_and_said_as_code(small, tmp_path):
 
 def test_its_code_makes_it_again():
     made = {"NF4": {"bits": 4}, "kept": {"keep": ["down_proj"], "bits": 4}}
-    report = lk.quantisation_report(made, text="The cat sat on the mat, and then", pairs=[], progress=False)
+    report = lk.quantisation_report(made, name=SMALL, text=TEXT, pairs=[], progress=False)
     names: dict = {}
     exec(report.code(), names)
     again = names["report"].to_frame()
@@ -148,7 +168,7 @@ def test_a_text_shorter_than_the_context_is_refused(small):
 
 
 def test_what_was_measured_before_an_error_is_on_it(small, lm32):
-    with pytest.raises(ValueError, match="not another precision: n_layers 3 and 30") as caught:
+    with pytest.raises(ValueError, match="not another precision: n_layers 4 and 30") as caught:
         lk.quantisation_report({"whole": lm32, "part": small}, text="One two three.", pairs=[], progress=False)
     assert list(caught.value.report.rows) == ["whole"]
     other = copy.deepcopy(small)
