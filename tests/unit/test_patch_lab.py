@@ -6,6 +6,7 @@ import html
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,29 @@ def test_a_cell_shows_the_tokens_before_and_after_and_where_it_looks(lm4: lk.Lan
     lab.selection = (23, 3)
     lab.wait(300)
     assert lab.inspector.attention.values.shape == (14, 14)
+
+
+def test_what_was_let_go_while_it_was_computed_is_not_shown(
+    lm4: lk.LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = PatchLab(lm4, *PAIR, background=True)
+    lab.run()
+    lab.wait(300)
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(*args: Any, **how: Any) -> Any:
+        begun.set()
+        assert go.wait(300)
+        return inspect(*args, **how)
+
+    monkeypatch.setattr("labkit.widgets.patch_lab.inspector.inspect", slow)
+    lab.selection = (5, 9)
+    assert begun.wait(60)
+    lab.selection = None
+    go.set()
+    lab.wait(300)
+    assert (lab.inspector.layout.display, lab.inspector.invitation.layout.display) == ("none", None)
+    assert not lab.bars.columns
 
 
 def test_the_cone_of_a_cell_is_what_its_patch_can_change(lm32: lk.LanguageModel, done: PatchLab) -> None:

@@ -37,6 +37,7 @@ class Inspector(Panel):
 
     def __init__(self) -> None:
         super().__init__()
+        self._turn = threading.RLock()  # of whoever shows something: work, or what is pointed at
         self.bars = TokenBars()
         self.invitation = widgets.HTML(HINT)
         self.invitation.add_class("labkit-muted")
@@ -62,7 +63,10 @@ class Inspector(Panel):
         chosen: Sequence[Place] = (),
         arrow: tuple[Place, Place] | None = None,
     ) -> Work | None:
-        """What to compute for a drag, several cells, or one, whichever is given first; None for nothing."""
+        """What to compute for a drag, several cells, or one, whichever is given first; None for nothing.
+
+        The work of an earlier call has to be stopped before this is called.
+        """
         patched: Callable[[], CellReport]
         if arrow is not None:
             title, place = move_words(grid, arrow), arrow[1]
@@ -84,14 +88,18 @@ class Inspector(Panel):
             try:
                 report = patched()
             except ValueError:
-                self.hint()
+                with self._turn:
+                    if not stop.is_set():
+                        self.hint()
                 raise
             base = "corrupt" if grid.direction == "denoise" else "clean"
             columns = {f"before: {base} prompt": report.before, "after the patch": report.after}
             ids = [id for id in answer_ids(lm, grid.recipe) if id is not None]
             marked = [token.display for token in describe(lm.tokenizer, ids)]
-            self._show(title, _report_words(grid, report), columns, marked)
-            self._show_attention(grid, place, report)
+            with self._turn:
+                if not stop.is_set():  # something else, or nothing, was pointed at meanwhile
+                    self._show(title, _report_words(grid, report), columns, marked)
+                    self._show_attention(grid, place, report)
 
         return work
 
@@ -102,12 +110,13 @@ class Inspector(Panel):
         columns: Mapping[str, Any] | None = None,
         marked: Sequence[str] = (),
     ) -> None:
-        shown(self, bool(title))
-        shown(self.invitation, not title)
-        self._looks = {}
-        self._draw_attention()
-        self.bars.marked = list(marked)
-        self.bars.show(columns or {}, title=title, note=words)
+        with self._turn:
+            shown(self, bool(title))
+            shown(self.invitation, not title)
+            self._looks = {}
+            self._draw_attention()
+            self.bars.marked = list(marked)
+            self.bars.show(columns or {}, title=title, note=words)
 
     def _show_attention(self, grid: PatchGrid, place: Place, report: CellReport) -> None:
         if report.attention_before is None or report.attention_after is None:

@@ -254,11 +254,11 @@ class PatchLab(Tool, PatchState):
                 grid = PatchJob(self.lm, self.spec()).grid
             except ValueError:
                 return  # the run says so
+        self._close_look.stop()
         work = self.inspector.look(self.lm, grid, selection=self.selection, chosen=list(self.chosen), arrow=self.arrow)
         if self.selection is not None and grid.over[0] == "layer":
             self.layer = self.selection[0]  # where to look closer, if heads or neurons are asked for next
         if work is None:
-            self._close_look.stop()
             return
         # The inspector does not wait for the grid: the grid pauses for it.
         if busy := self._computing > 0 and not self._paused:
