@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from labkit.text.types import Prompt
 
 SIZES = ("n_layers", "d_model", "n_heads", "n_kv_heads")
+"""In what two models have to be alike to be compared place by place."""
 
 
 def check_source(lm: Model, source: Model, prompt: Prompt) -> None:

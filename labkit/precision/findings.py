@@ -33,7 +33,7 @@ from labkit.results.bootstrap import rank_correlation
 from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
-from labkit.results.recipe import made_with
+from labkit.results.recipe import loaded_as, made_with
 from labkit.steering import steering_vector
 from labkit.text.as_code import LM, Name, as_code, as_python, changed
 from labkit.text.prompts import as_json, asked, from_json
@@ -179,7 +179,7 @@ class Findings:
 
     def code(self) -> str:
         """The Python that makes the comparison again."""
-        source = self.recipe["source"]["load"].split("\n\n")[-1].replace("lm = ", "source = ", 1)
+        source = loaded_as("source", self.recipe["source"]["load"])
         pairs = [tuple(map(from_json, pair)) for pair in self.recipe["pairs"]]
         how = changed({"findings": list(USUAL), "k": 10}, {"findings": self.names, "k": self.k})
         before = self.recipe["load"] + source + f"pairs = {as_python(pairs)}\n"

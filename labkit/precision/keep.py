@@ -9,12 +9,11 @@ cancel each other help to do; whether it helps elsewhere is for `lk.quantisation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,6 +27,8 @@ from labkit.precision.findings import rounding
 from labkit.text.as_code import as_python
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from labkit.language_model import LanguageModel
     from labkit.patching.metrics import MetricFunction
     from labkit.text.types import Prompt
@@ -67,7 +68,9 @@ class KeepSearch:
     load: str = field(repr=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per part: `part`, `effect`, whether it is `kept`; the largest effects first."""
+        """One row per part: `part`, `effect`, whether it is `kept`; those that help most first."""
+        import pandas as pd
+
         rows = [(part, effect, part in self.keep) for part, effect in self.effects.items()]
         return pd.DataFrame(rows, columns=["part", "effect", "kept"])
 
@@ -115,7 +118,8 @@ def what_to_keep(
         raise ValueError(f"evaluations must be at least 3; got {evaluations}")
     asked: dict[str, Any] = {"answer": answer, "foil": foil, "metric": metric, "source": source, "progress": progress}
     pair = PatchSpec(prompt, **asked).prepared(lm)
-    parts = _parts(lm, source)
+    names = _names(lm)
+    parts = _parts(lm, source, names)
     if not any(parts.values()):
         raise ValueError(f"no layer of {lm.name} is packed in few bits, so there is nothing to keep")
     effects: dict[tuple[str, int], float] = {}
@@ -124,7 +128,7 @@ def what_to_keep(
             grid = patch(lm, prompt, site=site, **asked)
             moved = (grid.values - grid.corrupt).sum(1)
             effects |= {(site, layer): float(x) for layer, x in zip(grid.index[0], moved, strict=True)}
-    named = {name: effects.get(place, 0.0) for place, name in _names(lm).items() if parts.get(name)}
+    named = {name: effects.get(place, 0.0) for place, name in names.items() if parts.get(name)}
     ids, reference = pair.ids["corrupt"], run_to_measure(source, pair.ids["clean"].to(source.device)).logits[:, -1]
     measure = pair.metric(reference[0].to(ids.device))
     of = lambda model: float(measure.of(run_to_measure(model, ids.to(model.device)).logits[:, -1].to(ids.device))[0])  # noqa: E731
@@ -206,11 +210,10 @@ def _names(lm: LanguageModel) -> dict[tuple[str, int], str]:
     return names
 
 
-def _parts(lm: LanguageModel, source: LanguageModel) -> dict[str, Layers]:
+def _parts(lm: LanguageModel, source: LanguageModel, names: Mapping[tuple[str, int], str]) -> dict[str, Layers]:
     """By the name of each part its packed layers in the model, and what they are in the source."""
     found: dict[str, Layers] = {}
     blocks = zip(lm.anatomy.blocks, source.anatomy.blocks, strict=True)
-    names = _names(lm)
     for layer, (block, other) in enumerate(blocks):
         for site, part in PARTS.items():
             mine, theirs = getattr(block, part), getattr(other, part)

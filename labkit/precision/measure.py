@@ -23,6 +23,7 @@ from labkit.generation.generate import generate
 from labkit.lens.logit_lens import logit_lens
 from labkit.models.weights import matrices_of
 from labkit.patching.metrics import metric_of
+from labkit.patching.source_model import SIZES
 from labkit.patching.spec import PairSpec
 from labkit.text.encode import encode
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from labkit.text.types import Prompt
 
 SITES = ("resid_post", "attn_out", "mlp_out", "q", "k", "v", "z")
-SIZES = ("n_layers", "d_model", "n_heads", "n_kv_heads")
 LOOKED_AT = 128  # tokens of the text whose activations and patterns are compared
 WRITTEN = 24  # tokens that are written to measure the speed
 PROJECTIONS = 64

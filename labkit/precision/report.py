@@ -29,7 +29,7 @@ from labkit.precision.passage import PASSAGE
 from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
-from labkit.results.recipe import versions
+from labkit.results.recipe import loaded_as, versions
 from labkit.text.as_code import Name, as_code
 from labkit.text.encode import encode
 from labkit.text.prompts import as_json, from_json
@@ -261,7 +261,7 @@ class ReportJob:
             told: Any = how
             if isinstance(how, LanguageModel):
                 told = Name(f"model_{n}")
-                self.report.recipe["before"].append(how.load_code.replace("lm = ", f"{told} = ", 1) + "\n")
+                self.report.recipe["before"].append(loaded_as(told, how.code()))
             else:
                 told = {key: value for key, value in models[label].items() if key != "progress"}  # type: ignore[union-attr]
             self.report.recipe["models"][label] = repr(told)

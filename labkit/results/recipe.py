@@ -61,6 +61,11 @@ def made_with(lm: Model) -> dict[str, Any]:
     }
 
 
+def loaded_as(name: str, load: str) -> str:
+    """The line that loads a model, from the Python that loads it as `lm`, under another name."""
+    return load.split("\n\n")[-1].replace("lm = ", f"{name} = ", 1)
+
+
 def code_of(recipe: dict[str, Any], call: str, own: dict[str, Any], *, usual: dict[str, Any]) -> str:
     """The Python that makes a result again.
 
@@ -75,7 +80,7 @@ def code_of(recipe: dict[str, Any], call: str, own: dict[str, Any], *, usual: di
     asked = {name: recipe[name] for name in ("clean", "corrupt")}
     before = f"{recipe['load']}{recipe.get('metric_code', '')}"
     if "source" in recipe:  # another model's run of the same prompt
-        before = recipe["load"] + recipe["source"]["load"].split("\n\n")[-1].replace("lm = ", "source = ", 1)
+        before = recipe["load"] + loaded_as("source", recipe["source"]["load"])
         before += recipe.get("metric_code", "")
         asked = {"clean": recipe["clean"], "source": Name("source")}
     asked |= {name: word for name, word in words.items() if word is not None}
