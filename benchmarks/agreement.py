@@ -10,12 +10,11 @@ Usage: python benchmarks/agreement.py [--out FOLDER] [-n N]
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import date
 from pathlib import Path
 
 import numpy as np
-from machine import describe
+from machine import describe, keep
 
 import labkit as lk
 from labkit.datasets.tasks import TASKS
@@ -59,11 +58,7 @@ def main() -> None:
     )
     lines = [head, "", says, "", f"| task | pairs | {' | '.join(SITES)} |", "|---" * (2 + len(SITES)) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    table = "\n".join([*lines, ""])
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "agreement.md").write_text(table)
-    (options.out / "agreement.json").write_text(json.dumps({"machine": about, "tasks": record}, indent=1))
+    keep(options.out, "agreement", lines, {"tasks": record})
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ Usage: python benchmarks/findings.py [--out FOLDER] [-n N]
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import date
 from pathlib import Path
 
-from machine import describe
+from machine import describe, keep
 
 import labkit as lk
 
@@ -50,11 +49,8 @@ def main() -> None:
     )
     columns = ["task", "finding", "NF4 and fp32", "rounding alone", "two pairs", "sign changes", "verdict"]
     lines = [head, "", says, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    table = "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), ""])
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "findings.md").write_text(table)
-    (options.out / "findings.json").write_text(json.dumps({"machine": about, "tasks": record}, indent=1))
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    keep(options.out, "findings", lines, {"tasks": record})
 
 
 if __name__ == "__main__":

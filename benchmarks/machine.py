@@ -1,10 +1,12 @@
 """What this machine is and how fast it multiplies matrices."""
 
+import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,3 +61,12 @@ def least_work(*, n_layers: int, length: int, first: int, parameters_per_block: 
     """
     cells = ((n_layers - layer) * (length - p) for layer in range(n_layers) for p in range(first, length))
     return 2 * parameters_per_block * sum(cells)
+
+
+def keep(folder: Path, name: str, lines: Sequence[str], record: Mapping[str, Any]) -> None:
+    """Print a table, and write it and its numbers to `name.md` and `name.json` in a folder."""
+    table = "\n".join([*lines, ""])
+    print(table)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(table)
+    (folder / f"{name}.json").write_text(json.dumps({"machine": describe(), **record}, indent=1))
