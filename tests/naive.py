@@ -7,17 +7,19 @@ import labkit as lk
 
 
 def naive(lm, grid: lk.PatchGrid, cells: np.ndarray) -> np.ndarray:
-    """One whole forward a cell: run the source, write the site, read the logit difference."""
+    """One whole forward a cell: write what the source run has at the site, read the logit difference."""
     source, base = (CLEAN, CORRUPT) if grid.direction == "denoise" else (CORRUPT, CLEAN)
     answer, foil = lm.encode(" Mary")[0, 0], lm.encode(" John")[0, 0]
-    values = []
+    sites = []
     for cell in cells:
         place = dict(zip(grid.over, cell, strict=True))
         site = f"{grid.site}.{place['layer']}"
         site += f".{place['head']}" if "head" in place else ""
-        site += f"@{place['position']}" if "position" in place else ""
-        value = lm.run(source, read=[site])[site]
-        logits = lm.run(base, write={site: value}).logits[0, -1].float()
+        sites.append(site + (f"@{place['position']}" if "position" in place else ""))
+    given = lm.run(source, read=sites)
+    values = []
+    for site in sites:
+        logits = lm.run(base, write={site: given[site]}).logits[0, -1].float()
         values.append(float(logits[answer] - logits[foil]))
     return np.array(values, np.float32)
 
