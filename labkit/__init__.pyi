@@ -40,6 +40,7 @@ from .patching.patch import patch as patch
 from .patching.path_grid import PathGrid as PathGrid
 from .patching.paths import path_patch as path_patch
 from .patching.saved_grid import open_grid as open_grid
+from .precision.comparison import quantisation_report as quantisation_report
 from .precision.findings import Findings as Findings
 from .precision.findings import compare_findings as compare_findings
 from .precision.findings import open_findings as open_findings
@@ -47,7 +48,6 @@ from .precision.keep import KeepSearch as KeepSearch
 from .precision.keep import what_to_keep as what_to_keep
 from .precision.report import QuantisationReport as QuantisationReport
 from .precision.report import open_report as open_report
-from .precision.report import quantisation_report as quantisation_report
 from .sanity.checks import ControlsJob as ControlsJob
 from .sanity.checks import controls as controls
 from .sanity.report import Controls as Controls

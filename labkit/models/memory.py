@@ -79,7 +79,7 @@ def measure(hf: Any, anatomy: Anatomy, *, kept: int = 0) -> MemoryReport:
     config = hf.config.get_text_config(decoder=True)
     tied = hf.get_output_embeddings() if getattr(config, "tie_word_embeddings", False) else None
     for module in hf.modules():
-        for tensor in _tensors(module):
+        for tensor in tensors_of(module):
             meta = tensor.device.type == "meta"
             address = id(tensor) if meta else tensor.untyped_storage().data_ptr()
             if address in seen or (meta and module is tied):
@@ -94,7 +94,7 @@ def measure(hf: Any, anatomy: Anatomy, *, kept: int = 0) -> MemoryReport:
     return MemoryReport(parts, away, kept)
 
 
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
+def tensors_of(module: nn.Module) -> list[torch.Tensor]:
     """A module's own parameters and buffers, with what bitsandbytes keeps for a packed weight."""
     weight = getattr(module, "weight", None)
     state = getattr(weight, "quant_state", None)

@@ -20,6 +20,7 @@ from torch import nn
 
 from labkit.activations.run import run_to_measure
 from labkit.activations.sites import layers_with
+from labkit.models.memory import tensors_of
 from labkit.models.weights import bias_of, is_quantised, weight_of
 from labkit.patching.patch import patch
 from labkit.patching.spec import PatchSpec
@@ -112,7 +113,8 @@ def what_to_keep(
         progress: show the progress of the two grids that the order comes from.
 
     Raises:
-        ValueError: the models cannot be compared, or nothing is packed in this one; before anything has run.
+        ValueError: the models cannot be compared, the source has no more bits, or nothing is packed in this one; before
+            anything has run.
     """
     if evaluations < 3:
         raise ValueError(f"evaluations must be at least 3; got {evaluations}")
@@ -122,6 +124,11 @@ def what_to_keep(
     parts = _parts(lm, source, names)
     if not any(parts.values()):
         raise ValueError(f"no layer of {lm.name} is packed in few bits, so there is nothing to keep")
+    if source.bits <= lm.bits:
+        raise ValueError(
+            f"the source {source.name} is itself in {source.bits} bits, so it has nothing better to keep; load it with "
+            "bits=16 or bits=32"
+        )
     effects: dict[tuple[str, int], float] = {}
     for site in PARTS:
         if layers_with(lm, site):
@@ -185,17 +192,19 @@ def _smallest(
 def kept_from(layers: Layers, lm: LanguageModel) -> Iterator[None]:
     """While a block runs, these layers compute with the source's weights, in the model's 16-bit dtype."""
 
-    def with_weight(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+    def computed_with(theirs: nn.Module) -> Callable[..., torch.Tensor]:
+        bias = bias_of(theirs)
+
         def instead(layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
             x = args[0]
+            weight = weight_of(theirs, dtype=lm.dtype)  # made when needed: all at once are a model in 16 bits
             return F.linear(x, weight.to(x), None if bias is None else bias.to(x))
 
         return instead
 
     with lm.lock, ExitStack() as stack:
         for mine, theirs in layers:
-            weight = weight_of(theirs, dtype=lm.dtype)
-            stack.callback(mine.register_forward_hook(with_weight(weight, bias_of(theirs))).remove)
+            stack.callback(mine.register_forward_hook(computed_with(theirs)).remove)
         yield
 
 
@@ -228,8 +237,6 @@ def _parts(lm: LanguageModel, source: LanguageModel, names: Mapping[tuple[str, i
 
 def _extra_bytes(layer: Any) -> int:
     """What a packed layer would take more in 16 bits."""
-    weight = layer.weight
-    state = getattr(weight, "quant_state", None)
-    scales = [getattr(state, "absmax", None), getattr(getattr(state, "state2", None), "absmax", None)]
-    packed = weight.numel() * weight.element_size() + sum(x.numel() * x.element_size() for x in scales if x is not None)
-    return int(2 * layer.in_features * layer.out_features - packed)
+    bias = bias_of(layer)
+    packed = sum(x.untyped_storage().nbytes() for x in tensors_of(layer) if x is not bias)
+    return int(2 * layer.in_features * layer.out_features) - packed

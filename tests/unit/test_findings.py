@@ -140,6 +140,7 @@ class TestKeep:
         logits = kept.run(CLEAN).logits[0, -1].float()
         value = float(logits[kept.encode(" Mary")[0, -1]] - logits[kept.encode(" John")[0, -1]])
         assert value == pytest.approx(search.value, abs=0.4)
+        assert kept.memory().total - lm4.memory().total == search.bytes
 
     def test_the_order_of_the_search(self):
         order = [f"part.{n}" for n in range(16)]
@@ -167,6 +168,8 @@ class TestKeep:
     def test_what_cannot_be_searched_is_refused(self, small, lm32, lm4):
         with pytest.raises(ValueError, match=r"no layer of .* is packed in few bits"):
             lk.what_to_keep(lm32, lm32, CLEAN, " Mary", " John", progress=False)
+        with pytest.raises(ValueError, match=r"the source .* is itself in 4 bits, so it has nothing better to keep"):
+            lk.what_to_keep(lm4, lm4, CLEAN, " Mary", " John", progress=False)
         with pytest.raises(ValueError, match="evaluations must be at least 3"):
             lk.what_to_keep(lm4, lm32, CLEAN, " Mary", evaluations=1)
         with pytest.raises(ValueError, match="n_layers 4 instead of 30"):

@@ -11,6 +11,7 @@ import torch
 from pair import PAIR
 
 import labkit as lk
+from labkit.models.errors import LoadError
 from labkit.precision.passage import PASSAGE
 
 MATRICES = {f"self_attn.{n}_proj" for n in "qkvo"} | {f"mlp.{n}_proj" for n in ("gate", "up", "down")}
@@ -158,9 +159,24 @@ def test_its_code_makes_it_again():
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_loaded(models, more, said, monkeypatch):
-    monkeypatch.setattr("labkit.precision.report.load", lambda **_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("labkit.precision.comparison.load", lambda **_: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=said):
         lk.quantisation_report(models, **more, progress=False)
+
+
+def test_a_reference_that_is_itself_in_four_bits_is_named():
+    made = {"FP4": {"bits": 4, "quant_type": "fp4"}, "NF4": {"bits": 4}}
+    report = lk.quantisation_report(made, name=SMALL, text=TEXT, pairs=[], progress=False)
+    assert "FP4, with which the others are compared, is itself in 4 bits" in report.words()
+
+
+def test_models_that_do_not_fit_are_refused_before_any_is_measured(monkeypatch):
+    """The largest comes first, and they are held one at a time."""
+    monkeypatch.setattr("labkit.models.load.available", lambda device: 4_000_000)
+    monkeypatch.setattr("labkit.precision.comparison.Measured", lambda *_: pytest.fail("a model was measured"))
+    with pytest.raises(LoadError, match=r"in 32 bits needs 4\.4 MB, but cpu has 4\.0 MB free") as caught:
+        lk.quantisation_report({"NF4": {"bits": 4}, "fp32": {"bits": 32}}, name=SMALL, text=TEXT, progress=False)
+    assert caught.value.report.rows == {}
 
 
 def test_a_text_shorter_than_the_context_is_refused(small):
