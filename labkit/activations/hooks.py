@@ -191,6 +191,8 @@ def _hook(lm: Model, place: Place, through: Edit, here: Here, stack: ExitStack, 
         new = through(own)
         return output + (new - own).sum(-2).to(output.dtype) if written else None
 
+    if kind == "embed":  # before any layer, whichever one ran last
+        here = Here()
     if module is not block:
         stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
     if at_input:

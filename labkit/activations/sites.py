@@ -33,6 +33,10 @@ class Site:
     head: int | None = None
     position: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.head is not None and self.layer is None:
+            raise ValueError(f"head {self.head} of {self.kind} in which layer? A site with a head needs its layer too")
+
     @classmethod
     def parse(cls, text: str | Site) -> Site:
         """`Site.parse("z.5.3")`.

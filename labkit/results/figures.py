@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,18 +44,21 @@ def heatmap(
     import plotly.graph_objects as go
 
     low, high = ends or (None, None)
+    fits = max(30, (size[0] - 60) // 7)  # characters in a line of the title
+    whole = re.sub("(?<= ') ", "\u00a0", title)  # a token is not broken at its own space
+    lines = [line for part in whole.split("<br>") for line in wrap(part, fits)]
     bar = {"title": {"text": unit, "side": "right"}}
     drawn = go.Heatmap(
         z=values, x=x, y=y, zmin=low, zmax=high, colorscale=colours, colorbar=bar, hoverongaps=False,
         hovertemplate=f"{hover}<extra></extra>", **more,
     )  # fmt: skip
     return go.Figure(drawn).update_layout(
-        title={"text": title, "font": {"size": 14}},
+        title={"text": "<br>".join(lines), "font": {"size": 14}},
         xaxis={"title": axes[0], "type": "category", "tickangle": -45 if slanted else 0},
         yaxis={"title": axes[1], "type": "category"},
         width=size[0],
         height=size[1],
-        margin={"t": 60},
+        margin={"t": 40 + 20 * len(lines)},
     )
 
 

@@ -128,8 +128,7 @@ class Sweep:
     @cached_property
     def values(self) -> np.ndarray:
         """The metric of every patched run, float32 (pairs done, ...), one axis for each of `over`."""
-        assert self.one is not None
-        return np.stack([grid.values for grid in self.done])
+        return np.stack([grid.values for grid in self.done], dtype=self.one.values.dtype)
 
     @cached_property
     def _ends(self) -> np.ndarray:

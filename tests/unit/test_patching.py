@@ -324,7 +324,10 @@ def test_code_repeats_the_grid(lm4):
 
 def test_a_figure_has_a_title_axes_and_token_labels(lm4):
     figure = lk.patch(lm4, *PAIR, progress=False).figure()
-    assert figure.layout.title.text.startswith("resid_pre: clean activation put into the corrupt run")
+    title = figure.layout.title.text.replace("<br>", " ").replace("\u00a0", " ")
+    assert title == "resid_pre: clean activation put into the corrupt run (logit_diff of ' Mary' minus ' John')"
+    narrow = lk.patch(lm4, *PAIR, positions=[-2, -1], progress=False).figure()
+    assert max(map(len, narrow.layout.title.text.split("<br>"))) * 7 <= narrow.layout.width
     assert figure.layout.xaxis.title.text == "position"
     assert figure.data[0].x[9] == "9 ·Mary"
     assert figure.layout.yaxis.title.text == "layer"

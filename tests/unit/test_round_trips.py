@@ -32,6 +32,12 @@ def sites(draw: Any, kind: str) -> Site:
     return Site(kind, layer, head, draw(numbers))
 
 
+def test_a_head_without_its_layer_is_refused() -> None:
+    """`z.3` would be read as layer 3."""
+    with pytest.raises(ValueError, match="head 3 of z in which layer"):
+        Site("z", head=3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.data())
 def test_a_site_is_read_as_it_is_written(kind: str, data: st.DataObject) -> None:

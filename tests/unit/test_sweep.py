@@ -98,9 +98,8 @@ def test_heads_and_positions_from_the_end_are_averaged_over_any_layouts(lm4):
 def test_a_figure_names_the_tokens_that_all_pairs_share(swept):
     figure = swept.figure()
     assert figure.data[0].x == ("10 …", "14 ·to")
-    assert (
-        figure.layout.title.text == "resid_pre: clean activation put into the corrupt run (logit_diff, mean of 8 pairs)"
-    )
+    title = "resid_pre: clean activation put into the corrupt run (logit_diff, mean of 8 pairs)"
+    assert figure.layout.title.text.replace("<br>", " ").replace("\u00a0", " ") == title
     assert figure.data[0].zmin == -figure.data[0].zmax
     sure = swept.figure(sure=True).data[0].z
     low, high = swept.interval()
