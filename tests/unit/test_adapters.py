@@ -4,6 +4,7 @@ import copy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -269,3 +270,20 @@ def test_an_adapter_on_4_bit_weights_is_the_sum_of_both(tmp_path):
     assert torch.allclose(lm.weight("down_proj", 1, dtype=torch.float32), before + delta, atol=1e-3)
     row = conformance(lm, ["logits", "head_out", "direct", "fast = naive"])
     assert passes(row), row
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("site", ["resid_pre", "mlp_out", "z"])
+def test_activations_are_put_from_the_tuned_model_into_the_plain_one(site, direction):
+    """An adapter on and off: the two runs of a grid are the two models' own."""
+    plain, tuned = lk.wrap(tiny("llama"), tokenizer()), lk.wrap(adapted("llama", Added), tokenizer())
+    asked = {"answer": ANSWER, "foil": FOIL, "site": site, "direction": direction, "progress": False}
+    grid = lk.patch(plain, IDS, source=tuned, **asked)
+    assert abs(grid.clean - grid.corrupt) > 1e-3
+    given, base = (tuned, plain) if direction == "denoise" else (plain, tuned)
+    for row, layer in enumerate(grid.index[0]):
+        for column, number in enumerate(grid.index[1]):
+            place = f"{site}.{layer}" + (f".{number}" if site == "z" else f"@{number}")
+            logits = base.run(IDS, write={place: given.run(IDS, read=[place])[place]}).logits[0, -1]
+            assert float(logits[ANSWER] - logits[FOIL]) == pytest.approx(grid.values[row, column], abs=1e-4)
+    assert np.ptp(grid.values) > 1e-3
