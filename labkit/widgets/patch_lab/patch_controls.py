@@ -10,8 +10,7 @@ from labkit.language_model import LanguageModel
 from labkit.patching.metrics import METRICS
 from labkit.patching.spec import DIRECTIONS
 from labkit.widgets.base.tool import choice, labelled, link, shown
-from labkit.widgets.patch_lab.live_grid import INTO
-from labkit.widgets.patch_lab.state import OVER, SITES, Over, PatchState
+from labkit.widgets.patch_lab.state import OVER, SITES, Over, PatchState, into
 
 
 class PatchControls(widgets.HBox):
@@ -26,7 +25,7 @@ class PatchControls(widgets.HBox):
         self._site = choice("Site", sites, "160px")
         self._over = choice("Over", list(OVER.items()), "196px")
         self._layer = labelled(widgets.BoundedIntText, "Layer", "120px", min=0, max=lm.n_layers - 1)
-        direction = choice("Direction", [(f"{name}: {INTO[name]}", name) for name in DIRECTIONS], "276px")
+        direction = choice("Direction", [(f"{name}: {into(name, state.runs)}", name) for name in DIRECTIONS], "276px")
         metrics = [("automatic", ""), *((kind.label, name) for name, kind in METRICS.items())]
         self._metric = choice("Metric", metrics, "220px")
         self._metric.tooltip = "automatic: logit difference, or log probability with no foil"
