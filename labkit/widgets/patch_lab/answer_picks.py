@@ -39,15 +39,14 @@ class AnswerPicks:
             one.layout.flex = "1 1 440px"
         self.row = row(*choices, wide=True)
 
-    def offer(self, name: str, lm: LanguageModel, logits: torch.Tensor, title: str) -> None:
-        """Offer the likeliest tokens by logits (vocab,)."""
-        shares, ids = logits.float().softmax(-1).topk(OFFERED)
-        tokens = describe(lm.tokenizer, ids.tolist())
+    def offer(self, name: str, lm: LanguageModel, shares: torch.Tensor, ids: torch.Tensor, *, title: str) -> None:
+        """Offer these tokens, (k,), the likeliest first."""
+        tokens = describe(lm.tokenizer, ids[:OFFERED].tolist())
         pick = self.picks[name]
         with pick.hold_sync():
             pick.selection = None
             pick.tokens = [token.display for token in tokens]
-            pick.values, pick.title = shares.cpu().numpy(), title
+            pick.values, pick.title = shares[:OFFERED].cpu().numpy(), title
         self._offered[name] = [token.text for token in tokens]
 
     def mark(self) -> None:

@@ -98,22 +98,25 @@ class GridTool(Tool, PatchState):
         grid = None
         if not stop.is_set():
             self.status.say("Waiting for the model…", share=0.0)
-            grid = self.live.fill(spec, stop, lambda text, share: self.status.say(text, share=share)).grid
+            grid = self.live.fill(spec, stop, self._tell).grid
         if grid is None or not grid.complete:
             self._stopped()
             return
         how = how or f"in {time.monotonic() - began:.1f} s"
         self.status.say(f"{grid.values.size} cells {how} · {gap_words(grid)}")
 
+    def _tell(self, text: str, share: float | None) -> None:
+        self.status.say(text, share=share)
+
     def _stopped(self) -> None:
         if self._computing > 1:
             return  # another grid is to come, or this one again
-        what, grid = "Paused" if self._paused else "Stopped", self.grid
-        if grid is None:
+        what, known = "Paused" if self._paused else "Stopped", self._working
+        if known is None:
             self.status.say(f"{what}.")
             return
         goes_on = "Resume continues." if self._paused else "what was computed is kept; Run continues from there."
-        self.status.say(f"{what} at {exact_words(grid)}; {goes_on}")
+        self.status.say(f"{what} at {exact_words(known.grid)}; {goes_on}")
 
     def _settle(self) -> None:
         super()._settle()
@@ -160,6 +163,11 @@ class GridTool(Tool, PatchState):
             return [Move(*(site_of(self.grid, place) for place in self.arrow))]
         places = self.chosen or ([self.selection] if self.selection else [])
         return [Move(site, site) for site in (site_of(self.grid, place) for place in places)]
+
+    def _about_grid(self) -> str:
+        """The metric on the two runs, and how much is exact, for the snapshot."""
+        some = "" if self.grid.complete else f" · {exact_words(self.grid)} exact, dotted ones estimated"
+        return gap_words(self.grid) + some
 
     def _grid_code(self) -> str:
         """The Python that computes the grid that is shown, and makes the patch in the inspector."""

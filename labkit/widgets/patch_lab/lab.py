@@ -22,8 +22,7 @@ from labkit.text.as_code import LM, as_code
 from labkit.widgets.base.snapshot import card, folded_code, note
 from labkit.widgets.base.tool import row
 from labkit.widgets.patch_lab.file import open_lab, save_lab
-from labkit.widgets.patch_lab.grid_tool import GridTool, exact_words
-from labkit.widgets.patch_lab.live_grid import gap_words
+from labkit.widgets.patch_lab.grid_tool import GridTool
 from labkit.widgets.patch_lab.pair_editor import PairEditor
 from labkit.widgets.patch_lab.patch_controls import PatchControls
 from labkit.widgets.patch_lab.sanity_panel import SanityPanel
@@ -190,11 +189,8 @@ class PatchLab(GridTool):
         title = f"PatchLab · {self.lm.name}" + (f" · {self.heatmap.title}" if self.grid is not None else "")
         if self.grid is None:
             return card(self.pair.strip.picture(), note(self.pair.status.text), title=title)
-        about = gap_words(self.grid)
-        if not self.grid.complete:
-            about += f" · {exact_words(self.grid)} exact, dotted ones estimated"
         return card(
-            self.pair.strip.picture(), f"<div>{self.heatmap.picture()}</div>", note(about),
+            self.pair.strip.picture(), f"<div>{self.heatmap.picture()}</div>", note(self._about_grid()),
             f"<div>{self.inspector.picture()}</div>", self.controls.list.picture(), folded_code(self.code()),
             title=title,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from labkit.widgets.base.status_line import StatusLine
 from labkit.widgets.base.tool import Panel, button, choice, in_words, link, row, shown
 from labkit.widgets.blocks.pair_strip import PairStrip
 from labkit.widgets.blocks.prompt_box import PromptBox
-from labkit.widgets.patch_lab.answer_picks import AnswerPicks
+from labkit.widgets.patch_lab.answer_picks import OFFERED, AnswerPicks
 from labkit.widgets.patch_lab.state import PAIR, PatchState
 
 NAMES = ("clean", "corrupt")
@@ -159,8 +159,8 @@ class PairEditor(Panel):
                 return
             for name, prompt in prompts.items():
                 with self.lm.busy():
-                    logits = last_logits(self.lm, self.lm.encode(prompt))[0]
-                self.chosen.offer(name, self.lm, logits, f"likeliest after {name}")
+                    best = last_logits(self.lm, self.lm.encode(prompt))[0].float().softmax(-1).topk(OFFERED)
+                self.chosen.offer(name, self.lm, *best, title=f"likeliest after {name}")
             self._offers_for = (prompts["clean"], prompts["corrupt"])
             self.chosen.mark()
 

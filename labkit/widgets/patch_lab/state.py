@@ -50,10 +50,15 @@ class PatchState(t.HasTraits):
     chosen = t.List(t.Tuple(t.Int(), t.Int()))
     arrow = t.Tuple(t.Tuple(t.Int(), t.Int()), t.Tuple(t.Int(), t.Int()), default_value=None, allow_none=True)
 
-    other: LanguageModel | None = None
-    """The model of the clean run, if it is not that of the corrupt one."""
-    runs: Mapping[str, str] = {"clean": "clean", "corrupt": "corrupt"}
-    """What the two runs are called."""
+    @property
+    def other(self) -> LanguageModel | None:
+        """The model of the clean run, if it is not that of the corrupt one."""
+        return None
+
+    @property
+    def runs(self) -> Mapping[str, str]:
+        """What the clean and the corrupt run are called."""
+        return {"clean": "clean", "corrupt": "corrupt"}
 
     @property
     def one_layer(self) -> bool:
