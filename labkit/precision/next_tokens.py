@@ -44,7 +44,7 @@ class NextTokens:
         same = f"The likeliest next token is the same at {int(self.same.sum())} of {len(self.tokens)} positions"
         if np.isnan(self.kl).any():
             return f"{same}. The models have vocabularies of different sizes, so there is no KL divergence."
-        return f"{same}; the KL divergence is {self.kl.mean():.3g} nats on average, {self.kl.max():.3g} at most."
+        return f"{same}; KL is {self.kl.mean():.3g} nats on average, {self.kl.max():.3g} at most."
 
 
 def next_tokens(lm: LanguageModel, source: LanguageModel, prompt: Prompt, *, k: int = 10) -> NextTokens:

@@ -110,14 +110,14 @@ class DifferencePanel(Panel):
             self.words.say("")
             return
         live, own, theirs = self.lives["own"].heatmap, *(grids[which].normalized for which in RUNS)
-        reach = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+        reach = np.ceil(20 * float(np.abs(values[np.isfinite(values)]).max(initial=0.05))) / 20
         with self.heatmap.hold_sync():
             for name in ("row_labels", "column_labels", "row_axis", "column_axis", "column_marks"):
                 setattr(self.heatmap, name, getattr(live, name))
             here, there = self.names.values()
             self.heatmap.title = f"{live.title}, {here} minus {there}"
-            self.heatmap.unit = "difference of effects, 0 = corrupt, 1 = clean"
-            self.heatmap.low, self.heatmap.high = -max(reach, 0.1), max(reach, 0.1)
+            self.heatmap.unit = "difference of effects"
+            self.heatmap.low, self.heatmap.high = -reach, reach
             self.heatmap.notes = [
                 minus(f"{d:+.2f}: {here} {a:.2f}, {there} {b:.2f}")
                 for d, a, b in zip(values.flat, own.flat, theirs.flat, strict=True)

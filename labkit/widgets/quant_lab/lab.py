@@ -105,6 +105,7 @@ class QuantLab(GridTool):
         self.predictions = Predictions(lm.tokenizer, self.names)
         # the answer from what the source predicts, the foil from what this model does
         self.words = AnswerPicks(self, ("clean", "corrupt"))
+        self.words.row.layout.flex = "1 1 320px"
         self.what = PatchControls(lm, self)
         self.differences = DifferencePanel({"own": lm, "source": source}, self.names)
         face = widgets.ToggleButtons(options=[(words, name) for name, words in VIEWS.items()])
@@ -115,7 +116,7 @@ class QuantLab(GridTool):
         self.children = [
             row(*boxes.values(), wide=True),
             self.predictions,
-            self.words.row,
+            row(self.predictions.bars, self.words.row, wide=True),
             face,
             self.what,
             row(self.run_button, self.pause_button, self.stop_button, self.status),
@@ -211,7 +212,7 @@ class QuantLab(GridTool):
         if stop.is_set() or not self.differences.fill(spec, stop, self._tell):
             self._stopped()
             return
-        gaps = "; ".join(f"{name}, {gap_words(self.grids[which])}" for which, name in self.differences.names.items())
+        gaps = "; ".join(f"{name} {gap_words(self.grids[which])}" for which, name in self.differences.names.items())
         self.status.say(f"Two grids in {time.monotonic() - began:.1f} s · {gaps}")
 
     @property

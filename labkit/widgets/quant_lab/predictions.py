@@ -10,7 +10,7 @@ from labkit.precision.next_tokens import NextTokens
 from labkit.text.tokens import describe
 from labkit.widgets.base.snapshot import note, side_by_side
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import Panel, row, special
+from labkit.widgets.base.tool import Panel, special
 from labkit.widgets.blocks.token_bars import TokenBars
 from labkit.widgets.blocks.token_strip import TokenStrip
 
@@ -21,6 +21,8 @@ SHOWN = 6  # tokens in each column
 class Predictions(Panel):
     """The tokens of a prompt, and the next-token bars of both models at the selected one, at first the last.
 
+    The bars are for its owner to place.
+
     Args:
         tokenizer: of both models.
         names: what to call the source, `clean`, and the model looked at, `corrupt`.
@@ -30,14 +32,12 @@ class Predictions(Panel):
         super().__init__()
         self.tokenizer, self.names = tokenizer, names
         self.found: NextTokens | None = None
-        self.strip = TokenStrip(unit="KL divergence (nats)", legend=True, high=LEAST)
+        self.strip = TokenStrip(unit="KL (nats)", legend=True, high=LEAST)
         self.words = StatusLine()
         self.bars = TokenBars()
         self.strip.observe(lambda _: self._draw_bars(), "selection")
-        tokens = Panel(self.strip, self.words)
-        tokens.layout.flex, tokens.layout.width = "1 1 420px", "auto"
-        self.bars.layout.flex, self.bars.layout.max_width = "1 1 280px", "420px"
-        self.children = [row(tokens, self.bars, wide=True)]
+        self.bars.layout.flex = "0 1 540px"  # both columns side by side
+        self.children = [self.strip, self.words]
 
     def show(self, found: NextTokens | None) -> None:
         """Show this, or nothing."""
@@ -57,7 +57,7 @@ class Predictions(Panel):
                     for n in differs
                 }
                 self.strip.selection = len(found.tokens) - 1
-        self.words.say("" if found is None else f"{found.words()} Outlined: another likeliest token.")
+        self.words.say("" if found is None else f"{found.words()} Underlined: another one.")
         self._draw_bars()
 
     def _rows(self, found: NextTokens, run: str, at: int) -> list[tuple[str, float]]:
