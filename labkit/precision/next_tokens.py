@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from labkit.activations.run import run
+from labkit.activations.run import run, run_to_measure
+from labkit.engine.readout import readout_of
+from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.patching.metrics import kl
 from labkit.patching.source_model import check_source
 from labkit.text.tokens import Token, describe
@@ -28,16 +31,19 @@ class NextTokens:
         tokens: of the prompt, (seq,).
         kl: the divergence of the source's distribution from this model's, nats, float32 (seq,); NaN where the models
             have vocabularies of different sizes.
-        same: is the likeliest token of one a likeliest of the other? bool (seq,); in 16 bits several can be.
         ids, shares: by run, `clean` for the source and `corrupt` for this model, the k likeliest tokens and their
             probabilities, (seq, k).
     """
 
     tokens: list[Token]
     kl: np.ndarray
-    same: np.ndarray
     ids: dict[str, torch.Tensor] = field(repr=False)
     shares: dict[str, torch.Tensor] = field(repr=False)
+
+    @property
+    def same(self) -> np.ndarray:
+        """Where the two have the same likeliest token, bool (seq,)."""
+        return (self.ids["clean"][:, 0] == self.ids["corrupt"][:, 0]).numpy()
 
     def words(self) -> str:
         """Both numbers in a sentence."""
@@ -55,25 +61,37 @@ def next_tokens(lm: LanguageModel, source: LanguageModel, prompt: Prompt, *, k: 
     """
     check_source(lm, source, prompt)
     ids = lm.encode(prompt)
-    logits = {name: run(model, ids.to(model.device)).logits[0] for name, model in (("clean", source), ("corrupt", lm))}
-    tops = {name: x.argmax(-1, keepdim=True) for name, x in logits.items()}
-    both_ways = [_among(logits[one], tops[other]) for one, other in (("clean", "corrupt"), ("corrupt", "clean"))]
-    best = {name: [rows.float().softmax(-1).topk(k) for rows in x.split(ROWS)] for name, x in logits.items()}
-    apart = np.full(ids.shape[1], np.nan, np.float32)
-    if lm.n_vocab == source.n_vocab:
-        both = zip(logits["corrupt"].split(ROWS), logits["clean"].split(ROWS), strict=True)
-        parts = [kl(own.float(), clean=theirs.to(own.device).float()) for own, theirs in both]
-        apart = torch.cat(parts).cpu().numpy()
+    read = {name: _logits(model, ids.to(model.device)) for name, model in (("clean", source), ("corrupt", lm))}
+    apart: list[torch.Tensor] = []
+    best: dict[str, list[torch.return_types.topk]] = {name: [] for name in read}
+    for first in range(0, ids.shape[1], ROWS):
+        rows = slice(first, first + ROWS)
+        logits = {name: of(rows) for name, of in read.items()}
+        for name, some in logits.items():
+            best[name].append(some.softmax(-1).topk(k))
+        if lm.n_vocab == source.n_vocab:
+            apart.append(kl(logits["corrupt"], clean=logits["clean"].to(logits["corrupt"].device)).cpu())
     return NextTokens(
         describe(lm.tokenizer, ids[0].tolist()),
-        apart,
-        both_ways[0] | both_ways[1],
+        torch.cat(apart).numpy() if apart else np.full(ids.shape[1], np.nan, np.float32),
         {name: torch.cat([part.indices for part in parts]).cpu() for name, parts in best.items()},
         {name: torch.cat([part.values for part in parts]).cpu() for name, parts in best.items()},
     )
 
 
-def _among(logits: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
-    """Is each token (seq, 1) as likely as any by its logits (seq, vocab)?"""
-    known = ids.to(logits.device).clamp(max=logits.shape[1] - 1)
-    return (logits.gather(1, known) == logits.amax(-1, keepdim=True))[:, 0].cpu().numpy()
+def _logits(lm: LanguageModel, ids: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+    """The logits of some positions of a prompt, (rows, vocab), float32, as metrics read them."""
+    last = f"resid_post.{lm.n_layers - 1}"
+    seen = run_to_measure(lm, ids, read=[last])
+    stream = seen[last][0]
+    try:
+        readout = readout_of(RecordedRun(lm, ids, [stream], [], {}, seen.logits[0, -1]))
+    except Unsupported:
+        whole = run(lm, ids).logits[0].float()
+        return lambda rows: whole[rows]
+
+    def read(rows: slice) -> torch.Tensor:
+        with lm.busy():
+            return readout(stream[rows])
+
+    return read

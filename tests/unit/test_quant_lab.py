@@ -45,14 +45,11 @@ def lab(own: lk.LanguageModel, full: lk.LanguageModel) -> lk.QuantLab:
     return lk.QuantLab(own, full, *ASKED, background=False)
 
 
-def naive_next(own: lk.LanguageModel, full: lk.LanguageModel) -> tuple[np.ndarray, np.ndarray]:
-    """KL at each position, and where the likeliest token is the same, from one forward of each model."""
+def naive_next(lm: lk.LanguageModel) -> torch.Tensor:
+    """Log probabilities (seq, vocab) after every position, float64: one forward, and the last matmul in float32."""
     with torch.no_grad():
-        logs = [lm.hf(lm.encode(PROMPT)).logits[0].double().log_softmax(-1) for lm in (full, own)]
-    kl = [sum(p.exp() * (p - q) for p, q in zip(*rows, strict=True)) for rows in zip(*logs, strict=True)]
-    return np.array([float(one) for one in kl]), np.array(
-        [float(q[p.argmax()]) == float(q.max()) for p, q in zip(*logs, strict=True)]  # in bfloat16 several can be
-    )
+        last = lm.hf.model(lm.encode(PROMPT)).last_hidden_state[0].float()
+        return (last @ lm.hf.get_output_embeddings().weight.float().T).double().log_softmax(-1)
 
 
 def test_the_grid_is_that_of_patch_between_the_two_models(
@@ -75,7 +72,8 @@ def test_the_grid_is_that_of_patch_between_the_two_models(
 def test_what_the_models_predict_is_compared_at_every_position(
     lab: lk.QuantLab, own: lk.LanguageModel, full: lk.LanguageModel
 ) -> None:
-    kl, same = naive_next(own, full)
+    q, p = naive_next(own), naive_next(full)
+    kl, same = (p.exp() * (p - q)).sum(-1).numpy(), (p.argmax(-1) == q.argmax(-1)).numpy()
     np.testing.assert_allclose(lab.next_tokens.kl, kl, atol=1e-4)
     np.testing.assert_allclose(lab.predictions.strip.values, kl, atol=1e-4)
     assert lab.predictions.strip.marks["differs"] == np.flatnonzero(~same).tolist() != []
@@ -87,9 +85,10 @@ def test_what_the_models_predict_is_compared_at_every_position(
     columns = dict(lab.predictions.bars.columns)
     assert [*columns] == ["4-bit", "32-bit"]
     assert columns["4-bit"][0][0] != columns["32-bit"][0][0]
-    for lm, rows in ((own, columns["4-bit"]), (full, columns["32-bit"])):
-        shares = lm.run(PROMPT).logits[0, at].float().softmax(-1)
-        assert [share for _, share in rows] == pytest.approx(shares.topk(len(rows)).values.tolist(), abs=1e-5)
+    for logs, rows in ((q, columns["4-bit"]), (p, columns["32-bit"])):
+        assert [share for _, share in rows] == pytest.approx(logs[at].exp().topk(len(rows)).values.tolist(), abs=1e-5)
+    grid = lk.patch(own, PROMPT, source=full, metric="kl", layers=[0], progress=False)
+    assert grid.corrupt == pytest.approx(float(lab.next_tokens.kl[-1]), rel=0.1)  # rounded otherwise, in bfloat16
     assert lab.predictions.strip.notes[str(at)] == f"32-bit {columns['32-bit'][0][0]}, 4-bit {columns['4-bit'][0][0]}"
 
 
@@ -178,6 +177,8 @@ def test_the_difference_of_the_two_grids_of_a_pair(
     assert panel.heatmaps["source"].layout.display is None
     panel.heatmap.selection = (2, 4)
     assert panel.heatmaps["source"].selection == (2, 4)
+    lab.selection = (1, 3)  # of the grid between the models, which is still there
+    assert lab.bars.note.endswith("on the scale from 4-bit (0) to 32-bit (1)")
     names: dict[str, Any] = {}
     exec(lab.code(), names)
     np.testing.assert_allclose(names["difference"], lab.difference, atol=1e-5)

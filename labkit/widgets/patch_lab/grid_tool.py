@@ -135,14 +135,16 @@ class GridTool(Tool, PatchState):
         grid = self.grid
         if grid is None and not self.chosen:
             return
-        if grid is None:
+        spec = self.live.spec
+        if grid is None or spec is None:
+            spec = self.spec()
             try:
-                grid = PatchJob(self.lm, self.spec()).grid
+                grid = PatchJob(self.lm, spec).grid
             except ValueError:
                 return  # the run says so
         self._close_look.stop()
         work = self.inspector.look(
-            self.lm, grid, selection=self.selection, chosen=list(self.chosen), arrow=self.arrow, source=self.other
+            self.lm, grid, selection=self.selection, chosen=list(self.chosen), arrow=self.arrow, source=spec.source
         )
         if self.selection is not None and grid.over[0] == "layer":
             self.layer = self.selection[0]  # where to look closer, if heads or neurons are asked for next
