@@ -67,4 +67,5 @@ from .widgets.circuit_view import CircuitView as CircuitView
 from .widgets.lens_view.view import LensView as LensView
 from .widgets.patch_lab.lab import PatchLab as PatchLab
 from .widgets.prompt_lab.lab import PromptLab as PromptLab
+from .widgets.quant_lab.lab import QuantLab as QuantLab
 from .widgets.steer_lab import SteerLab as SteerLab

@@ -3,7 +3,7 @@
 A patch here is a `Move`: an activation read in the source run at one site and written into the base run at another,
 most often the same one. `inspect` is one cell of a grid, `transplant` one cell's activation put somewhere else,
 `together` several cells in one run, whose joint effect need not be the sum of the single ones: two heads may each
-suffice, or only work together.
+suffice, or only work together. A grid between two models needs the other one too, as `source`: the clean run is its.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import Metric, metric_of
 from labkit.patching.pair_runs import ENDS
+from labkit.patching.source_model import SIZES, run_names
 from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
 
@@ -71,36 +72,49 @@ class JointReport(CellReport):
         return float(np.sum(self.singles))
 
 
-def inspect(lm: LanguageModel, grid: PatchGrid, layer: int, column: int, *, k: int = 10) -> CellReport:
+def inspect(
+    lm: LanguageModel, grid: PatchGrid, layer: int, column: int, *, k: int = 10, source: LanguageModel | None = None
+) -> CellReport:
     """Rerun one cell of a two-axis grid in full, and report what the model predicts without and with the patch.
 
     Args:
         layer: the layer number; or what the grid's first axis counts.
         column: the position, or the head, as the grid's second axis has it.
         k: how many tokens.
+        source: of a grid between two models, the one given to `patch` as `source`.
 
     Raises:
-        ValueError: the cell is not in the grid.
+        ValueError: the cell is not in the grid, or the grid is between two models and `source` is missing.
     """
-    return transplant(lm, grid, (layer, column), (layer, column), k=k)
+    return transplant(lm, grid, (layer, column), (layer, column), k=k, source=source)
 
 
-def transplant(lm: LanguageModel, grid: PatchGrid, source: Place, target: Place, *, k: int = 10) -> CellReport:
+def transplant(
+    lm: LanguageModel,
+    grid: PatchGrid,
+    taken: Place,
+    target: Place,
+    *,
+    k: int = 10,
+    source: LanguageModel | None = None,
+) -> CellReport:
     """Read the source run at one cell, and write what was there into the base run at another cell.
 
     Raises:
         ValueError: a cell is not in the grid, or what is read does not fit the site where it is written.
     """
-    move = Move(site_of(grid, source), site_of(grid, target))
+    move = Move(site_of(grid, taken), site_of(grid, target))
     if grid.site == "pattern" and (move.source.position or 0) > (move.target.position or 0):
         raise ValueError(
             f"the attention of position {move.source.position} reaches tokens that position {move.target.position} "
             "cannot see; drag it to a later one"
         )
-    return _report(lm, grid, [move], k=k)
+    return _report(lm, grid, [move], k=k, other=source)
 
 
-def together(lm: LanguageModel, grid: PatchGrid, cells: Sequence[Place], *, k: int = 10) -> JointReport:
+def together(
+    lm: LanguageModel, grid: PatchGrid, cells: Sequence[Place], *, k: int = 10, source: LanguageModel | None = None
+) -> JointReport:
     """Patch several cells in one run, and compare the joint effect with the single ones.
 
     Raises:
@@ -109,11 +123,11 @@ def together(lm: LanguageModel, grid: PatchGrid, cells: Sequence[Place], *, k: i
     if not cells:
         raise ValueError("choose at least one cell")
     moves = [Move(site, site) for site in (site_of(grid, cell) for cell in cells)]
-    joint = _report(lm, grid, moves, k=k)
+    joint = _report(lm, grid, moves, k=k, other=source)
     singles = [_effect_in(grid, cell) for cell in cells]
     for n, move in enumerate(moves):
         if not np.isfinite(singles[n]):
-            singles[n] = _report(lm, grid, [move], k=1).effect
+            singles[n] = _report(lm, grid, [move], k=1, other=source).effect
     return JointReport(joint.before, joint.after, joint.effect, joint.normalized, singles=tuple(singles))
 
 
@@ -150,42 +164,48 @@ def cone(grid: PatchGrid, cell: Place) -> np.ndarray:
 
 
 def code_of(grid: PatchGrid, moves: Sequence[Move]) -> str:
-    """The Python of these moves, given `lm`."""
+    """The Python of these moves, given `lm`, and `source` where the grid is between two models."""
     source, base = ENDS[grid.direction]
+    models = {"clean": "source" if "source" in grid.recipe else "lm", "corrupt": "lm"}
     reads = list(dict.fromkeys(str(_whole(move.source)) for move in moves))
-    given = f"source = lm.run({grid.recipe[source]!r}, read={reads!r})\n"
+    given = f"given = {models[source]}.run({grid.recipe[source]!r}, read={reads!r})\n"
     if any(move.target.kind in UNIT_KINDS and move.target.head is not None for move in moves):
         lines = "".join(
             f"neurons = patched_into.setdefault({str(_whole(m.target))!r}, [])\n"
-            f"neurons.append(({m.target.head}, source[{str(_whole(m.source))!r}][..., {m.source.head}]))\n"
+            f"neurons.append(({m.target.head}, given[{str(_whole(m.source))!r}][..., {m.source.head}]))\n"
             for m in moves
         )
         given += f"patched_into = {{}}\n{lines}"
         given += (
             "\n\ndef put(neurons):\n    def edit(x):\n        x = x.clone()\n        for n, value in neurons:\n"
-            "            x[..., n] = value\n        return x\n\n    return edit\n\n\n"
+            "            x[..., n] = value.to(x)\n        return x\n\n    return edit\n\n\n"
         )
         writes = "write={site: put(neurons) for site, neurons in patched_into.items()}"
     else:
-        lines = "".join(f"        {str(m.target)!r}: source[{str(m.source)!r}],\n" for m in moves)
+        lines = "".join(f"        {str(m.target)!r}: given[{str(m.source)!r}],\n" for m in moves)
         writes = f"write={{\n{lines}    }}"
     return (
-        f"{given}patched = lm.run(\n    {grid.recipe[base]!r},\n    {writes},\n)\n"
+        f"{given}patched = {models[base]}.run(\n    {grid.recipe[base]!r},\n    {writes},\n)\n"
         f"[lm.tokenizer.decode(id) for id in patched.logits[0, {grid.recipe['at']}].topk(5).indices]\n"
     )
 
 
-def _report(lm: LanguageModel, grid: PatchGrid, moves: Sequence[Move], *, k: int) -> CellReport:
+def _report(
+    lm: LanguageModel, grid: PatchGrid, moves: Sequence[Move], *, k: int, other: LanguageModel | None
+) -> CellReport:
     source, base = ENDS[grid.direction]
+    models = _models(lm, grid, other)
+    patched_lm = models[base]
     end = None if grid.recipe["at"] == -1 else grid.recipe["at"] + 1
-    ids = {name: torch.tensor([grid.recipe[f"{name}_ids"][:end]], device=lm.device) for name in (source, base)}
+    ids = {name: torch.tensor([grid.recipe[f"{name}_ids"][:end]], device=models[name].device) for name in models}
     target = moves[0].target
-    looks = len(moves) == 1 and target.layer is not None and absent(lm, "pattern", target.layer) is None
+    looks = len(moves) == 1 and target.layer is not None and absent(patched_lm, "pattern", target.layer) is None
     read = [f"pattern.{target.layer}"] if looks else []
-    given = run_to_measure(lm, ids[source], read=list({str(_whole(move.source)): None for move in moves}))
-    plain = run_to_measure(lm, ids[base], read=read)
-    patched = run_to_measure(lm, ids[base], read=read, write=_writes(given, moves))
-    logits = {name: run.logits[0, -1] for name, run in ((source, given), (base, plain), ("patched", patched))}
+    given = run_to_measure(models[source], ids[source], read=list({str(_whole(move.source)): None for move in moves}))
+    plain = run_to_measure(patched_lm, ids[base], read=read)
+    patched = run_to_measure(patched_lm, ids[base], read=read, write=_writes(given, moves))
+    runs = ((source, given), (base, plain), ("patched", patched))
+    logits = {name: run.logits[0, -1].to(lm.device) for name, run in runs}
     before, after = (likeliest(lm, logits[name], k) for name in (base, "patched"))
     effect = normalized = float("nan")
     if (metric := _metric(lm, grid, logits["clean"])) is not None:
@@ -197,8 +217,27 @@ def _report(lm: LanguageModel, grid: PatchGrid, moves: Sequence[Move], *, k: int
         known = _effect_in(grid, cell)  # as the grid shows it, where it has it: another batch rounds otherwise
         if np.isfinite(known):
             effect, normalized = known, float(grid.normalized[_at(grid, cell)])
-    attention = [_looks(lm, r, target) if looks else None for r in (plain, patched)]
+    attention = [_looks(patched_lm, r, target) if looks else None for r in (plain, patched)]
     return CellReport(before, after, effect, normalized, *attention)
+
+
+def _models(lm: LanguageModel, grid: PatchGrid, other: LanguageModel | None) -> dict[str, LanguageModel]:
+    """The models of the clean and of the corrupt run.
+
+    Raises:
+        ValueError: the grid is between two models, and the other one is missing, or of other sizes; or it is not.
+    """
+    if ("source" in grid.recipe) != (other is not None):
+        names = run_names(grid.recipe)
+        raise ValueError(
+            f"the grid is between two models, {names['corrupt']} and {names['clean']}: give the second, which was its "
+            "source, as source="
+            if other is None
+            else "the grid is between two prompts of one model; leave source out"
+        )
+    if other is not None and any(getattr(other, name) != getattr(lm, name) for name in SIZES):
+        raise ValueError(f"{other.name} is built otherwise than {lm.name}; give the model that was the grid's source")
+    return {"clean": other or lm, "corrupt": lm}
 
 
 def _whole(site: Site) -> Site:
@@ -223,7 +262,7 @@ def _into(changes: list[tuple[int, torch.Tensor]]) -> Callable[[torch.Tensor], t
     def edit(x: torch.Tensor) -> torch.Tensor:
         x = x.clone()
         for neuron, value in changes:
-            x[..., neuron] = value
+            x[..., neuron] = value.to(x)
         return x
 
     return edit

@@ -19,6 +19,10 @@ CELLS = {
     "PromptLab": "prompting = lk.PromptLab(lm, 'One, two, three,', max_new_tokens=6)\nprompting.run()\nprompting",
     "AttentionView": f"view = lk.AttentionView(lm, {CLEAN!r}, answer=' Mary', foil=' John')\nview.wait()\nview",
     "LensView": f"lens = lk.LensView(lm, {CLEAN!r}, answer=' Mary', foil=' John')\nlens.wait()\nlens",
+    "QuantLab": (
+        f"full = lk.load(bits=32, progress=False)\nquants = lk.QuantLab(lm, full, {CLEAN!r}, ' Mary', ' John')\n"
+        "quants.wait()\nquants.selection = (21, 13)\nquants.wait()\nquants"
+    ),
     "SteerLab": "steering = lk.SteerLab(lm, max_new_tokens=6)\nsteering.run()\nsteering",
     "CircuitView": (
         f"circuit = lk.edge_attribution(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', progress=False).circuit(40)\n"

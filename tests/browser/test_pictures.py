@@ -113,3 +113,31 @@ def test_pictures_of_lens_and_steering(lab: Lab, browser: Browser, theme: str) -
         expect(steering.locator(".labkit-status")).to_contain_text("Added after")
         page.mouse.move(5, 5)
         picture(page, 1, f"steer_lab_{theme}")
+
+
+QUANTS = [
+    f"{LOAD}\nfull = lk.load(bits=32, progress=False)",
+    f"lk.QuantLab(lm, full, {CLEAN!r}, ' Mary', ' John', corrupt={CORRUPT!r})",
+]
+
+
+@pytest.mark.skipif(not FOLDER, reason="set LABKIT_PICTURES to the folder the pictures go to")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_pictures_of_quant_lab(lab: Lab, browser: Browser, theme: str) -> None:
+    path = lab.write(f"quants_{theme}.ipynb", QUANTS)
+    with open_notebook(browser, lab, path, scale=1.25, dark=theme == "dark", width=1400) as page:
+        run_all(page)
+        assert errors(page) == []
+        tool = to_top(page.locator(".labkit-tool").first)
+        expect(status_of(tool)).to_contain_text("cells in")
+        go_to(page, tool, layer=20, column=13)
+        page.keyboard.press("Enter")
+        expect(tool.locator("caption")).to_have_count(4)
+        page.mouse.move(5, 5)
+        tool.locator(".labkit-heatmap .labkit-stage").first.blur()
+        picture(page, 0, f"quant_lab_{theme}", small=True)
+
+        tool.get_by_role("button", name="Difference of two prompts").click()
+        expect(status_of(tool)).to_contain_text("Two grids in")
+        page.mouse.move(5, 5)
+        picture(page, 0, f"quant_lab_difference_{theme}", small=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 import xml.etree.ElementTree as ElementTree
@@ -40,7 +41,7 @@ def shown_classes() -> dict[str, type]:
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
-        if kind.__module__.startswith("labkit.") and kind.__name__ not in ("HasSnapshot", "Block", "Tool"):
+        if kind.__module__.startswith("labkit.") and kind.__name__ not in ("HasSnapshot", "Block", "Tool", "GridTool"):
             found[kind.__name__] = kind
     return found
 
@@ -66,6 +67,7 @@ def made(lm: lk.LanguageModel, text: str) -> dict[str, Callable[[], Any]]:
         "LensView": lambda: lk.LensView(lm, prompt, background=False),
         "PatchLab": lambda: lk.PatchLab(lm, prompt, other, "M", "J", background=False),
         "PromptLab": lambda: lk.PromptLab(lm, prompt, max_new_tokens=4, background=False),
+        "QuantLab": lambda: lk.QuantLab(lm, copy.deepcopy(lm), prompt, "M", "J", background=False),
         "SteerLab": lambda: lk.SteerLab(lm, prompt, ["I", "a"], ["u", "b"], layer=1, background=False),
     }  # fmt: skip
 

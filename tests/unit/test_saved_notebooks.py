@@ -10,7 +10,10 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 VIEW = "application/vnd.jupyter.widget-view+json"
-TOOLS = ("PromptLab(", "AttentionView(", "PatchLab(", "LensView(", "SteerLab(", "CircuitView(", "HeadGrid(", "Heatmap(")
+TOOLS = (
+    "PromptLab(", "AttentionView(", "PatchLab(", "QuantLab(", "LensView(", "SteerLab(", "CircuitView(", "HeadGrid(",
+    "Heatmap(",
+)  # fmt: skip
 
 
 def outputs(notebook: dict[str, Any]) -> list[dict[str, Any]]:

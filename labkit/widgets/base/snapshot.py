@@ -59,6 +59,14 @@ def side_by_side(*parts: str) -> str:
     return f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">{"".join(parts)}</div>'
 
 
+def folded_code(code: str) -> str:
+    """The code of a tool, folded away."""
+    return (
+        '<details><summary style="color:#59636e">Code</summary>'
+        f'<pre style="font-size:12px;margin:4px 0">{escape(code)}</pre></details>'
+    )
+
+
 def note(text: str) -> str:
     """A line of quiet text."""
     return f'<div style="color:#59636e;margin:4px 0">{escape(text)}</div>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -96,6 +97,11 @@ def in_words(error: Exception) -> str:
     if not isinstance(error, ValueError | TypeError | MemoryError):
         text = f"{type(error).__name__}: {text}"
     return text[:1].upper() + text[1:]
+
+
+def minus(text: str) -> str:
+    """A text with minus signs before its negative numbers; hyphens inside names stay."""
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
 
 
 def row(*children: Any, wide: bool = False) -> widgets.HBox:

@@ -14,11 +14,13 @@ from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import CellReport, JointReport, Place, inspect, together, transplant
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import label_of
+from labkit.patching.pair_runs import ENDS
+from labkit.patching.source_model import run_names
 from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
 from labkit.widgets.base.job_queue import Work
 from labkit.widgets.base.snapshot import note
-from labkit.widgets.base.tool import Panel, shown
+from labkit.widgets.base.tool import Panel, minus, shown
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
 
@@ -62,21 +64,24 @@ class Inspector(Panel):
         selection: Place | None = None,
         chosen: Sequence[Place] = (),
         arrow: tuple[Place, Place] | None = None,
+        source: LanguageModel | None = None,
     ) -> Work | None:
         """What to compute for a drag, several cells, or one, whichever is given first; None for nothing.
+
+        `source` is the other model of a grid between two.
 
         The work of an earlier call has to be stopped before this is called.
         """
         patched: Callable[[], CellReport]
         if arrow is not None:
             title, place = move_words(grid, arrow), arrow[1]
-            patched = partial(transplant, lm, grid, *arrow, k=TOKENS)
+            patched = partial(transplant, lm, grid, *arrow, k=TOKENS, source=source)
         elif chosen:
             title, place = joint_words(grid, chosen), chosen[0]
-            patched = partial(together, lm, grid, chosen, k=TOKENS)
+            patched = partial(together, lm, grid, chosen, k=TOKENS, source=source)
         elif selection is not None:
             title, place = place_words(grid, selection), selection
-            patched = partial(inspect, lm, grid, *selection, k=TOKENS)
+            patched = partial(inspect, lm, grid, *selection, k=TOKENS, source=source)
         else:
             self.hint()
             return None
@@ -92,8 +97,8 @@ class Inspector(Panel):
                     if not stop.is_set():
                         self.hint()
                 raise
-            base = "corrupt" if grid.direction == "denoise" else "clean"
-            columns = {f"before: {base} prompt": report.before, "after the patch": report.after}
+            base = run_names(grid.recipe)[ENDS[grid.direction][1]] + (" prompt" if source is None else "")
+            columns = {f"before: {base}": report.before, "after the patch": report.after}
             ids = [id for id in answer_ids(lm, grid.recipe) if id is not None]
             marked = [token.display for token in describe(lm.tokenizer, ids)]
             with self._turn:
@@ -161,7 +166,7 @@ def _report_words(grid: PatchGrid, report: CellReport) -> str:
         return effect_words(grid, report)
     singles = f": {' '.join(f'{one:+.2f}' for one in report.singles)}" if len(report.singles) <= 8 else ""
     words = f"together {effect_words(grid, report)}\nsum of single patches {report.sum:+.2f}{singles}"
-    return words.replace("-", "−")
+    return minus(words)
 
 
 def effect_words(grid: PatchGrid, report: CellReport) -> str:
@@ -170,8 +175,9 @@ def effect_words(grid: PatchGrid, report: CellReport) -> str:
         return "not computed yet"
     words = f"{report.effect:+.2f} {label_of(grid.recipe['metric'])}"
     if np.isfinite(report.normalized) and not grid.too_close:
-        words += f"\n{report.normalized:.2f} on the scale from corrupt (0) to clean (1)"
-    return words.replace("-", "−")
+        runs = run_names(grid.recipe)
+        words += f"\n{report.normalized:.2f} on the scale from {runs['corrupt']} (0) to {runs['clean']} (1)"
+    return minus(words)
 
 
 def place_words(grid: PatchGrid, place: Place) -> str:

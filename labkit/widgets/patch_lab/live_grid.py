@@ -19,15 +19,15 @@ from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import Place, cone
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import label_of
-from labkit.patching.pair_runs import PairRuns
+from labkit.patching.pair_runs import ENDS, PairRuns
 from labkit.patching.patch import PatchJob
+from labkit.patching.source_model import run_names
 from labkit.patching.spec import PatchSpec
-from labkit.widgets.base.tool import FRAME
+from labkit.widgets.base.tool import FRAME, minus
 from labkit.widgets.blocks.heatmap import Heatmap
-from labkit.widgets.patch_lab.state import POINTED, PatchState
+from labkit.widgets.patch_lab.state import POINTED, PatchState, into
 
 TOGETHER = ("resid_pre", "attn_out", "mlp_out", "z")  # estimated in one pass: what people switch between
-INTO = {"denoise": "clean into corrupt", "noise": "corrupt into clean"}
 Say = Callable[[str, float | None], None]
 
 
@@ -60,7 +60,7 @@ class LiveGrid:
         self.lm, self.state = lm, state
         self.known: dict[PatchSpec, Known] = {}
         self.spec: PatchSpec | None = None
-        self._pair: tuple[Any, Any] | None = None
+        self._pair: tuple[Any, ...] | None = None
         self._runs: PairRuns | None = None
         self.heatmap = Heatmap(centre=0.0, origin="bottom", max_height=480, gestures=True)
         self.heatmap.observe(self._from_heatmap, POINTED)
@@ -94,7 +94,7 @@ class LiveGrid:
 
     def _job(self, spec: PatchSpec) -> PatchJob:
         """The work for what is asked; what the last pair left is used if it is the same."""
-        pair = spec.clean, spec.corrupt
+        pair = spec.clean, spec.corrupt, spec.source
         job = PatchJob(self.lm, spec, runs=self._runs if self._pair == pair else None)
         if self._pair != pair:
             job.runs.together = tuple(site for site in TOGETHER if layers_with(self.lm, site))
@@ -147,13 +147,14 @@ class LiveGrid:
                     self.state.chosen = []
         self.spec, self.state.grid = spec, known.grid
         grid, (down, across) = known.grid, known.grid.over
-        base = "corrupt" if grid.direction == "denoise" else "clean"
-        about = {"layer": "layer (0 at the bottom)", "position": f"position ({base} prompt)"}
+        runs = run_names(grid.recipe)
+        prompt = "position" if spec.source is not None else f"position ({ENDS[grid.direction][1]} prompt)"
+        about = {"layer": "layer (0 at the bottom)", "position": prompt}
         pairs = zip(grid.clean_tokens, grid.corrupt_tokens, strict=True)
         differ = {i for i, (a, b) in enumerate(pairs) if a.id != b.id}
         with self.heatmap.hold_sync():
             where = "" if spec.layer is None else f" in layer {spec.layer}"
-            self.heatmap.title = f"{grid.site}{where}: {INTO[grid.direction]}"
+            self.heatmap.title = f"{grid.site}{where}: {into(grid.direction, runs)}"
             self.heatmap.row_labels, self.heatmap.column_labels = grid.labels(down), grid.labels(across)
             self.heatmap.row_axis, self.heatmap.column_axis = about.get(down, down), about.get(across, across)
             marked = [n for n, at in enumerate(grid.index[1]) if at in differ]
@@ -222,18 +223,26 @@ def effects(grid: PatchGrid, values: np.ndarray | None = None) -> tuple[np.ndarr
     base, source = (grid.corrupt, grid.clean) if grid.direction == "denoise" else (grid.clean, grid.corrupt)
     if grid.too_close or not np.isfinite(source - base):
         return values - base, f"change of {label_of(grid.recipe['metric'])}"
-    names = ("corrupt", "clean") if grid.direction == "denoise" else ("clean", "corrupt")
-    return ((values - base) / (source - base)).astype(np.float32), "effect: 0 = {}, 1 = {}".format(*names)
+    from_, to = (run_names(grid.recipe)[name] for name in reversed(ENDS[grid.direction]))
+    return ((values - base) / (source - base)).astype(np.float32), f"effect: 0 = {from_}, 1 = {to}"
 
 
 def nothing_words(grid: PatchGrid) -> str:
     """What to add where there is nothing to explain."""
     if not grid.too_close:
         return ""
-    if grid.recipe["clean_ids"] == grid.recipe["corrupt_ids"]:
+    runs = run_names(grid.recipe)
+    if "source" not in grid.recipe and grid.recipe["clean_ids"] == grid.recipe["corrupt_ids"]:
         return " · the two prompts are the same: nothing to explain"
     moved = f" (re-batching alone moves it by {grid.noise:.2g})" if grid.noise else ""
-    return f" · clean and corrupt hardly differ{moved}: nothing to explain"
+    return f" · {runs['clean']} and {runs['corrupt']} hardly differ{moved}: nothing to explain"
+
+
+def gap_words(grid: PatchGrid) -> str:
+    """The metric on the two unpatched runs, and what to add where there is nothing to explain."""
+    runs = run_names(grid.recipe)
+    both = f"{runs['clean']} {grid.clean:.2f}, {runs['corrupt']} {grid.corrupt:.2f}"
+    return minus(f"{label_of(grid.recipe['metric'])}: {both}{nothing_words(grid)}")
 
 
 def _work(job: PatchJob) -> np.ndarray:

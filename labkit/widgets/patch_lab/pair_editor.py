@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import ipywidgets as widgets
 import traitlets as t
 
 from labkit.activations.unembedding import last_logits
@@ -14,16 +13,14 @@ from labkit.datasets.tasks import PromptPair, task, tasks
 from labkit.language_model import LanguageModel
 from labkit.text.alignment import SideBySide, begins, side_by_side
 from labkit.text.encode import single_token
-from labkit.text.tokens import describe
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import Panel, button, choice, in_words, labelled, link, row, shown
+from labkit.widgets.base.tool import Panel, button, choice, in_words, link, row, shown
 from labkit.widgets.blocks.pair_strip import PairStrip
 from labkit.widgets.blocks.prompt_box import PromptBox
-from labkit.widgets.blocks.token_strip import TokenStrip
+from labkit.widgets.patch_lab.answer_picks import OFFERED, AnswerPicks
 from labkit.widgets.patch_lab.state import PAIR, PatchState
 
 NAMES = ("clean", "corrupt")
-OFFERED = 6  # tokens to choose the answer and the foil from
 _OWN = "a pair of your own"
 
 
@@ -55,7 +52,6 @@ class PairEditor(Panel):
         self.held: SideBySide | None = None
         self._settling = False
         self._offers_for: tuple[str, str] | None = None
-        self._offered: dict[str, list[str]] = {name: [] for name in NAMES}
         self.seed = 0  # which pair of the task it is
         self.task = choice("Start from", [(_OWN, ""), *((n, n) for n in tasks().index)], "290px")
         self.another = button(
@@ -65,27 +61,20 @@ class PairEditor(Panel):
         self.strip = PairStrip()
         self.status = StatusLine()
         self.fix = button("", self._mend, layout={"display": "none"})
-        self.words = {name: labelled(widgets.Text, name.capitalize(), "150px") for name in ("answer", "foil")}
-        self.picks = {name: TokenStrip(unit="probability", low=0.0, high=1.0) for name in NAMES}
-        link(state, **self.boxes, **self.words)
+        # the answer from what follows clean, the foil from what follows corrupt
+        self.chosen = AnswerPicks(state, NAMES)
+        self.picks = self.chosen.picks
+        link(state, **self.boxes)
         for box in self.boxes.values():
             box.on_submit(submit)
             box.layout.flex, box.layout.width = "1 1 380px", "auto"
-        for (name, pick), word in zip(self.picks.items(), self.words.values(), strict=True):
-            pick.add_class("labkit-picks")
-            pick.layout.flex, pick.layout.width = "1 1 300px", "auto"
-            pick.observe(lambda change, name=name, word=word: self._picked(name, word, change["new"]), "selection")
         self.task.observe(lambda _: self._make(0), "value")
         state.observe(lambda _: self._changed(), PAIR)
-        # the answer from what follows clean, the foil from what follows corrupt
-        choices = [row(*pair) for pair in zip(self.words.values(), self.picks.values(), strict=True)]
-        for one in choices:
-            one.layout.flex = "1 1 440px"
         self.children = [
             row(self.task, self.another),
             row(*self.boxes.values(), wide=True),
             Panel(self.strip, row(self.status, self.fix)),
-            row(*choices, wide=True),
+            self.chosen.row,
         ]
         self.align()
 
@@ -129,7 +118,7 @@ class PairEditor(Panel):
         self.strip.show(columns, marks, labels)
         self._offer_fix()
         self.fits = held.fits
-        self._mark_picks()
+        self.chosen.mark()
         if held.clean and held.corrupt and not held.fits:
             self.status.complain(held.words)
         elif held.fits and (wrong := self._wrong_word()):
@@ -170,28 +159,12 @@ class PairEditor(Panel):
                 return
             for name, prompt in prompts.items():
                 with self.lm.busy():
-                    shares, ids = last_logits(self.lm, self.lm.encode(prompt))[0].float().softmax(-1).topk(OFFERED)
-                tokens = describe(self.lm.tokenizer, ids.tolist())
-                with self.picks[name].hold_sync():
-                    self.picks[name].selection = None
-                    self.picks[name].tokens = [token.display for token in tokens]
-                    self.picks[name].values = shares.cpu().numpy()
-                    self.picks[name].title = f"likeliest after {name}"
-                self._offered[name] = [token.text for token in tokens]
+                    best = last_logits(self.lm, self.lm.encode(prompt))[0].float().softmax(-1).topk(OFFERED)
+                self.chosen.offer(name, self.lm, *best, title=f"likeliest after {name}")
             self._offers_for = (prompts["clean"], prompts["corrupt"])
-            self._mark_picks()
+            self.chosen.mark()
 
         self._ask(work)
-
-    def _picked(self, name: str, word: widgets.Text, at: int | None) -> None:
-        if at is not None and at < len(self._offered[name]):
-            word.value = self._offered[name][at]
-
-    def _mark_picks(self) -> None:
-        """The chosen answer and foil stand out among what is offered."""
-        for (name, pick), word in zip(self.picks.items(), ("answer", "foil"), strict=True):
-            offered, chosen = self._offered[name], getattr(self.state, word)
-            pick.selection = offered.index(chosen) if chosen in offered else None
 
     # -- pairs of classic tasks ----------------------------------------------------------------------------------
 

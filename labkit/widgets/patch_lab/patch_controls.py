@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ipywidgets as widgets
 
 from labkit.activations.site_kinds import KINDS
@@ -10,8 +12,7 @@ from labkit.language_model import LanguageModel
 from labkit.patching.metrics import METRICS
 from labkit.patching.spec import DIRECTIONS
 from labkit.widgets.base.tool import choice, labelled, link, shown
-from labkit.widgets.patch_lab.live_grid import INTO
-from labkit.widgets.patch_lab.state import OVER, SITES, Over, PatchState
+from labkit.widgets.patch_lab.state import OVER, SITES, PatchState, into
 
 
 class PatchControls(widgets.HBox):
@@ -26,17 +27,27 @@ class PatchControls(widgets.HBox):
         self._site = choice("Site", sites, "160px")
         self._over = choice("Over", list(OVER.items()), "196px")
         self._layer = labelled(widgets.BoundedIntText, "Layer", "120px", min=0, max=lm.n_layers - 1)
-        direction = choice("Direction", [(f"{name}: {INTO[name]}", name) for name in DIRECTIONS], "276px")
+        self._direction = choice("Direction", list(DIRECTIONS), "276px")
         metrics = [("automatic", ""), *((kind.label, name) for name, kind in METRICS.items())]
         self._metric = choice("Metric", metrics, "220px")
         self._metric.tooltip = "automatic: logit difference, or log probability with no foil"
         self._offering = False
         state.observe(lambda change: self._new_site(change["old"]), "site")  # before other observers
-        link(state, site=self._site, layer=self._layer, direction=direction, metric=self._metric)
+        link(state, site=self._site, layer=self._layer, metric=self._metric)
         state.observe(lambda _: self._offer(), "over")
-        self._over.observe(lambda change: self._chose(change["new"]), "value")
-        self.children = [self._site, self._over, self._layer, direction, self._metric]
+        state.observe(lambda change: setattr(self._direction, "value", change["new"]), "direction")
+        for name, part in (("over", self._over), ("direction", self._direction)):
+            part.observe(lambda change, name=name: self._chose(name, change["new"]), "value")
+        self.children = [self._site, self._over, self._layer, self._direction, self._metric]
         self._offer()
+        self.name_runs()
+
+    def name_runs(self) -> None:
+        """Say in the directions what goes where; the two runs may have other names now."""
+        self._offering = True  # new options choose the first, which is not what anybody asked for
+        self._direction.options = [(f"{name}: {into(name, self.state.runs)}", name) for name in DIRECTIONS]
+        self._direction.value = self.state.direction
+        self._offering = False
 
     def _new_site(self, old: str) -> None:
         """Axes stay where the new site has them too; a site by head that follows another kind shows its heads."""
@@ -57,6 +68,6 @@ class PatchControls(widgets.HBox):
         self._offering = False
         shown(self._layer, self.state.one_layer)
 
-    def _chose(self, over: Over | None) -> None:
-        if over is not None and not self._offering:
-            self.state.over = over
+    def _chose(self, name: str, value: Any) -> None:
+        if value is not None and not self._offering:
+            setattr(self.state, name, value)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import traitlets as t
 
 from labkit.activations.site_kinds import KINDS, PATCHED
+from labkit.language_model import LanguageModel
+from labkit.patching.pair_runs import ENDS
 from labkit.patching.spec import DIRECTIONS, PatchSpec
 from labkit.widgets.base.block import cell
 
@@ -47,6 +51,16 @@ class PatchState(t.HasTraits):
     arrow = t.Tuple(t.Tuple(t.Int(), t.Int()), t.Tuple(t.Int(), t.Int()), default_value=None, allow_none=True)
 
     @property
+    def other(self) -> LanguageModel | None:
+        """The model of the clean run, if it is not that of the corrupt one."""
+        return None
+
+    @property
+    def runs(self) -> Mapping[str, str]:
+        """What the clean and the corrupt run are called."""
+        return {"clean": "clean", "corrupt": "corrupt"}
+
+    @property
     def one_layer(self) -> bool:
         """Is the grid over one layer?"""
         return "layer" not in self.over
@@ -54,6 +68,13 @@ class PatchState(t.HasTraits):
     def spec(self) -> PatchSpec:
         """The request of the current settings."""
         return PatchSpec(
-            self.clean, self.corrupt, self.answer or None, self.foil or None, metric=self.metric or None,
-            site=self.site, over=self.over, direction=self.direction, layers=(self.layer,) if self.one_layer else None,
+            self.clean, self.corrupt if self.other is None else self.clean, self.answer or None, self.foil or None,
+            metric=self.metric or None, site=self.site, over=self.over, direction=self.direction,
+            layers=(self.layer,) if self.one_layer else None, source=self.other,
         )  # fmt: skip
+
+
+def into(direction: str, runs: Mapping[str, str]) -> str:
+    """What goes where: `clean into corrupt`."""
+    source, base = ENDS[direction]
+    return f"{runs[source]} into {runs[base]}"
