@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as widgets
@@ -44,10 +46,9 @@ class PatchControls(widgets.HBox):
 
     def name_runs(self) -> None:
         """Say in the directions what goes where; the two runs may have other names now."""
-        self._offering = True  # new options choose the first, which is not what anybody asked for
-        self._direction.options = [(f"{name}: {into(name, self.state.runs)}", name) for name in DIRECTIONS]
-        self._direction.value = self.state.direction
-        self._offering = False
+        with self._offers():
+            self._direction.options = [(f"{name}: {into(name, self.state.runs)}", name) for name in DIRECTIONS]
+            self._direction.value = self.state.direction
 
     def _new_site(self, old: str) -> None:
         """Axes stay where the new site has them too; a site by head that follows another kind shows its heads."""
@@ -61,12 +62,20 @@ class PatchControls(widgets.HBox):
         """Offer the axes that the site has, and those asked for, so that what is wrong with them can be said."""
         possible = (*KINDS[self.state.site].over, self.state.over)
         offered = tuple((name, over) for name, over in OVER.items() if over in possible)
-        self._offering = True
-        if self._over.options != offered:
-            self._over.options = offered
-        self._over.value = self.state.over
-        self._offering = False
+        with self._offers():
+            if self._over.options != offered:
+                self._over.options = offered
+            self._over.value = self.state.over
         shown(self._layer, self.state.one_layer)
+
+    @contextmanager
+    def _offers(self) -> Iterator[None]:
+        """While a block runs nobody chooses: new options choose the first, which is not what anybody asked for."""
+        self._offering = True
+        try:
+            yield
+        finally:
+            self._offering = False
 
     def _chose(self, name: str, value: Any) -> None:
         if value is not None and not self._offering:
