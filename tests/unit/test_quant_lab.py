@@ -158,7 +158,7 @@ def test_the_difference_of_the_two_grids_of_a_pair(
     assert lab.difference is None
     assert lab.status.text == "Write a corrupt prompt with as many tokens, and press Run."
     lab.corrupt = OTHER
-    lab.run()
+    assert lab.run() is lab.grids["own"]
     here, there = (lk.patch(lm, PROMPT, OTHER, **PAIR) for lm in (own, full))
     np.testing.assert_allclose(lab.grids["own"].values, here.values, atol=1e-5)
     np.testing.assert_allclose(lab.grids["source"].values, there.values, atol=1e-5)

@@ -215,6 +215,15 @@ class QuantLab(GridTool):
         gaps = "; ".join(f"{name} {gap_words(self.grids[which])}" for which, name in self.differences.names.items())
         self.status.say(f"Two grids in {time.monotonic() - began:.1f} s · {gaps}")
 
+    def run(self, timeout: float | None = None) -> PatchGrid:
+        """Compute what the view shows, and wait until it is done. Raises what `wait` raises.
+
+        Returns:
+            The grid between the two models, or of a difference this model's; `grids` has both.
+        """
+        between = super().run(timeout)
+        return between if self.view == "lost" else self.grids["own"]
+
     @property
     def grids(self) -> dict[str, PatchGrid]:
         """The grids of the pair, `own` and `source`; empty before they are asked for."""
