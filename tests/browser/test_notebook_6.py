@@ -26,6 +26,10 @@ CELLS = {
     "attention": f"attention = lk.AttentionView(lm, {CLEAN!r})\nattention",
     "lens": f"lens = lk.LensView(lm, {CLEAN!r}, answer=' Mary', foil=' John')\nlens",
     "steer": "steering = lk.SteerLab(lm)\nsteering",
+    "quant": (
+        "full = lk.load(bits=32, progress=False)\n"
+        f"comparing = lk.QuantLab(lm, full, {CLEAN!r}, ' Mary', ' John')\ncomparing"
+    ),
     "circuit": (
         f"edges = lk.edge_attribution(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', steps=1, progress=False)\n"
         "lk.CircuitView(edges.circuit(40))"
@@ -82,7 +86,7 @@ def test_every_cell_ran_and_no_widget_failed_to_open(page: Page) -> None:
     expect(page.locator(".code_cell .input_prompt").last).to_contain_text(str(len(CELLS)))
 
 
-@pytest.mark.parametrize("tool", ["prompt", "patch", "attention", "lens", "steer"])
+@pytest.mark.parametrize("tool", ["prompt", "patch", "attention", "lens", "steer", "quant"])
 def test_a_tool_opens_alive_and_without_an_error(page: Page, tool: str) -> None:
     lab = cell(page, tool).locator(".labkit-tool").first
     lab.scroll_into_view_if_needed()
@@ -124,6 +128,11 @@ def test_a_grid_is_complete_and_its_cells_are_told_to_the_kernel(page: Page) -> 
     page.keyboard.press("End")
     page.keyboard.press("Enter")
     expect(lab.locator(".labkit-heatmap .labkit-spoken").first).to_contain_text("position 13")
+
+
+def test_a_grid_between_two_precisions_is_complete(page: Page) -> None:
+    done = cell(page, "quant").locator(".labkit-status").filter(has_text="420 cells")
+    expect(done).to_have_count(1, timeout=120_000)
 
 
 def test_the_lens_and_attention_have_a_picture(page: Page) -> None:
