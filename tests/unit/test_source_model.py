@@ -39,9 +39,11 @@ def test_a_grid_between_precisions_equals_two_forwards_for_every_cell(lm4, lm32,
     cells = cells[np.linspace(0, len(cells) - 1, 8).astype(int)]
     found = np.array([grid.values[tuple(cell)] for cell in cells])
     numbers = np.array([[grid.index[0][row], grid.index[1][column]] for row, column in cells])
-    difference = np.abs(found - naive(job, numbers)).max()
-    # noising, what is put in was rounded to bfloat16, in one batch or in another
-    assert difference < 0.05 if direction == "noise" else close(lm4, found, naive(job, numbers))
+    slow = naive(job, numbers)
+    assert close(lm4, found, slow)
+    if direction == "noise":  # only what is put in was rounded to bfloat16, in one batch or in another
+        assert np.median(np.abs(found - slow)) < 0.03
+        assert np.abs(found - slow).max() < 0.15
 
 
 def test_clean_is_the_source_and_corrupt_is_this_model(lm4, lm32):
