@@ -23,7 +23,7 @@ from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import Metric, metric_of
 from labkit.patching.pair_runs import ENDS
-from labkit.patching.source_model import SIZES, run_names
+from labkit.patching.source_model import check_sizes, run_names
 from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
 
@@ -235,8 +235,8 @@ def _models(lm: LanguageModel, grid: PatchGrid, other: LanguageModel | None) -> 
             if other is None
             else "the grid is between two prompts of one model; leave source out"
         )
-    if other is not None and any(getattr(other, name) != getattr(lm, name) for name in SIZES):
-        raise ValueError(f"{other.name} is built otherwise than {lm.name}; give the model that was the grid's source")
+    if other is not None:
+        check_sizes(lm, other)
     return {"clean": other or lm, "corrupt": lm}
 
 

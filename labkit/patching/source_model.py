@@ -22,11 +22,11 @@ SIZES = ("n_layers", "d_model", "n_heads", "n_kv_heads")
 """In what two models have to be alike to be compared place by place."""
 
 
-def check_source(lm: Model, source: Model, prompt: Prompt) -> None:
-    """Can activations of one model's run of a prompt be put into the other's?
+def check_sizes(lm: Model, source: Model) -> None:
+    """Are two models built alike?
 
     Raises:
-        ValueError: the models have other sizes, or read the prompt as other tokens.
+        ValueError: they have other sizes.
     """
     sizes = {name: (getattr(lm, name), getattr(source, name)) for name in SIZES}
     if unlike := [f"{name} {b} instead of {a}" for name, (a, b) in sizes.items() if a != b]:
@@ -35,6 +35,15 @@ def check_source(lm: Model, source: Model, prompt: Prompt) -> None:
             "exchanged between models of the same sizes, such as one model in 4 and in 16 bits, or before and after "
             "tuning"
         )
+
+
+def check_source(lm: Model, source: Model, prompt: Prompt) -> None:
+    """Can activations of one model's run of a prompt be put into the other's?
+
+    Raises:
+        ValueError: the models have other sizes, or read the prompt as other tokens.
+    """
+    check_sizes(lm, source)
     mine, theirs = (model.encode(prompt)[0].tolist() for model in (lm, source))
     if mine != theirs:
         shared = min(len(mine), len(theirs))

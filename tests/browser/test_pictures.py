@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,25 @@ from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD
 
 FOLDER = os.environ.get("LABKIT_PICTURES")
 
+
+def in_both_themes(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that draws: once in each theme, where pictures are asked for."""
+    skipped = pytest.mark.skipif(not FOLDER, reason="set LABKIT_PICTURES to the folder the pictures go to")
+    return skipped(pytest.mark.parametrize("theme", ["light", "dark"])(test))
+
+
+@contextmanager
+def drawn(
+    lab: Lab, browser: Browser, name: str, cells: Sequence[str], *, dark: bool, scale: float = 2
+) -> Iterator[Page]:
+    """A notebook that was run, without an error."""
+    path = lab.write(f"{name}.ipynb", list(cells))
+    with open_notebook(browser, lab, path, scale=scale, dark=dark, width=1400) as page:
+        run_all(page)
+        assert errors(page) == []
+        yield page
+
+
 CELLS = [
     LOAD,
     f"lk.AttentionView(lm, {CLEAN!r}, against={CORRUPT!r}, selection=(23, 3), answer=' Mary', foil=' John')",
@@ -23,13 +44,9 @@ CELLS = [
 ]
 
 
-@pytest.mark.skipif(not FOLDER, reason="set LABKIT_PICTURES to the folder the pictures go to")
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@in_both_themes
 def test_pictures_of_the_tools(lab: Lab, browser: Browser, theme: str) -> None:
-    path = lab.write(f"pictures_{theme}.ipynb", CELLS)
-    with open_notebook(browser, lab, path, scale=2, dark=theme == "dark", width=1400) as page:
-        run_all(page)
-        assert errors(page) == []
+    with drawn(lab, browser, f"pictures_{theme}", CELLS, dark=theme == "dark") as page:
         tools = page.locator(".labkit-tool")
 
         view = to_top(tools.nth(0))
@@ -88,13 +105,9 @@ def picture(page: Page, number: int, name: str, *, of: str = ".labkit-tool", sma
 LENSES = [LOAD, f"lk.LensView(lm, {CLEAN!r}, answer=' Mary', foil=' John')", "lk.SteerLab(lm, strength=1.5)"]
 
 
-@pytest.mark.skipif(not FOLDER, reason="set LABKIT_PICTURES to the folder the pictures go to")
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@in_both_themes
 def test_pictures_of_lens_and_steering(lab: Lab, browser: Browser, theme: str) -> None:
-    path = lab.write(f"lenses_{theme}.ipynb", LENSES)
-    with open_notebook(browser, lab, path, scale=1.25, dark=theme == "dark", width=1400) as page:
-        run_all(page)
-        assert errors(page) == []
+    with drawn(lab, browser, f"lenses_{theme}", LENSES, dark=theme == "dark", scale=1.25) as page:
         tools = page.locator(".labkit-tool")
 
         view = to_top(tools.nth(0))
@@ -121,13 +134,9 @@ QUANTS = [
 ]
 
 
-@pytest.mark.skipif(not FOLDER, reason="set LABKIT_PICTURES to the folder the pictures go to")
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@in_both_themes
 def test_pictures_of_quant_lab(lab: Lab, browser: Browser, theme: str) -> None:
-    path = lab.write(f"quants_{theme}.ipynb", QUANTS)
-    with open_notebook(browser, lab, path, scale=1.25, dark=theme == "dark", width=1400) as page:
-        run_all(page)
-        assert errors(page) == []
+    with drawn(lab, browser, f"quants_{theme}", QUANTS, dark=theme == "dark", scale=1.25) as page:
         tool = to_top(page.locator(".labkit-tool").first)
         expect(status_of(tool)).to_contain_text("cells in")
         go_to(page, tool, layer=20, column=13)

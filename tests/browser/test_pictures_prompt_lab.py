@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-from driver import Lab, errors, open_notebook, run_all
+from driver import Lab
 from playwright.sync_api import Browser, expect
-from test_pictures import FOLDER, picture, to_top
+from test_pictures import drawn, in_both_themes, picture, to_top
 
 CELLS = [
     "import labkit as lk\nlm, lm16 = lk.load(progress=False), lk.load(bits=16, progress=False)",
@@ -18,13 +17,9 @@ CELLS = [
 ]
 
 
-@pytest.mark.skipif(not FOLDER, reason="set LABKIT_PICTURES to the folder the pictures go to")
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@in_both_themes
 def test_pictures_of_prompt_lab(lab: Lab, browser: Browser, theme: str) -> None:
-    path = lab.write(f"pictures_prompt_{theme}.ipynb", CELLS)
-    with open_notebook(browser, lab, path, scale=2, dark=theme == "dark", width=1400) as page:
-        run_all(page)
-        assert errors(page) == []
+    with drawn(lab, browser, f"pictures_prompt_{theme}", CELLS, dark=theme == "dark") as page:
         tools = page.locator(".labkit-tool")
         first = to_top(tools.nth(0))
         first.locator(".labkit-token").nth(27).hover()
