@@ -160,6 +160,13 @@ def test_in_forced_colours_what_is_chosen_is_outlined_and_data_keep_their_colour
         assert (chip.evaluate("el => getComputedStyle(el).backgroundColor") == tint) == (scheme == "light")
         bar = cell(page, "PromptLab").locator(".labkit-track").first
         assert bar.evaluate("el => getComputedStyle(el).borderTopStyle") == "solid"
+        run = cell(page, "PromptLab").get_by_role("button", name="Run").first
+        ink, ground, plate = run.evaluate(
+            "el => (({color, backgroundColor, forcedColorAdjust}) => [color, backgroundColor, forcedColorAdjust])"
+            "(getComputedStyle(el))"
+        )
+        assert ink != ground
+        assert plate == "none"  # otherwise Chromium paints its own ground behind the letters
         page.wait_for_timeout(2500)  # drawn anew for the last time
         stage = cell(page, "PatchLab").locator(".labkit-heatmap canvas").first
         colours = stage.evaluate(
