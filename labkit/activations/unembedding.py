@@ -8,13 +8,15 @@ model's scale and soft cap. `lm.run(...).logits` are the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 
+from labkit.activations.batch import Batch
 from labkit.models.bf16_matmul import linear
 from labkit.models.devices import to_index
 from labkit.models.weights import is_plain
@@ -76,6 +78,25 @@ def last_logits(lm: Model, ids: torch.Tensor) -> torch.Tensor:
 
 def measured_logits(lm: Model, ids: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
     """The same, (batch, vocab) or (batch, len(columns)), as metrics read them: with their last matmul in float32."""
+    with _before_unembedding(lm) as taken:
+        own = last_logits(lm, ids)[:, None]
+    return _exactly(lm, taken, own, columns)[:, 0]
+
+
+def measured_tail(lm: Model, ids: torch.Tensor, count: int) -> torch.Tensor:
+    """The logits (batch, count, vocab) of the last `count` positions of ids (batch, position), as metrics read them.
+
+    The logits of earlier positions are not computed if the model can skip them.
+    """
+    inputs = {"input_ids": ids, "use_cache": False}
+    with _before_unembedding(lm) as taken:
+        own = Batch(ids.shape[1]).logits(lm, inputs, range(-count, 0))
+    return _exactly(lm, taken, own)
+
+
+@contextmanager
+def _before_unembedding(lm: Model) -> Iterator[list[torch.Tensor]]:
+    """While a block runs, the last input of the unembedding is kept in a list."""
     taken: list[torch.Tensor] = []
 
     def take(module: Any, args: tuple[torch.Tensor, ...]) -> None:
@@ -83,27 +104,28 @@ def measured_logits(lm: Model, ids: torch.Tensor, columns: Sequence[int] | None 
 
     handle = lm.anatomy.unembed.register_forward_pre_hook(take)
     try:
-        own = last_logits(lm, ids).float()
+        yield taken
     finally:
         handle.remove()
-    if (exact := _exactly(lm, taken, own, columns)) is not None:
-        return exact
-    return own if columns is None else own[:, list(columns)]
 
 
 def _exactly(
-    lm: Model, taken: list[torch.Tensor], own: torch.Tensor, columns: Sequence[int] | None
-) -> torch.Tensor | None:
-    """The logits recomputed from the unembedding's input; None if that is not needed or not possible."""
+    lm: Model, taken: list[torch.Tensor], own: torch.Tensor, columns: Sequence[int] | None = None
+) -> torch.Tensor:
+    """The logits of the last positions (batch, position, vocab), float32: recomputed from the unembedding's input, or
+    the model's own where that is not needed or not possible."""
     unembed = lm.anatomy.unembed
+    some = own.float() if columns is None else own[..., list(columns)].float()
     if not taken or taken[0].dtype == torch.float32 or taken[0].ndim != 3 or not is_plain(unembed):
-        return None
-    x = taken[0][:, -1]
+        return some
+    x = taken[0][:, -own.shape[1] :]
     if lm not in _ends:  # once per model: can its last step be recomputed?
         with torch.no_grad():
-            _ends[lm] = _end_of(lm, unembedded(unembed, x)[0], own[0])
+            _ends[lm] = _end_of(lm, unembedded(unembed, x[0, -1:])[0], own[0, -1].float())
     end = _ends[lm]
-    return None if end is None else end(unembedded(unembed, x, columns)).to(own.device)
+    if end is None:
+        return some
+    return end(unembedded(unembed, x.flatten(0, 1), columns)).to(own.device).unflatten(0, x.shape[:2])
 
 
 def _end_of(lm: Model, made: torch.Tensor, own: torch.Tensor) -> End | None:
