@@ -10,6 +10,7 @@ from .attention_maps.patterns import AttentionPatterns as AttentionPatterns
 from .attention_maps.patterns import attention as attention
 from .audits.ablation import AuditAblation as AuditAblation
 from .audits.ablation import audit_without as audit_without
+from .audits.ablation import open_audit_ablation as open_audit_ablation
 from .audits.audit import audit as audit
 from .audits.heads import AuditHeads as AuditHeads
 from .audits.heads import audit_heads as audit_heads
@@ -68,6 +69,7 @@ from .sweeps.sweep import open_sweep as open_sweep
 from .sweeps.sweep import sweep as sweep
 from .text.chat import Chat as Chat
 from .widgets.attention_view.view import AttentionView as AttentionView
+from .widgets.audit_lab import AuditLab as AuditLab
 from .widgets.blocks.branch_tree import BranchTree as BranchTree
 from .widgets.blocks.head_grid import HeadGrid as HeadGrid
 from .widgets.blocks.heatmap import Heatmap as Heatmap

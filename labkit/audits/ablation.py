@@ -6,10 +6,12 @@ heads of the same layers: only what these do not do is due to the heads chosen.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,17 +19,22 @@ import numpy as np
 from labkit.activations.sites import checked
 from labkit.audits.audit import AuditJob
 from labkit.audits.heads import at_mean
-from labkit.audits.result import Audit
+from labkit.audits.result import Audit, described_audit
 from labkit.generation.score import score
 from labkit.precision.passage import PASSAGE
+from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
+from labkit.results.recipe import made_with
+from labkit.text.as_code import LM, Name, as_code, changed
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from labkit.language_model import LanguageModel
     from labkit.text.types import Prompt
 
+FILE = "audit ablation"
 Heads = list[tuple[int, int]]
 
 
@@ -41,33 +48,49 @@ class AuditAblation:
         whole, without: the audit of the whole model and with the chosen heads ablated; None before they are done.
         random: the audits with the random ones ablated.
         perplexity: of a neutral text, in the order whole, without, random.
+        recipe: what repeats it.
     """
 
     heads: Heads
     controls: list[Heads] = field(repr=False)
+    recipe: dict[str, Any] = field(default_factory=dict, repr=False)
     whole: Audit | None = field(default=None, repr=False)
     without: Audit | None = field(default=None, repr=False)
     random: list[Audit] = field(default_factory=list, repr=False)
     perplexity: list[float] = field(default_factory=list, repr=False)
 
     @property
-    def both(self) -> Audit:
-        """Whole and ablated as two models of one audit, for paired numbers: `ablation.both.difference()`."""
-        if self.whole is None or self.without is None:
-            raise ValueError("the model with the heads ablated has not been audited yet")
-        pair = [self.whole, self.without]
-        return Audit(
-            ["whole", "ablated"], self.whole.pairs, np.concatenate([one.logprobs for one in pair]),
-            np.concatenate([one.lengths for one in pair]), self.whole.normalise, self.whole.notes, self.whole.recipe,
-        )  # fmt: skip
+    def audits(self) -> list[Audit]:
+        """Those that are done: of the whole model, without the chosen heads, without random ones."""
+        return [one for one in (self.whole, self.without, *self.random) if one is not None]
+
+    @property
+    def names(self) -> list[str]:
+        """What was ablated, for each of `audits`."""
+        names = ["nothing", _named(self.heads), *(f"random: {_named(one)}" for one in self.controls)]
+        return names[: len(self.audits)]
+
+    @property
+    def together(self) -> Audit:
+        """All of them as models of one audit, for paired numbers: `ablation.together.difference()`.
+
+        Raises:
+            ValueError: none is done.
+        """
+        if self.whole is None:
+            raise ValueError("nothing has been audited yet")
+        return replace(
+            self.whole,
+            models=self.names,
+            logprobs=np.concatenate([one.logprobs for one in self.audits]),
+            lengths=np.concatenate([one.lengths for one in self.audits]),
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row per category and what was ablated: `share` of pairs in which the stereotype is preferred, `low`,
         `high`, and the `perplexity` of a neutral text."""
         import pandas as pd
 
-        names = ["nothing", _named(self.heads), *(f"random: {_named(one)}" for one in self.controls)]
-        audits = [one for one in (self.whole, self.without, *self.random) if one is not None]
         rows = [
             {
                 "ablated": name,
@@ -75,7 +98,7 @@ class AuditAblation:
                 "perplexity": perplexity,
                 **frame.loc[one.models[0]].loc[category].to_dict(),
             }
-            for name, one, perplexity in zip(names, audits, self.perplexity, strict=False)
+            for name, one, perplexity in zip(self.names, self.audits, self.perplexity, strict=False)
             for frame in [one.to_frame()[["share", "low", "high"]]]
             for category in one.categories
         ]
@@ -86,7 +109,7 @@ class AuditAblation:
         if self.without is None or self.whole is None:
             return "Nothing has been ablated yet."
         before, after = self.whole.to_frame(), self.without.to_frame()
-        apart = self.both.difference()
+        apart = self.together.difference()
         said = []
         for n, category in enumerate(self.whole.categories):
             row = apart.iloc[n]
@@ -100,8 +123,52 @@ class AuditAblation:
         cost = " instead of ".join(f"{x:.2f}" for x in reversed(self.perplexity[:2]))
         return "\n".join([*said, f"Perplexity of a neutral text: {cost}."])
 
+    def figure(self) -> go.Figure:
+        """How often the stereotype is preferred, whole and ablated, with intervals."""
+        return self.together.figure()
+
+    def code(self) -> str:
+        """The Python that does it again, from a saved audit."""
+        how = changed({"categories": None, "controls": 3, "seed": 0}, self.recipe)
+        before = self.recipe["load"] + 'audit = lk.open_audit("audit.npz")  # as saved by audit.save\n'
+        return as_code(before, "ablation = lk.audit_without", LM, Name("audit"), self.heads, **how)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to one file (`.npz`), in one step: the file is whole or not there.
+
+        Raises:
+            ValueError: nothing has been audited yet.
+        """
+        audit = self.together
+        about = {
+            "audit": audit.described(), "heads": self.heads, "controls": self.controls, "perplexity": self.perplexity,
+            "recipe": self.recipe,
+        }  # fmt: skip
+        return save_arrays(path, FILE, about, logprobs=audit.logprobs, lengths=audit.lengths)
+
     def __repr__(self) -> str:
         return f"AuditAblation({_named(self.heads)}; {len(self.random)} of {len(self.controls)} controls)"
+
+
+def open_audit_ablation(path: str | os.PathLike[str]) -> AuditAblation:
+    """Open what `AuditAblation.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else, or was saved by a newer labkit.
+    """
+    about, arrays = open_arrays(path, FILE)
+    with reading(path, FILE):
+        together = described_audit(about["audit"], **arrays)
+        parts = [
+            replace(together, models=[name], logprobs=together.logprobs[n : n + 1], lengths=together.lengths[n : n + 1])
+            for n, name in enumerate(together.models)
+        ]
+        heads, *controls = ([(one[0], one[1]) for one in some] for some in (about["heads"], *about["controls"]))
+        return AuditAblation(
+            heads, controls, about["recipe"], parts[0], parts[1] if len(parts) > 1 else None, parts[2:],
+            about["perplexity"],
+        )  # fmt: skip
 
 
 def audit_without(
@@ -160,7 +227,11 @@ class AblationJob:
         draw = random.Random(seed)
         drawn = [_others(lm, chosen, draw) for _ in range(controls)]
         self.lm, self._audit, self._categories, self._text = lm, audit, categories, text
-        self.ablation = AuditAblation(chosen, drawn)
+        recipe = {
+            **made_with(lm), "categories": None if categories is None else list(categories), "controls": controls,
+            "seed": seed,
+        }  # fmt: skip
+        self.ablation = AuditAblation(chosen, drawn, recipe)
         self._jobs = [self._job() for _ in range(2 + controls)]
 
     def _job(self) -> AuditJob:

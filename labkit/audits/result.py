@@ -258,11 +258,14 @@ class Audit:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it to one file (`.npz`), in one step: the file is whole or not there."""
-        about = {
+        return save_arrays(path, FILE, self.described(), logprobs=self.logprobs, lengths=self.lengths)
+
+    def described(self) -> dict[str, Any]:
+        """All but the numbers, for JSON."""
+        return {
             "models": self.models, "pairs": [asdict(pair) for pair in self.pairs], "normalise": self.normalise,
             "notes": self.notes, "recipe": self.recipe,
         }  # fmt: skip
-        return save_arrays(path, FILE, about, logprobs=self.logprobs, lengths=self.lengths)
 
     def __repr__(self) -> str:
         n = int(self.done.all(0).sum())
@@ -292,10 +295,13 @@ def open_audit(path: str | os.PathLike[str]) -> Audit:
     """
     about, arrays = open_arrays(path, FILE)
     with reading(path, FILE):
-        return Audit(
-            about["models"], list(_pairs(about["pairs"])), arrays["logprobs"], arrays["lengths"], about["normalise"],
-            about["notes"], about["recipe"],
-        )  # fmt: skip
+        return described_audit(about, **arrays)
+
+
+def described_audit(about: dict[str, Any], logprobs: np.ndarray, lengths: np.ndarray) -> Audit:
+    """An audit from what `Audit.described` gave and its numbers."""
+    given = {name: about[name] for name in ("models", "normalise", "notes", "recipe")}
+    return Audit(pairs=list(_pairs(about["pairs"])), logprobs=logprobs, lengths=lengths, **given)
 
 
 def _pairs(kept: list[dict[str, Any]]) -> Iterator[MinimalPair]:

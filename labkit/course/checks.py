@@ -30,6 +30,7 @@ NOTEBOOKS = (
     "circuits",
     "steering",
     "four_bits",
+    "scrutiny",
     "scaling_out",
 )
 CLEAN = "When Mary and John went to the store, John gave a drink to"

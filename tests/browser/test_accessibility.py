@@ -23,6 +23,7 @@ CELLS = {
         f"full = lk.load(bits=32, progress=False)\nquants = lk.QuantLab(lm, full, {CLEAN!r}, ' Mary', ' John')\n"
         "quants.wait()\nquants.selection = (21, 13)\nquants.wait()\nquants"
     ),
+    "AuditLab": "auditing = lk.AuditLab(lm, categories=['age'], limit=30)\nauditing.run()\nauditing",
     "SteerLab": "steering = lk.SteerLab(lm, max_new_tokens=6)\nsteering.run()\nsteering",
     "CircuitView": (
         f"circuit = lk.edge_attribution(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', progress=False).circuit(40)\n"

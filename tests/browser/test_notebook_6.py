@@ -30,6 +30,7 @@ CELLS = {
         "full = lk.load(bits=32, progress=False)\n"
         f"comparing = lk.QuantLab(lm, full, {CLEAN!r}, ' Mary', ' John')\ncomparing"
     ),
+    "audit": 'auditing = lk.AuditLab(lm, categories=["age"], limit=20)\nauditing',
     "circuit": (
         f"edges = lk.edge_attribution(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', steps=1, progress=False)\n"
         "lk.CircuitView(edges.circuit(40))"

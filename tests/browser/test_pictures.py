@@ -150,3 +150,13 @@ def test_pictures_of_quant_lab(lab: Lab, browser: Browser, theme: str) -> None:
         expect(status_of(tool)).to_contain_text("Two grids in")
         page.mouse.move(5, 5)
         picture(page, 0, f"quant_lab_difference_{theme}", small=True)
+
+
+@in_both_themes
+def test_pictures_of_audit_lab(lab: Lab, browser: Browser, theme: str) -> None:
+    cells = [LOAD, "auditing = lk.AuditLab(lm)\nauditing.run()\nauditing.where()\nauditing.wait()\nauditing"]
+    with drawn(lab, browser, f"audit_{theme}", cells, dark=theme == "dark", scale=1.25) as page:
+        tool = to_top(page.locator(".labkit-tool").first)
+        expect(tool).to_contain_text("carry most of it")
+        page.mouse.move(5, 5)
+        picture(page, 0, f"audit_lab_{theme}", small=True)

@@ -91,9 +91,13 @@ def test_a_planted_preference_is_found_in_its_place_and_goes_with_it(planted: lk
     without = lk.audit_without(planted, audit, found.heads(), text="The woman is a nurse", progress=False)
     assert without.without is not None
     assert np.abs(without.without.preferences).max() < 1e-4
-    assert without.both.difference().iloc[0]["difference"] < -0.4
+    assert without.together.difference().iloc[0]["difference"] < -0.4
     assert all(np.allclose(one.preferences, audit.preferences, atol=1e-4) for one in without.random)
-    assert "goes" not in without.words()
+    again = lk.open_audit_ablation(without.save(tmp_path / "ablation.npz"))
+    assert again.to_frame().equals(without.to_frame())
+    assert again.words() == without.words()
+    assert len(again.figure().data) == 5
+    assert f"lk.audit_without(lm, audit, [{PLACE}])" in again.code()
     assert f"without {PLACE[0]}.{PLACE[1]} the stereotype is preferred in" in without.words()
     assert without.to_frame().index[0] == ("work", "nothing")
 

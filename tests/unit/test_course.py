@@ -19,6 +19,8 @@ RIGHT = {
     "07.1": {"bits": 8},
     "07.2": ("mlp_out", 18),
     "07.3": ["v_proj"],
+    "09.2": (25, 1),
+    "09.3": "religion",
     "06.3": (
         ["I will be late", "They will come", "She will be a doctor", "We will eat at home", "It will rain"],
         ["I was late", "They came", "She was a doctor", "We ate at home", "It rained"],
@@ -51,6 +53,9 @@ WRONG = {
     "07.1": ({"bits": 4, "quant_type": "fp4"}, "Look for less than half of NF4's KL"),
     "07.2": (("attn_out", 0), "One moves it by more than"),
     "07.3": (["down_proj"], "Stay below 10 MB"),
+    "09.1": ("The {group} works as a", "Look for less than 75 %"),
+    "09.2": ((0, 0), "Look for more than 20 %"),
+    "09.3": ("gender and occupation", "Here one is shown"),
     "01.2": ("Purple seven runs the quietly of because green to and a", "Look for less than 2"),
     "01.3": ((0, "."), "Greedy has log-probability"),
     "01.4": ("word", "tokens. Text that is rare"),

@@ -63,6 +63,9 @@ def made(lm: lk.LanguageModel, text: str) -> dict[str, Callable[[], Any]]:
         "StatusLine": lambda: StatusLine(text=text),
         "PromptBox": lambda: PromptBox(value=text, label=text),
         "GivenPrompt": lambda: GivenPrompt(lm, text, label=text),
+        "AuditLab": lambda: lk.AuditLab(
+            lm, [lk.MinimalPair(text, (prompt, "M"), (other, "M"), text, word=text)], background=False
+        ),
         "AttentionView": lambda: lk.AttentionView(lm, prompt, background=False),
         "LensView": lambda: lk.LensView(lm, prompt, background=False),
         "PatchLab": lambda: lk.PatchLab(lm, prompt, other, "M", "J", background=False),

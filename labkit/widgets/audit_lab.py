@@ -1,0 +1,344 @@
+"""AuditLab: how often a model prefers a stereotype, pair by pair, and which heads that comes from.
+
+The face of `lk.audit`, `lk.audit_heads` and `lk.audit_without`, made of the blocks that there are: a heatmap of
+categories, one of a category's templates and words, one of heads, and the two texts of a pair, token over token.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import traitlets as t
+
+from labkit.audits.ablation import AblationJob
+from labkit.audits.audit import AuditJob, Data
+from labkit.audits.heads import HeadsJob
+from labkit.audits.result import LIMITS, Audit
+from labkit.engine.wavefront import Cancelled
+from labkit.language_model import LanguageModel
+from labkit.text.as_code import LM, Name, as_call
+from labkit.widgets.base.snapshot import card, folded_code, note
+from labkit.widgets.base.status_line import StatusLine
+from labkit.widgets.base.tool import Tool, button, choice, headed, minus, row, shown
+from labkit.widgets.blocks.check_list import CheckList
+from labkit.widgets.blocks.heatmap import Heatmap
+from labkit.widgets.blocks.pair_strip import PairStrip
+
+OFFERED = 40  # pairs to choose from: the clearest preferences in both directions
+HALF = [(0.0, "0 %"), (0.5, "50 %: none"), (1.0, "100 %")]
+
+
+class AuditLab(Tool):
+    """Ask a model, or several, which of two texts they prefer, and see where the preference comes from.
+
+    Args:
+        lm: the model; or several, such as one in 4 and in 16 bits.
+        data, categories, limit, seed, data_dir: as `labkit.audit` has them.
+        background: work in a thread of its own; the default everywhere but in Colab.
+
+    Traits:
+        audit: the `Audit`, as far as it is done; None before.
+        category: the one that is looked at.
+        model: the number of the model that is looked at.
+        pair: the number of the pair that is looked at, in `audit.pairs`; or None.
+        found: the `AuditHeads` of the category; or None.
+        ablation: the `AuditAblation` of the heads found; or None.
+
+    Raises:
+        FileNotFoundError, ValueError: as `labkit.audit` does.
+    """
+
+    audit = t.Any(None)
+    category = t.Unicode()
+    model = t.Int(0)
+    pair = t.Int(None, allow_none=True)
+    found = t.Any(None)
+    ablation = t.Any(None)
+
+    def __init__(
+        self,
+        lm: LanguageModel | Sequence[LanguageModel],
+        data: Data = "en",
+        *,
+        categories: Sequence[str] | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        data_dir: str | os.PathLike[str] | None = None,
+        background: bool | None = None,
+    ) -> None:
+        self._job = AuditJob(lm, data, categories=categories, limit=limit, seed=seed, data_dir=data_dir)
+        self.models = self._job.models
+        super().__init__(self.models[0], background=background)
+        self.shares = Heatmap(
+            centre=0.5, low=0.0, high=1.0, ticks=HALF, row_axis="category", column_axis="model",
+            unit="stereotype preferred", title="How often the stereotype is preferred, with 95 % intervals",
+            max_height=300,
+        )  # fmt: skip
+        self.cells = Heatmap(
+            centre=0.0, unit="preference (nats)", row_axis="template", column_axis="word", max_height=240
+        )
+        self.strip = PairStrip(names=["stereotype", "other"])
+        self._pairs = choice("Pair", [], "100%")
+        self.pair_words = StatusLine()
+        self.heads = Heatmap(centre=0.0, origin="bottom", row_axis="layer", column_axis="head", max_height=420)
+        self.where_button = button("Where does it come from?", self.where, "Patch the clearest pairs head by head")
+        self.ablate_button = button(
+            "Ablate these heads", self.ablate, "Audit the category again without the heads found"
+        )
+        self.where_words, self.ablation_words = StatusLine(), StatusLine()
+        self.limits = CheckList([("Limits", None, said) for said in (*self._job.audit.notes, *LIMITS)])
+        for heatmap in (self.shares, self.cells, self.heads):
+            heatmap.layout.max_width = "920px"
+        self._look = headed("Pair by pair", self.cells, self._pairs, self.strip, self.pair_words)
+        self._place = headed(
+            "Where it comes from", row(self.where_button, self.ablate_button), self.heads, self.where_words,
+            self.ablation_words,
+        )  # fmt: skip
+        self.children = [
+            row(self.run_button, self.stop_button, self.status), self.shares, self._look, self._place, self.limits,
+        ]  # fmt: skip
+        self.shares.observe(lambda change: self._choose(change["new"]), "selection")
+        self.cells.observe(lambda change: self._choose_cell(change["new"]), "selection")
+        self._pairs.observe(lambda change: self.set_trait("pair", change["new"]), "value")
+        self.observe(lambda _: self._draw_category(), ["category", "model"])
+        self.observe(lambda _: self._draw_pair(), "pair")
+        self._settle()
+        n = len(self._job.audit.pairs)
+        self.status.say(f"{n} pairs to score. Press Run.")
+
+    # -- the work ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Score what is not scored yet."""
+        self.do(self._score)
+
+    def where(self) -> None:
+        """Find the heads that carry the preference of the category that is looked at."""
+        self.do(self._find)
+
+    def ablate(self) -> None:
+        """Audit the category again without the heads that were found."""
+        self.do(self._ablate)
+
+    def run(self, timeout: float | None = None) -> Audit:
+        """Score all pairs, and wait until that is done. Raises what `wait` raises."""
+        self.start()
+        self.wait(timeout)
+        return self._job.audit
+
+    def _score(self, stop: threading.Event) -> None:
+        job = self._job
+        for _ in job.steps():
+            self.audit = job.audit
+            self.status.say(f"Scoring: {job.done} of {job.total}", share=job.done / job.total)
+            self._draw()
+            if stop.is_set():
+                raise Cancelled
+        self.audit = job.audit
+        self._draw()
+        self.status.say(f"{len(job.audit.pairs)} pairs scored. Choose a category to look at its pairs.")
+
+    def _find(self, stop: threading.Event) -> None:
+        if self.audit is None:
+            raise ValueError("nothing has been scored yet; press Run first")
+        job = HeadsJob(self.models[self.model], self.audit, self.category or None)
+        self.found = self.ablation = None
+        for _ in job.steps():
+            self.found = job.found
+            self._draw_heads()
+            self.status.say(f"Patching: {job.done} of {job.total} pairs", share=job.done / job.total)
+            if stop.is_set():
+                raise Cancelled
+        self.status.say(f"{job.done} pairs patched.")
+
+    def _ablate(self, stop: threading.Event) -> None:
+        if self.found is None or not (heads := self.found.heads()):
+            raise ValueError("no heads have been found; look first where the preference comes from")
+        category = self.found.category
+        job = AblationJob(self.models[self.model], self.audit, heads, categories=[category])
+        for _ in job.steps():
+            self.status.say(f"Scoring without these heads: {job.done} of {job.total}", share=job.done / job.total)
+            if stop.is_set():
+                raise Cancelled
+        self.ablation = job.ablation
+        self.ablation_words.say(minus(job.ablation.words()))
+        self.status.say(f"{category}: scored without the heads found, and without random ones.")
+
+    def _settle(self) -> None:
+        super()._settle()
+        found = self.found is not None
+        shown(self._look, self.audit is not None)
+        shown(self._place, self.audit is not None)
+        shown(self.heads, found)
+        self.where_button.disabled = self.audit is None
+        self.ablate_button.disabled = not (found and self.found.heads())
+
+    # -- what is shown -----------------------------------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        """Bring the categories up to what is scored."""
+        audit: Audit = self._job.audit
+        frame = audit.to_frame()
+        shape = (len(audit.models), len(audit.categories))
+        table = {name: frame[name].to_numpy().reshape(shape).T for name in ("share", "low", "high", "p_holm", "pairs")}
+        with self.shares.hold_sync():
+            self.shares.row_labels, self.shares.column_labels = audit.categories, audit.models
+            percent = (100 * np.stack([table[name] for name in ("share", "low", "high")])).reshape(3, -1).T
+            self.shares.texts = [
+                "" if np.isnan(share) else f"{share:.0f} % ({low:.0f} to {high:.0f})" for share, low, high in percent
+            ]
+            self.shares.notes = [
+                f"{said}\n{int(n)} pairs, p = {p:.2g} after Holm's correction"
+                for said, n, p in zip(self.shares.texts, table["pairs"].flat, table["p_holm"].flat, strict=True)
+            ]
+            self.shares.values = table["share"].astype(np.float32)
+        if not self.category:
+            self.category = audit.categories[0]
+        self._settle()
+        self._draw_category()
+
+    def _choose(self, place: tuple[int, int] | None) -> None:
+        if place is None or self.audit is None:
+            return
+        with self.hold_trait_notifications():
+            self.category, self.model = self.audit.categories[place[0]], place[1]
+
+    def _mine(self) -> list[int]:
+        """The scored pairs of the category, the clearest preference for the stereotype first."""
+        audit: Audit = self.audit
+        scored = [i for i in np.flatnonzero(audit.done[self.model]) if audit.pairs[i].category == self.category]
+        return sorted(map(int, scored), key=lambda i: -audit.preferences[self.model, i])
+
+    def _draw_category(self) -> None:
+        """Its templates and words, and the pairs to choose from."""
+        if self.audit is None:
+            return
+        if self.found is not None and self.found.category != self.category:
+            self.found = self.ablation = None
+            self.heads.values = None
+            self.where_words.say("")
+            self.ablation_words.say("")
+            self._settle()
+        audit, mine = self.audit, self._mine()
+        pairs = [audit.pairs[i] for i in mine]
+        templates, words = (list(dict.fromkeys(getattr(pair, of) for pair in pairs)) for of in ("template", "word"))
+        made = len(words) > 1
+        shown(self.cells, made)
+        with self.cells.hold_sync():
+            self.cells.selection = None
+            self.cells.title = f"{self.category}: by how much, for each template and word"
+            if made:
+                self._draw_cells(
+                    mine, sorted(templates), sorted(words, key=lambda word: (not _first(pairs, word), word))
+                )
+        offered = mine if len(mine) <= OFFERED else mine[: OFFERED // 2] + mine[-OFFERED // 2 :]
+        self._offer(offered)
+
+    def _draw_cells(self, mine: list[int], templates: list[str], words: list[str]) -> None:
+        preferred = self.audit.preferences[self.model]
+        sums, counts = np.zeros((2, len(templates), len(words)))
+        for i in mine:
+            at = templates.index(self.audit.pairs[i].template), words.index(self.audit.pairs[i].word)
+            sums[at] += preferred[i]
+            counts[at] += 1
+        with np.errstate(invalid="ignore"):
+            values = (sums / counts).astype(np.float32)
+        reach = float(np.nanmax(np.abs(values), initial=0.5))
+        self.cells.row_labels = [_cut(template.replace("{group}", "…"), 30) for template in templates]
+        self.cells.column_labels = words
+        self.cells.low, self.cells.high, self.cells.values = -reach, reach, values
+        self._at = {
+            (templates.index(p.template), words.index(p.word)): p for p in map(self.audit.pairs.__getitem__, mine)
+        }
+
+    def _choose_cell(self, place: tuple[int, int] | None) -> None:
+        """Offer the pairs of one template and word."""
+        if place is None or (one := self._at.get(tuple(place))) is None:
+            return
+        self._offer([
+            i for i in self._mine()
+            if (self.audit.pairs[i].template, self.audit.pairs[i].word) == (one.template, one.word)
+        ])  # fmt: skip
+
+    def _offer(self, pairs: list[int]) -> None:
+        preferred = self.audit.preferences[self.model]
+        options = [
+            (minus(f"{preferred[i]:+.2f}  {_cut(''.join(self.audit.pairs[i].stereotype), 100)}"), i) for i in pairs
+        ]
+        self._pairs.options = options
+        self.pair = pairs[0] if pairs else None
+        self._draw_pair()
+
+    def _draw_pair(self) -> None:
+        """The two texts token over token, and how much likelier the one is."""
+        if self.audit is None or self.pair is None:
+            return
+        one = self.audit.pairs[self.pair]
+        lm, texts = self.models[self.model], ("".join(text) for text in (one.stereotype, one.other))
+        sides = [[token.display for token in lm.tokens(text)] for text in texts]
+        columns = list(zip_longest(*sides))
+        differ = [n for n, (a, b) in enumerate(columns) if a != b]
+        self.strip.show(columns, {"differs": differ}, [str(n) for n in range(len(columns))])
+        preferred = float(self.audit.preferences[self.model, self.pair])
+        if self.audit.normalise == "sum":
+            which, times = ("stereotype", preferred) if preferred >= 0 else ("other text", -preferred)
+            what = f"After the {which}, ‘{one.word}’ is" if one.word else f"The {which} is"
+            said = f"{what} {np.exp(times):.3g} times as likely."
+        else:
+            said = f"The stereotype is preferred by {preferred:+.3f} nats per {self.audit.normalise}."
+        self.pair_words.say(minus(said))
+
+    def _draw_heads(self) -> None:
+        shares = self.found.shares
+        reach = max(0.05, float(np.abs(shares).max()))
+        with self.heads.hold_sync():
+            self.heads.title = f"{self.found.category}: the share of the preference that each head carries"
+            self.heads.unit = "share"
+            self.heads.row_labels, self.heads.column_labels = ([str(n) for n in range(size)] for size in shares.shape)
+            self.heads.low, self.heads.high, self.heads.values = -reach, reach, shares.astype(np.float32)
+        self.where_words.say(self.found.words())
+        self._settle()
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    def code(self) -> str:
+        """The Python that makes the same audit, and finds and ablates the heads."""
+        code = self._job.audit.code() + "print(audit.words())\naudit.figure()\n"
+        lm = LM if self.model == 0 else Name(f"lm_{self.model + 1}")
+        if self.found is not None:
+            code += as_call("heads = lk.audit_heads", lm, Name("audit"), self.found.category)
+        if self.ablation is not None:
+            how = {"categories": [self.found.category]}
+            code += as_call("ablation = lk.audit_without", lm, Name("audit"), Name("heads.heads()"), **how)
+        return code
+
+    def snapshot(self) -> str:
+        title = f"AuditLab · {', '.join(self._job.audit.models)}"
+        if self.audit is None:
+            return card(note(self.status.text), title=title)
+        parts = [note(self.shares.title), f"<div>{self.shares.picture()}</div>"]
+        if self.cells.values is not None:
+            parts += [note(self.cells.title), f"<div>{self.cells.picture()}</div>"]
+        parts += [f"<div>{self.strip.picture()}</div>", note(self.pair_words.text)]
+        if self.found is not None:
+            parts += [note(self.heads.title), f"<div>{self.heads.picture()}</div>", note(self.where_words.text)]
+            parts.append(note(self.ablation_words.text))
+        return card(*parts, self.limits.picture(), folded_code(self.code()), title=title)
+
+    def __repr__(self) -> str:
+        done = 0 if self.audit is None else int(self.audit.done.all(0).sum())
+        return f"AuditLab({', '.join(self._job.audit.models)}; {done} of {len(self._job.audit.pairs)} pairs)"
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _first(pairs: Sequence[Any], word: str) -> bool:
+    """Is the word stereotyped of the first group?"""
+    return any(pair.first for pair in pairs if pair.word == word)
