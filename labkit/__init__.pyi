@@ -40,6 +40,8 @@ from .lens.direct_attribution import direct_logit_attribution as direct_logit_at
 from .lens.logit_lens import LogitLens as LogitLens
 from .lens.logit_lens import logit_lens as logit_lens
 from .lens.logit_lens import open_lens as open_lens
+from .models.card import Card as Card
+from .models.card import card as card
 from .models.catalog import catalog as catalog
 from .patching.attribution import attribution_patch as attribution_patch
 from .patching.grid import PatchGrid as PatchGrid

@@ -1,4 +1,4 @@
-"""The command line: `labkit lab | doctor | models | pull`."""
+"""The command line: `labkit lab | doctor | models | card | pull`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("lab", help="open JupyterLab on the notebooks, with the default model ready", add_help=False)
     commands.add_parser("doctor", help="what this machine has, and what is missing")
     commands.add_parser("models", help="list open models with their memory and licences")
+    card = commands.add_parser("card", help="what a model's licence allows and how open it is, as Markdown")
+    card.add_argument("name", nargs="?", help="hub id of `labkit models`; omit it for the default model")
     pull = commands.add_parser("pull", help="download and convert a model ahead of time")
     pull.add_argument("name", nargs="?", help="hub id or .gguf file; omit it for the default model")
     pull.add_argument("--bits", type=int, default=None, help="4 (default), 8, 16 or 32")
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _lab(rest)
     if parsed.command == "doctor":
         return _doctor()
+    if parsed.command == "card":
+        return _card(parsed.name)
     return _models() if parsed.command == "models" else _pull(parsed.name, bits=parsed.bits)
 
 
@@ -113,8 +117,20 @@ def _models() -> int:
         )
     print(
         "\nMemory counts the weights only. Smallest GPU: 4-bit weights plus working memory. code/data/recipe: what "
-        "else is\nopen; part means inference code only, or a report. Every fact with its source: lk.catalog()"
+        "else is\nopen; part means inference code only, or a report. Every fact with its source: labkit card NAME"
     )
+    return 0
+
+
+def _card(name: str | None) -> int:
+    from labkit.models.card import card
+
+    try:
+        page = card(name)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(page.to_markdown(), end="")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Write docs/reference.md: the sites, metrics, model sources and kinds of file that there are, from their lists.
+"""Write docs/reference.md: the sites, metrics, model sources, kinds of file and openness components that there are.
 
 python tools/reference.py
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from labkit.activations import site_kinds
+from labkit.models import openness
 from labkit.models.sources import kinds as model_sources
 from labkit.patching import metrics as metric_kinds
 from labkit.results import file
@@ -40,6 +41,8 @@ def reference() -> str:
     )
     sources = ((source.name, source.written) for source in model_sources.SOURCES)
     files = ((kind.words, f"`{kind.opener}`", str(kind.newest)) for kind in file.KINDS.values())
+    asked = {None: "none: optional"} | {level: words.split(",")[0] for level, words in openness.CLASSES.items()}
+    components = ((name, asked[level]) for name, level in openness.COMPONENTS.items())
     return "\n".join(
         [
             "# Reference\n",
@@ -55,6 +58,11 @@ def reference() -> str:
             table(("source", "`lk.load(...)` takes"), sources),
             "## Files\n",
             table(("a file holds", "opened by", "format"), files),
+            "## How open a model is\n",
+            "`lk.card(name)` says which of these components of the Model Openness Framework (White et al. 2024) are",
+            "known to be released, and computes the class, which asks for its own components and those of the classes",
+            "below it.\n",
+            table(("component", "asked for by"), components),
         ]
     )
 

@@ -1,8 +1,9 @@
 """The catalog of open models: size, licence, openness, and where they run.
 
-The facts, each model's configuration among them, are in catalog.json with their sources. Parameters and memory are
-computed from the configuration on the meta device, as `load` does before it reads weights, and kept there too:
-`python -m labkit.models.catalog` computes them again.
+The facts, each model's configuration among them, are in catalog.json, each with its source and the date on which that
+was read; those entered before dates were kept say so. Parameters and memory are computed from the configuration on the
+meta device, as `load` does before it reads weights, and kept there too: `python -m labkit.models.catalog` computes them
+again. `lk.card` puts a model on one page.
 """
 
 from __future__ import annotations
@@ -25,6 +26,22 @@ ROOM = 1.5e9  # bytes besides the weights: activations and caches of a prompt of
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a fact is from, and since when (year-month-day).
+
+    `how`: `read` there on that day; `entered` on that day with this source, and not read again; `assumed` because the
+    makers' other models are so (only whether a licence has to be accepted first).
+    """
+
+    url: str
+    read: str
+    how: str = "read"
+
+    def __str__(self) -> str:
+        return f"{self.how} {self.read}"
+
+
+@dataclass(frozen=True)
 class OpenModel:
     """One open model.
 
@@ -32,7 +49,8 @@ class OpenModel:
         id: on the Hugging Face hub.
         family: its family's name.
         parameters: in billions, experts included.
-        published: the same as its makers state.
+        published: the same as its makers state, with as many digits.
+        text_part: whether it also takes images, and `parameters` and `bytes` are of its text part only.
         context: the longest prompt its makers recommend or trained for, in tokens.
         licence: its name; `also` a second one that it inherits.
         commercial: `yes`, `with conditions` or `no`.
@@ -41,7 +59,8 @@ class OpenModel:
         code, data, recipe: what else is open. `yes`; `part` (code to run it, not to train it; a report, not all that is
             needed to do it again); `no`.
         bytes: of weights, by bits (4, 8, 16).
-        licence_url, paper: sources.
+        licence_url, paper: links.
+        sources: of `config`, `published`, `context`, `licence`, `gated`, `allows` and `openness` (code, data, recipe).
     """
 
     id: str
@@ -60,6 +79,8 @@ class OpenModel:
     bytes: dict[int, int]
     licence_url: str
     paper: str
+    text_part: bool
+    sources: dict[str, Source]
 
     @property
     def card(self) -> str:
@@ -83,7 +104,8 @@ def catalog() -> pd.DataFrame:
     """The catalog of open models, one row each, by hub id.
 
     Memory counts the weights, in gigabytes (1e9 bytes); in 8 bits a mixture's experts stay in 16, as in bitsandbytes.
-    Licences are summarised, not advised on: the last columns link to them and to the other sources.
+    Licences are summarised, not advised on: the last columns link to them and to the other sources, and say since when
+    every fact of a row is known. `lk.card(id)` has each with its source.
     """
     import pandas as pd
 
@@ -106,6 +128,7 @@ def catalog() -> pd.DataFrame:
             "card": model.card,
             "licence text": model.licence_url,
             "paper": model.paper,
+            "read": min(source.read for source in model.sources.values()),
         }
         for model in models()
     ]
@@ -115,7 +138,22 @@ def catalog() -> pd.DataFrame:
 @lru_cache(maxsize=1)
 def models() -> tuple[OpenModel, ...]:
     """All of them, in the order of catalog.json."""
-    return tuple(_model(*entry) for entry in _entries(json.loads(DATA.read_text())))
+    data = json.loads(DATA.read_text())
+    return tuple(_model(*entry, data["sources"]) for entry in _entries(data))
+
+
+def known(name: str) -> OpenModel:
+    """The model of a hub id, with or without the maker's part, in upper or lower case.
+
+    Raises:
+        ValueError: it is not in the catalog; with the ids that look like it.
+    """
+    for model in models():
+        if name.lower() in (model.id.lower(), model.id.split("/")[1].lower()):
+            return model
+    close = nearest(name)
+    offer = f"Did you mean {' or '.join(close)}?" if close else "`lk.catalog()` lists those that are."
+    raise ValueError(f"{name!r} is not in the catalog. {offer}")
 
 
 def _entries(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
@@ -125,9 +163,15 @@ def _entries(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, A
             yield model, family, data["licences"][model["licence"]]
 
 
-def _model(model: dict[str, Any], family: dict[str, Any], licence: dict[str, Any]) -> OpenModel:
-    own = {"also": None, "licence_url": licence["url"]} | licence | family | model
+def _model(
+    model: dict[str, Any], family: dict[str, Any], licence: dict[str, Any], sources: dict[str, dict[str, str]]
+) -> OpenModel:
+    own = {"also": None, "licence_url": licence["url"], "text_part": False} | licence | family | model
     own["bytes"] = dict(zip(BITS, model["bytes"], strict=True))
+    own["sources"] = {
+        fact: Source(**sources[key] | {"url": sources[key]["url"].format(id=model["id"])})
+        for fact, key in {**model["from"], "openness": family["from"]}.items()
+    } | {"allows": Source(licence.get("source", licence["url"]), licence["read"])}
     return OpenModel(**{field.name: own[field.name] for field in fields(OpenModel)})
 
 
@@ -167,13 +211,13 @@ def main() -> None:
         model["config"] = model.pop("config")  # last, as it is long
         print(f"{model['id']:<48} {model['parameters']:9.3f} B, published {model['published']:g} B")
     lines = lambda items, by: f",\n{by}".join(items)  # noqa: E731
-    licences = lines((f"{json.dumps(name)}: {json.dumps(of)}" for name, of in data["licences"].items()), "  ")
+    named = lambda part: lines((f"{json.dumps(name)}: {json.dumps(of)}" for name, of in data[part].items()), "  ")  # noqa: E731
     families = []
     for family in data["families"]:
         head = json.dumps({name: value for name, value in family.items() if name != "models"})
         families.append(f'{head[:-1]}, "models": [\n   {lines(map(json.dumps, family["models"]), "   ")}\n  ]}}')
-    text = f'{{\n "licences": {{\n  {licences}\n }},\n "families": [\n  {lines(families, "  ")}\n ]\n}}\n'
-    DATA.write_text(text)
+    top = "".join(f' "{part}": {{\n  {named(part)}\n }},\n' for part in ("sources", "licences"))
+    DATA.write_text(f'{{\n{top} "families": [\n  {lines(families, "  ")}\n ]\n}}\n')
 
 
 if __name__ == "__main__":
