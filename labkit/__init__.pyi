@@ -31,6 +31,8 @@ from .lens.logit_lens import LogitLens as LogitLens
 from .lens.logit_lens import logit_lens as logit_lens
 from .lens.logit_lens import open_lens as open_lens
 from .models.catalog import catalog as catalog
+from .models.scan.report import Scan as Scan
+from .models.scan.scan import scan as scan
 from .patching.attribution import attribution_patch as attribution_patch
 from .patching.grid import PatchGrid as PatchGrid
 from .patching.metrics import metric as metric

@@ -21,8 +21,8 @@ def explained(name: str) -> Iterator[None]:
         if isinstance(error, LoadError) or "trust_remote_code" not in str(error):
             raise
         raise LoadError(
-            f"{name} comes with its own Python code, which labkit does not run unless asked. Read it on the model's "
-            "page; if you trust it: lk.load(..., trust_remote_code=True)"
+            f"{name} comes with its own Python code, which labkit does not run unless asked. lk.scan({name!r}) names "
+            "the files; read them, and if you trust them: lk.load(..., trust_remote_code=True)"
         ) from error
     except OSError as error:
         causes = list(_causes(error))

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from labkit.models.errors import LoadError, ModelNotFound, UnsafeWeights
+from labkit.models.errors import LoadError, ModelNotFound, UnsafeCheckpoint, UnsafeWeights
+from labkit.models.scan import tensor_headers
+from labkit.models.scan.loading import check_paths, more
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -85,6 +87,7 @@ def header(file: Path) -> dict[str, Any]:
 
     Raises:
         LoadError: it is cut short, damaged, or a pointer in its place.
+        UnsafeCheckpoint: what it says does not fit the file.
     """
     refuse_pointer(file)
     size = file.stat().st_size
@@ -97,7 +100,8 @@ def header(file: Path) -> dict[str, Any]:
             raise LoadError(f"{file.name} is damaged: it is not a safetensors file. {AGAIN}")
         opened.seek(8)
         try:
-            entries: dict[str, Any] = json.loads(opened.read(length))
+            text = opened.read(length)
+            entries: dict[str, Any] = json.loads(text)
             entries.pop("__metadata__", None)
             end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -106,6 +110,14 @@ def header(file: Path) -> dict[str, Any]:
         raise LoadError(
             f"{file.name} is cut short: it has {size:,} bytes and its header lists {8 + length + end:,}. {AGAIN}"
         )
+    try:
+        entries = tensor_headers.parse(text)
+        tensor_headers.check(entries, size - 8 - length)
+    except tensor_headers.Lies as error:
+        raise UnsafeCheckpoint(
+            f"the header of {file.name} does not fit the file: {error}. It is damaged, or was made to mislead. {AGAIN}; "
+            f"{more(str(file.parent))}"
+        ) from None
     return entries
 
 
@@ -238,6 +250,7 @@ def _indexed(index: Path) -> Iterator[str]:
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise LoadError(f"{index.name} is damaged: it has no weight_map. {AGAIN}")
     names = sorted(set(places.values()))
+    check_paths(names, str(index.parent), of=index.name)
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         named = ", ".join(missing[:5]) + (" and others" if len(missing) > 5 else "")
         raise LoadError(
