@@ -201,7 +201,8 @@ def _files(plan: Plan) -> list[Path]:
     if (index := cached_file(plan.source, INDEX, **at, **optional)) is None:
         return []
     places = read_json(Path(index)).get("weight_map")
-    check_paths(set(places.values()) if isinstance(places, dict) else (), plan.label, of=INDEX)
+    named_there = places.values() if isinstance(places, dict) else ()
+    check_paths({place for place in named_there if isinstance(place, str)}, plan.label, of=INDEX)
     try:
         found, _ = get_checkpoint_shard_files(plan.source, index, **at)
     except OSError as error:

@@ -98,20 +98,20 @@ def header(file: Path) -> dict[str, Any]:
             raise LoadError(f"{file.name} is cut short inside its header. {AGAIN}")
         if length > size - 8 or length < 2:
             raise LoadError(f"{file.name} is damaged: it is not a safetensors file. {AGAIN}")
-        opened.seek(8)
         try:
-            text = opened.read(length)
-            entries: dict[str, Any] = json.loads(text)
-            entries.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            tensor_headers.lengths(first, size)
+            opened.seek(8)
+            entries = tensor_headers.parse(opened.read(length))
+            end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        except tensor_headers.Lies as error:
+            raise LoadError(f"{file.name} is damaged: {error}. {AGAIN}") from None
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             raise LoadError(f"{file.name} is damaged: its header cannot be read. {AGAIN}") from None
     if size < 8 + length + end:
         raise LoadError(
             f"{file.name} is cut short: it has {size:,} bytes and its header lists {8 + length + end:,}. {AGAIN}"
         )
     try:
-        entries = tensor_headers.parse(text)
         tensor_headers.check(entries, size - 8 - length)
     except tensor_headers.Lies as error:
         raise UnsafeCheckpoint(
