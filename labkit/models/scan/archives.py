@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from itertools import pairwise
 from typing import Any
 
 from labkit.models.scan import pickles
@@ -20,6 +21,7 @@ RATIO = 200
 SMALL = 256 << 20  # bytes that fill no disk and no memory
 MOST = 4_000
 _NUMBERS = re.compile(r"(^|.*/)data/\d+$")  # the tensors of a file of torch
+_LONGEST = 1 << 16  # bytes of the header of an array
 _OBJECT = re.compile(rb"['\"][|<>=]?O\d*['\"]")
 _KINDS = {".zip", ".npz", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst", ".whl", ".egg", ".jar"}
 
@@ -73,7 +75,7 @@ def _of_the_list(members: list[zipfile.ZipInfo], file: File) -> list[Finding]:
     if twice := sorted({name for name in names if names.count(name) > 1} if len(names) < MOST else ()):
         findings.append(found("archive-damaged", file.name, f"members of the same name: {listed(twice)}"))
     spans = sorted((member.header_offset, member.compress_size) for member in members)
-    if any(begin + size > after for (begin, size), (after, _) in zip(spans, spans[1:], strict=False)):
+    if any(begin + size > after for (begin, size), (after, _) in pairwise(spans)):
         findings.append(found("archive-bomb", file.name, "members that overlap in the archive"))
     if locked := [member.filename for member in members if member.flag_bits & 1]:
         findings.append(found("not-looked-at", file.name, f"members that are encrypted: {listed(locked)}"))
@@ -103,7 +105,10 @@ def numpy(stream: Bounded, file: str, inside: str = "") -> list[Finding]:
     first = stream.read(8)
     wide = first[6:7] not in (b"\x01", b"")
     length = int.from_bytes(stream.read(4 if wide else 2), "little")
-    header = stream.read(min(length, 1 << 16))
+    if length > _LONGEST:
+        what = f"{inert(inside) or 'the file'} has a header of {length:,} bytes, behind which a pickle can hide"
+        return [found("pickle-cannot-be-followed", file, what)]
+    header = stream.read(length)
     if not _OBJECT.search(header):
         return []
     return pickles.look(stream, file, inside)

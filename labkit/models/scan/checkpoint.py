@@ -63,7 +63,9 @@ def _index(index: Looked, looked: Sequence[Looked], names: set[str]) -> Iterator
     folder = file.rpartition("/")[0]
     inside = {f"{folder}/{place}" if folder else place for place in named if not leaves(place)}
     if missing := sorted(inside - names):
-        yield found("index-missing", file, f"{len(missing)} of the {len(named)} files it names are not there: {listed(missing)}")
+        yield found(
+            "index-missing", file, f"{len(missing)} of the {len(named)} files it names are not there: {listed(missing)}"
+        )
     shards = {
         one.file.name.rpartition("/")[2]: one.holds
         for one in looked
@@ -72,7 +74,9 @@ def _index(index: Looked, looked: Sequence[Looked], names: set[str]) -> Iterator
     if ".safetensors." in file:
         if unnamed := sorted(shards.keys() - set(named)):
             for shard in unnamed:
-                yield found("index-unnamed", f"{folder}/{shard}" if folder else shard, f"{inert(file)} does not name it")
+                yield found(
+                    "index-unnamed", f"{folder}/{shard}" if folder else shard, f"{inert(file)} does not name it"
+                )
         yield from _tensors(file, places, {name: held for name, held in shards.items() if name in named})
 
 

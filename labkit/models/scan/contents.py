@@ -20,9 +20,11 @@ EXECUTABLE = {
 }  # fmt: skip
 _PROGRAMS = (".so", ".dll", ".dylib", ".exe", ".pyd", ".com", ".scr", ".msi", ".class", ".pyc", ".wasm", ".app")
 _SCRIPTS = (".sh", ".bash", ".bat", ".cmd", ".ps1", ".vbs", ".js", ".mjs", ".rb", ".pl", ".lua", ".command", ".desktop")
-_OTHERS = {".onnx": "an ONNX model", ".pb": "a TensorFlow graph", ".tflite": "a TensorFlow Lite model", ".mlmodel":
-           "a Core ML model", ".h5": "a Keras model", ".hdf5": "an HDF5 file", ".msgpack": "Flax weights",
-           ".pte": "an ExecuTorch program", ".engine": "a TensorRT engine", ".llamafile": "a program with weights"}  # fmt: skip
+_OTHERS = {
+    ".onnx": "an ONNX model", ".pb": "a TensorFlow graph", ".tflite": "a TensorFlow Lite model",
+    ".mlmodel": "a Core ML model", ".h5": "a Keras model", ".hdf5": "an HDF5 file", ".msgpack": "Flax weights",
+    ".pte": "an ExecuTorch program", ".engine": "a TensorRT engine", ".llamafile": "a program with weights",
+}  # fmt: skip
 _TEXTS = (".json", ".txt", ".md", ".jinja", ".jinja2", ".j2", ".yaml", ".yml", ".py")
 _SURELY = re.compile(r"(pytorch_model|adapter_model|training_args|optimizer|scheduler|rng_state|consolidated).*", re.I)
 _CONFIGURES = re.compile(r".*(config|chat_template|special_tokens_map|index|modules)\.json", re.I)
@@ -77,7 +79,11 @@ def _look(file: File) -> Answer:
     if head.startswith(_POINTER):
         return "pointer", [found("pointer", file.name, "a pointer")], None
     binary = _binary(file, head)
-    if file.suffix in (".safetensors", ".gguf", *_TEXTS) and binary and not (file.suffix == ".gguf" and binary == "gguf"):
+    if (
+        file.suffix in (".safetensors", ".gguf", *_TEXTS)
+        and binary
+        and not (file.suffix == ".gguf" and binary == "gguf")
+    ):
         _, findings, _ = _of_kind(binary, file, head)
         return binary, [found("disguised", file.name, f"it is {_NAMES.get(binary, 'a program')}"), *findings], None
     return _of_kind(binary or _by_name(file, head), file, head)
@@ -142,7 +148,7 @@ def _of_kind(kind: str, file: File, head: bytes) -> Answer:
         with file.open() as opened:
             return kind, pickles.look(opened, name, sure=sure), None
     if kind == "hdf5":
-        layers = archives.keras(file.head(16 << 20), name)
+        layers = archives.keras(file.head(4 << 20), name)
         return kind, layers or [found("other-format", name, "an HDF5 file, as Keras keeps models in")], None
     if kind == "archive":
         return kind, archives.compressed(file, head), None

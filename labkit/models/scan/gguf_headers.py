@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from labkit.models.scan.places import Bounded
@@ -22,8 +23,8 @@ _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _KEPT = 1 << 20  # bytes of a string that is kept; longer ones are passed over
 LARGEST = {
-    "block_count": 10_000, "embedding_length": 10_000_000, "feed_forward_length": 100_000_000, "expert_count": 1_000_000,
-    "attention.head_count": 1_000_000, "vocab_size": 100_000_000,
+    "block_count": 10_000, "embedding_length": 10_000_000, "feed_forward_length": 100_000_000,
+    "expert_count": 1_000_000, "attention.head_count": 1_000_000, "vocab_size": 100_000_000,
 }  # fmt: skip
 """What no model comes near, by the last part of a key."""
 
@@ -173,6 +174,6 @@ def _check_places(header: Header, room: int) -> None:
             raise Lies(f"{inert(name)} of shape {shape} ends at byte {place + takes:,} of {room:,}")
         places.append((place, place + takes, name))
     places.sort()
-    for (_, end, before), (begin, _, name) in zip(places, places[1:], strict=False):
+    for (_, end, before), (begin, _, name) in pairwise(places):
         if begin < end:
             raise Lies(f"{inert(name)} overlaps {inert(before)}")

@@ -97,9 +97,8 @@ def compare(looked: Sequence[Looked]) -> Iterator[Finding]:
     weights = [one.file.name for one in looked if one.kind in ("safetensors", "gguf", "pickle")]
     if weights and not said and not texts:
         yield found("licence-unclear", weights[0], "no licence is declared, and none comes along")
-    elif unknown := [text for text, name in texts.items() if name is None]:
-        if not any(texts.values()):
-            yield found("licence-unclear", unknown[0], "a licence that labkit does not know")
+    elif texts and not any(texts.values()):
+        yield found("licence-unclear", next(iter(texts)), "a licence that labkit does not know")
 
 
 def _plain(licence: str) -> str:

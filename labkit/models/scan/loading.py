@@ -55,6 +55,5 @@ def check_templates(tokenizer: Any, label: str) -> None:
     ]
     if bad:
         raise UnsafeCheckpoint(
-            f"the chat template of {label} is not safe to use ({bad[0].what}): {bad[0].why[0].lower()}{bad[0].why[1:]}. "
-            f"It was not loaded; {more(label)}"
+            f"{label} was not loaded: its chat template is not safe to use ({bad[0].what}). {bad[0].why}. {more(label)}"
         )

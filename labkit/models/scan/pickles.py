@@ -100,7 +100,9 @@ def look(stream: Bounded, file: str, inside: str = "", *, sure: bool = True) -> 
         return findings
     number = sum(sum(trace.opcodes.values()) for trace in traces)
     names = [_written(one) for trace in traces for one in trace.imports]
-    return [found("pickle", file, f"{label} is a pickle of {number:,} opcodes; it imports {listed(names) or 'nothing'}")]
+    return [
+        found("pickle", file, f"{label} is a pickle of {number:,} opcodes; it imports {listed(names) or 'nothing'}")
+    ]
 
 
 def _all(stream: Bounded) -> list[Trace]:
@@ -230,4 +232,5 @@ def _plausible(one: tuple[str | None, str | None]) -> bool:
 
 def _written(one: tuple[str | None, str | None]) -> str:
     module, name = one
-    return f"{module or '?'}.{name or '?'}" if module or name else "something that it names only while it runs"
+    whole = module is not None and name is not None
+    return f"{module}.{name}" if whole else "what it names only while it runs"

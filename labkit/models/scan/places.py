@@ -27,7 +27,7 @@ AT_ONCE = 64 << 20
 MOST_FILES = 20_000
 WEIGHTS = (".safetensors", ".gguf")
 _SKIPPED = {".git"}  # git's own; nothing there is opened by its name
-_BLOCK = 256 << 10
+_BLOCK = 64 << 10
 
 
 class TooMuch(Exception):
@@ -202,7 +202,9 @@ def _folder(label: str, path: Path, kind: str, *, revision: str | None = None) -
         elif len(files) < MOST_FILES:
             files.append(File(name, status.st_size, _opener(one)))
         else:
-            findings.append(found("not-looked-at", name, f"more than {MOST_FILES:,} files; this and later ones were left"))
+            findings.append(
+                found("not-looked-at", name, f"more than {MOST_FILES:,} files; this and later ones were left")
+            )
             break
     return Place(label, kind, tuple(files), tuple(findings), revision)
 
@@ -217,7 +219,7 @@ def _below(root: Path) -> Iterator[Path]:
 
 
 def _hiding(name: str) -> list[Finding]:
-    return [] if name.isprintable() else [found("name-hides", name, f"the name {inert(name)!r}")]
+    return [] if name.isprintable() else [found("name-hides", name, f"the name '{inert(name)}'")]
 
 
 # -- on the hub ------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Scan:
         return f"No danger was found in the {files} of {name}."
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per finding: severity, file, what, why, advice, rule. Names are as in the checkpoint, made fit to show."""
+        """A row per finding: severity, file, what, why, advice, rule. Names of files are made fit to show."""
         import pandas as pd
 
         rows = [{**asdict(finding), "file": inert(finding.file)} for finding in self.findings]

@@ -130,7 +130,7 @@ RULES: dict[str, Rule] = {
              _CORRUPT),
         Rule("path-leaves", "danger", "Loading would read or write files outside the checkpoint's folder",
              "Do not load it; correct the file if you know how it came about"),
-        Rule("link-leaves", "danger", "Loading would read, and saving would overwrite, a file elsewhere on this machine",
+        Rule("link-leaves", "danger", "Loading would read, and saving would overwrite, a file elsewhere on the machine",
              "Remove the link, or copy the file in its place if you made the link yourself"),
         Rule("link-to-weights", "warning", "The weights lie outside the folder; saving here would overwrite them",
              "Nothing, if you made the link yourself"),

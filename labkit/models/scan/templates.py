@@ -27,14 +27,12 @@ MOST = 1_000_000
 LOOPS = 10_000_000
 """Rounds of loops inside each other, and the largest number that a template may name."""
 _RANGE = 100_000  # what the sandbox allows one range
-_DUNDERS = [
-    f"__{name}__"
-    for name in (
-        "annotations base bases builtin builtins call class class_getitem closure code defaults delattr dict dir doc "
-        "file format func getattr getattribute getitem globals import init init_subclass kwdefaults loader module mro "
-        "name new path qualname reduce reduce_ex self setattr spec subclasses subclasshook weakref wrapped"
-    ).split()
-]
+_OF_PYTHON = """
+    annotations base bases builtin builtins call class class_getitem closure code defaults delattr dict dir doc file
+    format func getattr getattribute getitem globals import init init_subclass kwdefaults loader module mro name new
+    path qualname reduce reduce_ex self setattr spec subclasses subclasshook weakref wrapped
+"""
+_DUNDERS = [f"__{name}__" for name in _OF_PYTHON.split()]
 _DUNDER = re.compile("|".join(_DUNDERS))
 _INTERNAL = {
     "mro", "gi_frame", "gi_code", "cr_frame", "cr_code", "ag_frame", "ag_code", "f_globals", "f_locals", "f_builtins",
@@ -170,9 +168,12 @@ class _Walk:
             yield "template-escape", node.lineno, f"the attribute {inert(name)}"
         elif name.startswith("_"):
             yield "template-unusual", node.lineno, f"the attribute {inert(name)}, which the sandbox refuses"
-        elif name in ("format", "format_map") and isinstance(node, nodes.Getattr):
-            if not (isinstance(parent, nodes.Call) and parent.node is node):
-                yield "template-escape", node.lineno, f"{name} as a value, to call it past the sandbox"
+        elif (
+            name in ("format", "format_map")
+            and isinstance(node, nodes.Getattr)
+            and not (isinstance(parent, nodes.Call) and parent.node is node)
+        ):
+            yield "template-escape", node.lineno, f"{name} as a value, to call it past the sandbox"
 
     def item(self, node: nodes.Getitem) -> Seen:
         key = node.arg
@@ -198,7 +199,8 @@ class _Walk:
         elif _piece(value) and any(isinstance(one, _JOINING) for one in above[-3:]):
             yield "template-escape", node.lineno, f"{inert(value)!r}, a piece of such a name as __class__"
         elif value in ("_", "__") and any(
-            (isinstance(one, nodes.Getitem) and one.node is not node) or (isinstance(one, nodes.Filter) and one.name == "attr")
+            (isinstance(one, nodes.Getitem) and one.node is not node)
+            or (isinstance(one, nodes.Filter) and one.name == "attr")
             for one in above[:-1]
         ):
             yield "template-escape", node.lineno, f"{inert(value)!r} as a piece of an attribute's name"
@@ -269,8 +271,10 @@ def _inner(name: str) -> bool:
 
 def _piece(text: str) -> bool:
     """Is it the beginning or the end of such a name, or that turned around?"""
-    return 4 <= len(text) and "__" in text and any(
-        name.startswith(one) or name.endswith(one) for name in _DUNDERS for one in (text, text[::-1])
+    return (
+        len(text) >= 4
+        and "__" in text
+        and any(name.startswith(one) or name.endswith(one) for name in _DUNDERS for one in (text, text[::-1]))
     )
 
 
@@ -309,7 +313,13 @@ def _folded(node: nodes.Node | None) -> str | None:
         parts, between = node.node.items, (_text(node.args[0]) or "") if node.args else ""
     elif isinstance(node, nodes.Filter) and node.name in ("lower", "upper", "reverse", "trim", "string"):
         inner = _folded(node.node)
-        change = {"lower": str.lower, "upper": str.upper, "reverse": lambda s: s[::-1], "trim": str.strip, "string": str}
+        change = {
+            "lower": str.lower,
+            "upper": str.upper,
+            "reverse": lambda s: s[::-1],
+            "trim": str.strip,
+            "string": str,
+        }
         return None if inner is None else change[node.name](inner)
     else:
         return None

@@ -73,7 +73,9 @@ def check(entries: dict[str, Any], room: int) -> list[str]:
         if dtype not in BITS:
             unknown.append(name)
         elif (bits := math.prod(shape) * BITS[dtype]) != 8 * (end - begin):
-            raise Lies(f"{inert(name)} of shape {inert(shape)} in {dtype} takes {bits // 8:,} bytes, not {end - begin:,}")
+            raise Lies(
+                f"{inert(name)} of shape {inert(shape)} in {dtype} takes {bits // 8:,} bytes, not {end - begin:,}"
+            )
         places.append((begin, end, name))
     reached = 0
     for begin, end, name in sorted(places):

@@ -115,7 +115,7 @@ def header(file: Path) -> dict[str, Any]:
         tensor_headers.check(entries, size - 8 - length)
     except tensor_headers.Lies as error:
         raise UnsafeCheckpoint(
-            f"the header of {file.name} does not fit the file: {error}. It is damaged, or was made to mislead. {AGAIN}; "
+            f"the header of {file.name} does not fit the file: {error}. It is damaged or made to mislead. {AGAIN}; "
             f"{more(str(file.parent))}"
         ) from None
     return entries
