@@ -28,7 +28,8 @@ def explained(name: str) -> Iterator[None]:
         causes = list(_causes(error))
         kinds = tuple(type(cause) for cause in causes)
         text = " ".join(str(cause) for cause in causes)
-        if hub.GatedRepoError in kinds or "gated repo" in text:
+        # of a model that it does not have the hub says that it may be "a private or gated repo"
+        if hub.GatedRepoError in kinds or ("gated repo" in text and hub.RepositoryNotFoundError not in kinds):
             raise GatedModel(
                 f"{name} is gated: its licence has to be accepted first. Accept it on the model's hub page while "
                 "logged in, then log in here with `hf auth login` or set HF_TOKEN, and try again"

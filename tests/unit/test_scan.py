@@ -1,0 +1,402 @@
+"""`lk.scan` and `labkit scan`: hostile checkpoints are flagged for the right reason, clean ones are not, none is run."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hostile import ENDLESS, ESCAPES, HOSTILE, Runs
+from hypothesis import given
+from hypothesis import strategies as st
+from suspects import (
+    CLEAN,
+    LLAMA_3,
+    QWEN_3,
+    TOUCHED,
+    WEIGHTS,
+    gguf,
+    header,
+    hub_cache,
+    plain,
+    safetensors,
+    sharded,
+    storage,
+    torch_zip,
+    touching,
+)
+
+import labkit as lk
+from labkit.cli import main
+from labkit.models.errors import ModelNotFound
+from labkit.models.scan import contents, gguf_headers, pickles, tensor_headers
+from labkit.models.scan.places import Bounded, File
+from labkit.models.scan.rules import RULES, inert
+
+DANGERS = {name for name, (_, rule, _) in HOSTILE.items() if RULES[rule].severity == "danger"}
+
+
+def made(make, folder: Path) -> Path:
+    """The checkpoint that `make` makes in a folder: the folder, or one in it."""
+    found = make(folder)
+    return found if isinstance(found, Path) and found.is_dir() else folder
+
+
+# -- what is flagged -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_a_hostile_checkpoint_is_flagged_for_the_right_reason_and_not_run(name, tmp_path):
+    make, rule, says = HOSTILE[name]
+    scan = lk.scan(made(make, tmp_path))
+    assert [one for one in scan.findings if one.rule == rule and re.search(says, one.what)], scan
+    if name in DANGERS:
+        assert not scan.safe
+        assert scan.verdict.startswith("Do not open ")
+    assert not list(tmp_path.rglob(TOUCHED))
+
+
+def test_there_are_hostile_checkpoints_for_every_danger():
+    assert len(HOSTILE) >= 100
+    untested = {rule.name for rule in RULES.values() if rule.severity == "danger"} - {r for _, r, _ in HOSTILE.values()}
+    assert untested == set()
+
+
+@pytest.mark.parametrize("name", sorted(CLEAN))
+def test_a_clean_checkpoint_is_not_flagged(name, tmp_path):
+    scan = lk.scan(made(CLEAN[name], tmp_path))
+    assert scan.safe
+    assert scan.of("warning") == ()
+    assert scan.verdict.startswith("No danger was found in the ")
+
+
+def test_the_default_model_is_clean(lm4):
+    scan = lk.scan(lm4.name)
+    assert scan.safe
+    assert scan.of("warning") == ()
+    assert scan.files > 3
+
+
+def test_a_checkpoint_that_transformers_saves_is_clean():
+    scan = lk.scan(Path(__file__).parents[1] / "files" / "small_llama")
+    assert scan.safe
+    assert scan.of("warning") == ()
+
+
+def test_what_would_be_run_would_leave_a_file(tmp_path):
+    """The other tests look for this file: here it is seen to come, if a pickle and a template are run after all."""
+    (tmp_path / "a").mkdir()
+    pickle.loads(pickle.dumps(touching(tmp_path / "a")))
+    assert (tmp_path / "a" / TOUCHED).exists()
+
+
+def test_nothing_is_imported_compiled_or_unpickled(tmp_path, monkeypatch):
+    """While a scan looks at all that a hostile checkpoint can hold, none of the ways to run it is taken."""
+    import jinja2
+
+    def refused(*_, **__):
+        raise AssertionError("a scan tried to run something")
+
+    for number, (make, _, _) in enumerate(HOSTILE.values()):
+        (folder := tmp_path / str(number)).mkdir()
+        made(make, folder)
+    lk.scan(tmp_path)  # what it imports itself is imported now
+    for module, name in (
+        (pickle, "Unpickler"), (pickle, "load"), (pickle, "loads"), (os, "system"), (subprocess, "Popen"),
+        (builtins, "eval"), (builtins, "exec"), (jinja2.Environment, "compile"), (jinja2.Template, "render"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, refused)
+    before = set(sys.modules)
+    scan = lk.scan(tmp_path)
+    assert len(scan.of("danger")) > 80
+    assert {name for name in set(sys.modules) - before if not name.startswith("labkit")} == set()
+
+
+# -- pickles ---------------------------------------------------------------------------------------------------------
+
+
+def graded(data: bytes) -> set[str]:
+    return {one.rule for one in pickles.look(Bounded(io.BytesIO(data)), "x.pkl")}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_call_is_seen_in_every_protocol(protocol):
+    assert graded(pickle.dumps([1, {"a": Runs(os.system, "id")}], protocol)) == {"pickle-runs-code"}
+    assert graded(pickle.dumps({"a": [1.5, None, ("x", b"y")], "b": {3, 4}}, protocol)) == {"pickle"}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "grade"),
+    [
+        ("collections", "OrderedDict", "harmless"),
+        ("torch", "BFloat16Storage", "harmless"),
+        ("copy_reg", "_reconstructor", "harmless"),
+        ("transformers.training_args", "TrainingArguments", "odd"),
+        ("torch.nn.modules.linear", "Linear", "odd"),
+        ("__builtin__", "eval", "danger"),
+        ("collections", "OrderedDict.__class__", "danger"),
+        ("functools", "partial", "danger"),
+        ("numpy.testing._private.utils", "KnownFailure", "danger"),  # picklescan lists the module
+        ("torch.hub", "load", "danger"),
+        ("logging", "FileHandler", "danger"),
+        ("a b", "C", "danger"),
+    ],
+)
+def test_an_import_is_graded_by_what_it_could_do(module, name, grade):
+    assert pickles.grade(module, name) == grade
+
+
+def test_a_training_run_leaves_a_warning_not_a_danger(tmp_path):
+    plain(tmp_path)
+    (tmp_path / "training_args.bin").write_bytes(b"\x80\x02ctransformers.training_args\nTrainingArguments\n)\x81}b.")
+    scan = lk.scan(tmp_path)
+    assert scan.safe
+    assert [one.what for one in scan.of("warning")] == ["the file imports transformers.training_args.TrainingArguments"]
+
+
+@given(st.data())
+def test_a_spoiled_pickle_is_a_finding_and_nothing_worse(data):
+    whole = data.draw(st.sampled_from([storage(), pickle.dumps(Runs(os.system, "id"), 4), pickle.dumps([1, "a"], 0)]))
+    spoiled = bytearray(whole[: data.draw(st.integers(1, len(whole)))])
+    for place in data.draw(st.lists(st.integers(0, len(spoiled) - 1), max_size=4)):
+        spoiled[place] ^= 1 << data.draw(st.integers(0, 7))
+    file = File("x.pkl", len(spoiled), lambda: io.BytesIO(bytes(spoiled)))
+    assert contents.look(file).findings
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("archive/data.pkl", bytes(spoiled))
+    packed = bytearray(archive.getvalue())
+    for place in data.draw(st.lists(st.integers(0, len(packed) - 1), max_size=4)):
+        packed[place] ^= 1 << data.draw(st.integers(0, 7))
+    assert contents.look(File("x.bin", len(packed), lambda: io.BytesIO(bytes(packed)))).kind
+
+
+# -- headers ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_a_spoiled_header_is_a_finding_or_true(data):
+    """A header of which bits are turned or the end is missing either still fits its file or is flagged."""
+    text = json.dumps(header(WEIGHTS)).encode()
+    whole = len(text).to_bytes(8, "little") + text + bytes(288)
+    spoiled = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for place in data.draw(st.lists(st.integers(0, max(0, len(spoiled) - 1)), max_size=4)) if spoiled else []:
+        spoiled[place] ^= 1 << data.draw(st.integers(0, 7))
+    looked = contents.look(File("x.safetensors", len(spoiled), lambda: io.BytesIO(bytes(spoiled))))
+    if spoiled and not looked.findings:
+        assert tensor_headers.check(looked.holds, len(whole) - 8 - len(text)) == []
+
+
+@given(st.data())
+def test_a_spoiled_gguf_is_a_finding_or_read(tmp_path_factory, data):
+    file = tmp_path_factory.getbasetemp() / "x.gguf"
+    gguf(file, {"general.architecture": "llama", "tokenizer.ggml.tokens": ["a", "b"], "llama.block_count": 2})
+    spoiled = bytearray(file.read_bytes())
+    for place in data.draw(st.lists(st.integers(4, 200), min_size=1, max_size=6)):
+        spoiled[place] ^= 1 << data.draw(st.integers(0, 7))
+    looked = contents.look(File("x.gguf", len(spoiled), lambda: io.BytesIO(bytes(spoiled))))
+    assert looked.findings or isinstance(looked.holds, gguf_headers.Header)
+
+
+def test_a_header_is_checked_as_the_safetensors_library_does(tmp_path):
+    """What one refuses, the other refuses."""
+    import safetensors as library
+
+    refused = 0
+    for number, (make, rule, _) in enumerate(HOSTILE.values()):
+        if rule != "safetensors-header":
+            continue
+        (folder := tmp_path / str(number)).mkdir()
+        made(make, folder)
+        with pytest.raises((library.SafetensorError, OSError)):
+            library.safe_open(folder / "model.safetensors", framework="np")
+        refused += 1
+    assert refused >= 8
+    for number, make in enumerate(CLEAN.values()):
+        (folder := tmp_path / f"clean{number}").mkdir()
+        for file in made(make, folder).rglob("*.safetensors"):
+            with library.safe_open(file, framework="np") as opened:
+                assert set(opened.keys()) == set(contents.look(_file(file)).holds)
+
+
+def _file(path: Path) -> File:
+    return File(path.name, path.stat().st_size, lambda: path.open("rb"))
+
+
+# -- chat templates --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(ESCAPES))
+def test_a_template_is_flagged_wherever_it_is(name, tmp_path):
+    gguf(tmp_path / "a.gguf", {"general.architecture": "llama", "tokenizer.chat_template.rag": LLAMA_3 + ESCAPES[name]})
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "a.jinja").write_text(QWEN_3 + ESCAPES[name])
+    found = {one.file for one in lk.scan(tmp_path).of("danger")}
+    assert found == {"a.gguf", "additional_chat_templates/a.jinja"}
+
+
+def test_a_template_is_named_by_its_line():
+    from labkit.models.scan import templates
+
+    (one,) = templates.look(LLAMA_3 + "\n\n{{ messages.__class__ }}", "x.jinja")
+    assert f"line {LLAMA_3.count(chr(10)) + 3}:" in one.what
+
+
+def test_templates_that_never_end_are_looked_through_at_once(tmp_path):
+    import time
+
+    for number, template in enumerate(ENDLESS.values()):
+        (tmp_path / f"{number}.jinja").write_text(template)
+    began = time.process_time()
+    assert len({one.file for one in lk.scan(tmp_path).of("danger")}) == len(ENDLESS)
+    assert time.process_time() - began < 5
+
+
+# -- the result ------------------------------------------------------------------------------------------------------
+
+
+def test_the_worst_comes_first_in_words_in_a_table_and_in_json(tmp_path):
+    torch_zip(sharded(tmp_path) / "pytorch_model.bin", pickle.dumps(touching(tmp_path), 2))
+    (tmp_path / "torch.py").write_text("")
+    (tmp_path / "run.sh").write_text("#!/bin/sh")
+    scan = lk.scan(tmp_path)
+    assert [one.severity for one in scan.findings] == ["danger", "warning", "note", "note"]
+    assert scan.verdict.startswith(f"Do not open {tmp_path}: pytorch_model.bin: archive/data.pkl in it imports posix.")
+    assert repr(scan).startswith(scan.verdict)
+    frame = scan.to_frame()
+    assert list(frame.columns) == ["severity", "file", "what", "why", "advice", "rule"]
+    assert list(frame["file"]) == ["pytorch_model.bin", "torch.py", "run.sh", "torch.py"]
+    held = json.loads(scan.to_json())
+    assert held["safe"] is False
+    assert [one["rule"] for one in held["findings"]] == ["pickle-runs-code", "shadows", "script", "python"]
+    assert pickle.loads(pickle.dumps(scan)) == scan
+
+
+def test_hostile_names_are_shown_inert(tmp_path):
+    names = ["<script>alert(1)<", "\x1b[2Jclear.so", "a\u202eexe.so", "b\nc.so", "<img src=x onerror=alert(1)>.so"]
+    for name in names:
+        (plain(tmp_path) / name.replace("/", "")).write_text("#!x")
+    os.mkdir(os.fsencode(tmp_path) + b"/bad\xff")
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff")) / "x.so").write_text("x")
+    scan = lk.scan(tmp_path)
+    assert len(scan.of("warning")) >= 6
+    for text in (repr(scan), scan.verdict, scan._repr_html_(), scan.to_json(), scan.to_frame().to_string()):
+        assert all(c.isprintable() or c == "\n" for c in text)
+    assert "b\\nc.so" in repr(scan)
+    assert "a\\u202eexe.so" in repr(scan)
+    assert "<script" not in scan._repr_html_()
+    tags: set[str] = set()
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.add(tag)  # type: ignore[method-assign]
+    parser.feed(scan._repr_html_())
+    assert tags == {"div", "p", "b", "table", "thead", "tbody", "tr", "th", "td"}
+
+
+@given(st.text())
+def test_inert_text_is_short_and_printable(text):
+    assert inert(text).isprintable()
+    assert len(inert(text)) <= 160
+
+
+def test_every_rule_says_why_and_what_to_do_in_whole_sentences():
+    for rule in RULES.values():
+        for text in (rule.why, rule.advice):
+            assert text[0].isupper() or text.startswith("labkit")
+            assert not text.endswith(".")  # the report adds it
+
+
+def test_what_cannot_be_read_is_not_called_safe(tmp_path, monkeypatch):
+    plain(tmp_path)
+    before = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *a, **k: (_ for _ in ()).throw(PermissionError("no permission"))
+        if self.name == "model.safetensors" else before(self, *a, **k),
+    )  # fmt: skip
+    scan = lk.scan(tmp_path)
+    assert not scan.safe
+    assert scan.verdict.startswith(f"Cannot tell about {tmp_path}: model.safetensors: it cannot be read: no permission")
+    assert main(["scan", str(tmp_path)]) == 2
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_the_exit_status_says_what_was_found(tmp_path, capsys):
+    assert main(["scan", str(plain(tmp_path / "clean"))]) == 0
+    assert capsys.readouterr().out.startswith("No danger was found in the 6 files of")
+    (plain(tmp_path / "bad") / "model.pkl").write_bytes(pickle.dumps(touching(tmp_path)))
+    assert main(["scan", str(tmp_path / "bad"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"][0]["rule"] == "pickle-runs-code"
+    assert main(["scan", str(tmp_path / "nowhere" / "at" / "all")]) == 2
+    assert "there is no folder or file" in capsys.readouterr().err
+    assert main(["scan", "./nothing.gguf", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["safe"] is False
+
+
+def test_a_scan_from_the_command_line_imports_neither_torch_nor_transformers(tmp_path):
+    code = (
+        "import sys; from labkit.cli import main; main(['scan', sys.argv[1]]); "
+        "print(sorted({'torch', 'transformers', 'pandas', 'IPython'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(sharded(tmp_path))], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# -- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_of_the_hubs_cache_is_found_by_the_models_name(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    snapshot = hub_cache(tmp_path)
+    (refs := tmp_path / "models--a--b" / "refs").mkdir()
+    (refs / "main").write_text(snapshot.name)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    scan = lk.scan("a/b")
+    assert (scan.place, scan.revision, scan.safe, scan.of("warning")) == ("hub cache", "c0ffee", True, ())
+
+
+def test_all_parts_of_a_split_gguf_are_looked_at(tmp_path):
+    for number in (1, 2):
+        gguf(tmp_path / f"a-{number:05d}-of-00002.gguf", tensors={f"blk.{number}.w": ([4, 8], 0, 96 * (number - 1))})
+    (one,) = lk.scan(tmp_path / "a-00001-of-00002.gguf").of("danger")
+    assert one.file == "a-00002-of-00002.gguf"
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/no/where", "a/b/c", "nothing.gguf", "~nobody/x"])
+def test_what_is_not_there_is_told(name):
+    with pytest.raises(ModelNotFound, match="there is no folder or file"):
+        lk.scan(name)
+
+
+def test_of_weights_only_the_header_is_read(tmp_path):
+    """A file of 40 GB, which takes no place on disk, is looked at as soon as a small one."""
+    entries = header({"a": ("BF16", [1 << 20, 1 << 14]), "b": ("U8", [1 << 33])})
+    safetensors(plain(tmp_path, weights=False) / "model.safetensors", entries, 0)
+    os.truncate(tmp_path / "model.safetensors", (tmp_path / "model.safetensors").stat().st_size + (1 << 35) + (1 << 33))
+    read = 0
+
+    class Counted(io.BytesIO):
+        def read(self, size=-1):
+            nonlocal read
+            data = super().read(size)
+            read += len(data)
+            return data
+
+    file = tmp_path / "model.safetensors"
+    head = file.open("rb").read(1 << 16)
+    looked = contents.look(File(file.name, file.stat().st_size, lambda: Counted(head)))
+    assert looked.findings == ()
+    assert read < 2_000
+    assert lk.scan(tmp_path).safe
