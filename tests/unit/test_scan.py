@@ -1,4 +1,4 @@
-"""`lk.scan` and `labkit scan`: hostile checkpoints are flagged for the right reason, clean ones are not, none is run."""
+"""`lk.scan` and `labkit scan` flag hostile checkpoints for the right reason, clean ones not, and run nothing of them."""
 
 from __future__ import annotations
 
