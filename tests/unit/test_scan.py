@@ -1,4 +1,4 @@
-"""`lk.scan` and `labkit scan` flag hostile checkpoints for the right reason, clean ones not, and run nothing of them."""
+"""`lk.scan` and `labkit scan` flag hostile checkpoints for the right reason, clean ones not, and run nothing."""
 
 from __future__ import annotations
 

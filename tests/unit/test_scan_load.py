@@ -1,4 +1,4 @@
-"""`lk.load` always runs the cheap part of a scan: what cannot be meant well is refused before it is used."""
+"""`lk.load` always runs the cheap part of a scan: what is plainly hostile is refused before it is used."""
 
 from __future__ import annotations
 

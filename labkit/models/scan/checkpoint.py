@@ -12,7 +12,7 @@ from labkit.models.scan.rules import Finding, found, inert, listed
 
 
 def compare(looked: Sequence[Looked]) -> Iterator[Finding]:
-    """All that shows only when files are held beside each other."""
+    """What only a comparison of the files shows."""
     yield from _code(looked)
     names = {one.file.name for one in looked}
     for one in looked:

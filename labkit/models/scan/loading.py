@@ -1,4 +1,4 @@
-"""The part of a scan that `lk.load` always runs, in a few milliseconds: what cannot be meant well is refused.
+"""The part of a scan that `lk.load` always runs, in a few milliseconds: what is plainly hostile is refused.
 
 Headers of safetensors are compared with their files where `sources.tensors` reads them, and a model's own code is
 refused by transformers unless it is trusted.

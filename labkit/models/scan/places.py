@@ -139,7 +139,7 @@ def place_of(name: str | os.PathLike[str], *, revision: str | None = None) -> Pl
     if path.is_dir():
         return _folder(label, path, "folder")
     if path.is_absolute() or label.startswith((".", "~")) or label.count("/") > 1 or path.suffix == ".gguf":
-        raise ModelNotFound(f"there is no folder or file {inert(label)!r}")
+        raise ModelNotFound(f"there is no folder or file '{inert(label)}'")
     with explained(label):
         return _of_the_hub(label, revision)
 
@@ -229,13 +229,17 @@ def _of_the_hub(name: str, revision: str | None) -> Place:
     """A model of the hub: as it is in the hub's cache on this machine, if its weights are there, else over the
     network."""
     from huggingface_hub import HfApi, hf_hub_url, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import build_hf_headers
 
     try:
         kept: Path | None = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         kept = None
+    except HFValidationError:
+        raise ModelNotFound(
+            f"'{inert(name)}' is no folder or file here, and cannot be a model's name on the hub"
+        ) from None
     cached = _folder(name, kept, "hub cache", revision=kept.name) if kept else None
     if cached and any(file.name.endswith((*WEIGHTS, ".bin", ".pt", ".pth")) for file in cached.files):
         return cached

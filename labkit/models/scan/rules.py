@@ -72,7 +72,7 @@ def found(rule: str, file: str, what: str) -> Finding:
 _PICKLE = "A pickle is a program; whatever opens it runs it"
 _NEVER = "labkit never opens pickles. Do not open this one with anything else"
 _CORRUPT = "Download it again from a source that you trust, and compare its SHA-256 with the one published there"
-_READER = "Headers that lie have been used to make readers take memory, hang or read beyond the file"
+_READER = "False headers have been used to make readers run out of memory, hang or read past the end of the file"
 _TEMPLATE = "A chat template is a small program that runs for every chat"
 
 RULES: dict[str, Rule] = {
@@ -84,18 +84,18 @@ RULES: dict[str, Rule] = {
              "labkit never opens pickles. Before anything else does, find out why it needs these"),
         Rule("pickle", "note", f"{_PICKLE}; nothing harmful was seen in this one",
              "Nothing: labkit never opens pickles. Prefer a copy in safetensors"),
-        Rule("disguised", "danger", "Its name says one thing and its content another, which gets a file past checks",
+        Rule("disguised", "danger", "Its name says one thing and its content another, a way to get a file past checks",
              "Do not open it"),
         Rule("safetensors-header", "danger", _READER, _CORRUPT),
         Rule("gguf-header", "danger", _READER, _CORRUPT),
-        Rule("absurd-size", "danger", "Reading the configuration alone would fill memory or never end", _CORRUPT),
+        Rule("absurd-size", "danger", "Building a model of that size would exhaust the memory or never finish", _CORRUPT),
         Rule("unknown-dtype", "warning", "The size of a tensor of a dtype that labkit does not know was not checked",
              "Update labkit, or look at the tensor yourself"),
-        Rule("template-escape", "danger", f"{_TEMPLATE}; this one tries to reach Python from it, as attacks do",
+        Rule("template-escape", "danger", f"{_TEMPLATE}; this one reaches for the inside of Python, as attacks do",
              "Do not use the checkpoint, or set lm.tokenizer.chat_template to one of your own"),
         Rule("template-endless", "danger", f"{_TEMPLATE}; this one would run for hours or fill memory",
              "Do not use the checkpoint, or set lm.tokenizer.chat_template to one of your own"),
-        Rule("template-unusual", "warning", f"{_TEMPLATE}; this one does what templates seldom need",
+        Rule("template-unusual", "warning", f"{_TEMPLATE}; this one does something that templates rarely need",
              "Read the template at that line before you chat with the model"),
         Rule("template-broken", "warning", "It is not a valid template, so it was not looked through",
              "The model can be loaded and prompted with text, but not with a chat"),
@@ -105,8 +105,8 @@ RULES: dict[str, Rule] = {
              "without this one changing", "Read the code there, and pin its commit with code_revision"),
         Rule("remote-code-missing", "warning", "The code that the configuration names is not in the checkpoint",
              "Do not pass trust_remote_code=True before you know where the code comes from"),
-        Rule("remote-code-acts", "danger", "The model's own code starts programs, runs text as code, reads pickles or "
-             "opens connections as soon as it is trusted", "Do not pass trust_remote_code=True"),
+        Rule("remote-code-acts", "danger", "The model's own code has calls that start programs, run text as code, "
+             "read pickles, delete files or open connections", "Do not pass trust_remote_code=True"),
         Rule("compiled-code", "danger", "The configuration asks for compiled code from the hub, which runs unchecked",
              "Remove that line of the file, or choose the implementation yourself"),
         Rule("python", "note", "Nothing imports it unless you do", "Read it before you run it"),
@@ -126,7 +126,7 @@ RULES: dict[str, Rule] = {
         Rule("archive-bomb", "danger", "Unpacked, it would fill the disk or memory", "Do not unpack it"),
         Rule("archive-path", "danger", "Unpacked, it would write outside the folder that it is unpacked into",
              "Do not unpack it"),
-        Rule("archive-damaged", "danger", "Readers disagree about what is in a damaged archive, which hides things",
+        Rule("archive-damaged", "danger", "Readers disagree about what a damaged archive contains, which can hide things",
              _CORRUPT),
         Rule("path-leaves", "danger", "Loading would read or write files outside the checkpoint's folder",
              "Do not load it; correct the file if you know how it came about"),
@@ -137,7 +137,7 @@ RULES: dict[str, Rule] = {
         Rule("link-broken", "warning", "The link leads to nothing", "Fetch the file again"),
         Rule("special-file", "danger", "It is a pipe, socket or device, which can hang whoever opens it", "Remove it"),
         Rule("name-hides", "warning", "Its name has characters that hide or turn around a part of it",
-             "Look at the name as it is written here"),
+             "Read the name as it is written here"),
         Rule("index-missing", "warning", "The checkpoint is incomplete; loading refuses it", "Fetch the missing files"),
         Rule("index-differs", "warning", "Index and files are not from one checkpoint", _CORRUPT),
         Rule("index-unnamed", "note", "The index does not name it, so it is not a part of the model",
@@ -149,6 +149,6 @@ RULES: dict[str, Rule] = {
         Rule("licence-unclear", "note", "Without a licence nothing is allowed beyond what the law allows",
              "Look at the model's page"),
         Rule("not-looked-at", "warning", "What cannot be read cannot be judged", "Make it readable, then scan again"),
-        Rule("cannot-be-read", "danger", "It makes readers fail, by damage or on purpose", _CORRUPT),
+        Rule("cannot-be-read", "danger", "It makes readers fail, through damage or on purpose", _CORRUPT),
     )
 }  # fmt: skip

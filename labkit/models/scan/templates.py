@@ -17,12 +17,12 @@ from functools import cache
 from typing import Any
 
 import jinja2.ext
-from jinja2 import TemplateError, nodes
+from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from labkit.models.scan.rules import Finding, found, inert
 
-MOST = 1_000_000
+MOST = 200_000
 """Characters of a template that is looked through; the longest in use have some 30,000."""
 LOOPS = 10_000_000
 """Rounds of loops inside each other, and the largest number that a template may name."""
@@ -100,11 +100,11 @@ def look(template: str, file: str, where: str = "") -> list[Finding]:
         return [found("template-endless", file, f"{label}a template of {len(template):,} characters")]
     try:
         tree = _environment().parse(template)
-    except TemplateError as error:
-        line = getattr(error, "lineno", 0)
-        return [found("template-broken", file, f"{label}line {line}: {inert(error.message)}")]
     except RecursionError:
         return [found("template-endless", file, f"{label}expressions inside each other without end")]
+    except Exception as error:  # besides its own errors Jinja lets out those of Python, of numbers and escapes
+        where = f"{label}line {getattr(error, 'lineno', 0) or '?'}"
+        return [found("template-broken", file, f"{where}: {inert(error) or type(error).__name__}")]
     seen: dict[tuple[str, int], str] = {}
     try:
         for rule, line, what in _Walk(tree).all():
