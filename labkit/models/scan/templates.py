@@ -75,13 +75,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
 def in_json(held: Any, where: str = "") -> Iterator[tuple[str, str]]:
     """(where, template) for every chat template in what a JSON file holds."""
     if isinstance(held, dict):
-        named = held.get("name") if "template" in held else None
         for key, value in held.items():
             here = f"{where}.{key}" if where else str(key)
-            if isinstance(value, str) and ("chat_template" in here or (key == "template" and named)):
-                yield here, value
-            else:
+            if not isinstance(value, str):
                 yield from in_json(value, here)
+            elif "chat_template" in here and key != "name":
+                yield here, value
     elif isinstance(held, list):
         for number, value in enumerate(held):
             yield from in_json(value, f"{where}[{number}]")
