@@ -51,12 +51,12 @@ _OPEN_ENDED = {"other", "unknown", "cc", "creativeml-openrail-m", "openrail", "o
 _FILES = re.compile(r"(licen[cs]e|copying|terms|notice_of_licen[cs]e)([-_. ].*)?", re.I)
 
 
-def licence_of(text: str) -> str | None:
-    """The licence that a text is; None if it is not one of those known."""
+def licences_in(text: str) -> list[str]:
+    """The licences whose words a text has, the one that it begins with first."""
     plain = " ".join(text[:200_000].lower().split())
     # a text may mention other licences further down, as the GPL does
     begins = {name: plain.index(marks[0]) for name, marks in MARKS.items() if all(mark in plain for mark in marks)}
-    return min(begins, key=lambda name: begins[name], default=None)
+    return sorted(begins, key=lambda name: begins[name])
 
 
 def declared(readme: str) -> str | None:
@@ -84,12 +84,13 @@ def compare(looked: Sequence[Looked]) -> Iterator[Finding]:
             licence = one.holds.get("license")
             if isinstance(licence, str) and licence:
                 said[one.file.name] = licence.lower()
-    texts = {one.file.name: licence_of(one.holds) for one in looked
+    texts = {one.file.name: licences_in(one.holds) for one in looked
              if one.kind == "text" and "/" not in one.file.name and _FILES.fullmatch(one.file.base)}  # fmt: skip
     for file, licence in said.items():
-        known = {text: name for text, name in texts.items() if name is not None and not _same(name, licence)}
-        if known and len(known) == len(texts):
-            what = f"it declares {inert(licence)}, but {listed(f'{text} is {name}' for text, name in known.items())}"
+        others = [f"{text} is {names[0]}" for text, names in texts.items()
+                  if names and not any(_same(name, licence) for name in names)]  # fmt: skip
+        if others and len(others) == len(texts):  # one of several may be for the code
+            what = f"it declares {inert(licence)}, but {listed(others)}"
             yield found("licence-differs", file, what)
     if len({_plain(licence) for licence in said.values()}) > 1:
         what = "; ".join(f"{inert(file)} declares {inert(licence)}" for file, licence in said.items())
