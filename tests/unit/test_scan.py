@@ -209,12 +209,12 @@ def test_a_spoiled_gguf_is_a_finding_or_read(tmp_path_factory, data):
 
 
 def test_a_header_is_checked_as_the_safetensors_library_does(tmp_path):
-    """What one refuses, the other refuses."""
+    """What one refuses, the other refuses; the library alone takes a name that is there twice."""
     import safetensors as library
 
     refused = 0
-    for number, (make, rule, _) in enumerate(HOSTILE.values()):
-        if rule != "safetensors-header":
+    for number, (name, (make, rule, _)) in enumerate(HOSTILE.items()):
+        if rule != "safetensors-header" or "twice" in name:
             continue
         (folder := tmp_path / str(number)).mkdir()
         made(make, folder)

@@ -30,7 +30,7 @@ def look(file: File) -> list[Finding]:
     """What there is to say of a zip archive."""
     with file.open() as opened:
         try:
-            with zipfile.ZipFile(opened) as archive:  # type: ignore[call-overload]
+            with zipfile.ZipFile(opened) as archive:
                 return _members(archive, file)
         except Exception as error:  # zipfile raises whatever a damaged archive leads it to
             return [found("archive-damaged", file.name, f"its list of members cannot be read: {inert(error)}")]

@@ -73,7 +73,7 @@ Answer = tuple[str, list[Finding], Any]
 
 
 def _look(file: File) -> Answer:
-    if file.size == 0:
+    if file.size == 0 and file.suffix != ".py":
         return "empty", [], None
     head = file.head(512)
     if head.startswith(_POINTER):

@@ -126,7 +126,8 @@ def follow(stream: Bounded) -> Trace:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        opcodes = pickletools.genops(stream)  # type: ignore[arg-type]
+        for number, (opcode, argument, _) in enumerate(opcodes):
             if number >= MOST:
                 trace.broken = f"more than {MOST:,} opcodes"
                 break

@@ -270,7 +270,7 @@ def leaves(name: str) -> bool:
 
 
 def _ranges(url: str, size: int, headers: dict[str, str]) -> Callable[[], BinaryIO]:
-    return lambda: io.BufferedReader(_Ranges(url, size, headers), _BLOCK)  # type: ignore[return-value]
+    return lambda: io.BufferedReader(_Ranges(url, size, headers), _BLOCK)
 
 
 class _Ranges(io.RawIOBase):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -312,13 +312,9 @@ def _folded(node: nodes.Node | None) -> str | None:
         parts, between = node.node.items, (_text(node.args[0]) or "") if node.args else ""
     elif isinstance(node, nodes.Filter) and node.name in ("lower", "upper", "reverse", "trim", "string"):
         inner = _folded(node.node)
-        change = {
-            "lower": str.lower,
-            "upper": str.upper,
-            "reverse": lambda s: s[::-1],
-            "trim": str.strip,
-            "string": str,
-        }
+        change: dict[str, Callable[[str], str]] = {
+            "lower": str.lower, "upper": str.upper, "reverse": lambda s: s[::-1], "trim": str.strip, "string": str,
+        }  # fmt: skip
         return None if inner is None else change[node.name](inner)
     else:
         return None
