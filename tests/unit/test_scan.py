@@ -407,6 +407,38 @@ def test_a_checkpoint_as_large_as_deepseek_v3_is_scanned_in_two_seconds_beside_r
     assert time.process_time() - began - 2 * headers < 2
 
 
+def _many_pickles(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "x.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(8):
+            archive.writestr(f"{number}.pkl", b"\x80\x02" + b"N0" * 200_000 + b".")
+
+
+def _one_name_twice(folder: Path) -> None:
+    entries = ",".join(f'"{n}":{{}}' for n in [*range(300_000), 299_999])
+    safetensors(folder / "model.safetensors", b"{" + entries.encode() + b"}", 0)
+
+
+SLOW = {
+    "pickle-cannot-be-followed": lambda folder: (folder / "x.pkl").write_bytes(b"\x80\x02" + b"N0" * 4_000_000 + b"."),
+    "pickle-cannot-be-followed, in many": _many_pickles,
+    "safetensors-header": _one_name_twice,
+    "archive-damaged": lambda folder: (folder / "x.zip").write_bytes(b"PK\x03\x04" * 1_000_000),
+    "licence-unclear": lambda folder: (plain(folder) / "README.md", (folder / "LICENSE").write_text("x"))[0].write_text(
+        "---" + "\n" * 500_000
+    ),
+    "template-endless": lambda folder: (folder / "x.jinja").write_text("{{ '" + "__" * 500_000 + "' }}"),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_file_made_to_take_long_is_done_with_in_seconds(name, tmp_path):
+    SLOW[name](tmp_path)
+    began = time.process_time()
+    scan = lk.scan(tmp_path)
+    assert time.process_time() - began < 6
+    assert name.split(",")[0] in {one.rule for one in scan.findings}
+
+
 def test_of_weights_only_the_header_is_read(tmp_path):
     """A file of 40 GB, which takes no place on disk, is looked at as soon as a small one."""
     entries = header({"a": ("BF16", [1 << 20, 1 << 14]), "b": ("U8", [1 << 33])})

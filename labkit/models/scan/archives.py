@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ RATIO = 200
 SMALL = 256 << 20  # bytes that fill no disk and no memory
 MOST = 4_000
 _NUMBERS = re.compile(r"(^|.*/)data/\d+$")  # the tensors of a file of torch
+_LIST = 16 << 20  # bytes of a list of members
 _LONGEST = 1 << 16  # bytes of the header of an array
 _OBJECT = re.compile(rb"['\"][|<>=]?O\d*['\"]")
 _KINDS = {".zip", ".npz", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst", ".whl", ".egg", ".jar"}
@@ -28,7 +30,7 @@ _KINDS = {".zip", ".npz", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", "
 
 def look(file: File) -> list[Finding]:
     """What there is to say of a zip archive."""
-    with file.open() as opened:
+    with file.open(_LIST) as opened:
         try:
             with zipfile.ZipFile(opened) as archive:
                 return _members(archive, file)
@@ -40,15 +42,16 @@ def _members(archive: zipfile.ZipFile, file: File) -> list[Finding]:
     members = archive.infolist()
     names = [member.filename for member in members]
     findings = _of_the_list(members, file)
-    code = [name for name in names if re.search(r"(^|/)code/.*\.py$|(^|/)constants\.pkl$", name)]
+    code = [name for name in names if ("code/" in name and name.endswith(".py")) or name.endswith("constants.pkl")]
     if code and any(name.endswith("data.pkl") for name in names):
         findings.append(found("torchscript", file.name, f"it holds the program {listed(code, most=2)}"))
     if nested := [name for name in names if name.lower().endswith(tuple(_KINDS))]:
         findings.append(found("archive", file.name, f"archives in it: {listed(nested)}"))
     plain = [member for member in members if not member.is_dir() and not _NUMBERS.match(member.filename)]
+    budget = pickles.Budget()
     for member in plain[:MOST]:
         try:
-            findings += _member(archive, member, file)
+            findings += _member(archive, member, file, budget)
         except Exception as error:  # as above
             what = f"{inert(member.filename)} in it cannot be read: {inert(error)}"
             findings.append(found("archive-damaged", file.name, what))
@@ -72,7 +75,7 @@ def _of_the_list(members: list[zipfile.ZipInfo], file: File) -> list[Finding]:
     links = [member.filename for member in members if (member.external_attr >> 28) == 0xA]
     if links:
         findings.append(found("archive-path", file.name, f"members that are links: {listed(links)}"))
-    if twice := sorted({name for name in names if names.count(name) > 1} if len(names) < MOST else ()):
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
         findings.append(found("archive-damaged", file.name, f"members of the same name: {listed(twice)}"))
     spans = sorted((member.header_offset, member.compress_size) for member in members)
     if any(begin + size > after for (begin, size), (after, _) in pairwise(spans)):
@@ -82,7 +85,7 @@ def _of_the_list(members: list[zipfile.ZipInfo], file: File) -> list[Finding]:
     return findings
 
 
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: File) -> list[Finding]:
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: File, budget: pickles.Budget) -> list[Finding]:
     """What one member shows: a pickle, an array of objects or a Keras configuration."""
     name = member.filename
     if member.flag_bits & 1:
@@ -92,15 +95,15 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: File) -> li
         head = stream.read(16)
         stream.seek(0)
         if head.startswith(b"\x93NUMPY"):
-            return numpy(stream, file.name, name)
+            return numpy(stream, file.name, name, budget)
         if name.lower().endswith((".pkl", ".pickle", ".joblib", ".dill")) or pickles.is_pickle(head):
-            return pickles.look(stream, file.name, name)
+            return pickles.look(stream, file.name, name, budget=budget)
         if name in ("config.json", "keras_metadata.json") and file.suffix == ".keras":
             return keras(stream.read(8 << 20), file.name)
     return []
 
 
-def numpy(stream: Bounded, file: str, inside: str = "") -> list[Finding]:
+def numpy(stream: Bounded, file: str, inside: str = "", budget: pickles.Budget | None = None) -> list[Finding]:
     """What an array of numpy's holds beside numbers: objects are kept as a pickle behind its header."""
     first = stream.read(8)
     wide = first[6:7] not in (b"\x01", b"")
@@ -111,7 +114,7 @@ def numpy(stream: Bounded, file: str, inside: str = "") -> list[Finding]:
     header = stream.read(length)
     if not _OBJECT.search(header):
         return []
-    return pickles.look(stream, file, inside)
+    return pickles.look(stream, file, inside, budget=budget)
 
 
 def keras(text: bytes, file: str) -> list[Finding]:

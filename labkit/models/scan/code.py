@@ -29,7 +29,7 @@ _ACTS = {
     "smtplib": None, "telnetlib": None, "paramiko": None, "importlib": {"reload"},
 }  # fmt: skip
 _ALONE = {"eval", "exec", "compile", "__import__", "breakpoint"}
-_LONGEST = 2_000_000  # characters of a file of Python
+_LONGEST = 1_000_000  # characters of a file of Python
 
 
 @dataclass(frozen=True)

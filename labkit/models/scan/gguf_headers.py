@@ -22,6 +22,7 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _KEPT = 1 << 20  # bytes of a string that is kept; longer ones are passed over
+_MOST = 10_000_000  # entries of anything
 LARGEST = {
     "block_count": 10_000, "embedding_length": 10_000_000, "feed_forward_length": 100_000_000,
     "expert_count": 1_000_000, "attention.head_count": 1_000_000, "vocab_size": 100_000_000,
@@ -74,6 +75,8 @@ class _Reader:
     def pass_strings(self, count: int, what: str) -> None:
         """Pass over an array of strings, of which a vocabulary has hundreds of thousands."""
         self.room(8 * count, f"{what} with {count:,} entries")
+        if count > _MOST:
+            raise Lies(f"{what} has {count:,} entries")
         order: Literal["little", "big"] = "little" if self.order == "<" else "big"
         for _ in range(count):
             length = int.from_bytes(self.stream.read(8), order)
@@ -106,13 +109,15 @@ def read(stream: Bounded, size: int) -> Header:
         raise Lies(f"it is of version {version:,}; versions 2 and 3 are in use")
     reader = _Reader(stream, size - 8, order)
     tensors, values = reader.number("Q", "a count"), reader.number("Q", "a count")
+    if max(tensors, values) > _MOST:
+        raise Lies(f"it has a header of {tensors:,} tensors and {values:,} values")
     # the shortest entry of each: an empty name, a type and a value; an empty name, no dimension, a type and a place
     reader.room(13 * values + 24 * tensors, f"a header of {tensors:,} tensors and {values:,} values")
     header = Header()
     for _ in range(values):
         key = reader.string("a key")
         if key in header.values:
-            raise Lies(f"it has the key {inert(key)!r} twice")
+            raise Lies(f"it has the key '{inert(key)}' twice")
         header.values[key] = _value(reader, reader.number("I", "a type"), inert(key, limit=60))
         limit = next((most for name, most in LARGEST.items() if key.endswith("." + name)), None)
         if limit is not None and isinstance(header.values[key], int | float) and header.values[key] > limit:

@@ -61,10 +61,11 @@ def licences_in(text: str) -> list[str]:
 
 def declared(readme: str) -> str | None:
     """The licence that the head of a model card declares; `license_name` where that is `other`."""
-    head = re.match(r"\s*---\s*\n(.*?)\n---", readme[:100_000], re.S)
-    if head is None:
+    begin, _, rest = readme[:100_000].lstrip("\ufeff \n").partition("\n")
+    head, ends, _ = rest.partition("\n---")
+    if begin.strip() != "---" or not ends:
         return None
-    fields = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([^\s'\"#]+)", head[1], re.M | re.I))
+    fields = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([^\s'\"#]+)", head, re.M | re.I))
     fields = {name.lower(): value.lower() for name, value in fields.items()}
     licence = fields.get("license")
     return fields.get("license_name", licence) if licence in (None, "other") else licence

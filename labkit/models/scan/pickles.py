@@ -24,8 +24,8 @@ from labkit.models.scan.places import Bounded
 from labkit.models.scan.rules import Finding, found, inert, listed
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".p")
-MOST = 2_000_000
-"""Opcodes that are followed; a pickle of a large model's names has some ten thousand."""
+MOST = 500_000
+"""Opcodes that are followed in one file, a second or two; the pickle of a large model has some ten thousand."""
 _LEGACY = 0x1950A86A20F9469CFC6C  # the number that files of torch before 1.6 begin with; four more pickles follow
 _MARK = object()
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -60,6 +60,13 @@ logging.getLogger("picklescan").addHandler(logging.NullHandler())  # it would pr
 
 
 @dataclass
+class Budget:
+    """How many opcodes may still be followed in a file, however many pickles it has."""
+
+    left: int = MOST
+
+
+@dataclass
 class Trace:
     """What following one pickle showed.
 
@@ -83,7 +90,9 @@ def is_pickle(head: bytes) -> bool:
     return _PROTOCOL.match(head) is not None
 
 
-def look(stream: Bounded, file: str, inside: str = "", *, sure: bool = True) -> list[Finding]:
+def look(
+    stream: Bounded, file: str, inside: str = "", *, sure: bool = True, budget: Budget | None = None
+) -> list[Finding]:
     """What there is to say of the pickles that follow one another in a stream.
 
     Args:
@@ -91,9 +100,10 @@ def look(stream: Bounded, file: str, inside: str = "", *, sure: bool = True) -> 
         file: the file's name.
         inside: the part of it that the pickle is, such as a member of an archive.
         sure: it is a pickle, whether or not it can be followed.
+        budget: of the file, where it has other pickles, too.
     """
     label = f"{inert(inside)} in it" if inside else "the file"
-    traces = _all(stream)
+    traces = _all(stream, budget or Budget())
     if not sure and traces[0].broken and not any(_plausible(one) for one in traces[0].imports):
         return []
     if findings := [finding for trace in traces if (finding := _judged(trace, file, label))]:
@@ -105,22 +115,22 @@ def look(stream: Bounded, file: str, inside: str = "", *, sure: bool = True) -> 
     ]
 
 
-def _all(stream: Bounded) -> list[Trace]:
+def _all(stream: Bounded, budget: Budget) -> list[Trace]:
     """The pickles in a stream: five in a file of old torch, where numbers follow, otherwise all there are."""
-    traces = [follow(stream)]
+    traces = [follow(stream, budget)]
     legacy = traces[0].first == _LEGACY
-    while traces[-1].broken is None and (not legacy or len(traces) < 5) and len(traces) < 100:
+    while traces[-1].broken is None and (not legacy or len(traces) < 5):
         if not stream.read(1):
             break
         stream.seek(-1, 1)
-        trace = follow(stream)
-        if trace.broken and not any(_plausible(one) for one in trace.imports):
+        trace = follow(stream, budget)
+        if trace.broken and budget.left and not any(_plausible(one) for one in trace.imports):
             break  # not a pickle any more
         traces.append(trace)
     return traces
 
 
-def follow(stream: Bounded) -> Trace:
+def follow(stream: Bounded, budget: Budget) -> Trace:
     """Follow one pickle to its STOP, or to where it breaks off; nothing is imported or called."""
     trace = Trace()
     stack: list[Any] = []
@@ -128,9 +138,10 @@ def follow(stream: Bounded) -> Trace:
     try:
         opcodes = pickletools.genops(stream)  # type: ignore[arg-type]
         for number, (opcode, argument, _) in enumerate(opcodes):
-            if number >= MOST:
-                trace.broken = f"more than {MOST:,} opcodes"
+            if not budget.left:
+                trace.broken = f"more than {MOST:,} opcodes in one file"
                 break
+            budget.left -= 1
             trace.opcodes[opcode.name] += 1
             _step(opcode, argument, stack, memo, trace)
             if number < 4 and trace.first is None and isinstance(argument, int) and opcode.name != "PROTO":

@@ -35,24 +35,24 @@ class TooMuch(Exception):
 
 
 class Bounded:
-    """An open file of which no single read takes more than `AT_ONCE` bytes, whatever its content asks for."""
+    """An open file of which no single read takes more than `most` bytes, whatever its content asks for."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, most: int = AT_ONCE) -> None:
+        self._file, self._most = file, most
 
     def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > AT_ONCE:
+        if size is not None and size > self._most:
             raise TooMuch(f"it asks for {size:,} bytes at once")
         every = size is None or size < 0
-        data: bytes = self._file.read(AT_ONCE + 1 if every else size)
-        if every and len(data) > AT_ONCE:
-            raise TooMuch(f"it asks for more than {AT_ONCE:,} bytes at once")
+        data: bytes = self._file.read(self._most + 1 if every else size)
+        if every and len(data) > self._most:
+            raise TooMuch(f"it asks for more than {self._most:,} bytes at once")
         return data
 
     def readline(self, size: int = -1) -> bytes:
-        line: bytes = self._file.readline(AT_ONCE + 1 if size < 0 else size)
-        if len(line) > AT_ONCE:
-            raise TooMuch(f"it has a line of more than {AT_ONCE:,} bytes")
+        line: bytes = self._file.readline(self._most + 1 if size < 0 else size)
+        if len(line) > self._most:
+            raise TooMuch(f"it has a line of more than {self._most:,} bytes")
         return line
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -97,8 +97,9 @@ class File:
     def suffix(self) -> str:
         return os.path.splitext(self.base)[1]
 
-    def open(self) -> Bounded:
-        return Bounded(self.opened())
+    def open(self, most: int = AT_ONCE) -> Bounded:
+        """It, open, with at most so many bytes to one read."""
+        return Bounded(self.opened(), most)
 
     def head(self, size: int) -> bytes:
         """The first bytes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,9 +51,8 @@ def parse(text: bytes) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     held = dict(pairs)
     if len(held) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in held if names.count(name) > 1)
-        raise Lies(f"its header has {inert(twice)!r} twice")
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise Lies(f"its header has '{inert(twice)}' twice")
     return held
 
 
