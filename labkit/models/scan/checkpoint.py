@@ -42,7 +42,7 @@ def _code(looked: Sequence[Looked]) -> Iterator[Finding]:
             yield found("remote-code-missing", file, f"it names {listed(missing)}")
         if there := sorted(here & python.keys()):
             trusted |= {name for name in python if name.rpartition("/")[0] == folder} | set(there)
-            yield found("remote-code", file, f"it names {listed(there)}")
+            yield found("remote-code", file, f"it names {listed(there)} as code to import")
     for name, one in python.items():
         yield from code.of_python(one.holds, name, trusted=name in trusted)
 
