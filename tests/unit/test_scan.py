@@ -16,7 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hostile import ENDLESS, ESCAPES, HOSTILE, Runs
+from hostile import ENDLESS, ESCAPES, HOSTILE, NOT_ON_WINDOWS, Runs
 from hypothesis import given
 from hypothesis import strategies as st
 from suspects import (
@@ -58,6 +58,8 @@ def made(make, folder: Path) -> Path:
 @pytest.mark.parametrize("name", sorted(HOSTILE))
 def test_a_hostile_checkpoint_is_flagged_for_the_right_reason_and_not_run(name, tmp_path):
     make, rule, says = HOSTILE[name]
+    if os.name == "nt" and rule in NOT_ON_WINDOWS:
+        pytest.skip("not to be made here")
     scan = lk.scan(made(make, tmp_path))
     assert [one for one in scan.findings if one.rule == rule and re.search(says, one.what)], scan
     if name in DANGERS:
@@ -72,7 +74,7 @@ def test_there_are_hostile_checkpoints_for_every_danger():
     assert untested == set()
 
 
-@pytest.mark.parametrize("name", sorted(CLEAN))
+@pytest.mark.parametrize("name", sorted(CLEAN.keys() - ({"hub cache"} if os.name == "nt" else set())))
 def test_a_clean_checkpoint_is_not_flagged(name, tmp_path):
     scan = lk.scan(made(CLEAN[name], tmp_path))
     assert scan.safe
@@ -93,6 +95,7 @@ def test_a_checkpoint_that_transformers_saves_is_clean():
     assert scan.of("warning") == ()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="it is made with a shell's touch")
 def test_what_would_be_run_would_leave_a_file(tmp_path):
     """The other tests look for this file: here it is seen to come, if a pickle and a template are run after all."""
     (tmp_path / "a").mkdir()
@@ -107,7 +110,9 @@ def test_nothing_is_imported_compiled_or_unpickled(tmp_path, monkeypatch):
     def refused(*_, **__):
         raise AssertionError("a scan tried to run something")
 
-    for number, (make, _, _) in enumerate(HOSTILE.values()):
+    for number, (make, rule, _) in enumerate(HOSTILE.values()):
+        if os.name == "nt" and rule in NOT_ON_WINDOWS:
+            continue
         (folder := tmp_path / str(number)).mkdir()
         made(make, folder)
     lk.scan(tmp_path)  # what it imports itself is imported now
@@ -279,7 +284,7 @@ def test_the_worst_comes_first_in_words_in_a_table_and_in_json(tmp_path):
     (tmp_path / "run.sh").write_text("#!/bin/sh")
     scan = lk.scan(tmp_path)
     assert [one.severity for one in scan.findings] == ["danger", "warning", "note", "note"]
-    assert scan.verdict.startswith(f"Do not open {tmp_path}: pytorch_model.bin: archive/data.pkl in it imports posix.")
+    assert scan.verdict.startswith(f"Do not open {tmp_path}: pytorch_model.bin: archive/data.pkl in it imports ")
     assert repr(scan).startswith(scan.verdict)
     frame = scan.to_frame()
     assert list(frame.columns) == ["severity", "file", "what", "why", "advice", "rule"]
@@ -290,14 +295,16 @@ def test_the_worst_comes_first_in_words_in_a_table_and_in_json(tmp_path):
     assert pickle.loads(pickle.dumps(scan)) == scan
 
 
+@pytest.mark.skipif(os.name == "nt", reason="such names cannot be given here")
 def test_hostile_names_are_shown_inert(tmp_path):
     names = ["<script>alert(1)<", "\x1b[2Jclear.so", "a\u202eexe.so", "b\nc.so", "<img src=x onerror=alert(1)>.so"]
     for name in names:
         (plain(tmp_path) / name.replace("/", "")).write_text("#!x")
-    os.mkdir(os.fsencode(tmp_path) + b"/bad\xff")
-    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff")) / "x.so").write_text("x")
+    if sys.platform == "linux":  # where a name need not be text
+        os.mkdir(os.fsencode(tmp_path) + b"/bad\xff")
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff")) / "x.so").write_text("x")
     scan = lk.scan(tmp_path)
-    assert len(scan.of("warning")) >= 6
+    assert len(scan.of("warning")) >= 5
     for text in (repr(scan), scan.verdict, scan._repr_html_(), scan.to_json(), scan.to_frame().to_string()):
         assert all(c.isprintable() or c == "\n" for c in text)
     assert "b\\nc.so" in repr(scan)
@@ -336,6 +343,23 @@ def test_what_cannot_be_read_is_not_called_safe(tmp_path, monkeypatch):
     assert main(["scan", str(tmp_path)]) == 2
 
 
+def test_weights_that_are_not_there_are_not_called_safe(tmp_path):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n"
+    (plain(tmp_path) / "picture.png").write_text(text)
+    assert lk.scan(tmp_path).safe
+    (tmp_path / "model.safetensors").write_text(text)
+    assert lk.scan(tmp_path).verdict.startswith(f"Cannot tell about {tmp_path}: model.safetensors: a Git LFS pointer")
+
+
+def test_many_findings_of_one_kind_are_said_once_in_the_text(tmp_path):
+    for number in range(30):
+        (tmp_path / f"train{number}.py").write_text("x = 1\n")
+    scan = lk.scan(tmp_path)
+    assert len(scan.to_frame()) == 30
+    assert repr(scan).count("train") == 10
+    assert "note: and 20 more of this kind" in repr(scan)
+
+
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +389,7 @@ def test_a_scan_from_the_command_line_imports_neither_torch_nor_transformers(tmp
 # -- places ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(os.name == "nt", reason="not everyone may make links here")
 def test_a_snapshot_of_the_hubs_cache_is_found_by_the_models_name(tmp_path, monkeypatch):
     from huggingface_hub import constants
 

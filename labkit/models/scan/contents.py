@@ -77,6 +77,8 @@ def _look(file: File) -> Answer:
         return "empty", [], None
     head = file.head(512)
     if head.startswith(_POINTER):
+        if file.suffix in (".safetensors", ".gguf", *pickles.SUFFIXES):
+            return "pointer", [found("not-looked-at", file.name, "a Git LFS pointer in the place of weights")], None
         return "pointer", [found("pointer", file.name, "a pointer")], None
     binary = _binary(file, head)
     if (

@@ -12,6 +12,7 @@ from labkit.models.scan.rules import SEVERITIES, Finding, Severity, inert
 if TYPE_CHECKING:
     import pandas as pd
 
+_MOST = 10  # findings of one kind in the text; the table has all
 _COLOURS = {"danger": "#b3261e", "warning": "#8a5a00", "note": "#5f6368"}
 
 
@@ -74,10 +75,16 @@ class Scan:
         return json.dumps({**asdict(self), "safe": self.safe, "verdict": self.verdict}, indent=2)
 
     def __repr__(self) -> str:
-        lines = [self.verdict]
+        alike: dict[str, list[Finding]] = {}
         for finding in self.findings:
-            lines.append(f"\n{finding.severity}: {finding}")
-            lines.append(f"    {finding.why}. {finding.advice}.")
+            alike.setdefault(finding.rule, []).append(finding)
+        lines = [self.verdict]
+        for severity, findings in ((findings[0].severity, findings) for findings in alike.values()):
+            lines.append("")
+            lines += [f"{severity}: {finding}" for finding in findings[:_MOST]]
+            if len(findings) > _MOST:
+                lines.append(f"{severity}: and {len(findings) - _MOST:,} more of this kind")
+            lines.append(f"    {findings[0].why}. {findings[0].advice}.")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
