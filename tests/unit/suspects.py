@@ -48,6 +48,12 @@ def safetensors(
     file.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + bytes(room or 0))
 
 
+def made(make: Make, folder: Path) -> Path:
+    """The checkpoint that `make` makes in a folder: the folder, or one in it."""
+    found = make(folder)
+    return found if isinstance(found, Path) and found.is_dir() else folder
+
+
 WEIGHTS = {"model.embed_tokens.weight": ("BF16", [16, 8]), "model.norm.weight": ("F32", [8])}
 
 
