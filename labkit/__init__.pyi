@@ -43,6 +43,8 @@ from .lens.logit_lens import open_lens as open_lens
 from .models.card import Card as Card
 from .models.card import card as card
 from .models.catalog import catalog as catalog
+from .models.scan.report import Scan as Scan
+from .models.scan.scan import scan as scan
 from .patching.attribution import attribution_patch as attribution_patch
 from .patching.grid import PatchGrid as PatchGrid
 from .patching.metrics import metric as metric

@@ -1,9 +1,10 @@
-"""The command line: `labkit lab | doctor | models | card | pull`."""
+"""The command line: `labkit lab | doctor | models | card | pull | scan`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import platform
 import subprocess
@@ -29,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pull = commands.add_parser("pull", help="download and convert a model ahead of time")
     pull.add_argument("name", nargs="?", help="hub id or .gguf file; omit it for the default model")
     pull.add_argument("--bits", type=int, default=None, help="4 (default), 8, 16 or 32")
+    looked = commands.add_parser("scan", help="say whether a checkpoint is safe to open, without opening it")
+    looked.add_argument("name", help="hub id, folder or .gguf file")
+    looked.add_argument("--revision", default=None, help="branch, tag or commit on the hub")
+    looked.add_argument("--json", action="store_true", help="print JSON, for other programs")
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.command != "lab":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -38,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _doctor()
     if parsed.command == "card":
         return _card(parsed.name)
+    if parsed.command == "scan":
+        return _scan(parsed.name, revision=parsed.revision, as_json=parsed.json)
     return _models() if parsed.command == "models" else _pull(parsed.name, bits=parsed.bits)
 
 
@@ -97,6 +104,21 @@ def _pull(name: str | None, *, bits: int | None) -> int:
         return 1
     print(f"{model.name} is ready, {model.bits} bits")
     return 0
+
+
+def _scan(name: str, *, revision: str | None, as_json: bool) -> int:
+    """0: no danger; 1: danger; 2: it, or a part of it, could not be read."""
+    from labkit.models.errors import LoadError
+    from labkit.models.scan.scan import scan
+
+    try:
+        found = scan(name, revision=revision)
+    except (LoadError, OSError, ValueError) as error:
+        print(json.dumps({"name": name, "safe": False, "error": str(error)}) if as_json else error,
+              file=sys.stdout if as_json else sys.stderr)  # fmt: skip
+        return 2
+    print(found.to_json() if as_json else found)
+    return 1 if found.of("danger") else 0 if found.safe else 2
 
 
 def _models() -> int:

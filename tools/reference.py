@@ -10,6 +10,7 @@ from pathlib import Path
 
 from labkit.activations import site_kinds
 from labkit.models import openness
+from labkit.models.scan import rules
 from labkit.models.sources import kinds as model_sources
 from labkit.patching import metrics as metric_kinds
 from labkit.results import file
@@ -40,6 +41,8 @@ def reference() -> str:
         for kind in metric_kinds.METRICS.values()
     )
     sources = ((source.name, source.written) for source in model_sources.SOURCES)
+    severities = sorted(rules.RULES.values(), key=lambda rule: rules.SEVERITIES.index(rule.severity))
+    scanned = ((f"`{rule.name}`", rule.severity, rule.why, rule.advice) for rule in severities)
     files = ((kind.words, f"`{kind.opener}`", str(kind.newest)) for kind in file.KINDS.values())
     asked = {None: "none: optional"} | {level: words.split(",")[0] for level, words in openness.CLASSES.items()}
     components = ((name, asked[level]) for name, level in openness.COMPONENTS.items())
@@ -56,6 +59,9 @@ def reference() -> str:
             table(("metric", "in figures", "unit", "needs", "gradient"), metrics),
             "## Where models come from\n",
             table(("source", "`lk.load(...)` takes"), sources),
+            "## What a scan finds\n",
+            "`lk.scan(name)` and `labkit scan NAME`. A danger: do not open it. A warning: look at it first.\n",
+            table(("finding", "severity", "why it matters", "what to do"), scanned),
             "## Files\n",
             table(("a file holds", "opened by", "format"), files),
             "## How open a model is\n",

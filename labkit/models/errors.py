@@ -31,5 +31,9 @@ class UnsafeWeights(LoadError, ValueError):
     """Pickled weights, which can run code when they are read."""
 
 
+class UnsafeCheckpoint(LoadError, ValueError):
+    """A checkpoint that tries to do more than hold a model; `lk.scan` says what."""
+
+
 class NotADecoder(LoadError, ValueError):
     """Not a decoder-only language model."""

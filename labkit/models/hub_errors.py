@@ -21,14 +21,15 @@ def explained(name: str) -> Iterator[None]:
         if isinstance(error, LoadError) or "trust_remote_code" not in str(error):
             raise
         raise LoadError(
-            f"{name} comes with its own Python code, which labkit does not run unless asked. Read it on the model's "
-            "page; if you trust it: lk.load(..., trust_remote_code=True)"
+            f"{name} comes with its own Python code, which labkit does not run unless asked. lk.scan({name!r}) names "
+            "the files; read them, and if you trust them: lk.load(..., trust_remote_code=True)"
         ) from error
     except OSError as error:
         causes = list(_causes(error))
         kinds = tuple(type(cause) for cause in causes)
         text = " ".join(str(cause) for cause in causes)
-        if hub.GatedRepoError in kinds or "gated repo" in text:
+        # of a model that it does not have the hub says that it may be "a private or gated repo"
+        if hub.GatedRepoError in kinds or ("gated repo" in text and hub.RepositoryNotFoundError not in kinds):
             raise GatedModel(
                 f"{name} is gated: its licence has to be accepted first. Accept it on the model's hub page while "
                 "logged in, then log in here with `hf auth login` or set HF_TOKEN, and try again"

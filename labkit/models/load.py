@@ -26,6 +26,7 @@ from labkit.models.packed_experts import register
 from labkit.models.processors import shared
 from labkit.models.quantisation import USUAL, Packing, has_experts, quantisation_config
 from labkit.models.quiet import quiet
+from labkit.models.scan.loading import check_templates
 from labkit.models.sources import default_model as packaged
 from labkit.models.sources import kinds as sources
 from labkit.models.sources import stored, text_part
@@ -91,6 +92,7 @@ def loaded(
             packing=packing,
         )  # fmt: skip
         tokenizer = _tokenizer(source, label, revision=revision, trust_remote_code=trust_remote_code)
+        check_templates(tokenizer, label)
         settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if bits == 4 and has_experts(skeleton):
             settings["experts_implementation"] = "eager"  # one expert after another, one at a time dequantised

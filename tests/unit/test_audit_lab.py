@@ -47,7 +47,9 @@ def test_a_word_and_a_template_lead_to_their_pairs(lab: lk.AuditLab) -> None:
     assert lab.pair == offered[-1]
 
 
-def test_the_heads_are_found_and_ablated_and_its_code_does_the_same(lab: lk.AuditLab, planted: lk.LanguageModel) -> None:  # noqa: F811
+def test_the_heads_are_found_and_ablated_and_its_code_does_the_same(
+    lab: lk.AuditLab, planted: lk.LanguageModel
+) -> None:  # noqa: F811
     assert lab.where_button.disabled
     lab.run()
     assert lab.ablate_button.disabled
@@ -85,7 +87,10 @@ def test_several_models_stand_side_by_side(planted: lk.LanguageModel, tmp_path: 
 
 
 def test_whole_sentences_are_shown_without_a_grid_of_words(planted: lk.LanguageModel) -> None:  # noqa: F811
-    pairs = [lk.MinimalPair("royal", ("", "The queen is a nurse"), ("", "The king is a nurse"), f"item {n}") for n in range(3)]
+    pairs = [
+        lk.MinimalPair("royal", ("", "The queen is a nurse"), ("", "The king is a nurse"), f"item {n}")
+        for n in range(3)
+    ]
     lab = lk.AuditLab(planted, pairs, background=False)
     lab.run()
     assert lab.cells.values is None

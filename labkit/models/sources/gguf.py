@@ -10,6 +10,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from labkit.models.errors import LoadError
+from labkit.models.scan import gguf_headers
+from labkit.models.scan.loading import more
+from labkit.models.scan.places import Bounded
+from labkit.models.scan.tensor_headers import Lies
 from labkit.models.sources.tensors import AGAIN, refuse_pointer
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
@@ -45,6 +49,8 @@ def readers(files: list[Path]) -> list[Any]:
     Raises:
         LoadError: with what is missing.
     """
+    for file in files:
+        _check_header(file)
     found = [_reader(file) for file in files]
     declared = int(_value(found[0], "split.count") or 1)
     if declared > 1 and declared != len(files):
@@ -80,6 +86,19 @@ def format_of(path: Path) -> str | None:
         sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_bytes)
     name = max(sizes, key=lambda kind: sizes[kind], default="F32")
     return None if name in ("F64", "F32", "F16", "BF16") else name
+
+
+def _check_header(file: Path) -> None:
+    """Refuse a header that the file has no room for; gguf's own reader loops by the counts that it finds there.
+
+    Raises:
+        LoadError: with what does not fit.
+    """
+    try:
+        with file.open("rb") as opened:
+            gguf_headers.read(Bounded(opened), file.stat().st_size)
+    except Lies as error:
+        raise LoadError(f"{file.name} is cut short or damaged: {error}. {AGAIN}; {more(str(file))}") from None
 
 
 def _reader(file: Path) -> Any:

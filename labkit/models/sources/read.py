@@ -17,11 +17,13 @@ import torch
 from labkit.models.cache import entry
 from labkit.models.errors import CacheUnusable, LoadError
 from labkit.models.quantisation import USUAL, Packing, finish, has_experts, quantisation_config, stored_dtype
+from labkit.models.scan.loading import check_paths
 from labkit.models.sources import text_part, whole
-from labkit.models.sources.default_model import FORMAT, SHARD
+from labkit.models.sources.default_model import SHARD
 from labkit.models.sources.expand import expanded
+from labkit.models.sources.pinned import FORMAT
 from labkit.models.sources.stored import Stored, check_weights, not_read
-from labkit.models.sources.tensors import INDEX, SINGLE, Tensor, check_index, open_files, weight_files
+from labkit.models.sources.tensors import INDEX, SINGLE, Tensor, check_index, open_files, read_json, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -185,6 +187,8 @@ def _tensors(plan: Plan, files: list[Path]) -> tuple[dict[str, Tensor], bool]:
 def _files(plan: Plan) -> list[Path]:
     """The checkpoint's files of weights, downloaded from the hub first; none if it has no safetensors there."""
     named = getattr(plan.config, "transformers_weights", None)
+    if named:
+        check_paths([named], plan.label, of="config.json")
     if (folder := Path(plan.source)).is_dir():
         return weight_files(folder, named=named)
     from transformers.utils.hub import cached_file, get_checkpoint_shard_files
@@ -196,6 +200,9 @@ def _files(plan: Plan) -> list[Path]:
             return [Path(file)]
     if (index := cached_file(plan.source, INDEX, **at, **optional)) is None:
         return []
+    places = read_json(Path(index)).get("weight_map")
+    named_there = places.values() if isinstance(places, dict) else ()
+    check_paths({place for place in named_there if isinstance(place, str)}, plan.label, of=INDEX)
     try:
         found, _ = get_checkpoint_shard_files(plan.source, index, **at)
     except OSError as error:

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from labkit.models.errors import LoadError, ModelNotFound, UnsafeWeights
+from labkit.models.errors import LoadError, ModelNotFound, UnsafeCheckpoint, UnsafeWeights
+from labkit.models.scan import tensor_headers
+from labkit.models.scan.loading import check_paths, more
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -85,6 +87,7 @@ def header(file: Path) -> dict[str, Any]:
 
     Raises:
         LoadError: it is cut short, damaged, or a pointer in its place.
+        UnsafeCheckpoint: what it says does not fit the file.
     """
     refuse_pointer(file)
     size = file.stat().st_size
@@ -95,17 +98,26 @@ def header(file: Path) -> dict[str, Any]:
             raise LoadError(f"{file.name} is cut short inside its header. {AGAIN}")
         if length > size - 8 or length < 2:
             raise LoadError(f"{file.name} is damaged: it is not a safetensors file. {AGAIN}")
-        opened.seek(8)
         try:
-            entries: dict[str, Any] = json.loads(opened.read(length))
-            entries.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            tensor_headers.lengths(first, size)
+            opened.seek(8)
+            entries = tensor_headers.parse(opened.read(length))
+            end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        except tensor_headers.Lies as error:
+            raise LoadError(f"{file.name} is damaged: {error}. {AGAIN}") from None
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             raise LoadError(f"{file.name} is damaged: its header cannot be read. {AGAIN}") from None
     if size < 8 + length + end:
         raise LoadError(
             f"{file.name} is cut short: it has {size:,} bytes and its header lists {8 + length + end:,}. {AGAIN}"
         )
+    try:
+        tensor_headers.check(entries, size - 8 - length)
+    except tensor_headers.Lies as error:
+        raise UnsafeCheckpoint(
+            f"the header of {file.name} does not fit the file: {error}. It is damaged or made to mislead. {AGAIN}; "
+            f"{more(str(file.parent))}"
+        ) from None
     return entries
 
 
@@ -238,6 +250,7 @@ def _indexed(index: Path) -> Iterator[str]:
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise LoadError(f"{index.name} is damaged: it has no weight_map. {AGAIN}")
     names = sorted(set(places.values()))
+    check_paths(names, str(index.parent), of=index.name)
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         named = ", ".join(missing[:5]) + (" and others" if len(missing) > 5 else "")
         raise LoadError(
