@@ -88,6 +88,7 @@ class ContinuationJob:
 
     Attributes:
         found: for each pair its `Continuation`; None until it is computed.
+        done: how many there are.
     """
 
     def __init__(self, lm: Model, pairs: Sequence[tuple[Prompt, str]], *, batch: int | None = None) -> None:
@@ -97,14 +98,11 @@ class ContinuationJob:
         self.found: list[Continuation | None] = [None] * len(pairs)
         self._ids = encode_continuations(lm, pairs)
         self._bytes = [len(text.encode()) for _, text in pairs]
+        self.done = 0
 
     @property
     def total(self) -> int:
         return len(self.found)
-
-    @property
-    def done(self) -> int:
-        return sum(one is not None for one in self.found)
 
     def steps(self) -> Iterator[int]:
         """Score what is not scored yet; yields after each batch how many pairs it had."""
@@ -150,4 +148,6 @@ class ContinuationJob:
             tokens = self._ids[n][1]
             span = slice(start, start := start + len(tokens))
             self.found[n] = Continuation(tokens, logprobs[span], self._bytes[n], bool(likeliest[span].all()))
-        return sum(len(which) for _, which in rows)
+        scored = sum(len(which) for _, which in rows)
+        self.done += scored
+        return scored
