@@ -8,6 +8,11 @@ from .attention_maps.file import SavedAttention as SavedAttention
 from .attention_maps.file import open_attention as open_attention
 from .attention_maps.patterns import AttentionPatterns as AttentionPatterns
 from .attention_maps.patterns import attention as attention
+from .audits.benchmark import benchmark as benchmark
+from .audits.benchmark_result import Benchmark as Benchmark
+from .audits.benchmark_result import open_benchmark as open_benchmark
+from .audits.choices import Choices as Choices
+from .audits.choices import choices as choices
 from .circuits.circuit import Circuit as Circuit
 from .circuits.circuit import Faithfulness as Faithfulness
 from .circuits.edge_attribution import edge_attribution as edge_attribution

@@ -180,7 +180,7 @@ def _expect_space(prompt: Prompt, answers: Sequence[str]) -> None:
     """Warn of answers that are glued to the last word of the prompt."""
     if not isinstance(prompt, str) or not prompt or prompt[-1].isspace():
         return
-    if glued := [answer for answer in answers if answer[0].isalnum() and not prompt[-1] in "([{'\"“‘-/"]:
+    if glued := [answer for answer in answers if answer[0].isalnum() and prompt[-1] not in "([{'\"“‘-/"]:
         warn(
             f"answers follow the prompt with no space between: {prompt[-12:] + glued[0]!r:.60}. Most words begin with "
             f"one: {' ' + glued[0]!r:.40}"

@@ -1,0 +1,108 @@
+"""lm-evaluation-harness and `lk.benchmark` on the same items and weights: are the numbers the same?
+
+The default model in fp32, stored as a checkpoint for the harness. Of each paradigm of BLiMP the first `-n` pairs, and
+all of CrowS-Pairs (or the first `--crows`), from a folder with copies of both; `lk.benchmark` says where to get them.
+
+Usage: python benchmarks/harness.py DATA [-n N] [--crows N] [--peers PYTHON] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from machine import describe, keep
+
+import labkit as lk
+from labkit.datasets.items import read_table
+from labkit.datasets.published import SETS, find_copy
+
+HERE = Path(__file__).parent
+CLOSE = 1e-3  # of each share, and of the log-probability of each sentence in nats
+METRICS = {"blimp": "acc", "crows_pairs": "pct_stereotype"}  # what the harness calls them
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="a folder with copies of alexwarstadt/blimp and nyu-mll/crows-pairs")
+    parser.add_argument("-n", type=int, default=20, help="pairs per paradigm of BLiMP")
+    parser.add_argument("--crows", type=int, help="pairs of CrowS-Pairs; all by default")
+    parser.add_argument("--peers", default=str(HERE.parent / ".venv-peers/bin/python"), help="the peers' Python")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    copies = {name: find_copy(name, data_dir=options.data) for name in SETS}  # what is missing is named at once
+    lm = lk.load(bits=32, progress=False)
+    with tempfile.TemporaryDirectory() as folder:
+        files = _cut(copies, Path(folder), options.n, options.crows)
+        begin = time.perf_counter()
+        ours = {task: lk.benchmark(lm, path, progress=False) for task, path in files.items()}
+        taken = time.perf_counter() - begin
+        lm.hf.save_pretrained(f"{folder}/model")
+        lm.tokenizer.save_pretrained(f"{folder}/model")
+        (tasks := Path(folder, "tasks.json")).write_text(json.dumps({task: str(path) for task, path in files.items()}))
+        command = [options.peers, "peer_harness.py", f"{folder}/model", f"{folder}/out.json", str(tasks)]
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"peer_harness.py failed:\n{done.stderr[-2000:]}")
+        theirs = json.loads(Path(folder, "out.json").read_text())
+    rows, record = [], {}
+    for name, title in (("blimp", "BLiMP"), ("crows_pairs", "CrowS-Pairs")):
+        some = {task: result for task, result in ours.items() if task.startswith(name)}
+        shares = {
+            task: (float(result.right().mean()), float(theirs["tasks"][task]["metrics"][METRICS[name]]))
+            for task, result in some.items()
+        }
+        apart = {
+            task: np.abs(result.logprobs - np.array(theirs["tasks"][task]["logprobs"])).max()
+            for task, result in some.items()
+        }
+        mine, its = (float(np.mean(column)) for column in zip(*shares.values(), strict=True))
+        worst = max(abs(a - b) for a, b in shares.values())
+        items = sum(len(result.data.items) for result in some.values())
+        off = max(apart.values())
+        same = "yes" if worst <= CLOSE and off <= CLOSE else "NO"
+        numbers = (f"{mine:.4f}", f"{its:.4f}", f"{worst:.1e}", f"{off:.1e}")
+        rows.append([title, str(items), str(len(some)), *numbers, same])
+        record[name] = {
+            task: {"labkit": a, "harness": b, "logprobs apart": float(apart[task])} for task, (a, b) in shares.items()
+        }
+    about = describe()
+    lines = [
+        f"{date.today()}: {lm.name} in fp32, lm_eval {theirs['version']}, {about['cpu']}, {about['threads']} threads",
+        "",
+        "The same items and weights in both. Shares (of pairs in which the acceptable, or the more stereotypical, "
+        "sentence is the likelier) are means over tasks; `apart` is the largest difference in any task, of the share "
+        "and of the log-probability of a sentence, in nats.",
+        "",
+        "| set | items | tasks | labkit | harness | shares apart | log-probabilities apart | within 1e-3 |",
+        "|---" * 8 + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"labkit took {taken:.0f} s, the harness {theirs['seconds']:.0f} s.",
+    ]
+    keep(options.out, "harness", lines, {"seconds": [taken, theirs["seconds"]], "tasks": record})
+    sys.exit(any(row[-1] == "NO" for row in rows))
+
+
+def _cut(copies: dict[str, list[Path]], folder: Path, n: int, crows: int | None) -> dict[str, Path]:
+    """Files with the items that are asked, by the name of their task in the harness."""
+    files = {}
+    for source in copies["blimp"]:
+        frame = read_table(source)[:n]
+        path = folder / f"{frame.UID[0]}.jsonl"
+        frame.to_json(path, orient="records", lines=True)
+        files[f"blimp_{frame.UID[0]}"] = path
+    path = folder / "crows_pairs.csv"
+    read_table(copies["crows_pairs"][0])[:crows].to_csv(path, index=False)
+    return files | {"crows_pairs_english": path}
+
+
+if __name__ == "__main__":
+    main()
