@@ -143,7 +143,7 @@ links:  ## Colab, Binder and nbgitpuller links and first cells: make links REPO=
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	touch $@
 
-bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run (about 25 minutes on two cores); DATA=folder adds benchmarks/harness.py
+bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run (about 25 minutes on two cores); DATA=... adds harness.py
 	.venv-peers/bin/python benchmarks/peer_zoo.py benchmarks/results/zoo.json
 	$(BIN)/python tests/zoo/table.py
 	$(BIN)/python benchmarks/agreement.py

@@ -1,4 +1,4 @@
-"""Write docs/reference.md: the sites, metrics, model sources and kinds of file that there are, from their lists.
+"""Write docs/reference.md: the sites, metrics, model sources, benchmarks and kinds of file there are, from their lists.
 
 python tools/reference.py
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from labkit.activations import site_kinds
+from labkit.datasets import items, published
 from labkit.models.sources import kinds as model_sources
 from labkit.patching import metrics as metric_kinds
 from labkit.results import file
@@ -39,6 +40,16 @@ def reference() -> str:
         for kind in metric_kinds.METRICS.values()
     )
     sources = ((source.name, source.written) for source in model_sources.SOURCES)
+    tables = (
+        (
+            ", ".join(f"`{column}`" for column in kind.columns),
+            ", ".join(f"`{label}`" for label in kind.labels),
+            {"": "nothing", " ": "a space", None: "a space, where there is none"}[kind.delimiter],
+            kind.measure,
+        )
+        for kind in items.FORMATS
+    )
+    sets = ((f"`{name}`", one.title, f"`{one.file}`", one.repository) for name, one in published.SETS.items())
     files = ((kind.words, f"`{kind.opener}`", str(kind.newest)) for kind in file.KINDS.values())
     return "\n".join(
         [
@@ -53,6 +64,11 @@ def reference() -> str:
             table(("metric", "in figures", "unit", "needs", "gradient"), metrics),
             "## Where models come from\n",
             table(("source", "`lk.load(...)` takes"), sources),
+            "## Benchmarks\n",
+            f"`lk.benchmark(lm, data)` takes a file ({', '.join(items.READERS)}), a folder or a data frame",
+            "with the columns of one of these, or a name: `mini`, labkit's own minimal pairs, or a set you have a copy of.\n",
+            table(("columns", "grouped by", "between prompt and choice", "measure"), tables),
+            table(("name", "set", "a copy has", "from the makers' repository"), sets),
             "## Files\n",
             table(("a file holds", "opened by", "format"), files),
         ]

@@ -178,7 +178,7 @@ def _read(shape: Format, row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], 
     """Prompt, choices and answer of a row."""
     if "choices" not in shape.columns:
         return "", tuple(_text(row, column) for column in shape.columns), 0
-    prompt, choices = _text(row, "prompt"), row["choices"]
+    prompt, choices = _text(row, "prompt", empty=True), row["choices"]
     if isinstance(choices, str):
         try:
             choices = json.loads(choices)
@@ -209,8 +209,8 @@ def _answer(given: Any, choices: Sequence[str]) -> int:
     return meant.pop()
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    if not isinstance(row[column], str) or not row[column]:
+def _text(row: Mapping[str, Any], column: str, *, empty: bool = False) -> str:
+    if not isinstance(row[column], str) or not (row[column] or empty):
         raise ValueError(f"{column} must be text; got {row[column]!r:.40}")
     return str(row[column])
 

@@ -53,10 +53,8 @@ def data(tmp_path):
     blimp.mkdir(parents=True)
     crows.mkdir(parents=True)
     for paradigm, term in (("adjunct_island", "island_effects"), ("wh_island", "island_effects"), ("npi", "npi")):
-        rows = [
-            {"sentence_good": f"{good} again", "sentence_bad": f"{bad} again", "UID": paradigm, "linguistics_term": term}
-            for good, bad, _ in (MINI[3], MINI[4], MINI[5])
-        ]  # fmt: skip
+        labels = {"UID": paradigm, "linguistics_term": term}
+        rows = [{"sentence_good": good, "sentence_bad": bad, **labels} for good, bad, _ in MINI[3:6]]
         (blimp / f"{paradigm}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     pd.DataFrame({
         "sent_more": ["Mary gave the key to John", "None of the boys", "The same"],
