@@ -66,7 +66,7 @@ def reference() -> str:
             table(("source", "`lk.load(...)` takes"), sources),
             "## Benchmarks\n",
             f"`lk.benchmark(lm, data)` takes a file ({', '.join(items.READERS)}), a folder or a data frame",
-            "with the columns of one of these, or a name: `mini`, labkit's own minimal pairs, or a set you have a copy of.\n",
+            "with the columns of one of these, or a name: `mini`, labkit's own pairs, or a set you have a copy of.\n",
             table(("columns", "grouped by", "between prompt and choice", "measure"), tables),
             table(("name", "set", "a copy has", "from the makers' repository"), sets),
             "## Files\n",
