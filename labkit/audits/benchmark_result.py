@@ -312,7 +312,7 @@ class Difference:
     def figure(self, by: str | None = None, *, way: str = "raw") -> go.Figure:
         """Bars with intervals, one per category, around a line where there is no difference."""
         frame = self.to_frame(by, way=way)
-        drawn = [("difference", *(100 * frame[name] for name in ("difference", "low", "high")), frame["items"])]
+        drawn = [("difference", 100 * frame["difference"], 100 * frame["low"], 100 * frame["high"], frame["items"])]
         title = f"{self.first.data.name}: {self.first.model} minus {self.second.model}{WAYS[way]}"
         return _bars(drawn, title=title, unit=f"difference of {self.first.data.measure}, points", line=0)
 

@@ -174,7 +174,7 @@ def from_frame(frame: pd.DataFrame, *, name: str, by: str | None = None, delimit
     return ItemSet(name, tuple(items), usual, unit, shape.measure, shape.caution)
 
 
-def _read(shape: Format, row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], int]:
+def _read(shape: Format, row: Mapping[Any, Any]) -> tuple[str, tuple[str, ...], int]:
     """Prompt, choices and answer of a row."""
     if "choices" not in shape.columns:
         return "", tuple(_text(row, column) for column in shape.columns), 0
@@ -209,7 +209,7 @@ def _answer(given: Any, choices: Sequence[str]) -> int:
     return meant.pop()
 
 
-def _text(row: Mapping[str, Any], column: str, *, empty: bool = False) -> str:
+def _text(row: Mapping[Any, Any], column: str, *, empty: bool = False) -> str:
     if not isinstance(row[column], str) or not (row[column] or empty):
         raise ValueError(f"{column} must be text; got {row[column]!r:.40}")
     return str(row[column])

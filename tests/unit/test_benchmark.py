@@ -300,7 +300,7 @@ def nothing_there(*args, local_files_only, **more):
     [
         (pd.DataFrame({"text": ["a"]}), "the frame has the columns text; a benchmark needs those of one of these"),
         (PAIRS[:0], "has no rows"),
-        (pd.DataFrame({"good": ["a", None], "bad": ["b", "c"]}), "row 1 of the frame: good must be text; got None"),
+        (pd.DataFrame({"good": ["a", None], "bad": ["b", "c"]}), "row 1 of the frame: good must be text; got "),
         (QUESTIONS.assign(answer="Oslo"), "row 0 of the frame: the answer 'Oslo' is none of the choices"),
         (QUESTIONS.assign(answer=2), "row 0 of the frame: the answer 2 is none of"),
         (QUESTIONS[:1].assign(choices=[["1", "0"]], answer=1), "the answer 1 can be more than one of the choices"),

@@ -68,10 +68,10 @@ def test_without_a_prior_there_are_three_ways(lm4):
 
 
 def test_a_disagreement_of_the_ways_is_shown(lm4):
-    found = lk.choices(lm4, "He came from the city of", [" London", " Ouagadougou, far away"])
+    found = lk.choices(lm4, "He came from", [" London", " the United States of America"])
     assert found.best == " London"
-    assert found.best_by("per_byte") == " Ouagadougou, far away"
-    assert "per_byte prefers ' Ouagadougou, far away'" in repr(found)
+    assert found.best_by("per_byte") == " the United States of America"
+    assert "per_byte prefers ' the United States of America'" in repr(found)
 
 
 def test_chat_ids_and_several_prompts_are_prompts(lm4):
