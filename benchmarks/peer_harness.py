@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -19,16 +20,19 @@ folder, out, tasks = sys.argv[1:]
 with open(tasks) as file:
     files = json.load(file)
 model = HFLM(pretrained=folder, dtype=torch.float32, device="cpu", batch_size=16)
-begin = time.perf_counter()
-asked = [
-    {
-        "task": name,
-        "dataset_path": "csv" if path.endswith(".csv") else "json",
+own = Path(lm_eval.__file__).parent / "tasks"
+asked = []
+for name, path in files.items():
+    split = "test" if path.endswith(".csv") else "train"
+    change = {
+        "include": str(own / ("crows_pairs" if split == "test" else "blimp") / f"{name.removeprefix('blimp_')}.yaml"),
+        "dataset_path": "csv" if split == "test" else "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test" if path.endswith(".csv") else "train": path}},
+        "dataset_kwargs": {"data_files": {split: path}},
     }
-    for name, path in files.items()
-]
+    asked.append(str(Path(path).with_suffix(".yaml")))
+    Path(asked[-1]).write_text(json.dumps(change | {"task": name}))  # JSON is YAML
+begin = time.perf_counter()
 found = lm_eval.simple_evaluate(model=model, tasks=asked, bootstrap_iters=0, log_samples=True)
 taken = time.perf_counter() - begin
 results = {
