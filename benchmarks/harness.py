@@ -42,7 +42,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = _cut(copies, Path(folder), options.n, options.crows)
         begin = time.perf_counter()
-        ours = {task: lk.benchmark(lm, path, progress=False) for task, path in files.items()}
+        ours = {}
+        for place in (Path(folder, "blimp"), files["crows_pairs_english"]):
+            found = lk.benchmark(lm, place, progress=False)
+            paradigms = found.data.labels_by("paradigm" if place.is_dir() else "")
+            for paradigm in dict.fromkeys(paradigms):
+                some = np.array([one == paradigm for one in paradigms])
+                task = f"blimp_{paradigm}" if paradigm else "crows_pairs_english"
+                ours[task] = found.right()[some], found.logprobs[some]
         taken = time.perf_counter() - begin
         lm.hf.save_pretrained(f"{folder}/model")
         lm.tokenizer.save_pretrained(f"{folder}/model")
@@ -54,24 +61,21 @@ def main() -> None:
         theirs = json.loads(Path(folder, "out.json").read_text())
     rows, record = [], {}
     for name, title in (("blimp", "BLiMP"), ("crows_pairs", "CrowS-Pairs")):
-        some = {task: result for task, result in ours.items() if task.startswith(name)}
-        shares = {
-            task: (float(result.right().mean()), float(theirs["tasks"][task]["metrics"][METRICS[name]]))
-            for task, result in some.items()
-        }
-        apart = {
-            task: np.abs(result.logprobs - np.array(theirs["tasks"][task]["logprobs"])).max()
-            for task, result in some.items()
-        }
-        mine, its = (float(np.mean(column)) for column in zip(*shares.values(), strict=True))
+        shares, apart, items = {}, {}, 0
+        for task, (right, logprobs) in ours.items():
+            if task.startswith(name):
+                its = theirs["tasks"][task]
+                shares[task] = float(right.mean()), float(its["metrics"][METRICS[name]])
+                apart[task] = float(np.abs(logprobs - np.array(its["logprobs"])).max())
+                items += len(right)
+        mine, other = (float(np.mean(column)) for column in zip(*shares.values(), strict=True))
         worst = max(abs(a - b) for a, b in shares.values())
-        items = sum(len(result.data.items) for result in some.values())
         off = max(apart.values())
         same = "yes" if worst <= CLOSE and off <= CLOSE else "NO"
-        numbers = (f"{mine:.4f}", f"{its:.4f}", f"{worst:.1e}", f"{off:.1e}")
-        rows.append([title, str(items), str(len(some)), *numbers, same])
+        numbers = (f"{mine:.4f}", f"{other:.4f}", f"{worst:.1e}", f"{off:.1e}")
+        rows.append([title, str(items), str(len(shares)), *numbers, same])
         record[name] = {
-            task: {"labkit": a, "harness": b, "logprobs apart": float(apart[task])} for task, (a, b) in shares.items()
+            task: {"labkit": a, "harness": b, "logprobs apart": apart[task]} for task, (a, b) in shares.items()
         }
     about = describe()
     lines = [
@@ -94,9 +98,10 @@ def main() -> None:
 def _cut(copies: dict[str, list[Path]], folder: Path, n: int, crows: int | None) -> dict[str, Path]:
     """Files with the items that are asked, by the name of their task in the harness."""
     files = {}
+    (folder / "blimp").mkdir()
     for source in copies["blimp"]:
         frame = read_table(source)[:n]
-        path = folder / f"{frame.UID[0]}.jsonl"
+        path = folder / "blimp" / f"{frame.UID[0]}.jsonl"
         frame.to_json(path, orient="records", lines=True)
         files[f"blimp_{frame.UID[0]}"] = path
     path = folder / "crows_pairs.csv"
