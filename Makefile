@@ -143,13 +143,14 @@ links:  ## Colab, Binder and nbgitpuller links and first cells: make links REPO=
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	touch $@
 
-bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run (about 25 minutes on two cores)
+bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run (about 25 minutes on two cores); DATA=... adds harness.py
 	.venv-peers/bin/python benchmarks/peer_zoo.py benchmarks/results/zoo.json
 	$(BIN)/python tests/zoo/table.py
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/findings.py
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 	$(BIN)/python benchmarks/attention.py
+	$(if $(DATA),$(BIN)/python benchmarks/harness.py "$(DATA)")
 
 bench-avx2: $(VENV)/.test .venv-peers/.ready  ## the first table as on a processor with AVX2 and without AVX-512
 	ATEN_CPU_CAPABILITY=avx2 $(AVX2) PYTHONPATH=tests/without_avx512 \

@@ -17,6 +17,11 @@ from .audits.heads import audit_heads as audit_heads
 from .audits.heads import open_audit_heads as open_audit_heads
 from .audits.result import Audit as Audit
 from .audits.result import open_audit as open_audit
+from .audits.benchmark import benchmark as benchmark
+from .audits.benchmark_result import Benchmark as Benchmark
+from .audits.benchmark_result import open_benchmark as open_benchmark
+from .audits.choices import Choices as Choices
+from .audits.choices import choices as choices
 from .circuits.circuit import Circuit as Circuit
 from .circuits.circuit import Faithfulness as Faithfulness
 from .circuits.edge_attribution import edge_attribution as edge_attribution

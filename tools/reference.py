@@ -1,4 +1,4 @@
-"""Write docs/reference.md: the sites, metrics, model sources, kinds of file and openness components that there are.
+"""Write docs/reference.md: sites, metrics, model sources, findings of scans, benchmarks, files, openness; from their lists.
 
 python tools/reference.py
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from labkit.activations import site_kinds
 from labkit.models import openness
 from labkit.models.scan import rules
+from labkit.datasets import items, published
 from labkit.models.sources import kinds as model_sources
 from labkit.patching import metrics as metric_kinds
 from labkit.results import file
@@ -43,6 +44,16 @@ def reference() -> str:
     sources = ((source.name, source.written) for source in model_sources.SOURCES)
     severities = sorted(rules.RULES.values(), key=lambda rule: rules.SEVERITIES.index(rule.severity))
     scanned = ((f"`{rule.name}`", rule.severity, rule.why, rule.advice) for rule in severities)
+    tables = (
+        (
+            ", ".join(f"`{column}`" for column in kind.columns),
+            ", ".join(f"`{label}`" for label in kind.labels),
+            {"": "nothing", " ": "a space", None: "a space, where there is none"}[kind.delimiter],
+            kind.measure,
+        )
+        for kind in items.FORMATS
+    )
+    sets = ((f"`{name}`", one.title, f"`{one.file}`", one.repository) for name, one in published.SETS.items())
     files = ((kind.words, f"`{kind.opener}`", str(kind.newest)) for kind in file.KINDS.values())
     asked = {None: "none: optional"} | {level: words.split(",")[0] for level, words in openness.CLASSES.items()}
     components = ((name, asked[level]) for name, level in openness.COMPONENTS.items())
@@ -62,6 +73,11 @@ def reference() -> str:
             "## What a scan finds\n",
             "`lk.scan(name)` and `labkit scan NAME`. A danger: do not open it. A warning: look at it first.\n",
             table(("finding", "severity", "why it matters", "what to do"), scanned),
+            "## Benchmarks\n",
+            f"`lk.benchmark(lm, data)` takes a file ({', '.join(items.READERS)}), a folder or a data frame",
+            "with the columns of one of these, or a name: `mini`, labkit's own pairs, or a set you have a copy of.\n",
+            table(("columns", "grouped by", "between prompt and choice", "measure"), tables),
+            table(("name", "set", "a copy has", "from the makers' repository"), sets),
             "## Files\n",
             table(("a file holds", "opened by", "format"), files),
             "## How open a model is\n",

@@ -16,7 +16,7 @@ import numpy as np
 
 from labkit.audits.result import NORMALISED, Audit
 from labkit.datasets.minimal_pairs import MinimalPair, own_pairs, pairs_from
-from labkit.datasets.published import PUBLISHED
+from labkit.datasets.stereotypes import STEREOTYPES
 from labkit.generation.continuations import score_continuations
 from labkit.results.job import finish
 from labkit.results.recipe import made_with
@@ -145,7 +145,7 @@ def _read(data: Data, data_dir: str | os.PathLike[str] | None) -> list[MinimalPa
     if isinstance(data, os.PathLike) or (isinstance(data, str) and data.endswith(".json")):
         return pairs_from(data)
     if isinstance(data, str):
-        return PUBLISHED[data].pairs(data_dir) if data in PUBLISHED else own_pairs(data)
+        return STEREOTYPES[data].pairs(data_dir) if data in STEREOTYPES else own_pairs(data)
     pairs = list(data)
     if not pairs or not all(isinstance(pair, MinimalPair) for pair in pairs):
         raise ValueError("data must be a list of lk.MinimalPair, one or more, or the name of a set or file")
@@ -173,8 +173,8 @@ def _limited(pairs: list[MinimalPair], limit: int | None, seed: int) -> list[Min
 
 
 def _notes(models: Sequence[LanguageModel], pairs: Sequence[MinimalPair], data: Data) -> Iterator[str]:
-    if isinstance(data, str) and data in PUBLISHED:
-        yield f"{PUBLISHED[data].paper}. What is known against it: {PUBLISHED[data].criticism}"
+    if isinstance(data, str) and data in STEREOTYPES:
+        yield f"{STEREOTYPES[data].paper}. What is known against it: {STEREOTYPES[data].criticism}"
     words = {pair.word for pair in pairs if pair.word}
     for name, lm in zip(names_of(models), models, strict=True):
         split = sum(len(lm.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) > 1 for word in words)

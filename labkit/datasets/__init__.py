@@ -1,1 +1,1 @@
-"""Pairs of prompts for classic tasks."""
+"""Pairs of prompts for classic tasks, and items with a right answer: published sets and a small one of our own."""

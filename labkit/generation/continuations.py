@@ -20,8 +20,8 @@ from labkit.text.continuation import encode_continuations
 from labkit.text.types import Prompt
 
 WINDOW = 2048  # pairs among which rows of one length are sought; what an interrupt leaves is whole up to such a window
-TOKENS = {"cpu": 2048, "cuda": 16384}  # of a batch; on a CPU more do not fit its caches
-LOGITS = {"cpu": 1 << 26, "cuda": 1 << 29}  # numbers of the logits of a batch
+TOKENS = 2048, 16384  # of a batch on a CPU, where more do not fit the caches, and elsewhere
+LOGITS = 1 << 25, 1 << 28  # numbers of the logits of a batch, likewise
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class ContinuationJob:
 
     Attributes:
         found: for each pair its `Continuation`; None until it is computed.
+        done: how many there are.
     """
 
     def __init__(self, lm: Model, pairs: Sequence[tuple[Prompt, str]], *, batch: int | None = None) -> None:
@@ -97,14 +98,11 @@ class ContinuationJob:
         self.found: list[Continuation | None] = [None] * len(pairs)
         self._ids = encode_continuations(lm, pairs)
         self._bytes = [len(text.encode()) for _, text in pairs]
+        self.done = 0
 
     @property
     def total(self) -> int:
         return len(self.found)
-
-    @property
-    def done(self) -> int:
-        return sum(one is not None for one in self.found)
 
     def steps(self) -> Iterator[int]:
         """Score what is not scored yet; yields after each batch how many pairs it had."""
@@ -120,11 +118,11 @@ class ContinuationJob:
                 context, added = self._ids[n]
                 ids = (*context, *added[:-1])  # nothing is predicted after the last
                 inputs.setdefault(len(ids), {}).setdefault(ids, []).append(n)
-        kind = "cpu" if self.lm.device.type == "cpu" else "cuda"
+        elsewhere = self.lm.device.type != "cpu"
         for length, found in sorted(inputs.items()):
             rows = sorted(found.items(), key=self._most)  # those with long continuations together
             most = max(map(self._most, rows))
-            fits = min(TOKENS[kind] // length, LOGITS[kind] // (most * self.lm.n_vocab))
+            fits = min(TOKENS[elsewhere] // length, LOGITS[elsewhere] // (most * self.lm.n_vocab))
             size = self.batch or max(1, fits)
             yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
@@ -150,4 +148,6 @@ class ContinuationJob:
             tokens = self._ids[n][1]
             span = slice(start, start := start + len(tokens))
             self.found[n] = Continuation(tokens, logprobs[span], self._bytes[n], bool(likeliest[span].all()))
-        return sum(len(which) for _, which in rows)
+        scored = sum(len(which) for _, which in rows)
+        self.done += scored
+        return scored

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over pairs, and the rank correlation of two grids."""
+"""Bootstrap intervals over pairs or items, and the rank correlation of two grids."""
 
 from __future__ import annotations
 
@@ -33,13 +33,38 @@ def interval(
     Raises:
         ValueError: fewer than two pairs, or a level that is not between 0 and 1.
     """
-    if n < 2:
-        raise ValueError(f"an interval needs at least two pairs; there {'is' if n == 1 else 'are'} {n}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level!r}")
+    _check(n, level, "pairs")
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
     low, high = np.quantile(average(weights), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low.astype(np.float32), high.astype(np.float32)
+
+
+def interval_of_mean(
+    values: np.ndarray, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """The ends of a bootstrap interval of the mean of many values of few kinds, such as right and wrong.
+
+    How often each kind comes up among as many draws is drawn at once, which is the same distribution as of draws one by
+    one and takes no memory for the items.
+
+    Args:
+        values: (n,), finite.
+
+    Raises:
+        ValueError: as `interval`.
+    """
+    _check(len(values), level, "items")
+    kinds, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
+    low, high = np.quantile(drawn @ kinds / len(values), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _check(n: int, level: float, what: str) -> None:
+    if n < 2:
+        raise ValueError(f"an interval needs at least two {what}; there {'is' if n == 1 else 'are'} {n}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level!r}")
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -31,7 +31,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def small():
-    return lk.load("tests/files/small_llama", bits=32, progress=False)
+    return lk.load(Path(__file__).parents[1] / "files" / "small_llama", bits=32, progress=False)
 
 
 def naive(lm, context, added):

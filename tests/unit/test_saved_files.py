@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 
@@ -19,13 +20,13 @@ from labkit.results.file import KINDS, save_arrays
 from labkit.widgets.patch_lab.lab import PatchLab
 
 FILES = Path(__file__).parents[1] / "files"
-"""Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz` and
-`findings.npz` by 0.2.0, the first to have them. Never write them anew."""
+"""Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz`,
+`findings.npz` and `benchmark.npz` by 0.2.0, the first to have them. Never write them anew."""
 OLD = {
     "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
     "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
     "session.json": "labkit prompt session", "sweep": "sweep", "sweep/shard-00000.npz": "sweep shard",
-    "report.npz": "quantisation report", "findings.npz": "findings",
+    "report.npz": "quantisation report", "findings.npz": "findings", "benchmark.npz": "benchmark",
 }  # fmt: skip
 
 
@@ -43,13 +44,18 @@ def compared(lm: lk.LanguageModel) -> lk.Findings:
     return lk.compare_findings(lm, lm, [pair], findings=["z"], k=2, progress=False)
 
 
+def benchmarked(lm: lk.LanguageModel) -> lk.Benchmark:
+    items = pd.DataFrame({"prompt": ["To Mary", "To John"], "choices": [["a", "b"]] * 2, "answer": ["a", "b"]})
+    return lk.benchmark(lm, items, progress=False)
+
+
 @pytest.fixture(scope="module")
 def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
     """By kind of file."""
     return {
         "grid": lk.open_grid, "edges": lk.open_edges, "attention": lk.open_attention, "lens": lk.open_lens,
         "steering vector": lk.open_steering_vector, "sweep": lk.open_sweep, "quantisation report": lk.open_report,
-        "findings": lk.open_findings,
+        "findings": lk.open_findings, "benchmark": lk.open_benchmark,
         "lab": lambda path: PatchLab.open(lm, path, background=False),
         "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
     }  # fmt: skip
@@ -75,6 +81,7 @@ def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "lab": PatchLab(lm, "To Mary", "To John", "M", "J", background=False).save(folder / "lab.npz"),
         "labkit prompt session": lab.save_session(folder / "session.json"),
         "findings": compared(lm).save(folder / "findings.npz"),
+        "benchmark": benchmarked(lm).save(folder / "benchmark.npz"),
         "quantisation report": reported(lm).save(folder / "report.npz"),
         "sweep": swept, "sweep shard": swept / "shard-00000.npz",
     }  # fmt: skip
@@ -100,6 +107,8 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
         assert opened.to_frame().perplexity.gt(1).all()
     elif name == "findings.npz":
         assert opened.to_frame().overlap["z"] == 1
+    elif name == "benchmark.npz":
+        assert opened.to_frame().loc["all", "items"] == 2
     else:
         assert np.isfinite(values).any()
     if name.startswith("grid"):

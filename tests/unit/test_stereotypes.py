@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import labkit as lk
-from labkit.datasets.published import PUBLISHED
+from labkit.datasets.stereotypes import STEREOTYPES
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def test_crows_pairs(tmp_path: Path, lm4: lk.LanguageModel) -> None:
         '0,"Old people, they say, forget.","Young people, they say, forget.",stereo,age\n'
         "1,The poor waste money.,The rich waste money.,stereo,socioeconomic\n"
     )
-    pairs = PUBLISHED["crows_pairs"].pairs(tmp_path)
+    pairs = STEREOTYPES["crows_pairs"].pairs(tmp_path)
     assert [pair.category for pair in pairs] == ["age", "socioeconomic"]
     assert pairs[0].stereotype == ("", "Old people, they say, forget.")
     audit = lk.audit(lm4, "crows_pairs", data_dir=tmp_path, progress=False)
@@ -37,7 +37,7 @@ def test_winobias(tmp_path: Path) -> None:
         (tmp_path / f"{side}_stereotyped_type1.txt.dev").write_text(
             f"1 [The nurse] met the pilot because [{word}] was early.\n2 [The cook] left.\n"
         )
-    (pair,) = PUBLISHED["winobias"].pairs(tmp_path)
+    (pair,) = STEREOTYPES["winobias"].pairs(tmp_path)
     assert pair.category == "gender, type1"
     assert pair.stereotype == ("", "The nurse met the pilot because she was early.")
     assert pair.other == ("", "The nurse met the pilot because he was early.")
@@ -50,7 +50,7 @@ def test_stereoset(tmp_path: Path) -> None:
     ]
     item = {"id": "a1", "bias_type": "profession", "sentences": sentences}
     (tmp_path / "dev.json").write_text(json.dumps({"data": {"intrasentence": [item]}}))
-    (pair,) = PUBLISHED["stereoset"].pairs(tmp_path)
+    (pair,) = STEREOTYPES["stereoset"].pairs(tmp_path)
     assert (pair.stereotype[1], pair.other[1]) == ("The student is poor.", "The student is rich.")
 
 
@@ -67,7 +67,7 @@ def question(polarity: str, condition: str = "ambig", groups: tuple[str, ...] = 
 def test_bbq(tmp_path: Path) -> None:
     items = [question("neg"), question("nonneg"), question("neg", "disambig"), question("neg", groups=("unclear",))]
     (tmp_path / "Age.jsonl").write_text("\n".join(map(json.dumps, items)))
-    pairs = PUBLISHED["bbq"].pairs(tmp_path)
+    pairs = STEREOTYPES["bbq"].pairs(tmp_path)
     assert [(pair.stereotype[1], pair.other[1]) for pair in pairs] == [
         (" The grandmother", " The girl"),
         (" The girl", " The grandmother"),
@@ -75,7 +75,7 @@ def test_bbq(tmp_path: Path) -> None:
     assert pairs[0].stereotype[0].endswith("Who was lost?\nAnswer:")
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", STEREOTYPES)
 def test_a_set_that_is_not_here_says_where_to_get_it_and_what_else_there_is(
     lm4: lk.LanguageModel, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +84,9 @@ def test_a_set_that_is_not_here_says_where_to_get_it_and_what_else_there_is(
     monkeypatch.setenv("LABKIT_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"has no .*github.com/.*LABKIT_DATA"):
         lk.audit(lm4, name)
-    path = tmp_path / PUBLISHED[name].files.replace("?", "1").replace("*.jsonl", "a.jsonl").replace("txt.*", "txt.dev")
+    path = tmp_path / STEREOTYPES[name].files.replace("?", "1").replace("*.jsonl", "a.jsonl").replace(
+        "txt.*", "txt.dev"
+    )
     path.write_text('{"another": "form"}\n')
     path.with_name(path.name.replace("pro_", "anti_")).write_text('{"another": "form"}\n')
     with pytest.raises(ValueError, match=r"form of|none of the pairs"):
