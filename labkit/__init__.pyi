@@ -8,6 +8,9 @@ from .attention_maps.file import SavedAttention as SavedAttention
 from .attention_maps.file import open_attention as open_attention
 from .attention_maps.patterns import AttentionPatterns as AttentionPatterns
 from .attention_maps.patterns import attention as attention
+from .audits.refusal import refusal_direction as refusal_direction
+from .audits.refusal_report import Refusal as Refusal
+from .audits.refusal_report import open_refusal as open_refusal
 from .circuits.circuit import Circuit as Circuit
 from .circuits.circuit import Faithfulness as Faithfulness
 from .circuits.edge_attribution import edge_attribution as edge_attribution

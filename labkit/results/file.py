@@ -43,6 +43,7 @@ KINDS = {
         Kind("labkit prompt session", "a session of PromptLab", "lk.PromptLab(lm).open_session(path)"),
         Kind("quantisation report", "a quantisation report", "lk.open_report(path)"),
         Kind("findings", "findings in two precisions", "lk.open_findings(path)"),
+        Kind("refusal", "a refusal direction", "lk.open_refusal(path)"),
         Kind("sweep", "a sweep", "lk.open_sweep(folder)"),
         Kind("sweep shard", "a part of a sweep", "lk.open_sweep(its folder)"),
     )

@@ -154,7 +154,7 @@ def single_token(lm: TextModel, text: str | int, *, role: str = "answer", after:
         return text
     if not text:
         raise ValueError(f"the {role} is empty; give it one token, such as ' Mary'")
-    ids = _following(lm.tokenizer, text, after)
+    ids = following(lm.tokenizer, text, after)
     if not ids:
         near = describe(lm.tokenizer, lm.tokenizer(text, add_special_tokens=False).input_ids)[0].text
         raise ValueError(f"the {role} {text!r} is not a token of its own; {near!r} is. Give that, or the token's id")
@@ -176,7 +176,7 @@ def word_for(lm: TextModel, id: int, *, after: torch.Tensor | None = None) -> st
         return id
 
 
-def _following(tokenizer: Any, text: str, after: torch.Tensor | None) -> list[int]:
+def following(tokenizer: Any, text: str, after: torch.Tensor | None) -> list[int]:
     """The ids of a text that continues others, or anything.
 
     One token if there is one: what the tokenizer makes of the text at that place, else a token that reads like it.
