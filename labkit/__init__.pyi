@@ -8,6 +8,12 @@ from .attention_maps.file import SavedAttention as SavedAttention
 from .attention_maps.file import open_attention as open_attention
 from .attention_maps.patterns import AttentionPatterns as AttentionPatterns
 from .attention_maps.patterns import attention as attention
+from .audits.cost import RunningCost as RunningCost
+from .audits.cost import running_cost as running_cost
+from .audits.injection import Injection as Injection
+from .audits.injection import injection as injection
+from .audits.memorisation import Memorisation as Memorisation
+from .audits.memorisation import memorisation as memorisation
 from .audits.refusal import refusal_direction as refusal_direction
 from .audits.refusal_report import Refusal as Refusal
 from .audits.refusal_report import open_refusal as open_refusal

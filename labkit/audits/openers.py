@@ -7,7 +7,7 @@ have been written (teacher forcing). Beginnings that share their first tokens sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from labkit.text.chat import is_chat, template_of
 from labkit.text.encode import following
 
 if TYPE_CHECKING:
+    from labkit.activations.hooks import Edit
     from labkit.language_model import LanguageModel
     from labkit.text.types import Prompt
 
@@ -41,7 +42,7 @@ def opener_ids(lm: LanguageModel, prompt: Prompt, openers: Sequence[str]) -> lis
         ValueError: there are none, one is empty, or one begins another, so that their probabilities do not add up.
     """
     if not openers:
-        raise ValueError("there are no beginnings of an answer; give at least one, such as \"I cannot\"")
+        raise ValueError("there are no beginnings of an answer; give at least one, such as 'I cannot'")
     found = [tuple(_after(lm, prompt, text)) for text in openers]
     for text, ids in zip(openers, found, strict=True):
         if not ids:
@@ -75,13 +76,18 @@ def _after(lm: LanguageModel, prompt: Prompt, text: str) -> list[int]:
 
 
 def opener_logprobs(
-    lm: LanguageModel, prompts: Sequence[torch.Tensor], openers: Sequence[tuple[int, ...]]
+    lm: LanguageModel,
+    prompts: Sequence[torch.Tensor],
+    openers: Sequence[tuple[int, ...]],
+    *,
+    write: Mapping[Any, torch.Tensor | Edit] | None = None,
 ) -> np.ndarray:
     """The natural log-probability of each beginning after each prompt, float64 (prompt, beginning).
 
     Args:
         prompts: token ids (1, seq) each.
         openers: token ids of each beginning.
+        write: sites that are written meanwhile, as for `lm.run`.
     """
     starts = {one[:-1] for one in openers}
     rows = [one for one in starts if not any(one != other and other[: len(one)] == one for other in starts)]
@@ -90,7 +96,7 @@ def opener_logprobs(
         mine = [n for n, one in enumerate(openers) if row[: len(one) - 1] == one[:-1]]
         for first in range(0, len(prompts), ROWS):
             some = [torch.cat([ids[0], ids.new_tensor(row)]) for ids in prompts[first : first + ROWS]]
-            logits = run(lm, some, logits=list(range(-len(row) - 1, 0)), to="cpu").logits
+            logits = run(lm, some, write=write, logits=list(range(-len(row) - 1, 0)), to="cpu").logits
             logprobs = logits.double().log_softmax(-1)  # (prompt, 1 + len(row), vocab)
             for n in mine:
                 each = [logprobs[:, place, id] for place, id in enumerate(openers[n])]
@@ -103,7 +109,9 @@ def log_odds(
     prompts: Sequence[torch.Tensor],
     these: Sequence[tuple[int, ...]],
     others: Sequence[tuple[int, ...]],
+    *,
+    write: Mapping[Any, torch.Tensor | Edit] | None = None,
 ) -> np.ndarray:
     """For each prompt, by how many nats an answer begins with any of `these` rather than any of `others`."""
-    found = torch.from_numpy(opener_logprobs(lm, prompts, [*these, *others]))
+    found = torch.from_numpy(opener_logprobs(lm, prompts, [*these, *others], write=write))
     return (found[:, : len(these)].logsumexp(1) - found[:, len(these) :].logsumexp(1)).numpy()
