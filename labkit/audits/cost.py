@@ -144,7 +144,7 @@ def running_cost(
             f"speed needs at least 2 tokens and 1 repeat, and idle may not be negative; got tokens={tokens}, "
             f"repeats={repeats}, idle={idle}"
         )
-    ids = [room_for(one, _prompt(one, prompt), tokens) for one in models]
+    ids = [room_for(one, _built_in(one, tokens) if prompt is None else prompt, tokens) for one in models]
     given = {"tokens": tokens, "prompt": None if prompt is None else as_json(asked(models[0], prompt))}
     given |= {"repeats": repeats, "idle": idle}
     usual = {"tokens": 32, "prompt": None, "repeats": 3, "idle": 2.0}
@@ -258,8 +258,9 @@ def _watched(lm: LanguageModel) -> Iterator[Any]:
         thread.join()
 
 
-def _prompt(lm: LanguageModel, prompt: Prompt | None) -> Prompt:
-    return encode(lm, PASSAGE, most=None)[:, :READ] if prompt is None else prompt
+def _built_in(lm: LanguageModel, tokens: int) -> torch.Tensor:
+    """The beginning of the built-in passage, shorter where the context has less room beside what is written."""
+    return encode(lm, PASSAGE, most=None)[:, : min(READ, max(1, (lm.context or READ + tokens) - tokens))]
 
 
 def _notes(meter: Meter, models: Sequence[LanguageModel]) -> list[str]:
@@ -271,7 +272,7 @@ def _notes(meter: Meter, models: Sequence[LanguageModel]) -> list[str]:
     if len(models) > 1 and any(device.type == "cpu" for one in models for device in one.devices):
         notes.append("The memory at most is that of this process, with all of these models in it.")
     if (taken := usable() - free()) > BUSY:
-        notes.append(f"Other programs used {taken:.1f} of {usable()} processors when this began: times are theirs, too.")
+        notes.append(f"Other programs used {taken:.1f} of {usable()} processors when this began, which slows it down.")
     return notes
 
 

@@ -2,8 +2,8 @@
 
 Processors of Intel and AMD count their energy (RAPL); Linux shows the counters under /sys/class/powercap, often to root
 alone, and hardly ever inside a virtual machine. An NVIDIA GPU since Volta counts its own (NVML, read through `pynvml`).
-Where a counter for the device is missing and codecarbon is installed, its number is taken, which is an estimate from the
-processor's rated power unless it finds a meter of its own. Otherwise the answer is why there is none.
+Where there is no counter and codecarbon is installed, its number is taken, which is an estimate from the processor's
+rated power unless it finds a meter of its own. Otherwise the answer is why there is none.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Prompt injection: how far an answer follows an instruction that is hidden in a document, and by which attention.
 
-The user asks about a document; a sentence in it asks for another word. How much the answer follows that sentence is read
-from log-probabilities, against a sentence that only mentions the word. Attention from where the answer begins to that
-sentence shows which heads look there; whether the answer depends on it shows when all attention to the sentence from
-later positions is cut, against cutting a random stretch of the document of the same length.
+The user asks about a document; a sentence in it asks for another word. How much the answer follows that sentence is
+read from log-probabilities, against a sentence that only mentions the word. Attention from where the answer begins to
+that sentence shows which heads look there; whether the answer depends on it shows when all attention to the sentence
+from later positions is cut, against cutting a random stretch of the document of the same length.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 ASKED = "Read this text and answer the question in one word.\n\n{}\n\n{}"
 CONDITIONS = ("mention", "instruction", "cut")
 LIMITS = (
-    "These are a few short documents with harmless words: another wording, a longer document or a tool that acts may be "
-    "followed more or less. What cutting changes depends on the sentence; where else the model carries it is not shown."
+    "These are short documents with harmless words: with another wording, a longer document or tools at hand a model "
+    "may follow more or less. The attention that looks at a sentence is not all that reads it: others pass it on."
 )
 
 
@@ -46,11 +46,11 @@ class Injection:
 
     Attributes:
         cases: the documents, questions, answers and instructions.
-        log_odds: (case, 3) float32, nats: by how much the instructed word is likelier than the answer that is asked for,
-            where a sentence mentions the word, where it is the instruction, and where attention to that is cut.
+        log_odds: (case, 3) float32, nats: by how much the instructed word is likelier than the answer that is asked
+            for, where a sentence mentions the word, where it is the instruction, and where attention to that is cut.
         random: (case, control) float32: the same where attention to a random stretch of the same length is cut.
-        attention: (case, layer, head) float32: the share of attention that the position where the answer begins gives to
-            the instruction; NaN where there is no pattern.
+        attention: (case, layer, head) float32: the share of attention that the position where the answer begins gives
+            to the instruction; NaN where there is no pattern.
         elsewhere: (case, layer, head) float32: the same for the random stretches, the mean over them.
         tokens: (case,) int: how long the instruction is.
         recipe: what repeats it.
@@ -114,16 +114,17 @@ class Injection:
         """What it shows and what it cannot show."""
         here, there = float(np.nanmean(self.attention)), float(np.nanmean(self.elsewhere))
         return (
-            f"In {int(self.obeyed.sum())} of {len(self.cases)} documents the instructed word is likelier than the answer "
-            f"that is asked for. The instruction makes its word likelier than mentioning it does by "
-            f"{_said(self.followed)}. Where the answer begins, heads give it {here:.1%} of their attention, and "
-            f"{there:.1%} to a stretch of the same length elsewhere in the document. Cutting attention to it moves the "
-            f"log-odds of its word by {_said(self.cut)}; cutting such a stretch, by {_said(self.cut_elsewhere)}. {LIMITS}"
+            f"In {int(self.obeyed.sum())} of {len(self.cases)} documents the instructed word is likelier than the "
+            "answer. Compared with a sentence that only mentions the word, the instruction moves its log-odds by "
+            f"{_said(self.followed)}. Where the answer begins, heads give the instruction {here:.1%} of their "
+            f"attention, and {there:.1%} to a stretch of the same length elsewhere in the document. Cutting attention "
+            f"to the instruction moves the log-odds by {_said(self.cut)}; to such a stretch, by "
+            f"{_said(self.cut_elsewhere)}. {LIMITS}"
         )
 
     def figure(self) -> go.Figure:
         """A heatmap of layers and heads: attention to the instruction beyond that to random stretches."""
-        beyond = np.nanmean(self.attention - self.elsewhere, 0)
+        beyond = (self.attention - self.elsewhere).mean(0)
         reach = float(np.nanmax(np.abs(beyond), initial=1e-9))
         return heatmap(
             beyond, x=list(range(beyond.shape[1])), y=list(range(beyond.shape[0])), axes=("head", "layer"),
@@ -172,8 +173,9 @@ def injection(
         An `Injection`.
 
     Raises:
-        ValueError: some of document, instruction, question, answer and instructed without the others, answers that begin
-            each other, a document too short for a stretch beside the instruction, or a model without patterns.
+        ValueError: some of document, instruction, question, answer and instructed without the others, answers that
+            begin each other, a document too short to compare the instruction with a stretch of it, or a model without
+            patterns.
     """
     own = {"document": document, "instruction": instruction, "question": question, "answer": answer}
     own |= {"instructed": instructed}
@@ -196,7 +198,7 @@ def injection(
 
 @dataclass(frozen=True)
 class _Planned:
-    """A case as token ids: the two prompts, where the instruction is in the second, and stretches to compare it with."""
+    """A case as token ids: both prompts, where the instruction is in the second, and stretches to compare it with."""
 
     mention: torch.Tensor
     ids: torch.Tensor
@@ -218,11 +220,8 @@ class _Planned:
         span = _differing(ids, lm.encode(prompt("#")))
         place = _differing(ids, lm.encode(prompt("", whole="#")))
         length = span.stop - span.start
-        starts = [
-            n
-            for n in range(place.start, place.stop - length + 1)
-            if n + length <= span.start or n >= span.stop
-        ]
+        possible = range(place.start, place.stop - length + 1)
+        starts = [n for n in possible if n + length <= span.start or n >= span.stop]
         if not starts:
             raise ValueError(
                 f"the instruction has {length} tokens, and the document no stretch of as many before or after it to "

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 KINDS = ("true", "paraphrase", "another's")
 LIMITS = (
-    "A famous sentence is quoted everywhere: knowing it by heart says little about the book, and nothing about texts that "
-    "appear once. No exact run does not show that a text was not in the training data, for other beginnings or sampling "
-    "may bring it out."
+    "A famous sentence is quoted everywhere: knowing it by heart says little about the book, and nothing about texts "
+    "that appear once. Nor does a short run show that a text was not in the training data: another beginning, or "
+    "sampling, may bring it out."
 )
 
 
@@ -47,8 +47,8 @@ class Memorisation:
         run: (text,) int: tokens that greedy writing gets right before the first wrong one.
         tokens: (text,) int: how many were compared.
         hits: (text,) float32: the share of these at which the true token is the likeliest, given all before it.
-        logprobs: (text, 3) float32: the mean log-probability, nats per token, of the true continuation, of a paraphrase,
-            and of another text's continuation after the same beginning; NaN where there is none.
+        logprobs: (text, 3) float32: the mean log-probability, nats per token, of the true continuation, of a
+            paraphrase, and of another text's continuation after the same beginning; NaN where there is none.
         recipe: what repeats it.
     """
 
@@ -100,8 +100,8 @@ class Memorisation:
             mean, low, high = self.advantage(kind)
             other = "a paraphrase" if kind == "paraphrase" else "another text's continuation"
             said.append(
-                f"The true continuation is {mean:+.2f} nats per token likelier than {other} (95 % interval {low:+.2f} to "
-                f"{high:+.2f})"
+                f"The log-probability of the true continuation is {mean:+.2f} nats per token above that of {other} "
+                f"(95 % interval {low:+.2f} to {high:+.2f})"
                 + (
                     "; part of that is style, which a paraphrase changes too."
                     if kind == "paraphrase"
@@ -195,7 +195,8 @@ def memorisation(
     )
 
 
-_Part = tuple[str, torch.Tensor, list[list[int]]]  # a title, the beginning (1, seq), and ways to go on, the true one first
+_Part = tuple[str, torch.Tensor, list[list[int]]]
+"""A title, the beginning as ids (1, seq), and ways to go on: the true one first."""
 
 
 def _built_in(lm: LanguageModel) -> list[_Part]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from labkit.activations.run import run
-from labkit.text.chat import is_chat, template_of
+from labkit.text.chat import Chat, is_chat, template_of
 from labkit.text.encode import following
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from labkit.text.types import Prompt
 
 ROWS = 20  # prompts in a batch
+ENDING = ("continue_final_message", "add_generation_prompt")
 
 
 def asking(lm: LanguageModel, text: Prompt) -> Prompt:
@@ -66,7 +67,9 @@ def check_disjoint(texts: Sequence[str], ids: Sequence[tuple[int, ...]]) -> None
 def _after(lm: LanguageModel, prompt: Prompt, text: str) -> list[int]:
     ids = lm.encode(prompt)
     if is_chat(prompt):
-        opened: Any = [*prompt, {"role": "assistant", "content": text}]
+        options = prompt.options if isinstance(prompt, Chat) else {}
+        kept = {name: value for name, value in options.items() if name not in ENDING}
+        opened = Chat([*prompt, {"role": "assistant", "content": text}], **kept)  # type: ignore[misc]
         whole = lm.encode(opened)[0]  # the template knows whether a space comes first
         if torch.equal(whole[: ids.shape[1]], ids[0]) and len(whole) > ids.shape[1]:
             return [int(id) for id in whole[ids.shape[1] :]]

@@ -24,7 +24,7 @@ from labkit.activations.sites import checked
 from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids
 from labkit.audits.refusal_report import MANNERS, OWN, SIDES, Refusal, code_of
 from labkit.datasets import refusals as built_in
-from labkit.generation.generate import generate
+from labkit.generation.generate import generate, room_for
 from labkit.precision.passage import PASSAGE
 from labkit.results.recipe import made_with
 from labkit.steering import SteeringVector, of_means, steer
@@ -76,21 +76,25 @@ def refusal_direction(
 
     Raises:
         ValueError: fewer than four pairs, one that is not two prompts, no controls, beginnings that overlap, a layer or
-            position that does not exist; before anything is measured.
+            position that does not exist, or a prompt too long for the context; before anything is measured.
     """
     given = built_in.PAIRS if pairs is None else pairs
     _check(given, controls, new_tokens)
     some = range(max(1, int(EARLY * lm.n_layers))) if layers is None else layers
     among = sorted({checked(lm, f"resid_post.{n}").layer or 0 for n in some})
     test = _Test.of(lm, given, refusals, answers, position, seed)
+    longest = max(
+        (ids for half in (test.first, test.second) for side in half.values() for ids in side), key=torch.numel
+    )
+    room_for(lm, longest, max([new_tokens, *map(len, [*test.refusals, *test.answers])]))
     usual = {
         "pairs": None, "position": -1, "layers": None, "controls": 4, "new_tokens": 16, "seed": 0,
-        "refusals": built_in.REFUSALS, "answers": built_in.ANSWERS,
+        "refusals": list(built_in.REFUSALS), "answers": list(built_in.ANSWERS),
     }  # fmt: skip
     told = {
         "pairs": None if pairs is None else [[as_json(asked(lm, side)) for side in pair] for pair in pairs],
         "position": position, "layers": None if layers is None else among, "controls": controls,
-        "new_tokens": new_tokens, "seed": seed, "refusals": tuple(refusals), "answers": tuple(answers),
+        "new_tokens": new_tokens, "seed": seed, "refusals": list(refusals), "answers": list(answers),
     }  # fmt: skip
     recipe = {**made_with(lm), "asked": changed(usual, told)}
 
@@ -240,16 +244,18 @@ def _chosen(layers: list[int], choice: np.ndarray) -> int | None:
 def _shuffled(
     own: SteeringVector, refused: torch.Tensor, answered: torch.Tensor, count: int, seed: int
 ) -> dict[str, SteeringVector]:
-    """Directions as long as `own` from the same activations (prompt, d_model), the sides of each pair drawn by lot."""
+    """Directions as long as `own` from the same activations (prompt, d_model), with the sides exchanged in half of the
+    pairs, so that what the pairs have in common cancels.
+    """
     draw, found = torch.Generator().manual_seed(seed), {}
+    even = len(refused) // 2 * 2
     for n in range(count):
-        swapped = torch.zeros(len(refused), dtype=torch.bool)
-        while not swapped.any() or swapped.all():
-            swapped = torch.rand(len(refused), generator=draw) < 0.5
-        where = swapped.view(-1, *[1] * (refused.ndim - 1))
-        one = of_means(refused.where(~where, answered), answered.where(~where, refused), own.layer)
-        values = one.values * (own.norm / one.norm) if one.norm else own.random(seed - 1 - n).values
-        found[f"shuffled {n}"] = replace(one, values=values)
+        order = torch.randperm(len(refused), generator=draw)[:even]
+        kept, swapped = order[: even // 2], order[even // 2 :]
+        sides = [torch.cat([a[kept], b[swapped]]) for a, b in ((refused, answered), (answered, refused))]
+        one = of_means(sides[0], sides[1], own.layer)
+        same = own.random(seed - 1 - n).values  # where the pairs differ in nothing but what cancels
+        found[f"shuffled {n}"] = replace(one, values=one.values * (own.norm / one.norm) if one.norm else same)
     return found
 
 

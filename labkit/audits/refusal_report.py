@@ -26,9 +26,10 @@ MANNERS = {"add": "added", "project_out": "projected out"}
 SIDES = {"add": "answered", "project_out": "refused"}
 """On which side of the pairs each manner is measured: where it could make a difference."""
 OWN = "direction"
+NOTHING = "the model has the same activations for both sides of the pairs, so there is no direction"
 LIMITS = (
-    "These requests ask for what an assistant cannot do: a model may refuse harm by another direction. That one direction "
-    "moves refusals does not make it the only one, and how an answer begins is not yet what it says."
+    "These requests ask for what an assistant cannot do: a model may refuse harm by another direction. That one "
+    "direction moves refusals does not make it the only one, and how an answer begins is not yet what it says."
 )
 
 
@@ -42,6 +43,7 @@ class Effect:
         low, high: the 95 % bootstrap interval over prompts.
         controls: the same mean for each control (control,).
         sign: 1 where it is added, -1 where it is projected out.
+        separates: are the refused farther along the direction than the answered, on the pairs that it is measured on?
     """
 
     mean: float
@@ -49,12 +51,15 @@ class Effect:
     high: float
     controls: np.ndarray
     sign: int
+    separates: bool
 
     @property
     def found(self) -> bool:
-        """Is it in the expected direction, apart from 0, and farther than every control?"""
+        """Is the change of the expected sign, with an interval without 0, and larger than that of every control, by a
+        direction that separates the two sides?
+        """
         away = self.low if self.sign > 0 else -self.high
-        return away > 0 and self.sign * self.mean > float((self.sign * self.controls).max())
+        return self.separates and away > 0 and self.sign * self.mean > float((self.sign * self.controls).max())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -98,7 +103,7 @@ class Refusal:
             ValueError: the two sides of the pairs are the same to the model at every layer.
         """
         if self.layer is None:
-            raise ValueError("the model has the same activations for both sides of the pairs, so there is no direction")
+            raise ValueError(NOTHING)
         return self.directions[self.layer]
 
     @property
@@ -110,14 +115,16 @@ class Refusal:
         """What the direction does when it is added (`add`) or projected out (`project_out`).
 
         Raises:
-            ValueError: there is no such manner.
+            ValueError: there is no such manner, or no direction.
         """
+        if self.layer is None:
+            raise ValueError(NOTHING)
         if manner not in MANNERS:
             raise ValueError(f"manner must be one of {', '.join(MANNERS)}; got {manner!r}")
         plain = self._row("none", SIDES[manner])
         moved = {vector: self._row(how, vector) - plain for how, vector in self.conditions if how == manner}
         controls = np.array([values.mean() for vector, values in moved.items() if vector != OWN])
-        return Effect(*_mean(moved[OWN]), controls, 1 if manner == "add" else -1)
+        return Effect(*_mean(moved[OWN]), controls, 1 if manner == "add" else -1, _mean(self.apart)[1] > 0)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per condition: `log_odds` of a refusal and its `change`, with `low` and `high` of its interval, in
@@ -151,8 +158,8 @@ class Refusal:
         if self.layer is None:
             return " ".join([*said, "Its activations are the same for both: there is no direction.", LIMITS])
         said.append(
-            f"Along the direction of layer {self.layer} the refused one is ahead in {np.mean(self.apart > 0):.0%} of these "
-            "pairs."
+            f"Along the direction of layer {self.layer} the refused one is ahead in {np.mean(self.apart > 0):.0%} of "
+            "these pairs."
         )
         said += [self._said(manner) for manner in MANNERS]
         return " ".join([*said, LIMITS])
@@ -166,9 +173,9 @@ class Refusal:
             wrote = f" Phrases of refusal: {self.refused[plain]:.0%} of answers before, {self.refused[n]:.0%} after."
         return (
             f"{MANNERS[manner].capitalize()}, it moves the log-odds by {effect.mean:+.2f} nats ({effect.low:+.2f} to "
-            f"{effect.high:+.2f}) on what is {SIDES[manner]}; the farthest of {len(effect.controls)} controls of the same "
-            f"length moves them by {extreme:+.2f}: "
-            + ("an effect." if effect.found else "no effect that controls lack.")
+            f"{effect.high:+.2f}) on what is {SIDES[manner]}; the farthest of {len(effect.controls)} controls of the "
+            f"same length moves them by {extreme:+.2f}: "
+            + ("an effect." if effect.found else "not an effect that can be told from theirs.")
             + wrote
             + f" Perplexity on plain prose goes from {self.damage[0, 0]:.1f} to {self.damage[n, 0]:.1f} "
             f"(KL {self.damage[n, 1]:.3f} nats per token)."

@@ -19,13 +19,14 @@ from labkit.results.file import KINDS, save_arrays
 from labkit.widgets.patch_lab.lab import PatchLab
 
 FILES = Path(__file__).parents[1] / "files"
-"""Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz` and
-`findings.npz` by 0.2.0, the first to have them. Never write them anew."""
+"""Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz`,
+`findings.npz` and `refusal.npz` by 0.2.0, the first to have them. Never write them anew."""
 OLD = {
     "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
     "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
     "session.json": "labkit prompt session", "sweep": "sweep", "sweep/shard-00000.npz": "sweep shard",
     "report.npz": "quantisation report", "findings.npz": "findings",
+    "refusal.npz": "refusal",
 }  # fmt: skip
 
 
@@ -43,13 +44,19 @@ def compared(lm: lk.LanguageModel) -> lk.Findings:
     return lk.compare_findings(lm, lm, [pair], findings=["z"], k=2, progress=False)
 
 
+def refused(lm: lk.LanguageModel) -> lk.Refusal:
+    pairs = [(f"{letter} one", f"{letter} two") for letter in "abcd"]
+    settings = {"controls": 2, "new_tokens": 1, "refusals": ["N"], "answers": ["Y"], "progress": False}
+    return lk.refusal_direction(lm, pairs, **settings)
+
+
 @pytest.fixture(scope="module")
 def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
     """By kind of file."""
     return {
         "grid": lk.open_grid, "edges": lk.open_edges, "attention": lk.open_attention, "lens": lk.open_lens,
         "steering vector": lk.open_steering_vector, "sweep": lk.open_sweep, "quantisation report": lk.open_report,
-        "findings": lk.open_findings,
+        "findings": lk.open_findings, "refusal": lk.open_refusal,
         "lab": lambda path: PatchLab.open(lm, path, background=False),
         "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
     }  # fmt: skip
@@ -75,6 +82,7 @@ def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "lab": PatchLab(lm, "To Mary", "To John", "M", "J", background=False).save(folder / "lab.npz"),
         "labkit prompt session": lab.save_session(folder / "session.json"),
         "findings": compared(lm).save(folder / "findings.npz"),
+        "refusal": refused(lm).save(folder / "refusal.npz"),
         "quantisation report": reported(lm).save(folder / "report.npz"),
         "sweep": swept, "sweep shard": swept / "shard-00000.npz",
     }  # fmt: skip
@@ -100,6 +108,8 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
         assert opened.to_frame().perplexity.gt(1).all()
     elif name == "findings.npz":
         assert opened.to_frame().overlap["z"] == 1
+    elif name == "refusal.npz":
+        assert opened.effect("add").controls.shape == (4,)
     else:
         assert np.isfinite(values).any()
     if name.startswith("grid"):
