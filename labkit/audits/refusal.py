@@ -83,10 +83,8 @@ def refusal_direction(
     some = range(max(1, int(EARLY * lm.n_layers))) if layers is None else layers
     among = sorted({checked(lm, f"resid_post.{n}").layer or 0 for n in some})
     test = _Test.of(lm, given, refusals, answers, position, seed)
-    longest = max(
-        (ids for half in (test.first, test.second) for side in half.values() for ids in side), key=torch.numel
-    )
-    room_for(lm, longest, max([new_tokens, *map(len, [*test.refusals, *test.answers])]))
+    prompts = [ids for half in (test.first, test.second) for side in half.values() for ids in side]
+    room_for(lm, max(prompts, key=torch.numel), max(new_tokens, *map(len, [*test.refusals, *test.answers])))
     usual = {
         "pairs": None, "position": -1, "layers": None, "controls": 4, "new_tokens": 16, "seed": 0,
         "refusals": list(built_in.REFUSALS), "answers": list(built_in.ANSWERS),
@@ -98,7 +96,7 @@ def refusal_direction(
     }  # fmt: skip
     recipe = {**made_with(lm), "asked": changed(usual, told)}
 
-    first, second = ({side: test.seen(prompts) for side, prompts in half.items()} for half in (test.first, test.second))
+    first, second = ({side: test.seen(some) for side, some in half.items()} for half in (test.first, test.second))
     directions: dict[int, SteeringVector] = {}
     for layer in among:
         vector = of_means(first["refused"][:, layer], first["answered"][:, layer], layer)
@@ -205,8 +203,8 @@ class _Test:
                 logits = plain if vector is None else run(self.lm, prose, to="cpu").logits[0, :-1].float()
                 some = prompts[:WRITTEN] if new_tokens and name in (*SIDES.values(), OWN, "random 0") else []
                 written = [generate(self.lm, ids, max_new_tokens=new_tokens).text for ids in some]
-            surprise = -logits.double().log_softmax(-1).gather(1, prose[0, 1:, None].cpu()).mean()
-            damage = float(surprise.exp()), _divergence(plain, logits)
+            surprise = float(torch.nn.functional.cross_entropy(logits, prose[0, 1:].cpu()))
+            damage = float(np.exp(surprise)), _divergence(plain, logits)
             yield (manner, name), odds, _share_refused(written), damage, tuple(written)
 
     def _next(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -261,8 +259,11 @@ def _shuffled(
 
 def _divergence(plain: torch.Tensor, other: torch.Tensor) -> float:
     """KL of the changed from the unchanged distributions (rows, vocab), nats, the mean over rows."""
-    p, q = (x.double().log_softmax(-1) for x in (plain, other))
-    return float((p.exp() * (p - q)).sum(-1).mean().clamp(min=0))
+    total = 0.0
+    for rows in zip(plain.split(32), other.split(32), strict=True):  # a vocabulary in float64 is large
+        p, q = (x.double().log_softmax(-1) for x in rows)
+        total += float((p.exp() * (p - q)).sum())
+    return max(0.0, total / len(plain))
 
 
 def _share_refused(written: Sequence[str]) -> float:

@@ -146,14 +146,14 @@ class Refusal:
         n = self.log_odds.shape[1]
         shares = [self.refused[self.conditions.index(("none", side))] for side in ("refused", "answered")]
         said = [
-            f"On {n} pairs that were not used to find it, the log-odds of beginning with a refusal are {gap:+.2f} nats "
-            f"(95 % interval {low:+.2f} to {high:+.2f}) for what should be refused: the model "
-            + ("tells the two apart." if low > 0 else "does not refuse it more, so there is little to find.")
+            f"On {n} pairs that did not choose the direction, the log-odds that an answer begins with a refusal differ "
+            f"by {gap:+.2f} nats (95 % interval {low:+.2f} to {high:+.2f}), refused minus answered: the model "
+            + ("tells the two apart." if low > 0 else "does not refuse more, so there is little to find.")
         ]
         if not np.isnan(shares).any():
             said.append(
-                f"Of the answers that it wrote to these, {shares[0]:.0%} have a phrase of refusal; to the others, "
-                f"{shares[1]:.0%}."
+                f"Of its written answers, {shares[0]:.0%} to what should be refused have a phrase of refusal, and "
+                f"{shares[1]:.0%} to the others."
             )
         if self.layer is None:
             return " ".join([*said, "Its activations are the same for both: there is no direction.", LIMITS])

@@ -90,7 +90,7 @@ def test_with_the_sides_exchanged_the_direction_points_the_other_way_and_nothing
     assert other.effect("add").mean < -1
     assert not other.effect("add").found
     assert not other.effect("project_out").found
-    assert "does not refuse it more, so there is little to find" in other.words()
+    assert "does not refuse more, so there is little to find" in other.words()
     assert other.words().count("not an effect that can be told from theirs") == 2
 
 
