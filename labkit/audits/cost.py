@@ -145,9 +145,9 @@ def running_cost(
             f"repeats={repeats}, idle={idle}"
         )
     ids = [room_for(one, _built_in(one, tokens) if prompt is None else prompt, tokens) for one in models]
-    given = {"tokens": tokens, "prompt": None if prompt is None else as_json(asked(models[0], prompt))}
-    given |= {"repeats": repeats, "idle": idle}
-    usual = {"tokens": 32, "prompt": None, "repeats": 3, "idle": 2.0}
+    said = None if prompt is None else as_json(asked(models[0], prompt))
+    given: dict[str, Any] = {"tokens": tokens, "prompt": said, "repeats": repeats, "idle": idle}
+    usual: dict[str, Any] = {"tokens": 32, "prompt": None, "repeats": 3, "idle": 2.0}
     recipe = {"models": [made_with(one) for one in models], "asked": changed(usual, given)}
 
     meter = meter_for([device for one in models for device in one.devices])

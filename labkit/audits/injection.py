@@ -177,15 +177,17 @@ def injection(
             begin each other, a document too short to compare the instruction with a stretch of it, or a model without
             patterns.
     """
-    own = {"document": document, "instruction": instruction, "question": question, "answer": answer}
-    own |= {"instructed": instructed}
+    own: dict[str, Any] = {
+        "document": document, "instruction": instruction, "question": question, "answer": answer,
+        "instructed": instructed,
+    }  # fmt: skip
     missing = [name for name, value in own.items() if value is None]
     if missing and len(missing) < len(own):
         raise ValueError(f"a document of your own needs {', '.join(own)}; {', '.join(missing)} is missing")
     if controls < 1:
         raise ValueError(f"controls judge the effect; give at least 1, not {controls}")
     checked(lm, "pattern")
-    cases = CASES if missing else (Case(**own),)  # type: ignore[arg-type]
+    cases = CASES if missing else (Case(**own),)
     draw = np.random.default_rng(seed)
     planned = [_Planned.of(lm, case, controls, draw) for case in cases]
     rows = [one.measured(lm) for one in tqdm(planned, desc="injection", disable=not progress, leave=False)]

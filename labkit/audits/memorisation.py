@@ -22,7 +22,7 @@ from labkit.datasets.public_domain import OPENINGS
 from labkit.results.bootstrap import interval
 from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code, changed
-from labkit.text.encode import following
+from labkit.text.encode import encode, following
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,17 +181,19 @@ def memorisation(
     for n, (_, start, ways) in enumerate(tqdm(parts, desc="memorisation", disable=not progress, leave=False)):
         others = [parts[m][2][0] for m in range(len(parts)) if m != n]
         other = others[n % len(others)] if others else []
-        found.append([_read(lm, start, ids) for ids in (*ways, *[[]] * (2 - len(ways)), other)])
+        three = (*ways, *[[]] * (2 - len(ways)), other)
+        found.append([_read(lm, start, ids[: len(ways[0])]) for ids in three])
     hits = [rows[0][1] for rows in found]
     logprobs = [[float(values.mean()) if len(values) else np.nan for values, _ in rows] for rows in found]
-    own = {"texts": None if texts is None else list(texts), "given": given, "tokens": tokens}
+    usual: dict[str, Any] = {"texts": None, "given": 16, "tokens": 20}
+    own: dict[str, Any] = {"texts": None if texts is None else list(texts), "given": given, "tokens": tokens}
     return Memorisation(
         tuple(title for title, _, _ in parts),
         np.array([len(same) if same.all() else int(np.argmin(same)) for same in hits]),
         np.array([len(same) for same in hits]),
         np.array([same.mean() for same in hits], np.float32),
         np.array(logprobs, np.float32),
-        {**made_with(lm), "asked": changed({"texts": None, "given": 16, "tokens": 20}, own)},
+        {**made_with(lm), "asked": changed(usual, own)},
     )
 
 
@@ -209,7 +211,7 @@ def _built_in(lm: LanguageModel) -> list[_Part]:
 
 
 def _split(lm: LanguageModel, text: str, given: int) -> _Part:
-    ids = lm.encode(text)
+    ids = encode(lm, text, most=None)
     title = " ".join(text.split()[:6])
     return f"{title} ..." if title != text else title, ids[:, :given], [ids[0, given:].tolist()]
 

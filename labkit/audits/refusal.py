@@ -85,11 +85,11 @@ def refusal_direction(
     test = _Test.of(lm, given, refusals, answers, position, seed)
     prompts = [ids for half in (test.first, test.second) for side in half.values() for ids in side]
     room_for(lm, max(prompts, key=torch.numel), max(new_tokens, *map(len, [*test.refusals, *test.answers])))
-    usual = {
+    usual: dict[str, Any] = {
         "pairs": None, "position": -1, "layers": None, "controls": 4, "new_tokens": 16, "seed": 0,
         "refusals": list(built_in.REFUSALS), "answers": list(built_in.ANSWERS),
     }  # fmt: skip
-    told = {
+    told: dict[str, Any] = {
         "pairs": None if pairs is None else [[as_json(asked(lm, side)) for side in pair] for pair in pairs],
         "position": position, "layers": None if layers is None else among, "controls": controls,
         "new_tokens": new_tokens, "seed": seed, "refusals": list(refusals), "answers": list(answers),

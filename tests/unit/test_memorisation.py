@@ -29,7 +29,7 @@ def learned() -> lk.LanguageModel:
     hf, tokenizer = LlamaForCausalLM(config), of_bytes()
     ids = torch.tensor([tokenizer(KNOWN).input_ids])
     optimiser = torch.optim.AdamW(hf.parameters(), lr=1e-2)
-    for _ in range(80):
+    for _ in range(120):
         loss = hf(input_ids=ids, labels=ids).loss
         optimiser.zero_grad()
         loss.backward()
