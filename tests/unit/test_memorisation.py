@@ -34,7 +34,7 @@ def learned() -> lk.LanguageModel:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert float(loss) < 0.1
+    assert loss.item() < 0.1
     return lk.wrap(hf.eval(), tokenizer)
 
 

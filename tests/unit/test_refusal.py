@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import labkit as lk
 from labkit.audits.openers import asking, check_disjoint, log_odds, opener_ids, opener_logprobs
 from labkit.datasets.refusals import ANSWERS, PAIRS, PHRASES, REFUSALS
 
+SMALL = Path(__file__).parents[1] / "files" / "small_llama"
 OWN = {"refusals": ["N"], "answers": ["Y"], "controls": 3, "new_tokens": 0, "progress": False}
 
 
@@ -195,7 +197,7 @@ def test_built_in_requests_are_alike_in_form_and_their_beginnings_exclude_each_o
 # -- the default model ----------------------------------------------------------------------------------------------
 
 
-def test_it_runs_on_a_chat_model_and_its_code_repeats_it(lm4):
+def test_it_runs_on_a_chat_model(lm4):
     settings = {"layers": [16], "controls": 2, "new_tokens": 6, "progress": False}
     first = lk.refusal_direction(lm4, PAIRS[:4], **settings)
     assert first.layer == 16
@@ -203,12 +205,19 @@ def test_it_runs_on_a_chat_model_and_its_code_repeats_it(lm4):
     wrote = [len(texts) for texts in first.written]
     assert wrote == [2, 2, 2, 2, 0, 0, 0, 2, 2, 0, 0, 0]
     assert np.isnan(first.refused).tolist() == [count == 0 for count in wrote]
-    with lm4.steer(first.vector):
-        odds = log_odds(lm4, [lm4.encode(asking(lm4, PAIRS[0][0]))], [(57, 2526)], [(504,)])
-    assert np.isfinite(odds).all()
+    assert np.isfinite(first.log_odds).all()
+    assert first.to_frame().kl["project_out", "direction"] > 0
+
+
+def test_its_code_repeats_it():
+    lm = lk.load(SMALL, bits=32, device="cpu", progress=False)
+    pairs = [(f"{name} went home", f"{name} came back") for name in ("Mary", "John", "Anna", "Paul")]
+    settings = {"refusals": ["Mary"], "answers": ["John"], "controls": 2, "new_tokens": 2, "seed": 3}
+    first = lk.refusal_direction(lm, pairs, **settings, progress=False)
     scope: dict = {}
-    exec(first.code().replace("progress=True", "progress=False"), scope)
+    exec(first.directions[2].code(), scope)
     np.testing.assert_allclose(scope["refusal"].log_odds, first.log_odds, atol=1e-4)
+    torch.testing.assert_close(scope["vector"].values, first.directions[2].values)
 
 
 @pytest.mark.parametrize(

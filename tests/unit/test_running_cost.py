@@ -130,7 +130,7 @@ def test_several_models_are_rows_and_the_code_measures_them_again(small):
     assert "with all of these models in it" in " ".join(cost.notes)
     code = cost.code()
     assert "model_0 = lk.load(" in code
-    assert "cost = lk.running_cost([model_0, model_1], tokens=4, prompt='When Mary" in code.replace("\n    ", " ")
+    assert "[model_0, model_1], tokens=4, prompt='When Mary" in code.replace("\n    ", " ")
     scope: dict = {}
     exec(code, scope)
     assert list(scope["cost"].to_frame().index) == names
