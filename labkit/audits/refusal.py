@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from labkit.activations.run import run
 from labkit.activations.sites import checked
 from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids
-from labkit.audits.refusal_report import MANNERS, OWN, SIDES, Refusal, code_of
+from labkit.audits.refusal_report import HARMLESS, MANNERS, OWN, SIDES, Refusal, code_of
 from labkit.datasets import refusals as built_in
 from labkit.generation.generate import generate, room_for
 from labkit.precision.passage import PASSAGE
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 EARLY = 0.8  # share of the layers among which one is chosen; the last ones hold the words of the answer already
 CHOOSING = 6  # pairs on which layers are compared
-HARMLESS = 0.1  # nats of KL that projecting a chosen direction out may cause on what is answered, as in the paper
 WRITTEN = 10  # prompts whose answers are written
 PROSE = 256  # tokens of plain prose on which damage is measured
 
@@ -231,12 +230,15 @@ def _recipe_of(lm: LanguageModel, recipe: dict[str, Any], layer: int) -> dict[st
 
 
 def _chosen(layers: list[int], choice: np.ndarray) -> int | None:
-    """The layer whose direction moves refusals most in both manners, among those that leave other answers alone."""
+    """The layer whose direction moves refusals most in both manners, among those that leave other answers alone.
+
+    The paper allows a KL of 0.1 nats on these; where every layer does more, up to twice the least of them counts.
+    """
     if not layers:
         return None
     score = choice[:, 0] - choice[:, 1]
-    harmless = choice[:, 2] <= HARMLESS
-    return layers[int(np.argmax(np.where(harmless, score, -np.inf) if harmless.any() else score))]
+    harmless = choice[:, 2] <= max(HARMLESS, 2 * float(choice[:, 2].min()))
+    return layers[int(np.argmax(np.where(harmless, score, -np.inf)))]
 
 
 def _shuffled(

@@ -26,6 +26,7 @@ MANNERS = {"add": "added", "project_out": "projected out"}
 SIDES = {"add": "answered", "project_out": "refused"}
 """On which side of the pairs each manner is measured: where it could make a difference."""
 OWN = "direction"
+HARMLESS = 0.1  # nats of KL that may come with an effect
 NOTHING = "the model has the same activations for both sides of the pairs, so there is no direction"
 LIMITS = (
     "These requests ask for what an assistant cannot do: a model may refuse harm by another direction. That one "
@@ -44,6 +45,7 @@ class Effect:
         controls: the same mean for each control (control,).
         sign: 1 where it is added, -1 where it is projected out.
         separates: are the refused farther along the direction than the answered, on the pairs that it is measured on?
+        kl: what it does to plain prose, nats per token; `controls_kl`: what each control does to it (control,).
     """
 
     mean: float
@@ -52,14 +54,26 @@ class Effect:
     controls: np.ndarray
     sign: int
     separates: bool
+    kl: float
+    controls_kl: np.ndarray
 
     @property
-    def found(self) -> bool:
+    def damaging(self) -> bool:
+        """Does it change plain prose by more than 0.1 nats per token and by more than every control does?"""
+        return self.kl > max(HARMLESS, float(self.controls_kl.max()))
+
+    @property
+    def moved(self) -> bool:
         """Is the change of the expected sign, with an interval without 0, and larger than that of every control, by a
         direction that separates the two sides?
         """
         away = self.low if self.sign > 0 else -self.high
         return self.separates and away > 0 and self.sign * self.mean > float((self.sign * self.controls).max())
+
+    @property
+    def found(self) -> bool:
+        """Are refusals moved, and not as a part of general damage?"""
+        return self.moved and not self.damaging
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,7 +138,10 @@ class Refusal:
         plain = self._row("none", SIDES[manner])
         moved = {vector: self._row(how, vector) - plain for how, vector in self.conditions if how == manner}
         controls = np.array([values.mean() for vector, values in moved.items() if vector != OWN])
-        return Effect(*_mean(moved[OWN]), controls, 1 if manner == "add" else -1, _mean(self.apart)[1] > 0)
+        kl = {vector: float(self.damage[n, 1]) for n, (how, vector) in enumerate(self.conditions) if how == manner}
+        own = kl.pop(OWN)
+        sign, separates = 1 if manner == "add" else -1, _mean(self.apart)[1] > 0
+        return Effect(*_mean(moved[OWN]), controls, sign, separates, own, np.array(list(kl.values())))
 
     def to_frame(self) -> pd.DataFrame:
         """One row per condition: `log_odds` of a refusal and its `change`, with `low` and `high` of its interval, in
@@ -175,7 +192,7 @@ class Refusal:
             f"{MANNERS[manner].capitalize()}, it moves the log-odds by {effect.mean:+.2f} nats ({effect.low:+.2f} to "
             f"{effect.high:+.2f}) on what is {SIDES[manner]}; the farthest of {len(effect.controls)} controls of the "
             f"same length moves them by {extreme:+.2f}: "
-            + ("an effect." if effect.found else "not an effect that can be told from theirs.")
+            + _verdict(effect)
             + wrote
             + f" Perplexity on plain prose goes from {self.damage[0, 0]:.1f} to {self.damage[n, 0]:.1f} "
             f"(KL {self.damage[n, 1]:.3f} nats per token)."
@@ -246,7 +263,7 @@ class Refusal:
         effects = {manner: self.effect(manner) for manner in MANNERS}
         said = ", ".join(
             f"{MANNERS[manner]} {e.mean:+.2f} nats ({e.low:+.2f} to {e.high:+.2f}; "
-            f"{'beyond' if e.found else 'not beyond'} its controls)"
+            f"{'an effect' if e.found else 'damage' if e.moved else 'no more than its controls'})"
             for manner, e in effects.items()
         )
         return f"Refusal(layer {self.layer}: {said})"
@@ -272,6 +289,14 @@ def open_refusal(path: str | os.PathLike[str]) -> Refusal:
         return Refusal(
             about["layer"], directions, conditions=conditions, written=written, recipe=about["recipe"], **arrays
         )
+
+
+def _verdict(effect: Effect) -> str:
+    if effect.found:
+        return "an effect."
+    if effect.moved:
+        return "more than theirs, but so is the damage to plain prose, so it may be no more than that."
+    return "not an effect that can be told from theirs."
 
 
 def code_of(recipe: dict[str, Any]) -> str:

@@ -88,7 +88,7 @@ def test_continuations_are_compared_with_paraphrases_and_with_each_other(found, 
     assert "says little about the book" in found.words()
     assert list(found.to_frame().columns) == ["run", "tokens", "hits", *KINDS]
     assert len(found.figure().data) == 3
-    assert found.code() == "import labkit as lk\n\nlm = lk.load()\nfound = lk.memorisation(lm, tokens=12)\n"
+    assert found.code() == "import labkit as lk\n\nlm = lk.load(bits=4)\nfound = lk.memorisation(lm, tokens=12)\n"
     assert "16 texts" in repr(found)
     with pytest.raises(ValueError, match="over must be one of paraphrase, another's; got 'shuffled'"):
         found.advantage("shuffled")
