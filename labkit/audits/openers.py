@@ -69,7 +69,7 @@ def _after(lm: LanguageModel, prompt: Prompt, text: str) -> list[int]:
     if is_chat(prompt):
         options = prompt.options if isinstance(prompt, Chat) else {}
         kept = {name: value for name, value in options.items() if name not in ENDING}
-        opened = Chat([*prompt, {"role": "assistant", "content": text}], **kept)  # type: ignore[misc]
+        opened = Chat([*prompt, {"role": "assistant", "content": text}], **kept)
         whole = lm.encode(opened)[0]  # the template knows whether a space comes first
         if torch.equal(whole[: ids.shape[1]], ids[0]) and len(whole) > ids.shape[1]:
             return [int(id) for id in whole[ids.shape[1] :]]

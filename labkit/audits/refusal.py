@@ -114,17 +114,17 @@ def refusal_direction(
         choice = np.array(each(test.tried(directions.values())), np.float32).reshape(-1, 3)
         vectors: dict[str, SteeringVector] = {}
         apart = np.zeros(len(second["refused"]), np.float32)
-        layer = _chosen(list(directions), choice)
-        if layer is not None:
-            own = directions[layer]
-            shuffled = _shuffled(own, first["refused"][:, layer], first["answered"][:, layer], controls, seed)
+        best = _chosen(list(directions), choice)
+        if best is not None:
+            own = directions[best]
+            shuffled = _shuffled(own, first["refused"][:, best], first["answered"][:, best], controls, seed)
             vectors = {OWN: own, **{f"random {n}": own.random(seed + n) for n in range(controls)}, **shuffled}
-            between = (second["refused"][:, layer] - second["answered"][:, layer]).flatten(1)
+            between = (second["refused"][:, best] - second["answered"][:, best]).flatten(1)
             apart = (between @ own.values.flatten() / own.norm**2).numpy()
         rows = each(test.measured(vectors, new_tokens))
     conditions, odds, refused, damage, written = zip(*rows, strict=True)
     return Refusal(
-        layer, directions, choice, conditions, np.array(odds, np.float32), np.array(refused, np.float32),
+        best, directions, choice, conditions, np.array(odds, np.float32), np.array(refused, np.float32),
         np.array(damage, np.float32), apart, written, recipe,
     )  # fmt: skip
 
@@ -153,12 +153,12 @@ class _Test:
         ids = {side: [lm.encode(prompt) for prompt in some] for side, some in prompts.items()}
         site = f"resid_post@{position}"
         checked(lm, site, length=min(one.shape[1] for some in ids.values() for one in some))
-        begun = [opener_ids(lm, prompts["answered"][0], texts) for texts in (refusals, answers)]
-        check_disjoint([*refusals, *answers], [*begun[0], *begun[1]])
+        refusing, answering = (opener_ids(lm, prompts["answered"][0], texts) for texts in (refusals, answers))
+        check_disjoint([*refusals, *answers], [*refusing, *answering])
         order = np.random.default_rng(seed).permutation(len(pairs)).tolist()
         halves = order[: len(order) // 2], order[len(order) // 2 :]
         first, second = ({side: [some[n] for n in half] for side, some in ids.items()} for half in halves)
-        return cls(lm, first, second, *begun, site)
+        return cls(lm, first, second, refusing, answering, site)
 
     def seen(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The residual stream after every layer at the position that is read: (prompt, layer, d_model), float32."""
@@ -193,7 +193,7 @@ class _Test:
         """
         prose = encode(self.lm, PASSAGE, most=None)[:, : min(PROSE, self.lm.context or PROSE)]
         plain = run(self.lm, prose, to="cpu").logits[0, :-1].float()
-        wanted = [("none", side, None) for side in SIDES.values()]
+        wanted: list[tuple[Any, str, SteeringVector | None]] = [("none", side, None) for side in SIDES.values()]
         wanted += [(manner, name, vector) for manner in MANNERS for name, vector in vectors.items()]
         for manner, name, vector in wanted:
             prompts = self.second[name if vector is None else SIDES[manner]]

@@ -16,7 +16,12 @@ CASE = CASES[0]
 
 @pytest.fixture(scope="module")
 def planned(lm32) -> _Planned:
-    return _Planned.of(lm32, CASE, 3, np.random.default_rng(0))
+    return _Planned.of(lm32, CASE, 1, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def found32(lm32) -> lk.Injection:
+    return lk.injection(lm32, **CASE._asdict(), controls=1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +62,7 @@ def test_cutting_leaves_rows_that_sum_as_before_and_see_nothing_of_the_stretch()
     assert torch.equal(new[:, :, :3], pattern[:, :, :3])
 
 
-def test_log_odds_are_those_of_whole_runs(lm32):
-    found = lk.injection(lm32, **CASE._asdict(), controls=1, progress=False)
+def test_log_odds_are_those_of_whole_runs(lm32, found32):
     prompt = asking(lm32, ASKED.format(CASE.document.replace("{}", CASE.instruction), CASE.question))
     ids = lm32.encode(prompt)
 
@@ -68,15 +72,14 @@ def test_log_odds_are_those_of_whole_runs(lm32):
         return sum(float(logprobs[ids.shape[1] - 1 + n, id]) for n, id in enumerate(opener))
 
     said = [np.logaddexp(logprob(a), logprob(b)) for a, b in (("banana", "Banana"), ("Saturday", "saturday"))]
-    assert found.log_odds[0, 1] == pytest.approx(said[0] - said[1], abs=5e-3)
+    assert found32.log_odds[0, 1] == pytest.approx(said[0] - said[1], abs=5e-3)
 
 
-def test_attention_to_the_instruction_is_that_of_the_patterns(lm32, planned):
-    _, _, attention, _ = planned.measured(lm32)
+def test_attention_to_the_instruction_is_that_of_the_patterns(lm32, planned, found32):
     looks = lk.attention(lm32, planned.ids)
     for layer in (0, 17):
         expected = looks.pattern(layer)[:, -1, planned.span].sum(-1)
-        np.testing.assert_allclose(attention[layer], expected, atol=1e-5)
+        np.testing.assert_allclose(found32.attention[0, layer], expected, atol=1e-5)
 
 
 def test_an_instruction_makes_its_word_likelier_and_the_result_says_what_it_is_worth(found):
