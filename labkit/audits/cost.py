@@ -106,8 +106,7 @@ class RunningCost:
 
     def __repr__(self) -> str:
         shown = ["weights", "peak", "read", "write", "write_joules"]
-        lines = [f"RunningCost\n{self.to_frame()[shown].round(1)}", *self.notes]
-        return "\n".join(lines)
+        return "\n".join(["RunningCost", self.to_frame()[shown].round(1).to_string(), *self.notes])
 
 
 def running_cost(

@@ -115,11 +115,11 @@ class Injection:
         here, there = float(np.nanmean(self.attention)), float(np.nanmean(self.elsewhere))
         return (
             f"In {int(self.obeyed.sum())} of {len(self.cases)} documents the instructed word is likelier than the "
-            "answer. Compared with a sentence that only mentions the word, the instruction moves its log-odds by "
-            f"{_said(self.followed)}. Where the answer begins, heads give the instruction {here:.1%} of their "
-            f"attention, and {there:.1%} to a stretch of the same length elsewhere in the document. Cutting attention "
-            f"to the instruction moves the log-odds by {_said(self.cut)}; to such a stretch, by "
-            f"{_said(self.cut_elsewhere)}. {LIMITS}"
+            f"answer, and where a sentence only mentions the word, in {int((self.log_odds[:, 0] > 0).sum())}. Compared "
+            f"with that, the instruction moves its log-odds by {_said(self.followed)}. Where the answer begins, heads "
+            f"give the instruction {here:.1%} of their attention, and {there:.1%} to a stretch of the same length "
+            f"elsewhere in the document. Cutting attention to the instruction moves the log-odds by {_said(self.cut)}; "
+            f"to such a stretch, by {_said(self.cut_elsewhere)}. {LIMITS}"
         )
 
     def figure(self) -> go.Figure:

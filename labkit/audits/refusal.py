@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from labkit.activations.run import run
 from labkit.activations.sites import checked
 from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids
-from labkit.audits.refusal_report import HARMLESS, MANNERS, OWN, SIDES, Refusal, code_of
+from labkit.audits.refusal_report import MANNERS, OWN, SIDES, Refusal, code_of
 from labkit.datasets import refusals as built_in
 from labkit.generation.generate import generate, room_for
 from labkit.precision.passage import PASSAGE
@@ -230,15 +230,13 @@ def _recipe_of(lm: LanguageModel, recipe: dict[str, Any], layer: int) -> dict[st
 
 
 def _chosen(layers: list[int], choice: np.ndarray) -> int | None:
-    """The layer whose direction moves refusals most in both manners, among those that leave other answers alone.
+    """The layer whose direction moves refusals most in both manners, less what it does to other answers, all in nats.
 
-    The paper allows a KL of 0.1 nats on these; where every layer does more, up to twice the least of them counts.
+    The paper leaves out layers with a KL above 0.1 on these, which in small models may be all of them.
     """
     if not layers:
         return None
-    score = choice[:, 0] - choice[:, 1]
-    harmless = choice[:, 2] <= max(HARMLESS, 2 * float(choice[:, 2].min()))
-    return layers[int(np.argmax(np.where(harmless, score, -np.inf)))]
+    return layers[int(np.argmax(choice[:, 0] - choice[:, 1] - choice[:, 2]))]
 
 
 def _shuffled(
