@@ -68,7 +68,7 @@ class CarbonMeter(Meter):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("codecarbon, an estimate where it finds no meter",)
+        return ("codecarbon (an estimate where it finds no meter, which may not tell work from rest)",)
 
     def start(self) -> None:
         self._count += 1
