@@ -188,6 +188,8 @@ class Refusal:
         wrote = ""
         if not np.isnan(self.refused[[n, plain]]).any():
             wrote = f" Phrases of refusal: {self.refused[plain]:.0%} of answers before, {self.refused[n]:.0%} after."
+            if effect.found and self.refused[plain] == self.refused[n]:
+                wrote += " So it shows in how answers may begin, and not in what is written."
         return (
             f"{MANNERS[manner].capitalize()}, it moves the log-odds by {effect.mean:+.2f} nats ({effect.low:+.2f} to "
             f"{effect.high:+.2f}) on what is {SIDES[manner]}; the farthest of {len(effect.controls)} controls of the "
@@ -229,10 +231,10 @@ class Refusal:
             fig.add_vline(x=self.layer, line_dash="dot", line_color="#555", row=1, col=1)
         fig.update_xaxes(title="layer", row=1, col=1)
         fig.update_xaxes(title="direction and its controls", row=1, col=2)
-        fig.update_yaxes(title="change of the log-odds of a refusal, nats", zeroline=True, zerolinecolor="#555")
+        fig.update_yaxes(title="change of log-odds of a refusal, nats", zeroline=True, zerolinecolor="#555")
         return fig.update_layout(
             title={"text": f"Refusal: what the direction of layer {self.layer} does", "font": {"size": 14}},
-            width=900, height=420,
+            width=900, height=440,
         )  # fmt: skip
 
     def code(self) -> str:
