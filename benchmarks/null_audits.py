@@ -48,8 +48,8 @@ def main() -> None:
     lines = [
         f"{date.today()}: {lm.name} in NF4, {about['cpu']}, {about['threads']} threads, torch {about['torch']}",
         "",
-        f"{len(audit.pairs)} pairs scored in {seconds:.0f} s. Of {options.n} audits with the label of each word left to "
-        f"chance, {share(alarms)} show a preference in any category (p after Holm's correction below 0.05 and an "
+        f"{len(audit.pairs)} pairs scored in {seconds:.0f} s. Of {options.n} audits with the label of each word left "
+        f"to chance, {share(alarms)} show a preference in any category (p after Holm's correction below 0.05 and an "
         f"interval without a half); by the corrected p alone {share(corrected)}, by the uncorrected {share(plain)}.",
         "",
         "| category | pairs | stereotype preferred (95 % interval) | p, Holm | null intervals that cover a half |",

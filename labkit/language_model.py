@@ -19,7 +19,7 @@ from labkit.generation.tree import Tree, tree
 from labkit.models.handle import Model
 from labkit.models.load import loaded, wrapped
 from labkit.models.quantisation import Packing
-from labkit.steering import SteeringVector, steer
+from labkit.steering import Manner, SteeringVector, steer
 from labkit.text.types import Prompt, Prompts
 
 if TYPE_CHECKING:
@@ -121,10 +121,17 @@ class LanguageModel(Model):
         return generate(self, prompt, **settings)
 
     def steer(
-        self, vector: SteeringVector | torch.Tensor, strength: float = 1.0, *, layer: int | None = None
+        self,
+        vector: SteeringVector | torch.Tensor,
+        strength: float = 1.0,
+        *,
+        layer: int | None = None,
+        manner: Manner = "add",
     ) -> AbstractContextManager[None]:
-        """Add a vector to the output of a layer while a `with` block runs; see `labkit.steering.steer`."""
-        return steer(self, vector, strength, layer=layer)
+        """Add a vector to the output of a layer, or project it out of all, while a `with` block runs; see
+        `labkit.steering.steer`.
+        """
+        return steer(self, vector, strength, layer=layer, manner=manner)
 
     def tree(self, prompt: Prompt, **settings: Any) -> Tree:
         """Continue a prompt and keep it as a tree to branch; see `labkit.generation.tree.Tree`."""

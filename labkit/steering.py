@@ -4,7 +4,8 @@ The vector is the mean output of a layer for the positive prompts minus that for
 "Steering language models with activation engineering"; Rimsky et al. 2024, "Steering Llama 2 via contrastive activation
 addition"). `lm.steer(vector, strength)` adds it to that layer's output at every position: those of the prompt and, in
 generation, each new one. Whether a change of the text is due to *this* direction shows in comparison with a random one
-of the same norm, `vector.random()`.
+of the same norm, `vector.random()`. What the direction is needed for shows when it is projected out of every layer,
+`lm.steer(vector, manner="project_out")` (Arditi et al. 2024, arXiv:2406.11717).
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from labkit.activations.hooks import hooked, never_reached
+from labkit.activations.hooks import Edit, Place, hooked, never_reached
 from labkit.activations.run import run
-from labkit.activations.sites import checked
+from labkit.activations.sites import checked, layers_with
 from labkit.models.handle import Model
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.recipe import made_with
@@ -30,6 +32,7 @@ from labkit.text.prompts import asked, packed, prompts_of
 from labkit.text.types import Prompt
 
 At = Literal["last", "mean"]
+Manner = Literal["add", "project_out"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,17 +116,11 @@ def steering_vector(
         if not prompts:
             raise ValueError(f"there are no {name} prompts; give at least one, preferably five")
         found[name] = torch.stack([_leaving(lm, prompt, site.layer, at) for prompt in prompts])
-    vector = found["positive"].mean(0) - found["negative"].mean(0)
-    if not float(vector.norm()) > 0:
+    if torch.equal(found["positive"].mean(0), found["negative"].mean(0)):
         raise ValueError(
             f"positive and negative give the same activations at layer {site.layer}; they must differ where "
             "they are read, " + ("at their last token" if at == "last" else "after their first token")
         )
-    spread: tuple[float, ...] = ()
-    if len(found["positive"]) == len(found["negative"]):
-        apart = (found["positive"] - found["negative"]).flatten(1) @ vector.flatten() / vector.norm() ** 2
-        spread = tuple(round(float(x), 4) for x in apart)
-    typical = float(torch.cat(list(found.values())).flatten(1).norm(dim=-1).mean())
     how = {} if at == "last" else {"at": at}
     recipe = {
         "code": as_code(lm.code(), "vector = lk.steering_vector", LM, *sides.values(), site.layer, **how),
@@ -134,7 +131,20 @@ def steering_vector(
             for name, prompts in sides.items()
         },
     }
-    return SteeringVector(vector, site.layer, typical, spread, recipe)
+    return of_means(found["positive"], found["negative"], site.layer, recipe)
+
+
+def of_means(
+    positive: torch.Tensor, negative: torch.Tensor, layer: int, recipe: dict[str, Any] | None = None
+) -> SteeringVector:
+    """The vector from one mean to another, of activations (prompt, d_model) that a layer has for some prompts."""
+    vector = positive.mean(0) - negative.mean(0)
+    spread: tuple[float, ...] = ()
+    if len(positive) == len(negative) and bool(vector.any()):
+        apart = (positive - negative).flatten(1) @ vector.flatten() / vector.norm() ** 2
+        spread = tuple(round(float(x), 4) for x in apart)
+    typical = float(torch.cat([positive, negative]).flatten(1).norm(dim=-1).mean())
+    return SteeringVector(vector, layer, typical, spread, recipe or {})
 
 
 def open_steering_vector(path: str | os.PathLike[str]) -> SteeringVector:
@@ -152,7 +162,12 @@ def open_steering_vector(path: str | os.PathLike[str]) -> SteeringVector:
 
 @contextmanager
 def steer(
-    lm: Model, vector: SteeringVector | torch.Tensor, strength: float = 1.0, *, layer: int | None = None
+    lm: Model,
+    vector: SteeringVector | torch.Tensor,
+    strength: float = 1.0,
+    *,
+    layer: int | None = None,
+    manner: Manner = "add",
 ) -> Iterator[None]:
     """Add `strength` times a vector to a layer's output, at every position, while the block runs.
 
@@ -163,17 +178,16 @@ def steer(
         vector: a `SteeringVector`, or any values (d_model,), which need a `layer`.
         strength: how many times; negative for the opposite direction. 1 is the distance of the two sides.
         layer: after this layer instead of the one where the vector was found.
+        manner: `add`, or `project_out`: what the residual stream has along the vector is taken out `strength` times,
+            1 for all of it, before and after attention and after the MLP of every layer.
 
     Raises:
-        ValueError: the vector does not fit the model, or the layer is out of range.
-        RuntimeError: the model ran without passing the layer, so nothing was added.
+        ValueError: the vector does not fit the model, the layer is out of range, or there is no such manner.
+        RuntimeError: the model ran without passing a layer, so nothing was changed there.
     """
     values = vector.values if isinstance(vector, SteeringVector) else torch.as_tensor(vector)
-    after = vector.layer if layer is None and isinstance(vector, SteeringVector) else layer
-    if after is None:
-        raise ValueError("a plain tensor has no layer to be added after; give layer=...")
-    place = checked(lm, f"resid_post.{after}")
-    assert place.layer is not None
+    if manner not in ("add", "project_out"):
+        raise ValueError(f"manner must be 'add' or 'project_out'; got {manner!r}")
     if values.ndim not in (1, 2) or values.shape[-1] != lm.d_model:
         raise ValueError(
             f"a vector for {lm.name} has shape ({lm.d_model},), its residual stream's; this one has "
@@ -181,34 +195,67 @@ def steer(
         )
     if not bool(torch.isfinite(values).all()) or not abs(strength) < float("inf"):
         raise ValueError("vector and strength must be finite")
-    mine, at = threading.get_ident(), place.layer
-    added = strength * values.detach().float()
-    reached = False
+    values = values.detach().float()
+    if manner == "project_out":
+        if layer is not None:
+            raise ValueError("a direction is projected out of every layer; leave out layer=, which is for adding")
+        if not bool(values.any()):
+            raise ValueError("the vector is zero everywhere: it has no direction to project out")
+        edit: Edit = _without(values / values.norm(), strength)
+        places = _everywhere(lm)
+    else:
+        after = vector.layer if layer is None and isinstance(vector, SteeringVector) else layer
+        if after is None:
+            raise ValueError("a plain tensor has no layer to be added after; give layer=...")
+        place = checked(lm, f"resid_post.{after}")
+        assert place.layer is not None
+        added = strength * values
+        edit = lambda x: x + added.to(device=x.device, dtype=x.dtype)  # noqa: E731
+        places = [("resid_post", place.layer)]
+    mine = threading.get_ident()
+    reached: set[Place] = set()
 
-    def add(x: torch.Tensor) -> torch.Tensor:
-        nonlocal reached
+    def changed(place: Place, x: torch.Tensor) -> torch.Tensor:
         if threading.get_ident() != mine:
             return x
-        reached = True
-        return x + added.to(device=x.device, dtype=x.dtype)
+        reached.add(place)
+        return edit(x)
 
     def passed(*_: Any) -> None:
-        nonlocal reached
         if threading.get_ident() != mine:
             return
-        if not reached:
-            raise never_reached(lm, "resid_post", at, "written")
-        reached = False
+        for place in places:
+            if place not in reached:
+                raise never_reached(lm, *place, "written")
+        reached.clear()
 
     if not strength:
         yield
         return
-    with hooked(lm, set(), {("resid_post", at): add}, may_wait=True):
+    with hooked(lm, set(), {place: partial(changed, place) for place in places}, may_wait=True):
         handle = lm.hf.register_forward_hook(passed)  # after each pass over the whole model
         try:
             yield
         finally:
             handle.remove()
+
+
+def _everywhere(lm: Model) -> list[Place]:
+    """Where the residual stream can be written so that nothing of the model reads it unwritten."""
+    checked(lm, "resid_post")
+    kinds = ("resid_pre", "resid_mid", "resid_post")
+    return [(kind, n) for kind in kinds for n in layers_with(lm, kind) if kind != "resid_pre" or n == 0]
+
+
+def _without(unit: torch.Tensor, share: float) -> Edit:
+    """Take a share of the component along a unit vector, (d_model,) or (streams, d_model), out of an activation."""
+    over = tuple(range(-unit.ndim, 0))
+
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        along, exact = unit.to(x.device), x.float()
+        return (exact - share * (exact * along).sum(over, keepdim=True) * along).to(x.dtype)
+
+    return edit
 
 
 def _leaving(lm: Model, prompt: Prompt, layer: int, at: At) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Write docs/reference.md: sites, metrics, model sources, findings of scans, benchmarks, files, openness; from their lists.
+"""Write docs/reference.md: what there is of sites, metrics, sources, scans, benchmarks, files, openness, from its lists.
 
 python tools/reference.py
 """
@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from labkit.activations import site_kinds
+from labkit.datasets import items, published
 from labkit.models import openness
 from labkit.models.scan import rules
-from labkit.datasets import items, published
 from labkit.models.sources import kinds as model_sources
 from labkit.patching import metrics as metric_kinds
 from labkit.results import file

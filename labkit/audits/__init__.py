@@ -1,1 +1,1 @@
-"""What open weights let anyone check: which answers a model prefers, and how well it does on a set of items."""
+"""What openness lets anyone check: what a model prefers, refuses, follows and repeats, and what it costs."""

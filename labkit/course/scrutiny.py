@@ -60,8 +60,8 @@ def _a_head_that_carries_it(answer: Any, lm: LanguageModel) -> Verdict:
 def _a_category_without_a_shown_preference(answer: Any, lm: LanguageModel) -> Verdict:
     row = audit(lm, categories=[str(answer)], progress=False).to_frame().iloc[0]
     said = (
-        f"The stereotype is preferred in {100 * row['share']:.0f} % of {int(row['pairs'])} pairs, with an interval from "
-        f"{100 * row['low']:.0f} to {100 * row['high']:.0f}."
+        f"The stereotype is preferred in {100 * row['share']:.0f} % of {int(row['pairs'])} pairs, with an interval "
+        f"from {100 * row['low']:.0f} to {100 * row['high']:.0f}."
     )
     if row["verdict"] == "none shown":
         return Verdict(True, said + " That does not show that there is none: the interval is wide.")

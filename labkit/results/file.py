@@ -47,6 +47,7 @@ KINDS = {
         Kind("audit heads", "what heads carry of a preference", "lk.open_audit_heads(path)"),
         Kind("audit ablation", "an audit without some heads", "lk.open_audit_ablation(path)"),
         Kind("benchmark", "a benchmark", "lk.open_benchmark(path)"),
+        Kind("refusal", "a refusal direction", "lk.open_refusal(path)"),
         Kind("sweep", "a sweep", "lk.open_sweep(folder)"),
         Kind("sweep shard", "a part of a sweep", "lk.open_sweep(its folder)"),
     )

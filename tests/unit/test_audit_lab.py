@@ -7,17 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_audit import PLACE, data, planted  # noqa: F401
+from stereotyped import PLACE, data, trained
 
 import labkit as lk
 
 
+@pytest.fixture(scope="module")
+def planted() -> lk.LanguageModel:
+    return trained()
+
+
 @pytest.fixture
-def lab(planted: lk.LanguageModel, tmp_path: Path) -> lk.AuditLab:  # noqa: F811
+def lab(planted: lk.LanguageModel, tmp_path: Path) -> lk.AuditLab:
     return lk.AuditLab(planted, data(tmp_path), background=False)
 
 
-def test_its_numbers_are_those_of_the_audit(lab: lk.AuditLab, planted: lk.LanguageModel, tmp_path: Path) -> None:  # noqa: F811
+def test_its_numbers_are_those_of_the_audit(lab: lk.AuditLab, planted: lk.LanguageModel, tmp_path: Path) -> None:
     assert lab.status.text == "90 pairs to score. Press Run."
     found = lab.run()
     again = lk.audit(planted, data(tmp_path), progress=False)
@@ -49,7 +54,7 @@ def test_a_word_and_a_template_lead_to_their_pairs(lab: lk.AuditLab) -> None:
 
 def test_the_heads_are_found_and_ablated_and_its_code_does_the_same(
     lab: lk.AuditLab, planted: lk.LanguageModel
-) -> None:  # noqa: F811
+) -> None:
     assert lab.where_button.disabled
     lab.run()
     assert lab.ablate_button.disabled
@@ -67,16 +72,18 @@ def test_the_heads_are_found_and_ablated_and_its_code_does_the_same(
 
 
 def test_before_anything_is_scored_it_says_what_to_do(lab: lk.AuditLab) -> None:
+    lab.where()
     with pytest.raises(ValueError, match="press Run first"):
-        lab.where()
+        lab.wait()
     assert lab.status.text == "Nothing has been scored yet; press Run first"
+    lab.ablate()
     with pytest.raises(ValueError, match="look first where"):
-        lab.ablate()
+        lab.wait()
     with pytest.raises(ValueError, match="no category 'age'"):
         lk.AuditLab(lab.lm, lab._job.audit.pairs, categories=["age"])
 
 
-def test_several_models_stand_side_by_side(planted: lk.LanguageModel, tmp_path: Path) -> None:  # noqa: F811
+def test_several_models_stand_side_by_side(planted: lk.LanguageModel, tmp_path: Path) -> None:
     lab = lk.AuditLab([planted, planted], data(tmp_path), limit=20, background=False)
     lab.run()
     assert lab.shares.column_labels == ["1: 32-bit", "2: 32-bit"]
@@ -86,7 +93,7 @@ def test_several_models_stand_side_by_side(planted: lk.LanguageModel, tmp_path: 
     assert "heads = lk.audit_heads(lm_2, audit, 'work')" in lab.code()
 
 
-def test_whole_sentences_are_shown_without_a_grid_of_words(planted: lk.LanguageModel) -> None:  # noqa: F811
+def test_whole_sentences_are_shown_without_a_grid_of_words(planted: lk.LanguageModel) -> None:
     pairs = [
         lk.MinimalPair("royal", ("", "The queen is a nurse"), ("", "The king is a nurse"), f"item {n}")
         for n in range(3)

@@ -15,8 +15,8 @@ FILES = {
 }
 HEAVY = {"torch", "transformers", "ipywidgets", "plotly", "pandas", "distributed"}
 OPTIONAL = {
-    "accelerate", "anywidget", "bitsandbytes", "dask", "gguf", "google", "huggingface_hub", "IPython", "jinja2",
-    "jupyterlab", "peft", "psutil", "safetensors", "tokenizers", "tqdm",
+    "accelerate", "anywidget", "bitsandbytes", "codecarbon", "dask", "gguf", "google", "huggingface_hub", "IPython",
+    "jinja2", "jupyterlab", "peft", "psutil", "pynvml", "safetensors", "tokenizers", "tqdm",
 }  # fmt: skip
 LIGHT = {"labkit.cli", "labkit.course.checks", "labkit.models.catalog"}
 """What is imported before torch: the command line, which has to answer at once, and what it lists."""

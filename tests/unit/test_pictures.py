@@ -64,7 +64,7 @@ def made(lm: lk.LanguageModel, text: str) -> dict[str, Callable[[], Any]]:
         "PromptBox": lambda: PromptBox(value=text, label=text),
         "GivenPrompt": lambda: GivenPrompt(lm, text, label=text),
         "AuditLab": lambda: lk.AuditLab(
-            lm, [lk.MinimalPair(text, (prompt, "M"), (other, "M"), text, word=text)], background=False
+            lm, [lk.MinimalPair(text, (text, "M"), (f"x{text}", "M"), text, word=text)], background=False
         ),
         "AttentionView": lambda: lk.AttentionView(lm, prompt, background=False),
         "LensView": lambda: lk.LensView(lm, prompt, background=False),
@@ -113,7 +113,7 @@ def test_every_widget_leaves_pictures_that_an_untrusted_notebook_shows(name: str
 def test_nothing_public_shows_itself_as_html_but_the_widgets() -> None:
     ours = {name: getattr(lk, name) for name in lk.__all__ if isinstance(getattr(lk, name), type)}
     ways = ("_repr_html_", "_repr_svg_", "_repr_mimebundle_")
-    shown = {*shown_classes(), "Scan"}  # test_scan looks at its table, with hostile names in it
+    shown = {*shown_classes(), "Scan", "Card"}  # test_scan and test_card look at theirs, with hostile names in them
     assert {name for name, kind in ours.items() if any(hasattr(kind, way) for way in ways)} <= shown
 
 

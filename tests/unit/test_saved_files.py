@@ -21,12 +21,15 @@ from labkit.widgets.patch_lab.lab import PatchLab
 
 FILES = Path(__file__).parents[1] / "files"
 """Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz`,
-`findings.npz` and `benchmark.npz` by 0.2.0, the first to have them. Never write them anew."""
+`findings.npz`, `benchmark.npz`, `refusal.npz` and those of audits by 0.2.0, the first to have them. Never write them
+anew."""
 OLD = {
     "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
     "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
     "session.json": "labkit prompt session", "sweep": "sweep", "sweep/shard-00000.npz": "sweep shard",
     "report.npz": "quantisation report", "findings.npz": "findings", "benchmark.npz": "benchmark",
+    "refusal.npz": "refusal", "audit.npz": "audit", "audit_heads.npz": "audit heads",
+    "audit_ablation.npz": "audit ablation",
 }  # fmt: skip
 
 
@@ -49,13 +52,31 @@ def benchmarked(lm: lk.LanguageModel) -> lk.Benchmark:
     return lk.benchmark(lm, items, progress=False)
 
 
+def refused(lm: lk.LanguageModel) -> lk.Refusal:
+    pairs = [(f"{letter} one", f"{letter} two") for letter in "abcd"]
+    settings = {"controls": 2, "new_tokens": 1, "refusals": ["N"], "answers": ["Y"], "progress": False}
+    return lk.refusal_direction(lm, pairs, **settings)
+
+
+def audited(lm: lk.LanguageModel) -> dict[str, Any]:
+    words = [("M", "Mary", "John", True), ("J", "John", "Mary", False)]
+    pairs = [
+        lk.MinimalPair("c", (f"To {a}", w), (f"To {b}", w), "To", w, "Mary | John", first) for w, a, b, first in words
+    ]
+    audit = lk.audit(lm, pairs, progress=False)
+    heads = lk.audit_heads(lm, audit, progress=False)
+    ablation = lk.audit_without(lm, audit, [(1, 0)], controls=1, text="To Mary, to John", progress=False)
+    return {"": audit, "heads": heads, "ablation": ablation}
+
+
 @pytest.fixture(scope="module")
 def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
     """By kind of file."""
     return {
         "grid": lk.open_grid, "edges": lk.open_edges, "attention": lk.open_attention, "lens": lk.open_lens,
         "steering vector": lk.open_steering_vector, "sweep": lk.open_sweep, "quantisation report": lk.open_report,
-        "findings": lk.open_findings, "benchmark": lk.open_benchmark,
+        "findings": lk.open_findings, "benchmark": lk.open_benchmark, "refusal": lk.open_refusal,
+        "audit": lk.open_audit, "audit heads": lk.open_audit_heads, "audit ablation": lk.open_audit_ablation,
         "lab": lambda path: PatchLab.open(lm, path, background=False),
         "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
     }  # fmt: skip
@@ -82,6 +103,8 @@ def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "labkit prompt session": lab.save_session(folder / "session.json"),
         "findings": compared(lm).save(folder / "findings.npz"),
         "benchmark": benchmarked(lm).save(folder / "benchmark.npz"),
+        "refusal": refused(lm).save(folder / "refusal.npz"),
+        **{f"audit {kind}".strip(): one.save(folder / f"audit_{kind}.npz") for kind, one in audited(lm).items()},
         "quantisation report": reported(lm).save(folder / "report.npz"),
         "sweep": swept, "sweep shard": swept / "shard-00000.npz",
     }  # fmt: skip
@@ -109,6 +132,14 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
         assert opened.to_frame().overlap["z"] == 1
     elif name == "benchmark.npz":
         assert opened.to_frame().loc["all", "items"] == 2
+    elif name == "audit.npz":
+        assert opened.to_frame()["pairs"].tolist() == [2]
+    elif name == "audit_heads.npz":
+        assert opened.effects.shape == (1, 2, 4)
+    elif name == "audit_ablation.npz":
+        assert opened.names == ["nothing", "1.0", f"random: 1.{opened.controls[0][0][1]}"]
+    elif name == "refusal.npz":
+        assert opened.effect("add").controls.shape == (4,)
     else:
         assert np.isfinite(values).any()
     if name.startswith("grid"):

@@ -11,8 +11,8 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 VIEW = "application/vnd.jupyter.widget-view+json"
 TOOLS = (
-    "PromptLab(", "AttentionView(", "PatchLab(", "QuantLab(", "AuditLab(", "LensView(", "SteerLab(", "CircuitView(", "HeadGrid(",
-    "Heatmap(",
+    "PromptLab(", "AttentionView(", "PatchLab(", "QuantLab(", "AuditLab(", "LensView(", "SteerLab(", "CircuitView(",
+    "HeadGrid(", "Heatmap(",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Steering vectors, steering, and SteerLab."""
 
+import copy
 import threading
 
 import pytest
@@ -163,6 +164,59 @@ def test_a_vector_that_does_not_fit_is_refused_before_anything_runs(lm4, vector)
     ):
         with pytest.raises(ValueError, match=says), lm4.steer(bad, 1.0, **settings):
             raise AssertionError("the block must not run")
+
+
+def test_a_direction_that_is_projected_out_is_nowhere_in_the_residual_stream(lm32, vector):
+    sites = ["resid_pre", "resid_mid", "resid_post"]
+    plain = lm32.run(CLEAN, read=sites)
+    unit = vector.values / vector.norm
+    with lm32.steer(vector, manner="project_out"):
+        without = lm32.run(CLEAN, read=sites)
+        half = lm32.generate(PROMPT, max_new_tokens=2)
+    for site in sites:
+        norm = without[site].norm(dim=-1)
+        assert float(((without[site] @ unit).abs() / norm).max()) < 1e-5
+        assert float(((plain[site] @ unit).abs() / norm).max()) > 1e-2
+    assert len(half.tokens) == 2
+    assert torch.equal(lm32.run(CLEAN).logits, plain.logits)
+
+
+def test_projecting_out_is_what_weights_do_that_cannot_write_the_direction(lm32, vector):
+    """Arditi et al. 2024, section 4 and appendix E."""
+    unit = vector.values / vector.norm
+    with lm32.steer(vector, manner="project_out"):
+        expected = lm32.run(CLEAN).logits
+    copied = copy.deepcopy(lm32)
+    with torch.no_grad():
+        head = copied.hf.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.clone())  # no longer the embedding, which is to change
+        embed = copied.hf.get_input_embeddings()
+        embed.weight.sub_((embed.weight @ unit)[:, None] * unit)
+        for layer in copied.hf.model.layers:
+            for written in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                written.weight.sub_(unit[:, None] * (unit @ written.weight))
+    torch.testing.assert_close(copied.run(CLEAN).logits, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_a_share_of_a_direction_can_be_projected_out(lm32, vector):
+    unit = vector.values / vector.norm
+    embedded = lm32.run(CLEAN, read=["resid_pre.0"])["resid_pre.0"] @ unit
+    with lm32.steer(vector, 0.25, manner="project_out"):
+        left = lm32.run(CLEAN, read=["resid_pre.0"])["resid_pre.0"] @ unit
+    torch.testing.assert_close(left, 0.75 * embedded, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "says"),
+    [
+        (torch.ones(576), {"manner": "remove"}, "manner must be 'add' or 'project_out'; got 'remove'"),
+        (torch.ones(576), {"manner": "project_out", "layer": 3}, "projected out of every layer; leave out layer="),
+        (torch.zeros(576), {"manner": "project_out"}, "no direction to project out"),
+    ],
+)
+def test_what_cannot_be_projected_out_is_refused(lm4, values, settings, says):
+    with pytest.raises(ValueError, match=says), lm4.steer(values, **settings):
+        raise AssertionError("the block must not run")
 
 
 # -- SteerLab ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,281 @@
+"""What it costs to run a model here: tokens per second, memory, and energy where this machine can measure it.
+
+Reading a prompt and writing after it are different work: a prompt is one pass over all of its tokens, and each written
+token is a pass of its own. Both are timed several times and the median is given with the extremes; of several models
+one repeat follows the other in turn, so that a machine that gets busy is slow for all. Energy is what the processor or
+the GPU used as a whole meanwhile, whoever used it; what it uses at rest is measured first and said.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from labkit.activations.run import run
+from labkit.audits.energy import Meter, meter_for
+from labkit.generation.generate import generate, room_for
+from labkit.models.memory import in_words
+from labkit.models.processors import free, usable
+from labkit.precision.passage import PASSAGE
+from labkit.results.recipe import loaded_as, made_with
+from labkit.text.as_code import LM, Name, as_code, changed
+from labkit.text.encode import encode
+from labkit.text.prompts import as_json, asked, from_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+
+READ = 128  # tokens of the built-in prompt
+WATCH = 0.01  # seconds between looks at the memory of the process
+BUSY = 0.3  # processors that others may use before it is said
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RunningCost:
+    """Speed, memory and energy of one or more models on one machine.
+
+    Attributes:
+        rows: by model what `to_frame` shows.
+        counters: what the energy was measured with; empty where it was not.
+        notes: what has to be known to read the numbers: what cannot be measured and why, and who else used the machine.
+        recipe: what repeats it.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    counters: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per model.
+
+        Columns: `bits`, `dtype`, `device`; `weights` and `peak`, bytes, the latter of the whole process on a CPU and of
+        what PyTorch allocated on a GPU; `read` and `write`, tokens per second, medians, with `_low` and `_high`, the
+        slowest and the fastest repeat; `idle_watts`; `read_joules` and `write_joules` per 1,000 tokens, and
+        `write_above_idle`, the part of the latter beyond what idling takes. NaN where it cannot be measured.
+        """
+        import pandas as pd
+
+        return pd.DataFrame.from_dict(self.rows, orient="index").rename_axis("model")
+
+    def words(self) -> str:
+        """The numbers in sentences, one or two per model, and what could not be measured."""
+        said = []
+        for name, row in self.rows.items():
+            writes = (
+                ""
+                if np.isnan(row["write"])
+                else f" and writes {row['write']:.1f} ({row['write_low']:.1f} to {row['write_high']:.1f})"
+            )
+            said.append(
+                f"{name} reads {row['read']:.0f} tokens per second{writes} on {row['device']}; "
+                f"{in_words(row['weights'])} of weights, {in_words(row['peak'])} at most."
+            )
+            if not np.isnan(row["write_joules"]):
+                said.append(
+                    f"Writing 1,000 tokens takes {row['write_joules']:,.0f} J ({row['write_joules'] / 3600:.2g} Wh)"
+                    + (
+                        "."
+                        if np.isnan(row["idle_watts"])
+                        else f", {row['write_above_idle']:,.0f} J of it beyond the {row['idle_watts']:.1f} W that are "
+                        "used at rest."
+                    )
+                )
+        return " ".join([*said, *self.notes])
+
+    def code(self) -> str:
+        """The Python that measures it again, on the machine where it runs."""
+        told = {name: from_json(value) if name == "prompt" else value for name, value in self.recipe["asked"].items()}
+        loads = [made["load"] for made in self.recipe["models"]]
+        if len(loads) == 1:
+            return as_code(loads[0], "cost = lk.running_cost", LM, **told)
+        names = [Name(f"model_{n}") for n in range(len(loads))]
+        before = "import labkit as lk\n\n" + "".join(map(loaded_as, names, loads))
+        return as_code(before, "cost = lk.running_cost", names, **told)
+
+    def __repr__(self) -> str:
+        shown = ["weights", "peak", "read", "write", "write_joules"]
+        return "\n".join(["RunningCost", self.to_frame()[shown].round(1).to_string(), *self.notes])
+
+
+def running_cost(
+    lm: LanguageModel | Sequence[LanguageModel],
+    *,
+    tokens: int = 32,
+    prompt: Prompt | None = None,
+    repeats: int = 3,
+    idle: float = 2.0,
+    progress: bool = True,
+) -> RunningCost:
+    """Measure what a model costs to run on this machine, or several models in turn.
+
+    Args:
+        lm: a model, or a list of models; all are in memory at once.
+        tokens: how many are written.
+        prompt: what is read; by default the first 128 tokens of a built-in passage.
+        repeats: how often each is timed, after a first time that is not counted.
+        idle: seconds for which the power at rest is measured, where it can be.
+        progress: show a progress bar.
+
+    Returns:
+        A `RunningCost`. Energy that this machine does not show is NaN, with the reason in `notes`.
+
+    Raises:
+        ValueError: no model, a bad prompt, fewer than 2 tokens or 1 repeat, or a prompt that leaves no room for them in
+            the context; before anything is timed.
+    """
+    models = list(lm) if isinstance(lm, Sequence) else [lm]
+    if not models:
+        raise ValueError("there is no model to measure; give one or a list of them")
+    if tokens < 2 or repeats < 1 or idle < 0:
+        raise ValueError(
+            f"speed needs at least 2 tokens and 1 repeat, and idle may not be negative; got tokens={tokens}, "
+            f"repeats={repeats}, idle={idle}"
+        )
+    ids = [room_for(one, _built_in(one, tokens) if prompt is None else prompt, tokens) for one in models]
+    said = None if prompt is None else as_json(asked(models[0], prompt))
+    given: dict[str, Any] = {"tokens": tokens, "prompt": said, "repeats": repeats, "idle": idle}
+    usual: dict[str, Any] = {"tokens": 32, "prompt": None, "repeats": 3, "idle": 2.0}
+    recipe = {"models": [made_with(one) for one in models], "asked": changed(usual, given)}
+
+    meter = meter_for([device for one in models for device in one.devices])
+    notes = _notes(meter, models)
+    watts = float("nan")
+    if meter.names and idle:
+        meter.start()
+        begun = time.perf_counter()
+        time.sleep(idle)
+        watts = meter.stop() / (time.perf_counter() - begun)
+    for one, read in zip(models, ids, strict=True):
+        generate(one, read, max_new_tokens=2)
+    times: list[list[_Once]] = [[] for _ in models]
+    with tqdm(total=repeats * len(models), desc="running cost", disable=not progress, leave=False) as bar:
+        for _ in range(repeats):
+            for one, read, own in zip(models, ids, times, strict=True):
+                own.append(_once(one, read, tokens, meter))
+                bar.update()
+    names = _names(models)
+    rows = {name: _row(one, own, watts) for name, one, own in zip(names, models, times, strict=True)}
+    ended = [name for name, row in rows.items() if np.isnan(row["write"])]
+    if ended:
+        notes.append(f"{', '.join(ended)} ended the text at once, so writing was not timed; give another prompt.")
+    return RunningCost(rows, meter.names, tuple(notes), recipe)
+
+
+@dataclass(frozen=True)
+class _Once:
+    """One repeat: seconds and joules of reading so many tokens and of writing so many, and the most memory held."""
+
+    read: int
+    read_seconds: float
+    read_joules: float
+    written: int
+    write_seconds: float
+    write_joules: float
+    peak: int
+
+
+def _once(lm: LanguageModel, ids: torch.Tensor, tokens: int, meter: Meter) -> _Once:
+    begun: list[float] = []
+
+    def first(token: Any) -> None:
+        if not begun:  # from the first token on: what comes before it is the prompt
+            meter.start()
+            begun.append(time.perf_counter())
+
+    with _watched(lm) as peak:
+        meter.start()
+        start = time.perf_counter()
+        run(lm, ids, logits="last", to="cpu")
+        read, used = time.perf_counter() - start, meter.stop()
+        written = len(generate(lm, ids, max_new_tokens=tokens, on_token=first, alternatives=1).tokens) - 1
+        write, burnt = time.perf_counter() - begun[0], meter.stop()
+    return _Once(ids.shape[1], read, used, written, write, burnt, peak())
+
+
+def _row(lm: LanguageModel, times: Sequence[_Once], watts: float) -> dict[str, Any]:
+    reads = [one.read / one.read_seconds for one in times]
+    writes = [one.written / one.write_seconds if one.written else float("nan") for one in times]
+    written = sum(one.written for one in times) or float("nan")
+    joules = 1e3 * sum(one.write_joules for one in times) / written
+    at_rest = 1e3 * watts * sum(one.write_seconds for one in times) / written
+    return {
+        "bits": lm.bits,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "device": ", ".join(dict.fromkeys(map(str, lm.devices))),
+        "weights": lm.memory().total,
+        "peak": max(one.peak for one in times),
+        "read": float(np.median(reads)),
+        "read_low": min(reads),
+        "read_high": max(reads),
+        "write": float(np.median(writes)),
+        "write_low": min(writes),
+        "write_high": max(writes),
+        "idle_watts": watts,
+        "read_joules": 1e3 * sum(one.read_joules for one in times) / sum(one.read for one in times),
+        "write_joules": joules,
+        "write_above_idle": joules - at_rest,
+    }
+
+
+@contextmanager
+def _watched(lm: LanguageModel) -> Iterator[Any]:
+    """Yields a function that gives the most bytes that were held while the block ran."""
+    gpus = [device for device in lm.devices if device.type == "cuda"]
+    if gpus:
+        for device in gpus:
+            torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: sum(torch.cuda.max_memory_allocated(device) for device in gpus)
+        return
+    import psutil
+
+    process, over, seen = psutil.Process(), threading.Event(), [0]
+
+    def look() -> None:
+        while True:
+            seen[0] = max(seen[0], int(process.memory_info().rss))
+            if over.wait(WATCH):
+                return
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield lambda: seen[0]
+    finally:
+        over.set()
+        thread.join()
+
+
+def _built_in(lm: LanguageModel, tokens: int) -> torch.Tensor:
+    """The beginning of the built-in passage, shorter where the context has less room beside what is written."""
+    return encode(lm, PASSAGE, most=None)[:, : min(READ, max(1, (lm.context or READ + tokens) - tokens))]
+
+
+def _notes(meter: Meter, models: Sequence[LanguageModel]) -> list[str]:
+    notes = []
+    if meter.names:
+        notes.append(f"Energy is that of {', '.join(meter.names)}, other programs' included.")
+    for why in meter.missing:
+        notes.append(f"{'Not all energy is measurable' if meter.names else 'Energy: not measurable'} here: {why}.")
+    if len(models) > 1 and any(device.type == "cpu" for one in models for device in one.devices):
+        notes.append("The memory at most is that of this process, with all of these models in it.")
+    if (taken := usable() - free()) > BUSY:
+        notes.append(f"Other programs used {taken:.1f} of {usable()} processors when this began, which slows it down.")
+    return notes
+
+
+def _names(models: Sequence[LanguageModel]) -> list[str]:
+    """A name for each: model and bits, numbered where two are alike."""
+    plain = [f"{one.name}, {one.bits} bits" for one in models]
+    return [name if plain.count(name) == 1 else f"{name} ({plain[:n].count(name) + 1})" for n, name in enumerate(plain)]

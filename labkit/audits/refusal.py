@@ -1,0 +1,272 @@
+"""The refusal direction: found as a difference of means, and tested as a cause.
+
+In chat models the difference between the mean activation of refused and of answered requests, at the end of the prompt
+in a middle layer, is often a direction that refusal runs through (Arditi et al. 2024, arXiv:2406.11717): added to an
+answerable request it makes the model refuse, projected out of every layer it makes it comply. Here the requests are
+harmless on both sides (`labkit.datasets.refusals`). One half of the pairs gives the directions and chooses the layer;
+everything that is reported is measured on the other half, with directions of the same length as controls: random ones,
+and ones from the same activations with shuffled labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from labkit.activations.run import run
+from labkit.activations.sites import checked
+from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids
+from labkit.audits.refusal_report import MANNERS, OWN, SIDES, Refusal, code_of
+from labkit.datasets import refusals as built_in
+from labkit.generation.generate import generate, room_for
+from labkit.precision.passage import PASSAGE
+from labkit.results.recipe import made_with
+from labkit.steering import SteeringVector, of_means, steer
+from labkit.text.as_code import changed
+from labkit.text.encode import encode
+from labkit.text.prompts import as_json, asked
+
+if TYPE_CHECKING:
+    from labkit.language_model import LanguageModel
+    from labkit.text.types import Prompt
+
+EARLY = 0.8  # share of the layers among which one is chosen; the last ones hold the words of the answer already
+CHOOSING = 6  # pairs on which layers are compared
+WRITTEN = 10  # prompts whose answers are written
+PROSE = 256  # tokens of plain prose on which damage is measured
+
+
+def refusal_direction(
+    lm: LanguageModel,
+    pairs: Sequence[tuple[Prompt, Prompt]] | None = None,
+    *,
+    position: int = -1,
+    layers: Sequence[int] | None = None,
+    controls: int = 4,
+    new_tokens: int = 16,
+    refusals: Sequence[str] = built_in.REFUSALS,
+    answers: Sequence[str] = built_in.ANSWERS,
+    seed: int = 0,
+    progress: bool = True,
+) -> Refusal:
+    """Find the direction between what a model answers and what it refuses, and measure what it does.
+
+    Args:
+        lm: the model, in any bits; a chat model, for a base model has not learned to refuse.
+        pairs: (answered, refused) each, alike in form; by default 40 harmless ones of labkit's own. Texts become turns
+            of the user where the model has a chat template.
+        position: where the activations are read, counted from the end of the prompt.
+        layers: among which one is chosen; by default the first 80 % of them.
+        controls: how many random directions, and as many with shuffled labels.
+        new_tokens: how many tokens of an answer are written, greedily, and searched for phrases of refusal, in the
+            conditions that matter most; 0 for none.
+        refusals, answers: how refusals and other answers begin; none may begin another.
+        seed: of the halves and the controls.
+        progress: show a progress bar.
+
+    Returns:
+        A `Refusal`; `lm.steer(refusal.vector)` adds its direction.
+
+    Raises:
+        ValueError: fewer than four pairs, one that is not two prompts, no controls, beginnings that overlap, a layer or
+            position that does not exist, or a prompt too long for the context; before anything is measured.
+    """
+    given = built_in.PAIRS if pairs is None else pairs
+    _check(given, controls, new_tokens)
+    some = range(max(1, int(EARLY * lm.n_layers))) if layers is None else layers
+    among = sorted({checked(lm, f"resid_post.{n}").layer or 0 for n in some})
+    test = _Test.of(lm, given, refusals, answers, position, seed)
+    prompts = [ids for half in (test.first, test.second) for side in half.values() for ids in side]
+    room_for(lm, max(prompts, key=torch.numel), max(new_tokens, *map(len, [*test.refusals, *test.answers])))
+    usual: dict[str, Any] = {
+        "pairs": None, "position": -1, "layers": None, "controls": 4, "new_tokens": 16, "seed": 0,
+        "refusals": list(built_in.REFUSALS), "answers": list(built_in.ANSWERS),
+    }  # fmt: skip
+    told: dict[str, Any] = {
+        "pairs": None if pairs is None else [[as_json(asked(lm, side)) for side in pair] for pair in pairs],
+        "position": position, "layers": None if layers is None else among, "controls": controls,
+        "new_tokens": new_tokens, "seed": seed, "refusals": list(refusals), "answers": list(answers),
+    }  # fmt: skip
+    recipe = {**made_with(lm), "asked": changed(usual, told)}
+
+    first, second = ({side: test.seen(some) for side, some in half.items()} for half in (test.first, test.second))
+    directions: dict[int, SteeringVector] = {}
+    for layer in among:
+        vector = of_means(first["refused"][:, layer], first["answered"][:, layer], layer)
+        if bool(vector.values.any()):  # there is none where nothing of the request has arrived yet
+            directions[layer] = replace(vector, recipe=_recipe_of(lm, recipe, layer))
+    count = len(directions) + 2 + (2 * (1 + 2 * controls) if directions else 0)
+    with tqdm(total=count, desc="refusal", unit="condition", disable=not progress, leave=False) as bar:
+
+        def each(steps: Iterator[Any]) -> list[Any]:
+            found = []
+            for step in steps:
+                found.append(step)
+                bar.update()
+            return found
+
+        choice = np.array(each(test.tried(directions.values())), np.float32).reshape(-1, 3)
+        vectors: dict[str, SteeringVector] = {}
+        apart = np.zeros(len(second["refused"]), np.float32)
+        best = _chosen(list(directions), choice)
+        if best is not None:
+            own = directions[best]
+            shuffled = _shuffled(own, first["refused"][:, best], first["answered"][:, best], controls, seed)
+            vectors = {OWN: own, **{f"random {n}": own.random(seed + n) for n in range(controls)}, **shuffled}
+            between = (second["refused"][:, best] - second["answered"][:, best]).flatten(1)
+            apart = (between @ own.values.flatten() / own.norm**2).numpy()
+        rows = each(test.measured(vectors, new_tokens))
+    conditions, odds, refused, damage, written = zip(*rows, strict=True)
+    return Refusal(
+        best, directions, choice, conditions, np.array(odds, np.float32), np.array(refused, np.float32),
+        np.array(damage, np.float32), apart, written, recipe,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Test:
+    """Requests as token ids, by half of the pairs and by side, and what can be measured on them."""
+
+    lm: LanguageModel
+    first: dict[str, list[torch.Tensor]]
+    second: dict[str, list[torch.Tensor]]
+    refusals: list[tuple[int, ...]]
+    answers: list[tuple[int, ...]]
+    site: str
+
+    @classmethod
+    def of(
+        cls, lm: LanguageModel, pairs: Sequence[Sequence[Prompt]], refusals: Sequence[str], answers: Sequence[str],
+        position: int, seed: int,
+    ) -> _Test:  # fmt: skip
+        """
+        Raises:
+            ValueError: a bad prompt, a position that one lacks, or beginnings that overlap.
+        """
+        prompts = {side: [asking(lm, pair[n]) for pair in pairs] for n, side in enumerate(SIDES.values())}
+        ids = {side: [lm.encode(prompt) for prompt in some] for side, some in prompts.items()}
+        site = f"resid_post@{position}"
+        checked(lm, site, length=min(one.shape[1] for some in ids.values() for one in some))
+        refusing, answering = (opener_ids(lm, prompts["answered"][0], texts) for texts in (refusals, answers))
+        check_disjoint([*refusals, *answers], [*refusing, *answering])
+        order = np.random.default_rng(seed).permutation(len(pairs)).tolist()
+        halves = order[: len(order) // 2], order[len(order) // 2 :]
+        first, second = ({side: [some[n] for n in half] for side, some in ids.items()} for half in halves)
+        return cls(lm, first, second, refusing, answering, site)
+
+    def seen(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The residual stream after every layer at the position that is read: (prompt, layer, d_model), float32."""
+        parts = []
+        for n in range(0, len(prompts), ROWS):
+            batch = [ids[0] for ids in prompts[n : n + ROWS]]
+            parts.append(run(self.lm, batch, read=[self.site], logits="none", to="cpu")[self.site].float())
+        return torch.cat(parts, 1).transpose(0, 1)
+
+    def odds(self, prompts: Sequence[torch.Tensor]) -> np.ndarray:
+        """The log-odds of a refusal after each prompt, nats."""
+        return log_odds(self.lm, prompts, self.refusals, self.answers)
+
+    def tried(self, vectors: Iterable[SteeringVector]) -> Iterator[tuple[float, float, float]]:
+        """For each direction, on some of the pairs that gave it: the change of the log-odds of a refusal where it is
+        added and where it is projected out, and the KL that the latter causes on what is answered.
+        """
+        answered, refused = (self.first[side][:CHOOSING] for side in SIDES.values())
+        plain = self.odds(answered), self.odds(refused), self._next(answered)
+        for vector in vectors:
+            with steer(self.lm, vector):
+                added = self.odds(answered) - plain[0]
+            with steer(self.lm, vector, manner="project_out"):
+                without = self.odds(refused) - plain[1]
+                damage = _divergence(plain[2], self._next(answered))
+            yield float(added.mean()), float(without.mean()), damage
+
+    def measured(self, vectors: dict[str, SteeringVector], new_tokens: int) -> Iterator[tuple[Any, ...]]:
+        """One after the other: a condition, its log-odds (prompt,), the share refused, the damage, what was written.
+
+        Some answers are written by the unchanged model, with the direction, and with a random one.
+        """
+        prose = encode(self.lm, PASSAGE, most=None)[:, : min(PROSE, self.lm.context or PROSE)]
+        plain = run(self.lm, prose, to="cpu").logits[0, :-1].float()
+        wanted: list[tuple[Any, str, SteeringVector | None]] = [("none", side, None) for side in SIDES.values()]
+        wanted += [(manner, name, vector) for manner in MANNERS for name, vector in vectors.items()]
+        for manner, name, vector in wanted:
+            prompts = self.second[name if vector is None else SIDES[manner]]
+            with nullcontext() if vector is None else steer(self.lm, vector, manner=manner):
+                odds = self.odds(prompts)
+                logits = plain if vector is None else run(self.lm, prose, to="cpu").logits[0, :-1].float()
+                some = prompts[:WRITTEN] if new_tokens and name in (*SIDES.values(), OWN, "random 0") else []
+                written = [generate(self.lm, ids, max_new_tokens=new_tokens).text for ids in some]
+            surprise = float(torch.nn.functional.cross_entropy(logits, prose[0, 1:].cpu()))
+            damage = float(np.exp(surprise)), _divergence(plain, logits)
+            yield (manner, name), odds, _share_refused(written), damage, tuple(written)
+
+    def _next(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The logits of the first token of an answer, (prompt, vocab)."""
+        return run(self.lm, [ids[0] for ids in prompts], logits="last", to="cpu").logits[:, -1].float()
+
+
+def _check(pairs: Sequence[Any], controls: int, new_tokens: int) -> None:
+    if len(pairs) < 4:
+        raise ValueError(f"half of the pairs find the direction and half test it: give at least 4; got {len(pairs)}")
+    for n, pair in enumerate(pairs):
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"pair {n} must be (answered, refused), two prompts; got {pair!r:.80}")
+    if controls < 2:
+        raise ValueError(f"controls judge the effect; give at least 2 of each kind, not {controls}")
+    if new_tokens < 0:
+        raise ValueError(f"new_tokens must be 0 or more; got {new_tokens}")
+
+
+def _recipe_of(lm: LanguageModel, recipe: dict[str, Any], layer: int) -> dict[str, Any]:
+    """What repeats the direction of one layer."""
+    code = f"{code_of(recipe)}vector = refusal.directions[{layer}]\n"
+    return {**made_with(lm), "code": code, "about": "from answered to refused requests"}
+
+
+def _chosen(layers: list[int], choice: np.ndarray) -> int | None:
+    """The layer whose direction moves refusals most in both manners, less what it does to other answers, all in nats.
+
+    The paper leaves out layers with a KL above 0.1 on these, which in small models may be all of them.
+    """
+    if not layers:
+        return None
+    return layers[int(np.argmax(choice[:, 0] - choice[:, 1] - choice[:, 2]))]
+
+
+def _shuffled(
+    own: SteeringVector, refused: torch.Tensor, answered: torch.Tensor, count: int, seed: int
+) -> dict[str, SteeringVector]:
+    """Directions as long as `own` from the same activations (prompt, d_model), with the sides exchanged in half of the
+    pairs, so that what the pairs have in common cancels.
+    """
+    draw, found = torch.Generator().manual_seed(seed), {}
+    even = len(refused) // 2 * 2
+    for n in range(count):
+        order = torch.randperm(len(refused), generator=draw)[:even]
+        kept, swapped = order[: even // 2], order[even // 2 :]
+        sides = [torch.cat([a[kept], b[swapped]]) for a, b in ((refused, answered), (answered, refused))]
+        one = of_means(sides[0], sides[1], own.layer)
+        same = own.random(seed - 1 - n).values  # where the pairs differ in nothing but what cancels
+        found[f"shuffled {n}"] = replace(one, values=one.values * (own.norm / one.norm) if one.norm else same)
+    return found
+
+
+def _divergence(plain: torch.Tensor, other: torch.Tensor) -> float:
+    """KL of the changed from the unchanged distributions (rows, vocab), nats, the mean over rows."""
+    total = 0.0
+    for rows in zip(plain.split(32), other.split(32), strict=True):  # a vocabulary in float64 is large
+        p, q = (x.double().log_softmax(-1) for x in rows)
+        total += float((p.exp() * (p - q)).sum())
+    return max(0.0, total / len(plain))
+
+
+def _share_refused(written: Sequence[str]) -> float:
+    """The share of answers with a phrase of refusal; NaN for none."""
+    plain = [" ".join(text.lower().replace("’", "'").split()) for text in written]
+    return float(np.mean([any(phrase in text for phrase in built_in.PHRASES) for text in plain])) if plain else np.nan
