@@ -1,4 +1,4 @@
-"""Write docs/reference.md: what there is of sites, metrics, sources, scans, benchmarks, files, openness, from its lists.
+"""Write docs/reference.md: sites, metrics, sources, findings of scans, benchmarks, files and openness, from their lists.
 
 python tools/reference.py
 """

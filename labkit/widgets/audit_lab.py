@@ -258,7 +258,7 @@ class AuditLab(Tool):
 
     def _choose_cell(self, place: tuple[int, int] | None) -> None:
         """Offer the pairs of one template and word."""
-        if place is None or (one := self._at.get(tuple(place))) is None:
+        if place is None or (one := self._at.get((place[0], place[1]))) is None:
             return
         self._offer([
             i for i in self._mine()
@@ -281,7 +281,7 @@ class AuditLab(Tool):
         one = self.audit.pairs[self.pair]
         lm, texts = self.models[self.model], ("".join(text) for text in (one.stereotype, one.other))
         sides = [[token.display for token in lm.tokens(text)] for text in texts]
-        columns = list(zip_longest(*sides))
+        columns: list[tuple[str | None, str | None]] = list(zip_longest(sides[0], sides[1]))
         differ = [n for n, (a, b) in enumerate(columns) if a != b]
         self.strip.show(columns, {"differs": differ}, [str(n) for n in range(len(columns))])
         preferred = float(self.audit.preferences[self.model, self.pair])
