@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,7 +97,8 @@ class Benchmark:
 
         Columns: `items`, how many; `accuracy` (or `preference`, the share in which the choice that counts is the
         likeliest) with `low` and `high`, the ends of its 95 % bootstrap interval over items; the same `per_token` and
-        `per_byte`, for log-probabilities divided by the length of the choice.
+        `per_byte`, for log-probabilities divided by the length of the choice. Where all of a few items are right, a
+        bootstrap gives a point and not how little they say.
 
         Args:
             by: the label to group by; by default the usual one of these items.
@@ -185,7 +187,8 @@ class Benchmark:
             for name, frame in frames.items()
         ]
         what = "prefers the more stereotypical sentence" if self.data.measure == "preference" else "is right"
-        title = f"{self.data.name}: items in which {' or '.join(frames)} {what}{WAYS[way]}"
+        who = self.model if len(frames) == 1 else "the model"  # the legend names two
+        title = f"{self.data.name}: items in which {who} {what}{WAYS[way]}"
         return _bars(drawn, title=title, unit=f"{self.data.measure}, % of items", line=100 * self.chance)
 
     def code(self) -> str:
@@ -353,8 +356,9 @@ def _bars(
     figure.add_vline(x=line, line={"dash": "dot", "color": "grey"})
     rows = max(len(one[1]) for one in drawn) if drawn else 1
     return figure.update_layout(
-        title={"text": title, "font": {"size": 14}}, xaxis={"title": unit}, barmode="group",
+        title={"text": "<br>".join(wrap(title, 90)), "font": {"size": 14}}, xaxis={"title": unit}, barmode="group",
         yaxis={"autorange": "reversed", "type": "category", "automargin": True}, showlegend=len(drawn) > 1,
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
         width=760, height=180 + 26 * rows * max(1, len(drawn)),
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from labkit.generation.continuations import Continuation, score_continuations
 from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code, changed
 from labkit.text.prompts import asked, each_prompt
+from labkit.text.tokens import visible
 from labkit.text.warn import warn
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Choices:
         """Bars: the share of each answer, for each way to compare them."""
         import plotly.graph_objects as go
 
-        names = [repr(answer)[1:-1] for answer in self.answers]
+        names = [visible(answer) for answer in self.answers]
         drawn = [
             go.Bar(
                 x=names, y=self.probabilities(way), name=WAYS[way], customdata=self.logprobs(way),
@@ -122,9 +123,9 @@ class Choices:
             xaxis={"title": "answer", "type": "category"},
             yaxis={"title": "probability among these", "range": [0, 1]},
             barmode="group",
-            legend={"title": "compared by"},
-            width=max(520, 160 + 90 * len(names)),
-            height=380,
+            legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+            width=max(560, 160 + 110 * len(names)),
+            height=400,
         )
 
     def code(self) -> str:
