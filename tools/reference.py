@@ -1,4 +1,4 @@
-"""Write docs/reference.md: sites, metrics, sources, findings of scans, benchmarks, files and openness, from their lists.
+"""Write docs/reference.md: sites, metrics, sources, findings of scans, benchmarks, files, openness, from their lists.
 
 python tools/reference.py
 """
