@@ -64,7 +64,7 @@ def made(lm: lk.LanguageModel, text: str) -> dict[str, Callable[[], Any]]:
         "PromptBox": lambda: PromptBox(value=text, label=text),
         "GivenPrompt": lambda: GivenPrompt(lm, text, label=text),
         "AuditLab": lambda: lk.AuditLab(
-            lm, [lk.MinimalPair(text, ("<b>M", "M"), ("<b>J", "M"), text, word=text)], background=False
+            lm, [lk.MinimalPair(text, ("<b>M", "M"), ("<b>J", "M"), text, word="<b>")], background=False
         ),
         "AttentionView": lambda: lk.AttentionView(lm, prompt, background=False),
         "LensView": lambda: lk.LensView(lm, prompt, background=False),
