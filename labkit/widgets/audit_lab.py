@@ -1,7 +1,7 @@
 """AuditLab: how often a model prefers a stereotype, pair by pair, and which heads that comes from.
 
-The face of `lk.audit`, `lk.audit_heads` and `lk.audit_without`, made of the blocks that there are: a heatmap of
-categories, one of a category's templates and words, one of heads, and the two texts of a pair, token over token.
+The face of `lk.audit`, `lk.audit_heads` and `lk.audit_without`, made of the blocks that there are: a list of
+categories, heatmaps of a category's templates and words and of heads, and the two texts of a pair, token over token.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import product, zip_longest
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,12 @@ from labkit.language_model import LanguageModel
 from labkit.text.as_code import LM, Name, as_call
 from labkit.widgets.base.snapshot import card, folded_code, note
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import Tool, button, choice, headed, minus, row, shown
+from labkit.widgets.base.tool import Tool, button, choice, headed, link, minus, row, shown
 from labkit.widgets.blocks.check_list import CheckList
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.pair_strip import PairStrip
 
 OFFERED = 40  # pairs to choose from: the clearest preferences in both directions
-HALF = [(0.0, "0 %"), (0.5, "50 %: none"), (1.0, "100 %")]
 
 
 class AuditLab(Tool):
@@ -74,11 +73,10 @@ class AuditLab(Tool):
         self._job = AuditJob(lm, data, categories=categories, limit=limit, seed=seed, data_dir=data_dir)
         self.models = self._job.models
         super().__init__(self.models[0], background=background)
-        self.shares = Heatmap(
-            centre=0.5, low=0.0, high=1.0, ticks=HALF, row_axis="category", column_axis="model",
-            unit="stereotype preferred", title="How often the stereotype is preferred, with 95 % intervals",
-            max_height=300,
-        )  # fmt: skip
+        audit = self._job.audit
+        self.shares = CheckList(title="How often the stereotype is preferred: 50 % would be none, ! marks a preference")
+        self._category = choice("Category", audit.categories)
+        self._model = choice("Model", [(name, n) for n, name in enumerate(audit.models)])
         self.cells = Heatmap(
             centre=0.0, unit="preference (nats)", row_axis="template", column_axis="word", max_height=240
         )
@@ -91,25 +89,28 @@ class AuditLab(Tool):
             "Ablate these heads", self.ablate, "Audit the category again without the heads found"
         )
         self.where_words, self.ablation_words = StatusLine(), StatusLine()
-        self.limits = CheckList([("Limits", None, said) for said in (*self._job.audit.notes, *LIMITS)])
-        for heatmap in (self.shares, self.cells, self.heads):
+        self.limits = CheckList([("Limits", None, said) for said in (*audit.notes, *LIMITS)])
+        for heatmap in (self.cells, self.heads):
             heatmap.layout.max_width = "920px"
-        self._look = headed("Pair by pair", self.cells, self._pairs, self.strip, self.pair_words)
+        self.category = audit.categories[0]
+        link(self, category=self._category, model=self._model)
+        shown(self._model, len(audit.models) > 1)
+        self._look = headed(
+            "Pair by pair", row(self._category, self._model), row(self.cells), self._pairs, self.strip, self.pair_words
+        )
         self._place = headed(
-            "Where it comes from", row(self.where_button, self.ablate_button), self.heads, self.where_words,
+            "Where it comes from", row(self.where_button, self.ablate_button), row(self.heads), self.where_words,
             self.ablation_words,
         )  # fmt: skip
         self.children = [
             row(self.run_button, self.stop_button, self.status), self.shares, self._look, self._place, self.limits,
         ]  # fmt: skip
-        self.shares.observe(lambda change: self._choose(change["new"]), "selection")
         self.cells.observe(lambda change: self._choose_cell(change["new"]), "selection")
         self._pairs.observe(lambda change: self.set_trait("pair", change["new"]), "value")
         self.observe(lambda _: self._draw_category(), ["category", "model"])
         self.observe(lambda _: self._draw_pair(), "pair")
         self._settle()
-        n = len(self._job.audit.pairs)
-        self.status.say(f"{n} pairs to score. Press Run.")
+        self.status.say(f"{len(audit.pairs)} pairs to score. Press Run.")
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
@@ -183,30 +184,16 @@ class AuditLab(Tool):
     def _draw(self) -> None:
         """Bring the categories up to what is scored."""
         audit: Audit = self._job.audit
-        frame = audit.to_frame()
-        shape = (len(audit.models), len(audit.categories))
-        table = {name: frame[name].to_numpy().reshape(shape).T for name in ("share", "low", "high", "p_holm", "pairs")}
-        with self.shares.hold_sync():
-            self.shares.row_labels, self.shares.column_labels = audit.categories, audit.models
-            percent = (100 * np.stack([table[name] for name in ("share", "low", "high")])).reshape(3, -1).T
-            self.shares.texts = [
-                "" if np.isnan(share) else f"{share:.0f} % ({low:.0f} to {high:.0f})" for share, low, high in percent
-            ]
-            self.shares.notes = [
-                f"{said}\n{int(n)} pairs, p = {p:.2g} after Holm's correction"
-                for said, n, p in zip(self.shares.texts, table["pairs"].flat, table["p_holm"].flat, strict=True)
-            ]
-            self.shares.values = table["share"].astype(np.float32)
-        if not self.category:
-            self.category = audit.categories[0]
+        rows = []
+        for found in audit.to_frame().reset_index().to_dict("records"):
+            name = f"{found['category']}, {found['model']}" if len(audit.models) > 1 else found["category"]
+            share, low, high = (100 * found[column] for column in ("share", "low", "high"))
+            says = f"{share:.0f} % of {found['pairs']} pairs, 95 % interval {low:.0f} to {high:.0f}"
+            says += f", p = {found['p_holm']:.2g} after Holm's correction"
+            rows.append([name, None if found["verdict"] == "none shown" else False, says])
+        self.shares.checks = rows
         self._settle()
         self._draw_category()
-
-    def _choose(self, place: tuple[int, int] | None) -> None:
-        if place is None or self.audit is None:
-            return
-        with self.hold_trait_notifications():
-            self.category, self.model = self.audit.categories[place[0]], place[1]
 
     def _mine(self) -> list[int]:
         """The scored pairs of the category, the clearest preference for the stereotype first."""
@@ -251,6 +238,10 @@ class AuditLab(Tool):
         reach = float(np.nanmax(np.abs(values), initial=0.5))
         self.cells.row_labels = [_cut(template.replace("{group}", "…"), 30) for template in templates]
         self.cells.column_labels = words
+        self.cells.notes = [
+            minus(f"{value:+.2f} nats: {template.replace('{group}', '…')} {word}")
+            for (template, word), value in zip(product(templates, words), values.flat, strict=True)
+        ]
         self.cells.low, self.cells.high, self.cells.values = -reach, reach, values
         self._at = {
             (templates.index(p.template), words.index(p.word)): p for p in map(self.audit.pairs.__getitem__, mine)
@@ -271,7 +262,7 @@ class AuditLab(Tool):
             (minus(f"{preferred[i]:+.2f}  {_cut(''.join(self.audit.pairs[i].stereotype), 100)}"), i) for i in pairs
         ]
         self._pairs.options = options
-        self.pair = pairs[0] if pairs else None
+        self._pairs.value = self.pair = pairs[0] if pairs else None
         self._draw_pair()
 
     def _draw_pair(self) -> None:
@@ -286,9 +277,10 @@ class AuditLab(Tool):
         self.strip.show(columns, {"differs": differ}, [str(n) for n in range(len(columns))])
         preferred = float(self.audit.preferences[self.model, self.pair])
         if self.audit.normalise == "sum":
-            which, times = ("stereotype", preferred) if preferred >= 0 else ("other text", -preferred)
-            what = f"After the {which}, ‘{one.word}’ is" if one.word else f"The {which} is"
-            said = f"{what} {np.exp(times):.3g} times as likely."
+            times = np.exp(abs(preferred))
+            first, second = ("first", "second") if preferred >= 0 else ("second", "first")
+            after = f"‘{one.word}’ is {times:.3g} times as likely in the {first} text as in the {second}."
+            said = after if one.word else f"The {first} text is {times:.3g} times as likely as the {second}."
         else:
             said = f"The stereotype is preferred by {preferred:+.3f} nats per {self.audit.normalise}."
         self.pair_words.say(minus(said))
@@ -321,7 +313,7 @@ class AuditLab(Tool):
         title = f"AuditLab · {', '.join(self._job.audit.models)}"
         if self.audit is None:
             return card(note(self.status.text), title=title)
-        parts = [note(self.shares.title), f"<div>{self.shares.picture()}</div>"]
+        parts = [self.shares.picture()]
         if self.cells.values is not None:
             parts += [note(self.cells.title), f"<div>{self.cells.picture()}</div>"]
         parts += [f"<div>{self.strip.picture()}</div>", note(self.pair_words.text)]

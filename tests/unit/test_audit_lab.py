@@ -28,9 +28,10 @@ def test_its_numbers_are_those_of_the_audit(lab: lk.AuditLab, planted: lk.Langua
     again = lk.audit(planted, data(tmp_path), progress=False)
     np.testing.assert_array_equal(found.logprobs, again.logprobs)
     row = again.to_frame().iloc[0]
-    assert lab.shares.values.tolist() == [[pytest.approx(row["share"])]]
-    assert lab.shares.texts == [f"{100 * row['share']:.0f} % ({100 * row['low']:.0f} to {100 * row['high']:.0f})"]
-    assert (lab.shares.row_labels, lab.category) == (["work"], "work")
+    share, low, high = (100 * row[name] for name in ("share", "low", "high"))
+    ((name, ok, says),) = lab.shares.checks
+    assert (name, ok, lab.category) == ("work", False, "work")
+    assert says.startswith(f"{share:.0f} % of 90 pairs, 95 % interval {low:.0f} to {high:.0f}, p = ")
     assert repr(lab) == f"AuditLab({planted.name}; 90 of 90 pairs)"
 
 
@@ -47,7 +48,7 @@ def test_a_word_and_a_template_lead_to_their_pairs(lab: lk.AuditLab) -> None:
     assert lab.pair == offered[0]
     assert lab.strip.marks["differs"] == [2]
     times = np.exp(audit.preferences[0, lab.pair])
-    assert lab.pair_words.text.endswith(f"is {times:.3g} times as likely.")
+    assert lab.pair_words.text.endswith(f"is {times:.3g} times as likely in the first text as in the second.")
     lab._pairs.value = offered[-1]
     assert lab.pair == offered[-1]
 
@@ -86,8 +87,8 @@ def test_before_anything_is_scored_it_says_what_to_do(lab: lk.AuditLab) -> None:
 def test_several_models_stand_side_by_side(planted: lk.LanguageModel, tmp_path: Path) -> None:
     lab = lk.AuditLab([planted, planted], data(tmp_path), limit=20, background=False)
     lab.run()
-    assert lab.shares.column_labels == ["1: 32-bit", "2: 32-bit"]
-    lab.shares.selection = (0, 1)
+    assert [name for name, _, _ in lab.shares.checks] == ["work, 1: 32-bit", "work, 2: 32-bit"]
+    lab._model.value = 1
     assert lab.model == 1
     lab.where()
     assert "heads = lk.audit_heads(lm_2, audit, 'work')" in lab.code()
