@@ -243,18 +243,21 @@ def _watched(lm: LanguageModel) -> Iterator[Any]:
     process, over, seen = psutil.Process(), threading.Event(), [0]
 
     def look() -> None:
-        while True:
-            seen[0] = max(seen[0], int(process.memory_info().rss))
-            if over.wait(WATCH):
-                return
+        seen[0] = max(seen[0], int(process.memory_info().rss))
 
-    thread = threading.Thread(target=look, daemon=True)
+    def keep_looking() -> None:
+        while not over.wait(WATCH):
+            look()
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    look()
     thread.start()
     try:
         yield lambda: seen[0]
     finally:
         over.set()
         thread.join()
+        look()  # also where the block was shorter than the time between two looks
 
 
 def _built_in(lm: LanguageModel, tokens: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ def heatmap_of(tool: Locator, number: int) -> Locator:
 
 def test_it_scores_the_pairs_and_shows_the_categories(page: Page) -> None:
     tool = tool_of(page)
-    expect(tool.locator(".labkit-status").first).to_have_text("120 pairs to score. Press Run.")
+    expect(tool.locator(".labkit-status").first).to_contain_text("120 pairs to score. Press Run.")
     button(tool, "Run").click()
     expect(tool.locator(".labkit-status").first).to_contain_text("120 pairs scored")
     expect(tool).to_contain_text("How often the stereotype is preferred: 50 % would be none")
