@@ -45,24 +45,31 @@ class AuditAblation:
     Attributes:
         heads: those that were chosen, as (layer, head).
         controls: as many random heads of the same layers, several times.
-        whole, without: the audit of the whole model and with the chosen heads ablated; None before they are done.
-        random: the audits with the random ones ablated.
-        perplexity: of a neutral text, in the order whole, without, random.
         recipe: what repeats it.
+        audits: those that are done: of the whole model, without the chosen heads, without random ones.
+        perplexity: of a neutral text, in the same order.
     """
 
     heads: Heads
     controls: list[Heads] = field(repr=False)
     recipe: dict[str, Any] = field(default_factory=dict, repr=False)
-    whole: Audit | None = field(default=None, repr=False)
-    without: Audit | None = field(default=None, repr=False)
-    random: list[Audit] = field(default_factory=list, repr=False)
+    audits: list[Audit] = field(default_factory=list, repr=False)
     perplexity: list[float] = field(default_factory=list, repr=False)
 
     @property
-    def audits(self) -> list[Audit]:
-        """Those that are done: of the whole model, without the chosen heads, without random ones."""
-        return [one for one in (self.whole, self.without, *self.random) if one is not None]
+    def whole(self) -> Audit | None:
+        """The audit of the whole model; None before it is done."""
+        return next(iter(self.audits), None)
+
+    @property
+    def without(self) -> Audit | None:
+        """The audit with the chosen heads ablated; None before it is done."""
+        return next(iter(self.audits[1:]), None)
+
+    @property
+    def random(self) -> list[Audit]:
+        """The audits with random heads ablated."""
+        return self.audits[2:]
 
     @property
     def names(self) -> list[str]:
@@ -165,10 +172,7 @@ def open_audit_ablation(path: str | os.PathLike[str]) -> AuditAblation:
             for n, name in enumerate(together.models)
         ]
         heads, *controls = ([(one[0], one[1]) for one in some] for some in (about["heads"], *about["controls"]))
-        return AuditAblation(
-            heads, controls, about["recipe"], parts[0], parts[1] if len(parts) > 1 else None, parts[2:],
-            about["perplexity"],
-        )  # fmt: skip
+        return AuditAblation(heads, controls, about["recipe"], parts, about["perplexity"])
 
 
 def audit_without(
@@ -226,16 +230,15 @@ class AblationJob:
         chosen = list(dict.fromkeys((int(layer), int(head)) for layer, head in heads))
         draw = random.Random(seed)
         drawn = [_others(lm, chosen, draw) for _ in range(controls)]
-        self.lm, self._audit, self._categories, self._text = lm, audit, categories, text
+        self.lm, self._text = lm, text
         recipe = {
             **made_with(lm), "categories": None if categories is None else list(categories), "controls": controls,
             "seed": seed,
         }  # fmt: skip
         self.ablation = AuditAblation(chosen, drawn, recipe)
-        self._jobs = [self._job() for _ in range(2 + controls)]
-
-    def _job(self) -> AuditJob:
-        return AuditJob(self.lm, self._audit.pairs, categories=self._categories, normalise=self._audit.normalise)
+        self._jobs = [
+            AuditJob(lm, audit.pairs, categories=categories, normalise=audit.normalise) for _ in range(2 + controls)
+        ]
 
     @property
     def total(self) -> int:
@@ -252,12 +255,7 @@ class AblationJob:
                 for _ in job.steps():
                     yield n
                 kept.perplexity.append(score(self.lm, self._text).perplexity)
-            if n == 0:
-                kept.whole = job.audit
-            elif n == 1:
-                kept.without = job.audit
-            else:
-                kept.random.append(job.audit)
+            kept.audits.append(job.audit)
 
 
 def _others(lm: LanguageModel, heads: Heads, draw: random.Random) -> Heads:

@@ -81,9 +81,12 @@ class AuditHeads:
 
     def heads(self, k: int = 5) -> list[tuple[int, int]]:
         """The k heads (layer, head) that carry the most, of those whose 95 % interval over pairs leaves out zero."""
-        frame = self.to_frame()
-        sure = frame[frame["low"] > 0].head(k)
+        sure = self._strongest(k)
         return list(zip(sure["layer"].tolist(), sure["head"].tolist(), strict=True))
+
+    def _strongest(self, k: int) -> pd.DataFrame:
+        frame = self.to_frame()
+        return frame[frame["low"] > 0].head(k)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per head, those that carry the most first: `layer`, `head`, `share` of the preference with `low` and
@@ -107,9 +110,9 @@ class AuditHeads:
 
     def words(self) -> str:
         """What was found, in sentences."""
-        found = self.heads()
-        frame = self.to_frame().set_index(["layer", "head"])
-        names = ", ".join(f"{layer}.{head} ({100 * frame.share[layer, head]:.0f} %)" for layer, head in found)
+        sure = self._strongest(5)
+        found = zip(sure["layer"], sure["head"], sure["share"], strict=True)
+        names = ", ".join(f"{layer}.{head} ({100 * share:.0f} %)" for layer, head, share in found)
         carried = f"{names} carry most of it" if names else "no head surely carries a share"
         return (
             f"{self.category}: on {int(self.done.sum())} pairs with the clearest preference, {carried}. The shares "

@@ -25,6 +25,7 @@ from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener
 from labkit.audits.refusal_report import MANNERS, OWN, SIDES, Refusal, code_of
 from labkit.datasets import refusals as built_in
 from labkit.generation.generate import generate, room_for
+from labkit.patching.metrics import kl
 from labkit.precision.passage import PASSAGE
 from labkit.results.recipe import made_with
 from labkit.steering import SteeringVector, of_means, steer
@@ -260,9 +261,8 @@ def _shuffled(
 def _divergence(plain: torch.Tensor, other: torch.Tensor) -> float:
     """KL of the changed from the unchanged distributions (rows, vocab), nats, the mean over rows."""
     total = 0.0
-    for rows in zip(plain.split(32), other.split(32), strict=True):  # a vocabulary in float64 is large
-        p, q = (x.double().log_softmax(-1) for x in rows)
-        total += float((p.exp() * (p - q)).sum())
+    for clean, moved in zip(plain.split(32), other.split(32), strict=True):  # a vocabulary in float64 is large
+        total += float(kl(moved.double(), clean=clean.double()).sum())
     return max(0.0, total / len(plain))
 
 

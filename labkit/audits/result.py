@@ -92,11 +92,11 @@ class Audit:
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
-        rows = []
+        rows, preferred = [], self.preferences
         for m, model in enumerate(self.models):
             for category in self.categories:
                 chosen = self._chosen(category, [m])
-                rows.append({"model": model, "category": category} | self._row(self.preferences[m, chosen], chosen))
+                rows.append({"model": model, "category": category} | self._row(preferred[m, chosen], chosen))
         for row, p in zip(rows, crossed.holm([row["p"] for row in rows]), strict=True):
             row["p_holm"] = float(p)
             shown = p < SIGNIFICANT and not row["low"] <= 0.5 <= row["high"]  # the interval also asks about templates
@@ -149,11 +149,11 @@ class Audit:
 
         if len(self.models) < 2:
             raise ValueError("a difference needs two models; give lk.audit a list of them")
-        rows = []
+        rows, preferred = [], self.preferences
         for m, model in list(enumerate(self.models))[1:]:
             for category in self.categories:
                 chosen = self._chosen(category, [0, m])
-                first, other = (_counted(self.preferences[i, chosen]) for i in (0, m))
+                first, other = (_counted(preferred[i, chosen]) for i in (0, m))
                 apart = other - first
                 low, high = self._intervals([apart], chosen)[0]
                 rows.append({
@@ -186,6 +186,7 @@ class Audit:
         """One row per pair, as scored: the texts, what they were made of, and each model's preference in nats."""
         import pandas as pd
 
+        preferred = self.preferences
         rows = [
             {
                 "category": pair.category,
@@ -194,7 +195,7 @@ class Audit:
                 "template": pair.template,
                 "word": pair.word,
                 "group": pair.group,
-                **{model: self.preferences[m, i] for m, model in enumerate(self.models)},
+                **{model: preferred[m, i] for m, model in enumerate(self.models)},
             }
             for i, pair in enumerate(self.pairs)
         ]

@@ -7,7 +7,7 @@ from typing import Any
 from labkit.audits.audit import audit
 from labkit.audits.heads import HeadsJob
 from labkit.course.checks import Verdict, a_head, exercise
-from labkit.datasets.minimal_pairs import MinimalPair, own_pairs
+from labkit.datasets.minimal_pairs import own_pairs, reworded
 from labkit.language_model import LanguageModel
 from labkit.patching.patch import patch
 
@@ -15,29 +15,17 @@ CATEGORY = "gender and occupation"
 PATCHED = 4
 
 
-def reworded(template: str) -> list[MinimalPair]:
-    """The pairs of groups and words of one template, in another template.
-
-    Raises:
-        ValueError: it names no group, or ends in a space.
-    """
-    if not isinstance(template, str) or template.count("{group}") != 1:
+def _template(answer: Any) -> str:
+    if not isinstance(answer, str) or answer.count("{group}") != 1:
         raise ValueError('the answer must be a sentence with one {group}, such as "The {group} works as a"')
-    if template != template.rstrip():
+    if answer != answer.rstrip():
         raise ValueError("the sentence must not end in a space: the space belongs to the word that follows")
-    pairs = [pair for pair in own_pairs() if pair.category == CATEGORY]
-    found = []
-    for pair in pairs:
-        if pair.template == pairs[0].template:
-            a, b = pair.group.split(" | ") if pair.first else reversed(pair.group.split(" | "))
-            sides = [(template.replace("{group}", group), pair.stereotype[1]) for group in (a, b)]
-            found.append(MinimalPair(CATEGORY, sides[0], sides[1], template, pair.word, pair.group, pair.first))
-    return found
+    return answer
 
 
 @exercise("09.1")
 def _another_wording(answer: Any, lm: LanguageModel) -> Verdict:
-    share = float(audit(lm, reworded(answer), progress=False).to_frame()["share"].iloc[0])
+    share = float(audit(lm, reworded(CATEGORY, _template(answer)), progress=False).to_frame()["share"].iloc[0])
     said = f"With this sentence the stereotype is preferred in {100 * share:.0f} % of the pairs."
     return Verdict(share < 0.75, said if share < 0.75 else said + " Look for less than 75 %.")
 

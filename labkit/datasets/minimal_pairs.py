@@ -56,6 +56,17 @@ def own_pairs(language: str = "en") -> list[MinimalPair]:
     return pairs_from(path)
 
 
+def reworded(category: str, template: str, *, language: str = "en") -> list[MinimalPair]:
+    """The groups and words of one of labkit's own categories, in another template.
+
+    Raises:
+        KeyError: there is no such category.
+        ValueError: the template names no group.
+    """
+    made = json.loads((OWN / f"minimal_pairs_{language}.json").read_text("utf-8"))["categories"][category]
+    return list(_filled(category, made | {"templates": [template]}))
+
+
 def pairs_from(path: str | os.PathLike[str]) -> list[MinimalPair]:
     """The pairs of a file of templates and words.
 

@@ -22,6 +22,7 @@ from labkit.audits.result import LIMITS, Audit
 from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
 from labkit.text.as_code import LM, Name, as_call
+from labkit.widgets.base.picture import cut
 from labkit.widgets.base.snapshot import card, folded_code, note
 from labkit.widgets.base.status_line import StatusLine
 from labkit.widgets.base.tool import Tool, button, choice, headed, link, minus, row, shown
@@ -140,8 +141,6 @@ class AuditLab(Tool):
             self._draw()
             if stop.is_set():
                 raise Cancelled
-        self.audit = job.audit
-        self._draw()
         self.status.say(f"{len(job.audit.pairs)} pairs scored. Choose a category to look at its pairs.")
 
     def _find(self, stop: threading.Event) -> None:
@@ -149,12 +148,16 @@ class AuditLab(Tool):
             raise ValueError("nothing has been scored yet; press Run first")
         job = HeadsJob(self.models[self.model], self.audit, self.category or None)
         self.found = self.ablation = None
-        for _ in job.steps():
-            self.found = job.found
-            self._draw_heads()
-            self.status.say(f"Patching: {job.done} of {job.total} pairs", share=job.done / job.total)
-            if stop.is_set():
-                raise Cancelled
+        try:
+            for _ in job.steps():
+                self.found = job.found
+                self._draw_heads()
+                self.status.say(f"Patching: {job.done} of {job.total} pairs", share=job.done / job.total)
+                if stop.is_set():
+                    raise Cancelled
+        finally:
+            if self.found is not None:
+                self.where_words.say(self.found.words())  # once: its intervals take longer than a pair
         self.status.say(f"{job.done} pairs patched.")
 
     def _ablate(self, stop: threading.Event) -> None:
@@ -199,7 +202,8 @@ class AuditLab(Tool):
         """The scored pairs of the category, the clearest preference for the stereotype first."""
         audit: Audit = self.audit
         scored = [i for i in np.flatnonzero(audit.done[self.model]) if audit.pairs[i].category == self.category]
-        return sorted(map(int, scored), key=lambda i: -audit.preferences[self.model, i])
+        preferred = audit.preferences[self.model]
+        return sorted(map(int, scored), key=lambda i: -preferred[i])
 
     def _draw_category(self) -> None:
         """Its templates and words, and the pairs to choose from."""
@@ -236,7 +240,7 @@ class AuditLab(Tool):
         with np.errstate(invalid="ignore"):
             values = (sums / counts).astype(np.float32)
         reach = float(np.nanmax(np.abs(values), initial=0.5))
-        self.cells.row_labels = [_cut(template.replace("{group}", "…"), 30) for template in templates]
+        self.cells.row_labels = [cut(template.replace("{group}", "…"), 30) for template in templates]
         self.cells.column_labels = words
         self.cells.notes = [
             minus(f"{value:+.2f} nats: {template.replace('{group}', '…')} {word}")
@@ -259,7 +263,7 @@ class AuditLab(Tool):
     def _offer(self, pairs: list[int]) -> None:
         preferred = self.audit.preferences[self.model]
         options = [
-            (minus(f"{preferred[i]:+.2f}  {_cut(''.join(self.audit.pairs[i].stereotype), 100)}"), i) for i in pairs
+            (minus(f"{preferred[i]:+.2f}  {cut(''.join(self.audit.pairs[i].stereotype), 100)}"), i) for i in pairs
         ]
         self._pairs.options = options
         self._pairs.value = self.pair = pairs[0] if pairs else None
@@ -293,8 +297,7 @@ class AuditLab(Tool):
             self.heads.unit = "share"
             self.heads.row_labels, self.heads.column_labels = ([str(n) for n in range(size)] for size in shares.shape)
             self.heads.low, self.heads.high, self.heads.values = -reach, reach, shares.astype(np.float32)
-        self.where_words.say(self.found.words())
-        self._settle()
+        shown(self.heads, True)
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
@@ -325,10 +328,6 @@ class AuditLab(Tool):
     def __repr__(self) -> str:
         done = 0 if self.audit is None else int(self.audit.done.all(0).sum())
         return f"AuditLab({', '.join(self._job.audit.models)}; {done} of {len(self._job.audit.pairs)} pairs)"
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _first(pairs: Sequence[Any], word: str) -> bool:
