@@ -17,6 +17,8 @@ from labkit.datasets.mini import MINI
 if TYPE_CHECKING:
     import pandas as pd
 
+FOLDER = "LABKIT_DATA"
+"""The environment variable that names the folder with published sets."""
 DEEP = 3  # folders below the one that is named in which a set is looked for
 
 
@@ -87,7 +89,7 @@ def find_copy(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> l
     Raises:
         FileNotFoundError: none was found; the message says where to get them.
     """
-    wanted, root = SETS[name], data_dir or os.environ.get("LABKIT_DATA")
+    wanted, root = SETS[name], data_dir or os.environ.get(FOLDER)
     for depth in range(DEEP + 1) if root else ():
         for file in sorted(Path(root or "").expanduser().glob("*/" * depth + wanted.file)):
             return [file] if wanted.units == 1 else sorted(file.parent.glob(f"*{file.suffix}"))

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.datasets.minimal_pairs import MinimalPair
+from labkit.datasets.published import FOLDER
 
-FOLDER = "LABKIT_DATA"
-"""The environment variable that names the folder with published sets."""
 _NORWEGIAN = (
     "Blodgett et al. 2021, Stereotyping Norwegian Salmon: An Inventory of Pitfalls in Fairness Benchmark Datasets, ACL"
 )

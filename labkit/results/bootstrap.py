@@ -35,7 +35,7 @@ def interval(
     """
     _check(n, level, "pairs")
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
-    low, high = np.quantile(average(weights), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = ends(average(weights), level)
     return low.astype(np.float32), high.astype(np.float32)
 
 
@@ -56,8 +56,13 @@ def interval_of_mean(
     _check(len(values), level, "items")
     kinds, counts = np.unique(values, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
-    low, high = np.quantile(drawn @ kinds / len(values), [(1 - level) / 2, (1 + level) / 2])
+    low, high = ends(drawn @ kinds / len(values), level)
     return float(low), float(high)
+
+
+def ends(averages: np.ndarray, level: float) -> np.ndarray:
+    """The low and high ends, (2, ...), between which a share of the averages (resamples, ...) lies."""
+    return np.quantile(averages, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 def _check(n: int, level: float, what: str) -> None:

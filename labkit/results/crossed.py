@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from labkit.results.bootstrap import LEVEL, RESAMPLES
+from labkit.results.bootstrap import LEVEL, RESAMPLES, ends
 
 FLIPS = 9999
 
@@ -45,7 +45,7 @@ def weights(factors: Sequence[Sequence[object]], *, resamples: int = RESAMPLES, 
 
 def interval(values: np.ndarray, drawn: np.ndarray, *, level: float = LEVEL) -> tuple[float, float]:
     """The low and high ends of the interval of the mean of `values` (n,), from what `weights` drew."""
-    low, high = np.quantile(drawn @ np.asarray(values, np.float64), [(1 - level) / 2, (1 + level) / 2])
+    low, high = ends(drawn @ np.asarray(values, np.float64), level)
     return float(low), float(high)
 
 
