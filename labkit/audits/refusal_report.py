@@ -64,11 +64,11 @@ class Effect:
 
     @property
     def moved(self) -> bool:
-        """Is the change of the expected sign, with an interval without 0, and larger than that of every control, by a
-        direction that separates the two sides?
+        """Is the change of the expected sign, with an interval that holds neither 0 nor any control, by a direction
+        that separates the two sides?
         """
         away = self.low if self.sign > 0 else -self.high
-        return self.separates and away > 0 and self.sign * self.mean > float((self.sign * self.controls).max())
+        return self.separates and away > max(0.0, float((self.sign * self.controls).max()))
 
     @property
     def found(self) -> bool:

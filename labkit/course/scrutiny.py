@@ -1,7 +1,10 @@
-"""Scrutiny: whether a model prefers stereotypes, how sure that is, and where it comes from."""
+"""Scrutiny: whether a model prefers stereotypes, where that comes from, and whether a checkpoint is safe to open."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from labkit.audits.audit import audit
@@ -9,10 +12,12 @@ from labkit.audits.heads import HeadsJob
 from labkit.course.checks import Verdict, a_head, exercise
 from labkit.datasets.minimal_pairs import own_pairs, reworded
 from labkit.language_model import LanguageModel
+from labkit.models.scan.scan import scan
 from labkit.patching.patch import patch
 
 CATEGORY = "gender and occupation"
 PATCHED = 4
+CHAT = [{"role": "user", "content": "Good morning."}, {"role": "assistant", "content": "A fine day to you."}]
 
 
 def _template(answer: Any) -> str:
@@ -54,3 +59,22 @@ def _a_category_without_a_shown_preference(answer: Any, lm: LanguageModel) -> Ve
     if row["verdict"] == "none shown":
         return Verdict(True, said + " That does not show that there is none: the interval is wide.")
     return Verdict(False, said + " Here one is shown. Look for an interval that covers 50.")
+
+
+@exercise("09.4")
+def _a_template_without_danger(answer: Any, lm: LanguageModel) -> Verdict:
+    if not isinstance(answer, str):
+        raise ValueError('the answer must be a template, such as "{{ messages[0].content }}"')
+    with TemporaryDirectory() as folder:
+        Path(folder, "tokenizer_config.json").write_text(json.dumps({"chat_template": answer}), encoding="utf-8")
+        bad = scan(folder).of("danger")
+    if bad:  # and is not rendered
+        return Verdict(False, f"The scan says {bad[0].what}. {bad[0].why}.")
+    try:
+        shown = str(lm.tokenizer.apply_chat_template(CHAT, chat_template=answer, tokenize=False))
+    except Exception as error:  # the template's own faults, whatever they are
+        return Verdict(False, f"The template fails: {error}.")
+    for turn in CHAT:
+        if turn["content"] not in shown:
+            return Verdict(False, f"{turn['content']!r} of the {turn['role']} is not in what it writes: {shown!r:.80}.")
+    return Verdict(True, f"It writes {shown!r:.80}, and the scan found no danger in it.")

@@ -20,7 +20,9 @@ RIGHT = {
     "07.2": ("mlp_out", 18),
     "07.3": ["v_proj"],
     "09.2": (25, 1),
+    "09.1": "Every {group} is somebody's child. Not far away lived a",
     "09.3": "religion",
+    "09.4": "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}",
     "06.3": (
         ["I will be late", "They will come", "She will be a doctor", "We will eat at home", "It will rain"],
         ["I was late", "They came", "She was a doctor", "We ate at home", "It rained"],
@@ -53,9 +55,6 @@ WRONG = {
     "07.1": ({"bits": 4, "quant_type": "fp4"}, "Look for less than half of NF4's KL"),
     "07.2": (("attn_out", 0), "One moves it by more than"),
     "07.3": (["down_proj"], "Stay below 10 MB"),
-    "09.1": ("The {group} works as a", "Look for less than 75 %"),
-    "09.2": ((0, 0), "Look for more than 20 %"),
-    "09.3": ("gender and occupation", "Here one is shown"),
     "01.2": ("Purple seven runs the quietly of because green to and a", "Look for less than 2"),
     "01.3": ((0, "."), "Greedy has log-probability"),
     "01.4": ("word", "tokens. Text that is rare"),
@@ -71,6 +70,30 @@ WRONG = {
     "05.2": ("q", "Try the others"),
     "05.3": (1500, "must be a circuit"),
 }
+MORE_WRONG = {
+    "09.1": [
+        ("The {group} works as a", "Look for less than 75 %"),
+        ("My neighbour works as a", "a sentence with one {group}"),
+        ("The {group} works as a ", "must not end in a space"),
+    ],
+    "09.2": [
+        ((0, 0), "Look for more than 20 %"),
+        ((25, 2), "Look for more than 20 %"),
+        ((25, 9), "heads from 0 to 8"),
+    ],
+    "09.3": [
+        ("gender and occupation", "Here one is shown"),
+        ("nationality", "Here one is shown"),
+        ("religions", "religion"),
+    ],
+    "09.4": [
+        ("{{ messages[0].content }}", "of the assistant is not in what it writes"),
+        ("{% for m in messages %}{{ m.__class__ }}{{ m.content }}{% endfor %}", "The scan says"),
+        ("{% for m in messages %}{{ m.content }}", "The template fails"),
+        ("{% for n in range(10**9) %}{{ messages[0].content }}{% endfor %}", "The scan says"),
+    ],
+}
+"""As a learner might answer; each exercise of these notebooks has three or more."""
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -79,9 +102,14 @@ def test_a_right_answer_is_right(lm4, capsys, name):
     assert capsys.readouterr().out.startswith(f"{name}: Right."), name
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_answer_is_told_what_is_wrong(lm4, capsys, name):
-    answer, says = WRONG[name]
+@pytest.mark.parametrize(
+    ("name", "answer", "says"),
+    [
+        *((name, *wrong) for name, wrong in WRONG.items()),
+        *((n, *wrong) for n, some in MORE_WRONG.items() for wrong in some),
+    ],
+)
+def test_a_wrong_answer_is_told_what_is_wrong(lm4, capsys, name, answer, says):
     check(name, answer, lm4)
     out = capsys.readouterr().out
     assert out.startswith(f"{name}: Not yet.")
