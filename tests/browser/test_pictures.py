@@ -156,6 +156,7 @@ def test_pictures_of_quant_lab(lab: Lab, browser: Browser, theme: str) -> None:
 def test_pictures_of_audit_lab(lab: Lab, browser: Browser, theme: str) -> None:
     cells = [LOAD, "auditing = lk.AuditLab(lm)\nauditing.run()\nauditing.where()\nauditing.wait()\nauditing"]
     with drawn(lab, browser, f"audit_{theme}", cells, dark=theme == "dark", scale=1.25) as page:
+        page.set_viewport_size({"width": 1400, "height": 1900})  # all of it
         tool = to_top(page.locator(".labkit-tool").first)
         expect(tool).to_contain_text("carry most of it")
         page.mouse.move(5, 5)
