@@ -166,7 +166,7 @@ def test_in_forced_colours_what_is_chosen_is_outlined_and_data_keep_their_colour
             .locator(".jupyter-button")
             .evaluate_all("els => els.filter(el => el.offsetParent).map(el => getComputedStyle(el).borderTopStyle)")
         )
-        assert sides and set(sides) == {"solid"}
+        assert set(sides) == {"solid"}
         run = cell(page, "PromptLab").get_by_role("button", name="Run").first
         ink, ground, plate = run.evaluate(
             "el => (({color, backgroundColor, forcedColorAdjust}) => [color, backgroundColor, forcedColorAdjust])"

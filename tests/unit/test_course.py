@@ -6,6 +6,10 @@ import labkit as lk
 from labkit.course import check
 from labkit.course.checks import CLEAN, CORRUPT, exercises
 
+BY_HAND = (
+    "<|im_start|>system\nAnswer in one word.<|im_end|>\n<|im_start|>user\nWhat is the capital of France?"
+    "<|im_end|>\n<|im_start|>assistant\n"
+)
 RIGHT = {
     "00.1": 7,
     "00.2": "embedding",
@@ -20,6 +24,9 @@ RIGHT = {
     "07.2": ("mlp_out", 18),
     "07.3": ["v_proj"],
     "09.2": (25, 1),
+    "08.1": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+    "08.2": 35_000,
+    "08.3": BY_HAND,
     "09.1": "Every {group} is somebody's child. Not far away lived a",
     "09.3": "religion",
     "09.4": "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}",
@@ -71,6 +78,24 @@ WRONG = {
     "05.3": (1500, "must be a circuit"),
 }
 MORE_WRONG = {
+    "08.1": [
+        ("deepseek-ai/DeepSeek-V3", "has one licence, DeepSeek Model"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "has one licence, MIT"),
+        ("meta-llama/Llama-3.1-8B", "is of the family Llama"),
+        ("DeepSeek-R1-Distill-Llama", "is not in the catalog. Did you mean"),
+    ],
+    "08.2": [
+        (71_000, "A token leaves a key and a value"),
+        (45_776, "The weights are there already"),
+        (4096, "That is too few"),
+        (17_771, "a number takes 2 bytes"),
+    ],
+    "08.3": [
+        ("Answer in one word. What is the capital of France?", "The first 0 of"),
+        ("[INST] <<SYS>>\nAnswer in one word.\n<</SYS>>\n\nWhat is the capital of France? [/INST]", "The first 0 of"),
+        (BY_HAND[:-1], "the template '\\n'"),
+        (["Answer in one word."], "must be a text"),
+    ],
     "09.1": [
         ("The {group} works as a", "Look for less than 75 %"),
         ("My neighbour works as a", "a sentence with one {group}"),
