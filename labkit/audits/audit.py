@@ -19,7 +19,7 @@ from labkit.datasets.minimal_pairs import MinimalPair, own_pairs, pairs_from
 from labkit.datasets.stereotypes import STEREOTYPES
 from labkit.generation.continuations import score_continuations
 from labkit.results.job import finish
-from labkit.results.recipe import made_with
+from labkit.results.recipe import made_with, names_of
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
@@ -128,17 +128,6 @@ class AuditJob:
                     kept.lengths[m, todo[n // 2], n % 2] = len(found.tokens), found.n_bytes
                 kept.__dict__.pop("_rows", None)  # they were of fewer pairs
                 yield len(todo)
-
-
-def names_of(models: Sequence[LanguageModel]) -> list[str]:
-    """A name for each model that tells it from the others: its own, its bits, both, or a number."""
-    names = [model.name for model in models]
-    if len(set(names)) < len(names):
-        named = len(set(names)) > 1
-        names = [f"{model.name}, {model.bits}-bit" if named else f"{model.bits}-bit" for model in models]
-    if len(set(names)) < len(names):
-        names = [f"{n}: {name}" for n, name in enumerate(names, 1)]
-    return names
 
 
 def _read(data: Data, data_dir: str | os.PathLike[str] | None) -> list[MinimalPair]:

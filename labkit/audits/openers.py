@@ -7,6 +7,7 @@ have been written (teacher forcing). Beginnings that share their first tokens sh
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from labkit.activations.run import batch_of, run
+from labkit.generation.generate import Generation, generate
 from labkit.text.chat import Chat, is_chat, template_of
 from labkit.text.encode import following
 
@@ -172,3 +174,17 @@ def log_odds(
     """For each prompt, by how many nats an answer begins with any of `these` rather than any of `others`."""
     found = torch.from_numpy(opener_logprobs(lm, prompts, [*these, *others], write=write))
     return (found[:, : len(these)].logsumexp(1) - found[:, len(these) :].logsumexp(1)).numpy()
+
+
+def uninterrupted(lm: LanguageModel, prompt: Prompt, **settings: Any) -> Generation:
+    """`generate`, which ends an interrupted text and warns, as a part of something that the interrupt is meant to end.
+
+    Raises:
+        KeyboardInterrupt: there was one.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "interrupted: ")
+        answer: Generation = generate(lm, prompt, **settings)
+    if answer.finish == "stopped":
+        raise KeyboardInterrupt
+    return answer

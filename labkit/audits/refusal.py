@@ -10,7 +10,6 @@ and ones from the same activations with shuffled labels.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -21,10 +20,10 @@ import torch
 
 from labkit.activations.run import run
 from labkit.activations.sites import checked
-from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids
+from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids, uninterrupted
 from labkit.audits.refusal_report import MANNERS, OWN, SIDES, Refusal, code_of
 from labkit.datasets import refusals as built_in
-from labkit.generation.generate import generate, room_for
+from labkit.generation.generate import room_for
 from labkit.patching.metrics import kl
 from labkit.precision.passage import PASSAGE
 from labkit.results.job import finish
@@ -257,7 +256,7 @@ class _Test:
                 odds = self.odds(prompts)
                 logits = plain if vector is None else read()
                 some = prompts[:WRITTEN] if new_tokens and name in (*SIDES.values(), OWN, "random 0") else []
-                written = [_written(self.lm, ids, new_tokens) for ids in some]
+                written = [uninterrupted(self.lm, ids, max_new_tokens=new_tokens).text for ids in some]
             surprise = float(torch.nn.functional.cross_entropy(logits, prose[0, 1:].cpu()))
             damage = float(np.exp(surprise)), _divergence(plain, logits)
             return _share_refused(written), damage, tuple(written), odds
@@ -313,20 +312,6 @@ def _shuffled(
         same = own.random(seed - 1 - n).values  # where the pairs differ in nothing but what cancels
         found[f"shuffled {n}"] = replace(one, values=one.values * (own.norm / one.norm) if one.norm else same)
     return found
-
-
-def _written(lm: LanguageModel, ids: torch.Tensor, new_tokens: int) -> str:
-    """An answer, greedily.
-
-    Raises:
-        KeyboardInterrupt: there was one, after which `generate` would give what it has.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "interrupted: ")
-        answer = generate(lm, ids, max_new_tokens=new_tokens)
-    if answer.finish == "stopped":
-        raise KeyboardInterrupt
-    return answer.text
 
 
 def _divergence(plain: torch.Tensor, other: torch.Tensor) -> float:

@@ -48,6 +48,10 @@ KINDS = {
         Kind("audit ablation", "an audit without some heads", "lk.open_audit_ablation(path)"),
         Kind("benchmark", "a benchmark", "lk.open_benchmark(path)"),
         Kind("refusal", "a refusal direction", "lk.open_refusal(path)"),
+        Kind("injection", "what follows a hidden instruction", "lk.open_injection(path)"),
+        Kind("memorisation", "continuations of known texts", "lk.open_memorisation(path)"),
+        Kind("choices", "a choice between answers", "lk.open_choices(path)"),
+        Kind("running cost", "what models cost to run", "lk.open_running_cost(path)"),
         Kind("sweep", "a sweep", "lk.open_sweep(folder)"),
         Kind("sweep shard", "a part of a sweep", "lk.open_sweep(its folder)"),
     )

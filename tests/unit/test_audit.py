@@ -13,8 +13,9 @@ from stereotyped import FIRST, GROUPS, PLACE, SECOND, data, trained
 
 import labkit as lk
 from labkit.audits.ablation import AblationJob
-from labkit.audits.audit import AuditJob, names_of
+from labkit.audits.audit import AuditJob
 from labkit.audits.heads import at_mean
+from labkit.results.recipe import names_of
 
 
 @pytest.fixture(scope="module")
