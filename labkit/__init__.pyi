@@ -8,9 +8,9 @@ from .attention_maps.file import SavedAttention as SavedAttention
 from .attention_maps.file import open_attention as open_attention
 from .attention_maps.patterns import AttentionPatterns as AttentionPatterns
 from .attention_maps.patterns import attention as attention
-from .audits.ablation import AuditAblation as AuditAblation
 from .audits.ablation import audit_without as audit_without
-from .audits.ablation import open_audit_ablation as open_audit_ablation
+from .audits.ablation_result import AuditAblation as AuditAblation
+from .audits.ablation_result import open_audit_ablation as open_audit_ablation
 from .audits.audit import audit as audit
 from .audits.benchmark import benchmark as benchmark
 from .audits.benchmark_result import Benchmark as Benchmark

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -118,6 +119,12 @@ class BenchmarkJob:
                 )
         texts = [(item.prompt, item.delimiter + choice) for item in self.data.items for choice in item.choices]
         self._jobs = [ContinuationJob(model, texts, batch=batch) for model in models]  # type: ignore[arg-type]
+
+    def again(self) -> Self:
+        """The same items, not scored."""
+        new = copy(self)
+        new._jobs = [job.again() for job in self._jobs]
+        return new
 
     @property
     def total(self) -> int:

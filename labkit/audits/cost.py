@@ -108,9 +108,9 @@ class RunningCost:
         fig = make_subplots(1, 2, subplot_titles=("Speed", "Memory"), horizontal_spacing=0.06, shared_yaxes=True)
         for what, colour in (("read", "#2166ac"), ("write", "#b2182b")):
             spread = {"array": frame[f"{what}_high"] - frame[what], "arrayminus": frame[what] - frame[f"{what}_low"]}
-            fig.add_bar(
-                x=frame[what], y=frame.index, name=what, orientation="h", marker={"color": colour}, row=1, col=1,
-                error_x={**spread, "symmetric": False},
+            fig.add_scatter(
+                x=frame[what], y=frame.index, name=what, mode="markers", marker={"color": colour, "size": 10}, row=1,
+                col=1, error_x={**spread, "symmetric": False},
                 hovertemplate=f"%{{y}}<br>{what}: %{{x:.1f}} tokens/s<extra></extra>",
             )  # fmt: skip
         for what, colour in (("weights", "#999"), ("peak", "#444")):

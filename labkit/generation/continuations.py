@@ -9,7 +9,9 @@ needed, and in float32 as metrics read them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import torch
@@ -105,6 +107,12 @@ class ContinuationJob:
         texts = [added if isinstance(added, str) else lm.tokenizer.decode(added) for _, added in pairs]
         self._bytes = [len(text.encode()) for text in texts]
         self.done = 0
+
+    def again(self) -> Self:
+        """The same pairs, not scored."""
+        new = copy(self)
+        new.found, new.done = [None] * self.total, 0
+        return new
 
     @property
     def total(self) -> int:

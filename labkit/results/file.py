@@ -45,7 +45,7 @@ KINDS = {
         Kind("findings", "findings in two precisions", "lk.open_findings(path)"),
         Kind("audit", "an audit", "lk.open_audit(path)"),
         Kind("audit heads", "what heads carry of a preference", "lk.open_audit_heads(path)"),
-        Kind("audit ablation", "an audit without some heads", "lk.open_audit_ablation(path)"),
+        Kind("audit ablation", "an audit without some heads", "lk.open_audit_ablation(path)", newest=2),
         Kind("benchmark", "a benchmark", "lk.open_benchmark(path)"),
         Kind("refusal", "a refusal direction", "lk.open_refusal(path)"),
         Kind("injection", "what follows a hidden instruction", "lk.open_injection(path)"),

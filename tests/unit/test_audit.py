@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from stereotyped import FIRST, GROUPS, PLACE, SECOND, data, trained
+from stopped import stopped
 
 import labkit as lk
 from labkit.audits.ablation import AblationJob
@@ -49,11 +52,86 @@ def test_a_planted_preference_is_found_in_its_place_and_goes_with_it(planted: lk
     assert all(np.allclose(one.preferences, audit.preferences, atol=1e-4) for one in without.random)
     again = lk.open_audit_ablation(without.save(tmp_path / "ablation.npz"))
     assert again.to_frame().equals(without.to_frame())
+    assert again.cost().equals(without.cost())
     assert again.words() == without.words()
-    assert len(again.figure().data) == 5
-    assert f"lk.audit_without(lm, audit, [{PLACE}])" in again.code()
+    assert "work: the preference goes, as far as these pairs show." in again.words()
+    assert "Quality was measured by perplexity alone: " in again.words()  # it has no tokens for other words
+    assert len(again.figure().data) == 6
+    assert "ended early" not in again.words()
+    assert f"lk.audit_without(lm, audit, [{PLACE}], text='The woman is a nurse')" in again.code()
     assert f"without {PLACE[0]}.{PLACE[1]} the stereotype is preferred in" in without.words()
     assert without.to_frame().index[0] == ("work", "nothing")
+
+
+def ablated(lm: lk.LanguageModel, audit: lk.Audit, **more: Any) -> lk.AuditAblation:
+    settings = {"controls": 1, "quality_limit": 2, "text": "The old house stood at the end of a long road."}
+    return lk.audit_without(lm, audit, [(16, n) for n in range(4)], **settings, **more, progress=False)
+
+
+def test_quality_is_measured_under_each_ablation_and_paired_with_the_whole_model(
+    lm4: lk.LanguageModel, tmp_path: Path
+) -> None:
+    audit = lk.audit(lm4, categories=["age"], limit=12, progress=False)
+    found = ablated(lm4, audit)
+    cost = found.cost()
+    assert list(cost.index) == found.names == ["nothing", *found.names[1:]]
+    assert cost["items"].tolist() == [16] * 3  # two per phenomenon
+    assert cost.loc["nothing", ["times", "times_low", "times_high", "difference"]].tolist() == [1, 1, 1, 0]
+    assert cost.iloc[1]["perplexity"] == pytest.approx(cost.iloc[0]["perplexity"] * cost.iloc[1]["times"], rel=1e-5)
+    assert cost.iloc[1]["times_low"] < cost.iloc[1]["times"] < cost.iloc[1]["times_high"]
+    whole = lk.benchmark(lm4, "mini", limit=2, progress=False)
+    assert found.quality[0].minus(whole).to_frame().loc["all", "changed"] <= 1 / 16  # rounding may turn one
+    difference = found.quality[1].minus(found.quality[0]).to_frame().loc["all"]
+    assert cost.iloc[1][["difference", "low", "high"]].tolist() == difference[["difference", "low", "high"]].tolist()
+    words = found.words()
+    assert "On 16 items of the mini set it is right in" in words
+    assert "Quality suffers measurably" in words or "No loss of quality was measured." in words
+    assert f"({cost.iloc[1].times:.2f} times, 95 % interval" in words
+    again = lk.open_audit_ablation(found.save(tmp_path / "ablation.npz"))
+    assert (again.words(), again.code()) == (words, found.code())
+    assert again.cost().equals(cost)
+    assert len(again.figure().data) == 5
+    assert "quality_limit=2" in found.code()
+    assert "text='The old house" in found.code()
+    assert np.isnan(ablated(lm4, audit, quality=None).cost()["accuracy"]).all()
+    frame = pd.DataFrame({"sent_more": ["a"], "sent_less": ["b"], "bias_type": ["c"], "stereo_antistereo": ["d"]})
+    with pytest.raises(ValueError, match="the frame has no right answers: it measures a preference"):
+        ablated(lm4, audit, quality=frame)
+
+
+def test_what_an_audit_has_of_the_whole_model_is_not_scored_again(lm4: lk.LanguageModel) -> None:
+    audit = lk.audit(lm4, categories=["age"], limit=12, progress=False)
+    with stopped(lm4, 10**6) as passes:
+        job = AblationJob(lm4, audit, [(16, 0)], controls=0, quality=None)
+        next(job.steps())
+        first = passes[0]
+    assert np.array_equal(job.ablation.audits[0].logprobs, audit.logprobs)
+    assert job.ablation.audits[0].done.all()
+    assert first < 20  # one pass each over the text, a few pairs, and a chunk without the heads
+    other = replace(audit, logprobs=audit.logprobs - 5)  # not what this model gives
+    job = AblationJob(lm4, other, [(16, 0)], controls=0, quality=None)
+    next(job.steps())
+    assert np.abs(job.ablation.audits[0].logprobs - audit.logprobs).max() < 1
+
+
+def test_an_ablation_that_is_interrupted_keeps_what_was_scored(lm4: lk.LanguageModel, tmp_path: Path) -> None:
+    audit = lk.audit(lm4, categories=["age"], limit=12, progress=False)
+    with stopped(lm4, 10**6) as passes:
+        ablated(lm4, audit)
+    seen = set()
+    for after in range(2, passes[0], passes[0] // 6):
+        with stopped(lm4, after), pytest.warns(UserWarning, match=r"interrupted: \d+ of 168 texts are in the ablation"):
+            part = ablated(lm4, audit)
+        seen.add(len(part.audits))
+        if part.without is None:
+            assert part.words() == "Nothing has been ablated yet."
+            continue
+        assert "It ended early" in part.words()
+        again = lk.open_audit_ablation(part.save(tmp_path / "part.npz"))
+        assert again.words() == part.words()
+        assert again.figure().data
+        assert len(part.to_frame()) == len(part.cost()) == len(part.audits)
+    assert seen >= {1, 2, 3}
 
 
 def test_with_shuffled_labels_the_interval_covers_none_in_19_of_20_seeds(lm4: lk.LanguageModel) -> None:
