@@ -105,6 +105,11 @@ class AblationJob:
     ) -> None:
         if not heads:
             raise ValueError("no heads to ablate; give at least one (layer, head)")
+        if controls < 0 or (quality_limit is not None and quality_limit < 1):
+            raise ValueError(
+                f"controls must be 0 or more, and quality_limit at least 1; got controls={controls}, "
+                f"quality_limit={quality_limit}"
+            )
         for layer, head in heads:
             checked(lm, f"z.{layer}.{head}")
         chosen = list(dict.fromkeys((int(layer), int(head)) for layer, head in heads))

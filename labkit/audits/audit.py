@@ -16,6 +16,7 @@ import numpy as np
 
 from labkit.audits.result import NORMALISED, Audit
 from labkit.datasets.minimal_pairs import MinimalPair, own_pairs, pairs_from
+from labkit.datasets.published import NAMES
 from labkit.datasets.stereotypes import STEREOTYPES
 from labkit.generation.continuations import score_continuations
 from labkit.results.job import finish
@@ -137,6 +138,8 @@ def _read(data: Data, data_dir: str | os.PathLike[str] | None) -> tuple[list[Min
         return pairs_from(data), []
     if isinstance(data, str) and data in STEREOTYPES:
         return STEREOTYPES[data].pairs_and_notes(data_dir)
+    if isinstance(data, str) and data in NAMES:
+        raise ValueError(f"{data!r} has right answers and no stereotypes; it is for lk.benchmark(lm, {data!r})")
     if isinstance(data, str):
         return own_pairs(data), []
     pairs = list(data)
@@ -149,6 +152,8 @@ def _of(pairs: list[MinimalPair], categories: Sequence[str] | None) -> list[Mini
     known = list(dict.fromkeys(pair.category for pair in pairs))
     if isinstance(categories, str):
         raise ValueError(f"categories must be a list of names, such as [{categories!r}]")
+    if categories is not None and not categories:
+        raise ValueError(f"categories is empty; leave it out for all, or name some of {', '.join(known)}")
     if categories is not None and (unknown := [name for name in categories if name not in known]):
         raise ValueError(f"there is no category {unknown[0]!r}; the data have {', '.join(known)}")
     return [pair for pair in pairs if categories is None or pair.category in categories]

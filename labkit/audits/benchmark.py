@@ -18,7 +18,7 @@ import numpy as np
 
 from labkit.audits.benchmark_result import Benchmark
 from labkit.datasets.items import ItemSet, from_frame, read_table
-from labkit.datasets.published import NAMES, published
+from labkit.datasets.published import NAMES, SETS, published
 from labkit.generation.continuations import ContinuationJob
 from labkit.results.job import finish
 from labkit.results.recipe import loaded_as, made_with
@@ -175,8 +175,10 @@ def items_of(
     if isinstance(data, str | os.PathLike):
         path = Path(data).expanduser()
         if not path.exists():
+            other = f". {SETS[str(data)].title} is for lk.audit(lm, {data!r})" if data in SETS else ""
+            names = ", ".join(NAMES)
             raise FileNotFoundError(
-                f"there is no file, folder or set {str(data)!r}; the sets that go by a name are {', '.join(NAMES)}"
+                f"there is no file, folder or set {str(data)!r}; the sets that go by a name are {names}{other}"
             )
         return from_frame(read_table(path), name=path.name, by=by, delimiter=delimiter)
     if not hasattr(data, "columns"):

@@ -124,8 +124,9 @@ def find_copy(
     looked = [f"data_dir={str(data_dir)!r}"] if data_dir else [f"${FOLDER} ({root or 'not set'})"]
     looked += [] if data_dir or not wanted.hub else ["the cache of the hub"]
     hub = f", or `hf download {wanted.hub} --repo-type dataset`" if wanted.hub else ""
+    file = wanted.files[0] + " or another of its files" * (len(wanted.files) > 1)
     raise FileNotFoundError(
-        f"there is no copy of {wanted.title} here: no {wanted.files[0]} in {' or '.join(looked)}. Get the repository "
+        f"there is no copy of {wanted.title} here: no {file} in {' or '.join(looked)}. Get the repository "
         f"of its makers on GitHub, {wanted.repository}{hub}, licence {wanted.licence}; then pass data_dir=, the folder "
         f"it is in, or set {FOLDER} to it. labkit's own set needs nothing: {instead}"
     )

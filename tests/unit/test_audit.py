@@ -99,39 +99,53 @@ def test_quality_is_measured_under_each_ablation_and_paired_with_the_whole_model
         ablated(lm4, audit, quality=frame)
 
 
-def test_what_an_audit_has_of_the_whole_model_is_not_scored_again(lm4: lk.LanguageModel) -> None:
-    audit = lk.audit(lm4, categories=["age"], limit=12, progress=False)
-    with stopped(lm4, 10**6) as passes:
-        job = AblationJob(lm4, audit, [(16, 0)], controls=0, quality=None)
-        next(job.steps())
-        first = passes[0]
-    assert np.array_equal(job.ablation.audits[0].logprobs, audit.logprobs)
-    assert job.ablation.audits[0].done.all()
-    assert first < 20  # one pass each over the text, a few pairs, and a chunk without the heads
-    other = replace(audit, logprobs=audit.logprobs - 5)  # not what this model gives
-    job = AblationJob(lm4, other, [(16, 0)], controls=0, quality=None)
-    next(job.steps())
-    assert np.abs(job.ablation.audits[0].logprobs - audit.logprobs).max() < 1
+def test_what_an_audit_has_of_the_whole_model_is_not_scored_again(planted: lk.LanguageModel, tmp_path: Path) -> None:
+    audit = lk.audit(planted, data(tmp_path), progress=False)
+    settings: dict[str, Any] = {"controls": 0, "quality": None, "text": "The woman is a nurse"}
+
+    def ablated(audit: lk.Audit) -> tuple[list[lk.Audit], int]:
+        with stopped(planted, 10**6) as passes:
+            found = lk.audit_without(planted, audit, [PLACE], **settings, progress=False)
+        return found.audits, passes[0]
+
+    (whole, without), passes = ablated(audit)
+    assert np.array_equal(whole.logprobs, audit.logprobs)
+    assert not np.array_equal(without.logprobs, audit.logprobs)
+    (whole, _), more = ablated(replace(audit, logprobs=audit.logprobs - 5))  # not what this model gives
+    assert np.allclose(whole.logprobs, audit.logprobs, atol=1e-4)
+    assert more > passes
+    half = replace(audit, logprobs=np.where(np.arange(len(audit.pairs))[:, None] < 20, audit.logprobs, np.nan))
+    (whole, _), _ = ablated(half)  # what an interrupted audit lacks is scored
+    assert np.allclose(whole.logprobs, audit.logprobs, atol=1e-4)
 
 
-def test_an_ablation_that_is_interrupted_keeps_what_was_scored(lm4: lk.LanguageModel, tmp_path: Path) -> None:
-    audit = lk.audit(lm4, categories=["age"], limit=12, progress=False)
-    with stopped(lm4, 10**6) as passes:
-        ablated(lm4, audit)
+def test_an_ablation_that_is_interrupted_keeps_what_was_scored(planted: lk.LanguageModel, tmp_path: Path) -> None:
+    audit = lk.audit(planted, data(tmp_path), progress=False)
+    quality = pd.DataFrame({
+        "prompt": ["The woman is a", "The king"], "choices": [["nurse", "pilot"], ["is a", "works as a"]], "answer": 0,
+    })  # fmt: skip
+    settings: dict[str, Any] = {"controls": 1, "quality": quality, "text": "The woman is a nurse", "progress": False}
+    with stopped(planted, 10**6) as passes:
+        whole = lk.audit_without(planted, audit, [PLACE], **settings)
     seen = set()
-    for after in range(2, passes[0], passes[0] // 6):
-        with stopped(lm4, after), pytest.warns(UserWarning, match=r"interrupted: \d+ of 168 texts are in the ablation"):
-            part = ablated(lm4, audit)
+    for after in range(1, passes[0] + 1):
+        with stopped(planted, after), pytest.warns(UserWarning, match=r"interrupted: \d+ of \d+ texts are in the abl"):
+            part = lk.audit_without(planted, audit, [PLACE], **settings)
         seen.add(len(part.audits))
         if part.without is None:
             assert part.words() == "Nothing has been ablated yet."
             continue
         assert "It ended early" in part.words()
+        for one, full in zip(part.audits, whole.audits, strict=False):
+            assert np.allclose(one.logprobs[one.done], full.logprobs[one.done], atol=1e-4)
         again = lk.open_audit_ablation(part.save(tmp_path / "part.npz"))
         assert again.words() == part.words()
         assert again.figure().data
         assert len(part.to_frame()) == len(part.cost()) == len(part.audits)
     assert seen >= {1, 2, 3}
+    with stopped(planted, passes[0], MemoryError("no more")), pytest.raises(MemoryError) as error:
+        lk.audit_without(planted, audit, [PLACE], **settings)
+    assert len(error.value.ablation.audits) == 3
 
 
 def test_with_shuffled_labels_the_interval_covers_none_in_19_of_20_seeds(lm4: lk.LanguageModel) -> None:
@@ -275,10 +289,27 @@ def test_what_cannot_be_patched_or_ablated_is_refused(
         lk.audit_heads(planted, lk.audit(planted, sentences, progress=False))
     with pytest.raises(ValueError, match="no heads to ablate"):
         lk.audit_without(planted, audit, [])
+    for wrong in ({"controls": -1}, {"quality_limit": 0}):
+        with pytest.raises(ValueError, match="controls must be 0 or more, and quality_limit at least 1; got"):
+            lk.audit_without(planted, audit, [PLACE], **wrong)
+    with pytest.raises(FileNotFoundError, match="no copy of BLiMP"):
+        lk.audit_without(planted, audit, [PLACE], quality="blimp", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="categories is empty; leave it out for all, or name some of work"):
+        lk.audit(planted, data(tmp_path), categories=[])
+    with pytest.raises(ValueError, match=r"it is for lk\.benchmark\(lm, 'blimp'\)"):
+        lk.audit(planted, "blimp")
+    with pytest.raises(FileNotFoundError, match=r"BBQ is for lk\.audit\(lm, 'bbq'\)"):
+        lk.benchmark(planted, "bbq")
     with pytest.raises(ValueError, match="head 9"):
         AblationJob(planted, audit, [(0, 9)])
     with pytest.raises(ValueError, match="no model"):
         lk.audit([])
+
+
+def filled(groups: list[str], word: str) -> str:
+    """A file with one pair of groups and one word."""
+    sets = [{"groups": [groups], "first": [word], "second": ["nurse"]}]
+    return json.dumps({"categories": {"a": {"templates": ["The {group} is"], "sets": sets}}})
 
 
 @pytest.mark.parametrize(
@@ -288,6 +319,12 @@ def test_what_cannot_be_patched_or_ablated_is_refused(
         ("not json", "has no minimal pairs"),
         (json.dumps({"categories": {"a": {"templates": ["The man"], "sets": []}}}), "has no {group}"),
         (json.dumps({"categories": {"a": {"templates": ["The {group}"], "sets": []}}}), "no template, group or word"),
+        (
+            json.dumps({"categories": {"a": {"templates": ["{group} is {word}"], "sets": []}}}),
+            "has the slot {word}; only",
+        ),
+        (filled(["a", "a"], "b"), "groups must differ"),
+        (filled(["a", "c"], " "), "no group or word may be empty"),
     ],
 )
 def test_a_file_of_another_form_is_refused(lm4: lk.LanguageModel, tmp_path: Path, content: str, said: str) -> None:
