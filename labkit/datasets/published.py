@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FOLDER = "LABKIT_DATA"
 """The environment variable that names the folder with published sets."""
-DEEP = 3  # folders below the one that is named in which a set is looked for
+DEEP = 4  # folders below the one that is named in which a set is looked for
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def published(
 
     Args:
         name: `blimp`, `crows_pairs` or `mini`.
-        data_dir: the folder the copy is in, or one up to three folders above it.
+        data_dir: the folder the copy is in, or one up to four folders above it.
         by, delimiter: as in `from_frame`.
 
     Raises:
@@ -124,9 +124,9 @@ def find_copy(
     looked = [f"data_dir={str(data_dir)!r}"] if data_dir else [f"${FOLDER} ({root or 'not set'})"]
     looked += [] if data_dir or not wanted.hub else ["the cache of the hub"]
     hub = f", or `hf download {wanted.hub} --repo-type dataset`" if wanted.hub else ""
-    file = wanted.files[0] + " or another of its files" * (len(wanted.files) > 1)
+    named = wanted.files[0] + " or another of its files" * (len(wanted.files) > 1)
     raise FileNotFoundError(
-        f"there is no copy of {wanted.title} here: no {file} in {' or '.join(looked)}. Get the repository "
+        f"there is no copy of {wanted.title} here: no {named} in {' or '.join(looked)}. Get the repository "
         f"of its makers on GitHub, {wanted.repository}{hub}, licence {wanted.licence}; then pass data_dir=, the folder "
         f"it is in, or set {FOLDER} to it. labkit's own set needs nothing: {instead}"
     )

@@ -129,7 +129,7 @@ def test_an_ablation_that_is_interrupted_keeps_what_was_scored(planted: lk.Langu
         whole = lk.audit_without(planted, audit, [PLACE], **settings)
     seen = set()
     for after in range(1, passes[0] + 1):
-        with stopped(planted, after), pytest.warns(UserWarning, match=r"interrupted: \d+ of \d+ texts are in the abl"):
+        with stopped(planted, after), pytest.warns(UserWarning, match=r"interrupted: \d+ of \d+ texts are in the"):
             part = lk.audit_without(planted, audit, [PLACE], **settings)
         seen.add(len(part.audits))
         if part.without is None:
