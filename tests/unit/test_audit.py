@@ -108,6 +108,7 @@ def test_what_an_audit_has_of_the_whole_model_is_not_scored_again(planted: lk.La
             found = lk.audit_without(planted, audit, [PLACE], **settings, progress=False)
         return found.audits, passes[0]
 
+    ablated(audit)  # what is looked at once per model
     (whole, without), passes = ablated(audit)
     assert np.array_equal(whole.logprobs, audit.logprobs)
     assert not np.array_equal(without.logprobs, audit.logprobs)
@@ -125,6 +126,7 @@ def test_an_ablation_that_is_interrupted_keeps_what_was_scored(planted: lk.Langu
         "prompt": ["The woman is a", "The king"], "choices": [["nurse", "pilot"], ["is a", "works as a"]], "answer": 0,
     })  # fmt: skip
     settings: dict[str, Any] = {"controls": 1, "quality": quality, "text": "The woman is a nurse", "progress": False}
+    lk.audit_without(planted, audit, [PLACE], **settings)  # what is looked at once per model
     with stopped(planted, 10**6) as passes:
         whole = lk.audit_without(planted, audit, [PLACE], **settings)
     seen = set()

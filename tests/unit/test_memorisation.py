@@ -113,6 +113,7 @@ def test_the_built_in_works_are_old_enough_and_long_enough(lm4):
 
 def test_an_interrupt_keeps_the_texts_that_were_measured_and_the_result_says_so(learned, tmp_path):
     texts = [KNOWN, UNKNOWN, "an old map of the town shows where the river went before"]
+    lk.memorisation(learned, texts, given=8, tokens=40, progress=False)  # what is looked at once per model
     with stopped(learned, 10**6) as passes:
         whole = lk.memorisation(learned, texts, given=8, tokens=40, progress=False)
     assert passes[0] > 2

@@ -158,9 +158,10 @@ def test_it_is_saved_opened_drawn_and_repeated(found, tmp_path):
 def test_an_interrupt_at_any_time_keeps_what_was_measured(found, tmp_path):
     settings = {**OWN, "new_tokens": 2}
     lm = planted()
+    lk.refusal_direction(lm, requests(), **settings)  # what is looked at once per model
     with stopped(lm, 10**6) as passes:
         whole = lk.refusal_direction(lm, requests(), **settings)
-    for after in range(6, passes[0], passes[0] // 12):
+    for after in range(6, passes[0], passes[0] // 8):
         with (
             stopped(lm, after),
             pytest.warns(UserWarning, match=r"interrupted: \d+ of 18 conditions are in the refusal"),
