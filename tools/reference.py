@@ -10,6 +10,7 @@ from pathlib import Path
 
 from labkit.activations import site_kinds
 from labkit.datasets import items, published
+from labkit.datasets.stereotypes import STEREOTYPES
 from labkit.models import openness
 from labkit.models.scan import rules
 from labkit.models.sources import kinds as model_sources
@@ -53,7 +54,17 @@ def reference() -> str:
         )
         for kind in items.FORMATS
     )
-    sets = ((f"`{name}`", one.title, f"`{one.file}`", one.repository) for name, one in published.SETS.items())
+    sets = (
+        (
+            f"`{name}`",
+            one.title,
+            " and ".join([*["`lk.benchmark`"] * (name in published.NAMES), *["`lk.audit`"] * (name in STEREOTYPES)]),
+            f"`{one.files[0]}`",
+            one.repository,
+            one.licence,
+        )
+        for name, one in published.SETS.items()
+    )
     files = ((kind.words, f"`{kind.opener}`", str(kind.newest)) for kind in file.KINDS.values())
     asked = {None: "none: optional"} | {level: words.split(",")[0] for level, words in openness.CLASSES.items()}
     components = ((name, asked[level]) for name, level in openness.COMPONENTS.items())
@@ -77,7 +88,7 @@ def reference() -> str:
             f"`lk.benchmark(lm, data)` takes a file ({', '.join(items.READERS)}), a folder or a data frame",
             "with the columns of one of these, or a name: `mini`, labkit's own pairs, or a set you have a copy of.\n",
             table(("columns", "grouped by", "between prompt and choice", "measure"), tables),
-            table(("name", "set", "a copy has", "from the makers' repository"), sets),
+            table(("name", "set", "read by", "a copy has", "from the makers' repository", "licence"), sets),
             "## Files\n",
             table(("a file holds", "opened by", "format"), files),
             "## How open a model is\n",

@@ -132,7 +132,7 @@ def run(
             value of the wrong shape, a bad prompt.
         RuntimeError: the model never reached a site that was to be read or written.
     """
-    ids, mask = _batch(lm, prompt)
+    ids, mask = batch_of(lm, prompt)
     rows = Batch.of(lm, ids, mask)
     positions = (-1,) if logits is None else _positions(lm, rows, logits)
     wanted = {str(site): rows.checked(lm, site) for site in read}
@@ -200,7 +200,7 @@ def _by_layer(lm: Model, site: Site) -> list[Site]:
     return [replace(site, layer=layer) for layer in site.layers(lm)]
 
 
-def _batch(lm: Model, prompt: Prompt | Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of(lm: Model, prompt: Prompt | Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask (batch, seq), both; prompts of different lengths are padded on the left."""
     if isinstance(prompt, torch.Tensor) and prompt.ndim == 2 and prompt.shape[0] > 1:
         rows = [lm.encode(row[None])[0] for row in prompt]

@@ -16,10 +16,11 @@ import numpy as np
 
 from labkit.audits.result import NORMALISED, Audit
 from labkit.datasets.minimal_pairs import MinimalPair, own_pairs, pairs_from
+from labkit.datasets.published import NAMES
 from labkit.datasets.stereotypes import STEREOTYPES
 from labkit.generation.continuations import score_continuations
 from labkit.results.job import finish
-from labkit.results.recipe import made_with
+from labkit.results.recipe import made_with, names_of
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
@@ -88,7 +89,8 @@ class AuditJob:
             raise ValueError(f"normalise must be one of {', '.join(NORMALISED)}; got {normalise!r}")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1; got {limit}")
-        pairs = _limited(_of(_read(data, data_dir), categories), limit, seed)
+        read, notes = _read(data, data_dir)
+        pairs = _limited(_of(read, categories), limit, seed)
         same = all(pair.stereotype[1] == pair.other[1] for pair in pairs)
         n = len(pairs)
         recipe = {
@@ -102,7 +104,7 @@ class AuditJob:
         self.audit = Audit(
             names_of(self.models), pairs, np.full((len(self.models), n, 2), np.nan),
             np.zeros((len(self.models), n, 2, 2), np.int64), normalise or ("sum" if same else "byte"),
-            list(_notes(self.models, pairs, data)), recipe,
+            [*notes, *_notes(self.models, pairs)], recipe,
         )  # fmt: skip
         order = list(range(n))
         random.Random(seed).shuffle(order)
@@ -130,32 +132,28 @@ class AuditJob:
                 yield len(todo)
 
 
-def names_of(models: Sequence[LanguageModel]) -> list[str]:
-    """A name for each model that tells it from the others: its own, its bits, both, or a number."""
-    names = [model.name for model in models]
-    if len(set(names)) < len(names):
-        named = len(set(names)) > 1
-        names = [f"{model.name}, {model.bits}-bit" if named else f"{model.bits}-bit" for model in models]
-    if len(set(names)) < len(names):
-        names = [f"{n}: {name}" for n, name in enumerate(names, 1)]
-    return names
-
-
-def _read(data: Data, data_dir: str | os.PathLike[str] | None) -> list[MinimalPair]:
+def _read(data: Data, data_dir: str | os.PathLike[str] | None) -> tuple[list[MinimalPair], list[str]]:
+    """The pairs, and what has to be known of them."""
     if isinstance(data, os.PathLike) or (isinstance(data, str) and data.endswith(".json")):
-        return pairs_from(data)
+        return pairs_from(data), []
+    if isinstance(data, str) and data in STEREOTYPES:
+        return STEREOTYPES[data].pairs_and_notes(data_dir)
+    if isinstance(data, str) and data in NAMES:
+        raise ValueError(f"{data!r} has right answers and no stereotypes; it is for lk.benchmark(lm, {data!r})")
     if isinstance(data, str):
-        return STEREOTYPES[data].pairs(data_dir) if data in STEREOTYPES else own_pairs(data)
+        return own_pairs(data), []
     pairs = list(data)
     if not pairs or not all(isinstance(pair, MinimalPair) for pair in pairs):
         raise ValueError("data must be a list of lk.MinimalPair, one or more, or the name of a set or file")
-    return pairs
+    return pairs, []
 
 
 def _of(pairs: list[MinimalPair], categories: Sequence[str] | None) -> list[MinimalPair]:
     known = list(dict.fromkeys(pair.category for pair in pairs))
     if isinstance(categories, str):
         raise ValueError(f"categories must be a list of names, such as [{categories!r}]")
+    if categories is not None and not categories:
+        raise ValueError(f"categories is empty; leave it out for all, or name some of {', '.join(known)}")
     if categories is not None and (unknown := [name for name in categories if name not in known]):
         raise ValueError(f"there is no category {unknown[0]!r}; the data have {', '.join(known)}")
     return [pair for pair in pairs if categories is None or pair.category in categories]
@@ -172,9 +170,7 @@ def _limited(pairs: list[MinimalPair], limit: int | None, seed: int) -> list[Min
     return [pair for i, pair in enumerate(pairs) if i in kept]
 
 
-def _notes(models: Sequence[LanguageModel], pairs: Sequence[MinimalPair], data: Data) -> Iterator[str]:
-    if isinstance(data, str) and data in STEREOTYPES:
-        yield f"{STEREOTYPES[data].paper}. What is known against it: {STEREOTYPES[data].criticism}"
+def _notes(models: Sequence[LanguageModel], pairs: Sequence[MinimalPair]) -> Iterator[str]:
     words = {pair.word for pair in pairs if pair.word}
     for name, lm in zip(names_of(models), models, strict=True):
         split = sum(len(lm.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) > 1 for word in words)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from labkit.audits.benchmark_result import Benchmark
 from labkit.datasets.items import ItemSet, from_frame, read_table
-from labkit.datasets.published import NAMES, published
+from labkit.datasets.published import NAMES, SETS, published
 from labkit.generation.continuations import ContinuationJob
 from labkit.results.job import finish
 from labkit.results.recipe import loaded_as, made_with
@@ -119,6 +120,12 @@ class BenchmarkJob:
         texts = [(item.prompt, item.delimiter + choice) for item in self.data.items for choice in item.choices]
         self._jobs = [ContinuationJob(model, texts, batch=batch) for model in models]  # type: ignore[arg-type]
 
+    def again(self) -> Self:
+        """The same items, not scored."""
+        new = copy(self)
+        new._jobs = [job.again() for job in self._jobs]
+        return new
+
     @property
     def total(self) -> int:
         return sum(job.total for job in self._jobs)
@@ -168,8 +175,10 @@ def items_of(
     if isinstance(data, str | os.PathLike):
         path = Path(data).expanduser()
         if not path.exists():
+            other = f". {SETS[str(data)].title} is for lk.audit(lm, {data!r})" if data in SETS else ""
+            names = ", ".join(NAMES)
             raise FileNotFoundError(
-                f"there is no file, folder or set {str(data)!r}; the sets that go by a name are {', '.join(NAMES)}"
+                f"there is no file, folder or set {str(data)!r}; the sets that go by a name are {names}{other}"
             )
         return from_frame(read_table(path), name=path.name, by=by, delimiter=delimiter)
     if not hasattr(data, "columns"):

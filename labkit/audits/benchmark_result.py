@@ -208,13 +208,13 @@ class Benchmark:
 
         The file has the texts of the items; who passes it on passes on the data set.
         """
-        about, arrays = self._parts("")
+        about, arrays = self.parts("")
         if self.other is not None:
-            about["other"], more = self.other._parts("other_")
+            about["other"], more = self.other.parts("other_")
             arrays |= more
         return save_arrays(path, FILE, about, **arrays)
 
-    def _parts(self, prefix: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def parts(self, prefix: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         data = self.data
         items = [[i.prompt, i.choices, i.answer, dict(i.labels), i.delimiter] for i in data.items]
         about = {
@@ -372,11 +372,11 @@ def open_benchmark(path: str | os.PathLike[str]) -> Benchmark:
     """
     about, arrays = open_arrays(path, FILE)
     with reading(path, FILE):
-        other = _opened(about["other"], arrays, "other_") if "other" in about else None
-        return _opened(about, arrays, "", other)
+        other = benchmark_from(about["other"], arrays, "other_") if "other" in about else None
+        return benchmark_from(about, arrays, "", other)
 
 
-def _opened(about: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str, other: Any = None) -> Benchmark:
+def benchmark_from(about: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str, other: Any = None) -> Benchmark:
     logprobs, tokens, text = (arrays[f"{prefix}{name}"] for name in PARTS)
     items = tuple(
         Item(prompt, tuple(choices), answer, labels, delimiter)

@@ -8,34 +8,40 @@ the GPU used as a whole meanwhile, whoever used it; what it uses at rest is meas
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from labkit.activations.run import run
 from labkit.audits.energy import Meter, meter_for
-from labkit.generation.generate import generate, room_for
+from labkit.audits.openers import uninterrupted
+from labkit.generation.generate import room_for
 from labkit.models.memory import in_words
 from labkit.models.processors import free, usable
 from labkit.precision.passage import PASSAGE
-from labkit.results.recipe import loaded_as, made_with
+from labkit.results.file import open_arrays, reading, save_arrays
+from labkit.results.job import finish
+from labkit.results.recipe import loaded_as, made_with, names_of
 from labkit.text.as_code import LM, Name, as_code, changed
 from labkit.text.encode import encode
 from labkit.text.prompts import as_json, asked, from_json
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from labkit.language_model import LanguageModel
     from labkit.text.types import Prompt
 
+FILE = "running cost"
 READ = 128  # tokens of the built-in prompt
 WATCH = 0.01  # seconds between looks at the memory of the process
 BUSY = 0.3  # processors that others may use before it is said
@@ -79,7 +85,7 @@ class RunningCost:
                 else f" and writes {row['write']:.1f} ({row['write_low']:.1f} to {row['write_high']:.1f})"
             )
             said.append(
-                f"{name} reads {row['read']:.0f} tokens per second{writes} on {row['device']}; "
+                f"{name} in {row['bits']} bits reads {row['read']:.0f} tokens per second{writes} on {row['device']}; "
                 f"{in_words(row['weights'])} of weights, {in_words(row['peak'])} at most."
             )
             if not np.isnan(row["write_joules"]):
@@ -94,6 +100,33 @@ class RunningCost:
                 )
         return " ".join([*said, *self.notes])
 
+    def figure(self) -> go.Figure:
+        """On the left tokens per second, from the slowest to the fastest repeat, on the right memory, per model."""
+        from plotly.subplots import make_subplots
+
+        frame = self.to_frame()
+        fig = make_subplots(1, 2, subplot_titles=("Speed", "Memory"), horizontal_spacing=0.06, shared_yaxes=True)
+        for what, colour in (("read", "#2166ac"), ("write", "#b2182b")):
+            spread = {"array": frame[f"{what}_high"] - frame[what], "arrayminus": frame[what] - frame[f"{what}_low"]}
+            fig.add_scatter(
+                x=frame[what], y=frame.index, name=what, mode="markers", marker={"color": colour, "size": 10}, row=1,
+                col=1, error_x={**spread, "symmetric": False},
+                hovertemplate=f"%{{y}}<br>{what}: %{{x:.1f}} tokens/s<extra></extra>",
+            )  # fmt: skip
+        for what, colour in (("weights", "#999"), ("peak", "#444")):
+            fig.add_bar(
+                x=frame[what] / 1e9, y=frame.index, name=what, orientation="h", marker={"color": colour}, row=1, col=2,
+                hovertemplate=f"%{{y}}<br>{what}: %{{x:.2f}} GB<extra></extra>",
+            )  # fmt: skip
+        fig.update_xaxes(title="tokens per second", type="log", row=1, col=1)  # reading is many times as fast
+        fig.update_xaxes(title="GB", row=1, col=2)
+        fig.update_yaxes(autorange="reversed", type="category", automargin=True)
+        return fig.update_layout(
+            title={"text": "What it costs to run here", "font": {"size": 14}}, barmode="group",
+            legend={"orientation": "h", "y": 1.12, "yanchor": "bottom", "x": 0},
+            width=860, height=220 + 76 * len(frame), margin={"t": 110},
+        )  # fmt: skip
+
     def code(self) -> str:
         """The Python that measures it again, on the machine where it runs."""
         told = {name: from_json(value) if name == "prompt" else value for name, value in self.recipe["asked"].items()}
@@ -104,9 +137,28 @@ class RunningCost:
         before = "import labkit as lk\n\n" + "".join(map(loaded_as, names, loads))
         return as_code(before, "cost = lk.running_cost", names, **told)
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to one file (`.npz`), in one step; `labkit.open_running_cost` reads it."""
+        about = {"rows": self.rows, "counters": self.counters, "notes": self.notes, "recipe": self.recipe}
+        return save_arrays(path, FILE, about)
+
     def __repr__(self) -> str:
+        if not self.rows:
+            return "RunningCost(nothing measured)"
         shown = ["weights", "peak", "read", "write", "write_joules"]
         return "\n".join(["RunningCost", self.to_frame()[shown].round(1).to_string(), *self.notes])
+
+
+def open_running_cost(path: str | os.PathLike[str]) -> RunningCost:
+    """Open what `RunningCost.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else, or was saved by a newer labkit.
+    """
+    about, _ = open_arrays(path, FILE)
+    with reading(path, FILE):
+        return RunningCost(about["rows"], tuple(about["counters"]), tuple(about["notes"]), about["recipe"])
 
 
 def running_cost(
@@ -129,7 +181,8 @@ def running_cost(
         progress: show a progress bar.
 
     Returns:
-        A `RunningCost`. Energy that this machine does not show is NaN, with the reason in `notes`.
+        A `RunningCost`. Energy that this machine does not show is NaN, with the reason in `notes`. After an interrupt,
+        or as `cost` on an error, it has the repeats timed until then.
 
     Raises:
         ValueError: no model, a bad prompt, fewer than 2 tokens or 1 repeat, or a prompt that leaves no room for them in
@@ -149,28 +202,60 @@ def running_cost(
     usual: dict[str, Any] = {"tokens": 32, "prompt": None, "repeats": 3, "idle": 2.0}
     recipe = {"models": [made_with(one) for one in models], "asked": changed(usual, given)}
 
-    meter = meter_for([device for one in models for device in one.devices])
-    notes = _notes(meter, models)
-    watts = float("nan")
-    if meter.names and idle:
-        meter.start()
-        begun = time.perf_counter()
-        time.sleep(idle)
-        watts = meter.stop() / (time.perf_counter() - begun)
-    for one, read in zip(models, ids, strict=True):
-        generate(one, read, max_new_tokens=2)
-    times: list[list[_Once]] = [[] for _ in models]
-    with tqdm(total=repeats * len(models), desc="running cost", disable=not progress, leave=False) as bar:
-        for _ in range(repeats):
-            for one, read, own in zip(models, ids, times, strict=True):
-                own.append(_once(one, read, tokens, meter))
-                bar.update()
-    names = _names(models)
-    rows = {name: _row(one, own, watts) for name, one, own in zip(names, models, times, strict=True)}
-    ended = [name for name, row in rows.items() if np.isnan(row["write"])]
-    if ended:
-        notes.append(f"{', '.join(ended)} ended the text at once, so writing was not timed; give another prompt.")
-    return RunningCost(rows, meter.names, tuple(notes), recipe)
+    job = CostJob(models, ids, tokens, repeats, idle, recipe)
+    finish(job, "running cost", unit="repeat", kept="cost", progress=progress)
+    return job.cost
+
+
+class CostJob:
+    """Models timed in turn, so that it can be watched and stopped."""
+
+    def __init__(
+        self, models: Sequence[LanguageModel], prompts: Sequence[torch.Tensor], tokens: int, repeats: int, idle: float,
+        recipe: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self._models, self._prompts, self._recipe = models, prompts, recipe
+        self._tokens, self._repeats, self._idle = tokens, repeats, idle
+        self._times: list[list[_Once]] = [[] for _ in models]
+        self._meter, self._watts = meter_for([device for one in models for device in one.devices]), float("nan")
+        self._notes = _notes(self._meter, models)
+
+    @property
+    def total(self) -> int:
+        return self._repeats * len(self._models)
+
+    @property
+    def done(self) -> int:
+        return sum(map(len, self._times))
+
+    def steps(self) -> Iterator[int]:
+        """The power at rest, a first time that is not counted, and one repeat of each model after the other."""
+        if self._meter.names and self._idle:
+            self._meter.start()
+            begun = time.perf_counter()
+            time.sleep(self._idle)
+            self._watts = self._meter.stop() / (time.perf_counter() - begun)
+        for one, read in zip(self._models, self._prompts, strict=True):
+            uninterrupted(one, read, max_new_tokens=2)
+        for _ in range(self._repeats):
+            for one, read, own in zip(self._models, self._prompts, self._times, strict=True):
+                own.append(_once(one, read, self._tokens, self._meter))
+                yield self.done
+
+    @property
+    def cost(self) -> RunningCost:
+        """What was timed so far."""
+        timed = [
+            (name, one, own)
+            for name, one, own in zip(names_of(self._models), self._models, self._times, strict=True)
+            if own
+        ]
+        rows, notes = {name: _row(one, own, self._watts) for name, one, own in timed}, [*self._notes]
+        if ended := [name for name, row in rows.items() if np.isnan(row["write"])]:
+            notes.append(f"{', '.join(ended)} ended the text at once, so writing was not timed; give another prompt.")
+        if self.done < self.total:
+            notes.append(f"It ended early: {self.done} of {self.total} repeats were timed.")
+        return RunningCost(rows, self._meter.names, tuple(notes), self._recipe)
 
 
 @dataclass(frozen=True)
@@ -199,7 +284,7 @@ def _once(lm: LanguageModel, ids: torch.Tensor, tokens: int, meter: Meter) -> _O
         start = time.perf_counter()
         run(lm, ids, logits="last", to="cpu")
         read, used = time.perf_counter() - start, meter.stop()
-        written = len(generate(lm, ids, max_new_tokens=tokens, on_token=first, alternatives=1).tokens) - 1
+        written = len(uninterrupted(lm, ids, max_new_tokens=tokens, on_token=first, alternatives=1).tokens) - 1
         write, burnt = time.perf_counter() - begun[0], meter.stop()
     return _Once(ids.shape[1], read, used, written, write, burnt, peak())
 
@@ -276,9 +361,3 @@ def _notes(meter: Meter, models: Sequence[LanguageModel]) -> list[str]:
     if (taken := usable() - free()) > BUSY:
         notes.append(f"Other programs used {taken:.1f} of {usable()} processors when this began, which slows it down.")
     return notes
-
-
-def _names(models: Sequence[LanguageModel]) -> list[str]:
-    """A name for each: model and bits, numbered where two are alike."""
-    plain = [f"{one.name}, {one.bits} bits" for one in models]
-    return [name if plain.count(name) == 1 else f"{name} ({plain[:n].count(name) + 1})" for n, name in enumerate(plain)]

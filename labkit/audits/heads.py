@@ -26,7 +26,7 @@ from labkit.lens.direct_attribution import direct_logit_attribution
 from labkit.patching.patch import patch
 from labkit.precision.passage import PASSAGE
 from labkit.results.bootstrap import interval
-from labkit.results.figures import heatmap
+from labkit.results.figures import of_patching
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
 from labkit.results.recipe import made_with
@@ -122,12 +122,10 @@ class AuditHeads:
     def figure(self) -> go.Figure:
         """The share of the preference that each head carries, as a heatmap."""
         shares = self.shares
-        reach = max(0.05, float(np.nanmax(np.abs(shares), initial=0.0)))
-        return heatmap(
-            shares, x=list(range(shares.shape[1])), y=list(range(len(shares))), axes=("head", "layer"),
-            title=f"Where the preference is: {self.category}", unit="share of the preference", ends=(-reach, reach),
-            slanted=False, hover="layer %{y}, head %{x}<br>%{z:.3f}",
-            size=(max(520, 160 + 34 * shares.shape[1]), 180 + 14 * len(shares)),
+        layers, heads = (list(range(n)) for n in shares.shape)
+        return of_patching(
+            shares, ("layer", "head"), (layers, heads), nothing=0.0, least=0.05,
+            title=f"Where the preference is: {self.category}", unit="share of the preference",
         )  # fmt: skip
 
     def code(self) -> str:

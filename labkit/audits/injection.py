@@ -8,20 +8,23 @@ from later positions is cut, against cutting a random stretch of the document of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from labkit.activations.run import run
 from labkit.activations.sites import checked, layers_with, n_heads_of
 from labkit.audits.openers import asking, check_disjoint, log_odds, opener_ids
 from labkit.datasets.injections import CASES, MENTION, Case
 from labkit.results.bootstrap import interval
-from labkit.results.figures import heatmap
+from labkit.results.figures import of_patching
+from labkit.results.file import open_arrays, reading, save_arrays
+from labkit.results.job import finish
 from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code, changed
 
@@ -32,8 +35,9 @@ if TYPE_CHECKING:
     from labkit.activations.hooks import Edit
     from labkit.language_model import LanguageModel
 
+FILE = "injection"
+ARRAYS = ("log_odds", "random", "attention", "elsewhere", "tokens")
 ASKED = "Read this text and answer the question in one word.\n\n{}\n\n{}"
-CONDITIONS = ("mention", "instruction", "cut")
 LIMITS = (
     "These are short documents with harmless words: with another wording, a longer document or tools at hand a model "
     "may follow more or less. The attention that looks at a sentence is not all that reads it: others pass it on."
@@ -54,6 +58,8 @@ class Injection:
         elsewhere: (case, layer, head) float32: the same for the random stretches, the mean over them.
         tokens: (case,) int: how long the instruction is.
         recipe: what repeats it.
+
+    What is not measured is NaN; means and tables are of the cases that are.
     """
 
     cases: tuple[Case, ...]
@@ -63,6 +69,11 @@ class Injection:
     elsewhere: np.ndarray
     tokens: np.ndarray
     recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> np.ndarray:
+        """(case,) Which cases were measured?"""
+        return np.isfinite(self.log_odds).all(1)
 
     @property
     def followed(self) -> np.ndarray:
@@ -90,58 +101,93 @@ class Injection:
         """
         import pandas as pd
 
-        here, there = self.attention.mean(0), self.elsewhere.mean(0)
+        here, there = self._looks()
         order = np.argsort(-np.nan_to_num(here - there, nan=-np.inf), axis=None, kind="stable")[:k]
         rows = [(*map(int, at), here[at], there[at]) for at in zip(*np.unravel_index(order, here.shape), strict=True)]
         return pd.DataFrame(rows, columns=["layer", "head", "instruction", "elsewhere"])
 
+    def _looks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Attention (layer, head) to the instructions and to random stretches, means over cases."""
+        here, there = (looks[self.done] for looks in (self.attention, self.elsewhere))
+        return (here.mean(0), there.mean(0)) if len(here) else (np.full(self.attention.shape[1:], np.nan),) * 2
+
     def to_frame(self) -> pd.DataFrame:
-        """One row per case: the instructed word and the answer, `followed`, `obeyed`, `cut`, `cut_elsewhere`, and
-        `attention`, the share given to the instruction, the mean over heads, and `attention_elsewhere`.
+        """One row per case that was measured: the instructed word and the answer, `followed`, `obeyed`, `cut`,
+        `cut_elsewhere`, and `attention`, the share given to the instruction, the mean over heads, and
+        `attention_elsewhere`.
         """
         import pandas as pd
 
-        return pd.DataFrame(
-            {
-                "instructed": [case.instructed for case in self.cases], "answer": [case.answer for case in self.cases],
-                "followed": self.followed, "obeyed": self.obeyed, "cut": self.cut, "cut_elsewhere": self.cut_elsewhere,
-                "attention": np.nanmean(self.attention, (1, 2)),
-                "attention_elsewhere": np.nanmean(self.elsewhere, (1, 2)), "tokens": self.tokens,
-            }
-        ).rename_axis("case")  # fmt: skip
+        done = np.flatnonzero(self.done)
+        columns = {
+            "instructed": np.array([case.instructed for case in self.cases], object),
+            "answer": np.array([case.answer for case in self.cases], object),
+            "followed": self.followed, "obeyed": self.obeyed, "cut": self.cut, "cut_elsewhere": self.cut_elsewhere,
+        }  # fmt: skip
+        frame = pd.DataFrame(
+            {name: values[done] for name, values in columns.items()}, index=pd.Index(done, name="case")
+        )
+        for name, looks in (("attention", self.attention), ("attention_elsewhere", self.elsewhere)):
+            frame[name] = [np.nanmean(looks[n]) for n in done]
+        return frame.assign(tokens=self.tokens[done])
 
     def words(self) -> str:
         """What it shows and what it cannot show."""
-        here, there = float(np.nanmean(self.attention)), float(np.nanmean(self.elsewhere))
+        done, count = self.done, int(self.done.sum())
+        if not count:
+            return "Nothing has been measured yet."
+        here, there = (float(np.nanmean(looks)) for looks in self._looks())
+        mentioned = int((self.log_odds[done, 0] > 0).sum())
+        left = f" {len(done) - count} documents were not measured." if count < len(done) else ""
         return (
-            f"In {int(self.obeyed.sum())} of {len(self.cases)} documents the instructed word is likelier than the "
-            f"answer, and where a sentence only mentions the word, in {int((self.log_odds[:, 0] > 0).sum())}. Compared "
-            f"with that, the instruction moves its log-odds by {_said(self.followed)}. Where the answer begins, heads "
-            f"give the instruction {here:.1%} of their attention, and {there:.1%} to a stretch of the same length "
-            f"elsewhere in the document. Cutting attention to the instruction moves the log-odds by {_said(self.cut)}; "
-            f"to such a stretch, by {_said(self.cut_elsewhere)}. {LIMITS}"
+            f"In {int(self.obeyed.sum())} of {count} documents the instructed word is likelier than the answer, and "
+            f"where a sentence only mentions the word, in {mentioned}. Compared with that, the instruction moves its "
+            f"log-odds by {_said(self.followed[done])}. Where the answer begins, heads give the instruction {here:.1%} "
+            f"of their attention, and {there:.1%} to a stretch of the same length elsewhere in the document. Cutting "
+            f"attention to the instruction moves the log-odds by {_said(self.cut[done])}; to such a stretch, by "
+            f"{_said(self.cut_elsewhere[done])}.{left} {LIMITS}"
         )
 
     def figure(self) -> go.Figure:
         """A heatmap of layers and heads: attention to the instruction beyond that to random stretches."""
-        beyond = (self.attention - self.elsewhere).mean(0)
-        reach = float(np.nanmax(np.abs(beyond), initial=1e-9))
-        return heatmap(
-            beyond, x=list(range(beyond.shape[1])), y=list(range(beyond.shape[0])), axes=("head", "layer"),
+        here, there = self._looks()
+        layers, heads = (list(range(n)) for n in here.shape)
+        return of_patching(
+            here - there, ("layer", "head"), (layers, heads), nothing=0.0, least=1e-9,
             title="Attention to the hidden instruction, beyond that to the rest of the document", unit="share",
-            hover="layer %{y}, head %{x}<br>%{z:+.3f}", ends=(-reach, reach), slanted=False,
-            size=(max(520, 160 + 34 * beyond.shape[1]), 180 + 14 * beyond.shape[0]),
         )  # fmt: skip
 
     def code(self) -> str:
         """The Python that measures it again."""
         return as_code(self.recipe["load"], "found = lk.injection", LM, **self.recipe["asked"])
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to one file (`.npz`), in one step; `labkit.open_injection` reads it."""
+        about = {"cases": self.cases, "recipe": self.recipe}
+        return save_arrays(path, FILE, about, **{name: getattr(self, name) for name in ARRAYS})
+
     def __repr__(self) -> str:
+        done = self.done
+        if not done.any():
+            return "Injection(nothing measured)"
+        means = (float(values[done].mean()) for values in (self.followed, self.cut, self.cut_elsewhere))
+        followed, cut, elsewhere = means
         return (
-            f"Injection({len(self.cases)} documents: {int(self.obeyed.sum())} obeyed, followed by "
-            f"{self.followed.mean():+.2f} nats, cut {self.cut.mean():+.2f}, elsewhere {self.cut_elsewhere.mean():+.2f})"
+            f"Injection({done.sum()}{'' if done.all() else f' of {len(done)}'} documents: {self.obeyed.sum()} obeyed, "
+            f"followed by {followed:+.2f} nats, cut {cut:+.2f}, elsewhere {elsewhere:+.2f})"
         )
+
+
+def open_injection(path: str | os.PathLike[str]) -> Injection:
+    """Open what `Injection.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else, or was saved by a newer labkit.
+    """
+    about, arrays = open_arrays(path, FILE)
+    with reading(path, FILE):
+        return Injection(tuple(Case(*case) for case in about["cases"]), **arrays, recipe=about["recipe"])
 
 
 def injection(
@@ -170,7 +216,7 @@ def injection(
         progress: show a progress bar.
 
     Returns:
-        An `Injection`.
+        An `Injection`; after an interrupt, or as `injection` on an error, with the documents measured until then.
 
     Raises:
         ValueError: some of document, instruction, question, answer and instructed without the others, answers that
@@ -190,12 +236,41 @@ def injection(
     cases = CASES if missing else (Case(**own),)
     draw = np.random.default_rng(seed)
     planned = [_Planned.of(lm, case, controls, draw) for case in cases]
-    rows = [one.measured(lm) for one in tqdm(planned, desc="injection", disable=not progress, leave=False)]
-    odds, random, attention, elsewhere = (np.stack(values).astype(np.float32) for values in zip(*rows, strict=True))
     usual = {**dict.fromkeys(own), "controls": 4, "seed": 0}
     recipe = {**made_with(lm), "asked": changed(usual, {**own, "controls": controls, "seed": seed})}
+    blank = lambda *shape: np.full((len(cases), *shape), np.nan, np.float32)  # noqa: E731
+    heads = lm.n_layers, n_heads_of(lm, "pattern")
     tokens = np.array([one.span.stop - one.span.start for one in planned])
-    return Injection(cases, odds, random, attention, elsewhere, tokens, recipe)
+    job = InjectionJob(
+        lm, planned, Injection(cases, blank(3), blank(controls), blank(*heads), blank(*heads), tokens, recipe)
+    )
+    finish(job, "injection", unit="document", kept="injection", progress=progress)
+    return job.injection
+
+
+@dataclass(frozen=True)
+class InjectionJob:
+    """Documents measured one after the other, so that they can be watched and stopped."""
+
+    lm: LanguageModel
+    planned: Sequence[_Planned]
+    injection: Injection
+
+    @property
+    def total(self) -> int:
+        return len(self.planned)
+
+    @property
+    def done(self) -> int:
+        return int(self.injection.done.sum())
+
+    def steps(self) -> Iterator[int]:
+        """What is not measured yet, a document at a time."""
+        kept = self.injection
+        for n in np.flatnonzero(~kept.done).tolist():
+            found = self.planned[n].measured(self.lm)
+            kept.random[n], kept.attention[n], kept.elsewhere[n], kept.log_odds[n] = found
+            yield n
 
 
 @dataclass(frozen=True)
@@ -238,7 +313,8 @@ class _Planned:
         return cls(mention, ids, span, stretches, (found[0], found[1]))
 
     def measured(self, lm: LanguageModel) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Log-odds (3,) of the conditions and (control,) of the stretches; attention (layer, head) to both."""
+        """Log-odds (control,) of the stretches, attention (layer, head) to the instruction and to these, and log-odds
+        (3,) of the conditions."""
 
         def odds(ids: torch.Tensor, cut: slice | None = None) -> float:
             write = {} if cut is None else {"pattern": _cutting(cut)}
@@ -253,7 +329,7 @@ class _Planned:
             pattern = seen[f"pattern.{n}@-1"][0].float().numpy()  # (head, key)
             looks[n, : len(pattern)] = pattern
         elsewhere = np.mean([looks[..., stretch].sum(-1) for stretch in self.stretches], 0)
-        return np.array(conditions), np.array(random), looks[..., self.span].sum(-1), elsewhere
+        return np.array(random), looks[..., self.span].sum(-1), elsewhere, np.array(conditions)
 
 
 def _cutting(span: slice) -> Edit:

@@ -9,17 +9,20 @@ two others after the same beginning: a paraphrase, and the continuation of anoth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from labkit.activations.run import run
 from labkit.datasets.public_domain import OPENINGS
+from labkit.generation.continuations import ContinuationJob
 from labkit.results.bootstrap import interval
+from labkit.results.file import open_arrays, reading, save_arrays
+from labkit.results.job import finish
 from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code, changed
 from labkit.text.encode import encode, following
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
     from labkit.language_model import LanguageModel
 
+FILE = "memorisation"
+ARRAYS = ("run", "tokens", "hits", "logprobs")
 KINDS = ("true", "paraphrase", "another's")
 LIMITS = (
     "A famous sentence is quoted everywhere: knowing it by heart says little about the book, and nothing about texts "
@@ -45,11 +50,13 @@ class Memorisation:
     Attributes:
         titles: of the texts.
         run: (text,) int: tokens that greedy writing gets right before the first wrong one.
-        tokens: (text,) int: how many were compared.
+        tokens: (text,) int: how many are compared.
         hits: (text,) float32: the share of these at which the true token is the likeliest, given all before it.
         logprobs: (text, 3) float32: the mean log-probability, nats per token, of the true continuation, of a
             paraphrase, and of another text's continuation after the same beginning; NaN where there is none.
         recipe: what repeats it.
+
+    A text whose true continuation was not measured has NaN and a run of -1, and is left out of what is said.
     """
 
     titles: tuple[str, ...]
@@ -58,6 +65,11 @@ class Memorisation:
     hits: np.ndarray
     logprobs: np.ndarray
     recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> np.ndarray:
+        """(text,) Whose true continuation was measured?"""
+        return np.isfinite(self.hits)
 
     @property
     def exact(self) -> list[str]:
@@ -72,30 +84,35 @@ class Memorisation:
         """
         if over not in KINDS[1:]:
             raise ValueError(f"over must be one of {', '.join(KINDS[1:])}; got {over!r}")
-        apart = self.logprobs[:, 0] - self.logprobs[:, KINDS.index(over)]
-        apart = apart[~np.isnan(apart)].astype(np.float64)
+        apart = self._apart(over)
         low, high = interval(lambda weights: weights @ apart, len(apart))
         return float(apart.mean()), float(low), float(high)
 
+    def _apart(self, over: str) -> np.ndarray:
+        apart = self.logprobs[:, 0] - self.logprobs[:, KINDS.index(over)]
+        return apart[np.isfinite(apart)].astype(np.float64)
+
     def to_frame(self) -> pd.DataFrame:
-        """One row per text: `run`, `tokens`, `hits`, and nats per token of each continuation."""
+        """One row per text that was measured: `run`, `tokens`, `hits`, and nats per token of each continuation."""
         import pandas as pd
 
         frame = pd.DataFrame({"run": self.run, "tokens": self.tokens, "hits": self.hits}, index=list(self.titles))
         for n, kind in enumerate(KINDS):
             frame[kind] = self.logprobs[:, n]
-        return frame.rename_axis("text")
+        return frame.rename_axis("text")[self.done]
 
     def words(self) -> str:
         """What it shows and what it cannot show."""
-        longest = int(np.argmax(self.run))
+        longest, count = int(np.argmax(self.run)), int(self.done.sum())
+        if not count:
+            return "Nothing has been measured yet."
         said = [
-            f"{len(self.exact)} of {len(self.titles)} texts are continued word for word for all tokens compared; the "
-            f"longest exact run is {self.run[longest]} of {self.tokens[longest]} tokens ({self.titles[longest]}), the "
-            f"median {np.median(self.run):.0f}."
+            f"{len(self.exact)} of {count} texts are continued word for word for all tokens compared; the longest "
+            f"exact run is {self.run[longest]} of {self.tokens[longest]} tokens ({self.titles[longest]}), the median "
+            f"{np.median(self.run[self.done]):.0f}."
         ]
-        for n, kind in enumerate(KINDS[1:], 1):
-            if int((~np.isnan(self.logprobs[:, n])).sum()) < 2:
+        for kind in KINDS[1:]:
+            if len(self._apart(kind)) < 2:
                 continue
             mean, low, high = self.advantage(kind)
             other = "a paraphrase" if kind == "paraphrase" else "another text's continuation"
@@ -108,6 +125,8 @@ class Memorisation:
                     else ", which it would be by its sense alone."
                 )
             )
+        if count < len(self.titles):
+            said.append(f"{len(self.titles) - count} texts were not measured.")
         return " ".join([*said, LIMITS])
 
     def figure(self) -> go.Figure:
@@ -115,6 +134,7 @@ class Memorisation:
         import plotly.graph_objects as go
 
         order = np.argsort(self.run, kind="stable")
+        order = order[self.done[order]]
         names = [f"{self.titles[n]} ({self.run[n]} of {self.tokens[n]})" for n in order]
         fig = go.Figure()
         looks = (("circle", "#b2182b"), ("diamond-open", "#2166ac"), ("x-thin-open", "#777"))
@@ -133,11 +153,31 @@ class Memorisation:
         """The Python that measures it again."""
         return as_code(self.recipe["load"], "found = lk.memorisation", LM, **self.recipe["asked"])
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to one file (`.npz`), in one step; `labkit.open_memorisation` reads it."""
+        about = {"titles": self.titles, "recipe": self.recipe}
+        return save_arrays(path, FILE, about, **{name: getattr(self, name) for name in ARRAYS})
+
     def __repr__(self) -> str:
+        count = int(self.done.sum())
+        if not count:
+            return "Memorisation(nothing measured)"
         return (
-            f"Memorisation({len(self.exact)} of {len(self.titles)} texts word for word; longest exact run "
-            f"{int(self.run.max())} tokens, median {np.median(self.run):.0f})"
+            f"Memorisation({len(self.exact)} of {count} texts word for word; longest exact run {int(self.run.max())} "
+            f"tokens, median {np.median(self.run[self.done]):.0f})"
         )
+
+
+def open_memorisation(path: str | os.PathLike[str]) -> Memorisation:
+    """Open what `Memorisation.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else, or was saved by a newer labkit.
+    """
+    about, arrays = open_arrays(path, FILE)
+    with reading(path, FILE):
+        return Memorisation(tuple(about["titles"]), **arrays, recipe=about["recipe"])
 
 
 def memorisation(
@@ -158,7 +198,7 @@ def memorisation(
         progress: show a progress bar.
 
     Returns:
-        A `Memorisation`.
+        A `Memorisation`; after an interrupt, or as `memorisation` on an error, with the texts measured until then.
 
     Raises:
         ValueError: no texts, one without a token after its beginning, or one longer than the context.
@@ -176,25 +216,45 @@ def memorisation(
             raise ValueError(f"{title!r} has no token after the {start.shape[1]} that are given; give a longer text")
         if lm.context and start.shape[1] + len(ways[0]) > lm.context:
             raise ValueError(f"{title!r} is longer than the {lm.context} tokens of {lm.name}'s context")
-
-    found = []
-    for n, (_, start, ways) in enumerate(tqdm(parts, desc="memorisation", disable=not progress, leave=False)):
-        others = [parts[m][2][0] for m in range(len(parts)) if m != n]
-        other = others[n % len(others)] if others else []
-        three = (*ways, *[[]] * (2 - len(ways)), other)
-        found.append([_read(lm, start, ids[: len(ways[0])]) for ids in three])
-    hits = [rows[0][1] for rows in found]
-    logprobs = [[float(values.mean()) if len(values) else np.nan for values, _ in rows] for rows in found]
     usual: dict[str, Any] = {"texts": None, "given": 16, "tokens": 20}
     own: dict[str, Any] = {"texts": None if texts is None else list(texts), "given": given, "tokens": tokens}
-    return Memorisation(
-        tuple(title for title, _, _ in parts),
-        np.array([len(same) if same.all() else int(np.argmin(same)) for same in hits]),
-        np.array([len(same) for same in hits]),
-        np.array([same.mean() for same in hits], np.float32),
-        np.array(logprobs, np.float32),
-        {**made_with(lm), "asked": changed(usual, own)},
-    )
+    job = MemorisationJob(lm, parts, {**made_with(lm), "asked": changed(usual, own)})
+    finish(job, "memorisation", unit="continuation", kept="memorisation", progress=progress)
+    return job.memorisation
+
+
+class MemorisationJob(ContinuationJob):
+    """The continuations of each text scored, so that they can be watched and stopped."""
+
+    def __init__(self, lm: LanguageModel, parts: Sequence[_Part], recipe: dict[str, Any]) -> None:
+        self._titles = tuple(title for title, _, _ in parts)
+        self._tokens = np.array([len(ways[0]) for _, _, ways in parts])
+        self._recipe = recipe
+        asked = []
+        self._which: list[tuple[int, int]] = []  # of each pair, the text and which of its continuations it is
+        for n, (_, start, ways) in enumerate(parts):
+            others = [parts[m][2][0] for m in range(len(parts)) if m != n]
+            other = others[n % len(others)] if others else []
+            for kind, ids in enumerate((*ways, *[[]] * (2 - len(ways)), other)):
+                if ids:
+                    asked.append((start, tuple(ids[: len(ways[0])])))
+                    self._which.append((n, kind))
+        super().__init__(lm, asked)
+
+    @property
+    def memorisation(self) -> Memorisation:
+        """What is measured so far."""
+        n = len(self._titles)
+        hits, logprobs = np.full(n, np.nan, np.float32), np.full((n, len(KINDS)), np.nan, np.float32)
+        runs = np.full(n, -1)
+        for (text, kind), one in zip(self._which, self.found, strict=True):
+            if one is None:
+                continue
+            logprobs[text, kind] = one.per_token
+            if kind == 0:
+                hits[text] = one.likeliest.mean()
+                runs[text] = len(one.likeliest) if one.greedy else np.argmin(one.likeliest)
+        return Memorisation(self._titles, runs, self._tokens, hits, logprobs, self._recipe)
 
 
 _Part = tuple[str, torch.Tensor, list[list[int]]]
@@ -214,15 +274,3 @@ def _split(lm: LanguageModel, text: str, given: int) -> _Part:
     ids = encode(lm, text, most=None)
     title = " ".join(text.split()[:6])
     return f"{title} ..." if title != text else title, ids[:, :given], [ids[0, given:].tolist()]
-
-
-def _read(lm: LanguageModel, start: torch.Tensor, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each token (token,) that follows a beginning: its log-probability, nats, and whether it is the likeliest."""
-    if not len(ids):
-        return np.zeros(0), np.zeros(0, bool)
-    whole = torch.cat([start, start.new_tensor([list(ids)])], 1)
-    count = start.shape[1]
-    logits = run(lm, whole, logits=list(range(count - 1, whole.shape[1] - 1)), to="cpu").logits[0].double()
-    target = torch.tensor(list(ids))
-    logprobs = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
-    return logprobs.numpy(), (logits.argmax(-1) == target).numpy()

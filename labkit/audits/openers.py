@@ -2,18 +2,21 @@
 
 What a model would say is a tree of which greedy or sampled text shows one branch. The probability of a beginning is
 exact instead: its tokens are given to the model after the prompt, and the probability of each is read where it would
-have been written (teacher forcing). Beginnings that share their first tokens share a forward pass.
+have been written (teacher forcing). Beginnings that share their first tokens share the work on these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from labkit.activations.run import run
+from labkit.activations.run import batch_of, run
+from labkit.generation.generate import Generation, generate
 from labkit.text.chat import Chat, is_chat, template_of
 from labkit.text.encode import following
 
@@ -92,19 +95,72 @@ def opener_logprobs(
         openers: token ids of each beginning.
         write: sites that are written meanwhile, as for `lm.run`.
     """
-    starts = {one[:-1] for one in openers}
-    rows = [one for one in starts if not any(one != other and other[: len(one)] == one for other in starts)]
-    found = np.full((len(prompts), len(openers)), np.nan)
-    for row in sorted(rows):
-        mine = [n for n, one in enumerate(openers) if row[: len(one) - 1] == one[:-1]]
-        for first in range(0, len(prompts), ROWS):
-            some = [torch.cat([ids[0], ids.new_tensor(row)]) for ids in prompts[first : first + ROWS]]
-            logits = run(lm, some, write=write, logits=list(range(-len(row) - 1, 0)), to="cpu").logits
-            logprobs = logits.double().log_softmax(-1)  # (prompt, 1 + len(row), vocab)
-            for n in mine:
-                each = [logprobs[:, place, id] for place, id in enumerate(openers[n])]
-                found[first : first + len(some), n] = torch.stack(each).sum(0).numpy()
+    tree: Tree = {}
+    for one in openers:
+        for n, id in enumerate(one):
+            tree.setdefault(one[:n], {})[id] = None
+    found = np.zeros((len(prompts), len(openers)))
+    for first in range(0, len(prompts), ROWS):
+        some = [ids[0] for ids in prompts[first : first + ROWS]]
+        after = (None if write else _read_once(lm, some, tree)) or _read_again(lm, some, tree, write)
+        for n, one in enumerate(openers):
+            for at, id in enumerate(one):
+                place = list(tree[one[:at]]).index(id)
+                found[first : first + len(some), n] += after[one[:at]][:, place].numpy()
     return found
+
+
+Tree = dict[tuple[int, ...], dict[int, None]]
+"""By how beginnings start: the tokens that follow there."""
+
+
+def _read_once(lm: LanguageModel, prompts: Sequence[torch.Tensor], tree: Tree) -> dict[tuple[int, ...], torch.Tensor]:
+    """The log-probabilities (prompt, token) of what follows each start. Prompts are read once, and beginnings token by
+    token after them, as in generation: from copies of the model's cache. Empty where it has none.
+    """
+    ids, mask = batch_of(lm, list(prompts))
+    found: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def visit(start: tuple[int, ...], cache: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
+        inputs = {"input_ids": ids, "past_key_values": cache, "use_cache": True, **lm.only_last}
+        if not bool(mask.all()):
+            places = (mask.long().cumsum(1) - 1).clamp(min=0)
+            inputs |= {"attention_mask": mask.long(), "position_ids": places[:, -ids.shape[1] :]}
+        out = lm.hf(**{name: value for name, value in inputs.items() if value is not None})
+        found[start] = _of_next(out.logits[:, -1], tree[start])
+        deeper = [id for id in tree[start] if (*start, id) in tree]
+        cache = getattr(out, "past_key_values", None)
+        if deeper and cache is None:
+            found.clear()
+            return
+        for n, id in enumerate(deeper):
+            own = cache if n == len(deeper) - 1 else deepcopy(cache)
+            one = mask.new_ones(len(mask), 1)
+            visit((*start, id), own, ids.new_full(one.shape, id), torch.cat([mask, one], 1))
+
+    with lm.busy():
+        visit((), None, ids, mask)
+    return found
+
+
+def _read_again(
+    lm: LanguageModel, prompts: Sequence[torch.Tensor], tree: Tree, write: Mapping[Any, torch.Tensor | Edit] | None
+) -> dict[tuple[int, ...], torch.Tensor]:
+    """The same with prompts read anew for each start that begins no other; sites are written at places of the whole."""
+    found: dict[tuple[int, ...], torch.Tensor] = {}
+    for start in tree:
+        if any((*start, id) in tree for id in tree[start]):
+            continue
+        rows = [torch.cat([ids, ids.new_tensor(start)]) for ids in prompts]
+        logits = run(lm, rows, write=write, logits=list(range(-len(start) - 1, 0)), to="cpu").logits
+        for n in range(len(start) + 1):
+            found[start[:n]] = _of_next(logits[:, n], tree[start[:n]])
+    return found
+
+
+def _of_next(logits: torch.Tensor, tokens: Iterable[int]) -> torch.Tensor:
+    """The log-probabilities (row, token) of some tokens, float64 on the CPU, from logits (row, vocab)."""
+    return logits.cpu().double().log_softmax(-1)[:, list(tokens)]
 
 
 def log_odds(
@@ -118,3 +174,17 @@ def log_odds(
     """For each prompt, by how many nats an answer begins with any of `these` rather than any of `others`."""
     found = torch.from_numpy(opener_logprobs(lm, prompts, [*these, *others], write=write))
     return (found[:, : len(these)].logsumexp(1) - found[:, len(these) :].logsumexp(1)).numpy()
+
+
+def uninterrupted(lm: LanguageModel, prompt: Prompt, **settings: Any) -> Generation:
+    """`generate`, which ends an interrupted text and warns, as a part of something that the interrupt is meant to end.
+
+    Raises:
+        KeyboardInterrupt: there was one.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "interrupted: ")
+        answer: Generation = generate(lm, prompt, **settings)
+    if answer.finish == "stopped":
+        raise KeyboardInterrupt
+    return answer

@@ -10,23 +10,23 @@ and ones from the same activations with shuffled labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from labkit.activations.run import run
 from labkit.activations.sites import checked
-from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids
+from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids, uninterrupted
 from labkit.audits.refusal_report import MANNERS, OWN, SIDES, Refusal, code_of
 from labkit.datasets import refusals as built_in
-from labkit.generation.generate import generate, room_for
+from labkit.generation.generate import room_for
 from labkit.patching.metrics import kl
 from labkit.precision.passage import PASSAGE
+from labkit.results.job import finish
 from labkit.results.recipe import made_with
 from labkit.steering import SteeringVector, of_means, steer
 from labkit.text.as_code import changed
@@ -72,7 +72,8 @@ def refusal_direction(
         progress: show a progress bar.
 
     Returns:
-        A `Refusal`; `lm.steer(refusal.vector)` adds its direction.
+        A `Refusal`; `lm.steer(refusal.vector)` adds its direction. After an interrupt, or as `refusal` on an error, it
+        has what was measured until then.
 
     Raises:
         ValueError: fewer than four pairs, one that is not two prompts, no controls, beginnings that overlap, a layer or
@@ -96,38 +97,87 @@ def refusal_direction(
     }  # fmt: skip
     recipe = {**made_with(lm), "asked": changed(usual, told)}
 
-    first, second = ({side: test.seen(some) for side, some in half.items()} for half in (test.first, test.second))
-    directions: dict[int, SteeringVector] = {}
-    for layer in among:
-        vector = of_means(first["refused"][:, layer], first["answered"][:, layer], layer)
-        if bool(vector.values.any()):  # there is none where nothing of the request has arrived yet
-            directions[layer] = replace(vector, recipe=_recipe_of(lm, recipe, layer))
-    count = len(directions) + 2 + (2 * (1 + 2 * controls) if directions else 0)
-    with tqdm(total=count, desc="refusal", unit="condition", disable=not progress, leave=False) as bar:
+    job = RefusalJob(test, among, controls, new_tokens, seed, recipe)
+    finish(job, "refusal", unit="condition", kept="refusal", progress=progress)
+    return job.refusal
 
-        def each(steps: Iterator[Any]) -> list[Any]:
-            found = []
-            for step in steps:
-                found.append(step)
-                bar.update()
-            return found
 
-        choice = np.array(each(test.tried(directions.values())), np.float32).reshape(-1, 3)
-        vectors: dict[str, SteeringVector] = {}
-        apart = np.zeros(len(second["refused"]), np.float32)
-        best = _chosen(list(directions), choice)
-        if best is not None:
-            own = directions[best]
-            shuffled = _shuffled(own, first["refused"][:, best], first["answered"][:, best], controls, seed)
-            vectors = {OWN: own, **{f"random {n}": own.random(seed + n) for n in range(controls)}, **shuffled}
-            between = (second["refused"][:, best] - second["answered"][:, best]).flatten(1)
-            apart = (between @ own.values.flatten() / own.norm**2).numpy()
-        rows = each(test.measured(vectors, new_tokens))
-    conditions, odds, refused, damage, written = zip(*rows, strict=True)
-    return Refusal(
-        best, directions, choice, conditions, np.array(odds, np.float32), np.array(refused, np.float32),
-        np.array(damage, np.float32), apart, written, recipe,
-    )  # fmt: skip
+class RefusalJob:
+    """Directions tried and measured one after the other, so that they can be watched and stopped."""
+
+    def __init__(
+        self, test: _Test, among: Sequence[int], controls: int, new_tokens: int, seed: int, recipe: dict[str, Any]
+    ) -> None:
+        """Read the activations that give the directions of the layers `among`."""
+        self.test, self.new_tokens, self.recipe = test, new_tokens, recipe
+        self._controls, self._seed = controls, seed
+        halves = test.first, test.second
+        self._first, self._second = ({side: test.seen(some) for side, some in half.items()} for half in halves)
+        self.directions: dict[int, SteeringVector] = {}
+        for layer in among:
+            vector = of_means(self._first["refused"][:, layer], self._first["answered"][:, layer], layer)
+            if bool(vector.values.any()):  # there is none where nothing of the request has arrived yet
+                self.directions[layer] = replace(vector, recipe=_recipe_of(test.lm, recipe, layer))
+        names = [OWN, *(f"{kind} {n}" for kind in ("random", "shuffled") for n in range(controls))]
+        measured = [(manner, name) for manner in MANNERS for name in names] if self.directions else []
+        self.conditions = [*(("none", side) for side in SIDES.values()), *measured]
+        blank = lambda *shape: np.full(shape, np.nan, np.float32)  # noqa: E731
+        n, prompts = len(self.conditions), len(test.second["refused"])
+        self._choice, self._odds, self._apart = blank(len(self.directions), 3), blank(n, prompts), blank(prompts)
+        self._refused, self._damage = blank(n), blank(n, 2)
+        self._written: list[tuple[str, ...]] = [()] * n
+
+    @property
+    def total(self) -> int:
+        return len(self.directions) + len(self.conditions)
+
+    @property
+    def done(self) -> int:
+        return int(np.isfinite(self._choice).all(1).sum() + np.isfinite(self._odds).all(1).sum())
+
+    @property
+    def layer(self) -> int | None:
+        """The layer chosen; None until all have been tried."""
+        return _chosen(list(self.directions), self._choice) if np.isfinite(self._choice).all() else None
+
+    @property
+    def refusal(self) -> Refusal:
+        """What is measured so far."""
+        return Refusal(
+            self.layer, self.directions, self._choice.copy(), tuple(self.conditions), self._odds.copy(),
+            self._refused.copy(), self._damage.copy(), self._apart.copy(), tuple(self._written), self.recipe,
+        )  # fmt: skip
+
+    def steps(self) -> Iterator[str]:
+        """What is not measured yet: the unchanged model, the directions of all layers, then that of the layer chosen
+        with its controls, in both manners."""
+        measure = self.test.measure(self.new_tokens)
+
+        def measured(n: int, vector: SteeringVector | None = None) -> None:
+            manner, name = self.conditions[n]
+            self._refused[n], self._damage[n], self._written[n], self._odds[n] = measure(manner, name, vector)
+
+        waiting = [n for n in range(len(self.conditions)) if not np.isfinite(self._odds[n]).all()]
+        for n in [n for n in waiting if self.conditions[n][0] == "none"]:
+            measured(n)
+            yield "none"
+        untried = [n for n in range(len(self.directions)) if not np.isfinite(self._choice[n]).all()]
+        vectors = list(self.directions.values())
+        for n, found in zip(untried, self.test.tried([vectors[n] for n in untried]), strict=True):
+            self._choice[n] = found
+            yield "choice"
+        if (layer := self.layer) is None:
+            return
+        own, (refused, answered) = self.directions[layer], (self._first[s][:, layer] for s in ("refused", "answered"))
+        controls = {f"random {n}": own.random(self._seed + n) for n in range(self._controls)}
+        controls |= _shuffled(own, refused, answered, self._controls, self._seed)
+        between = (self._second["refused"][:, layer] - self._second["answered"][:, layer]).flatten(1)
+        self._apart[:] = (between @ own.values.flatten() / own.norm**2).numpy()
+        for name, vector in {OWN: own, **controls}.items():  # one that ends early has the direction in both manners
+            for manner in MANNERS:
+                if (n := self.conditions.index((manner, name))) in waiting:
+                    measured(n, vector)
+                    yield name
 
 
 @dataclass(frozen=True)
@@ -187,25 +237,31 @@ class _Test:
                 damage = _divergence(plain[2], self._next(answered))
             yield float(added.mean()), float(without.mean()), damage
 
-    def measured(self, vectors: dict[str, SteeringVector], new_tokens: int) -> Iterator[tuple[Any, ...]]:
-        """One after the other: a condition, its log-odds (prompt,), the share refused, the damage, what was written.
+    def measure(self, new_tokens: int) -> Callable[[Any, str, SteeringVector | None], tuple[Any, ...]]:
+        """What measures a condition by its manner, name and vector: the share refused, the damage, what was written,
+        the log-odds (prompt,).
 
         Some answers are written by the unchanged model, with the direction, and with a random one.
         """
         prose = encode(self.lm, PASSAGE, most=None)[:, : min(PROSE, self.lm.context or PROSE)]
-        plain = run(self.lm, prose, to="cpu").logits[0, :-1].float()
-        wanted: list[tuple[Any, str, SteeringVector | None]] = [("none", side, None) for side in SIDES.values()]
-        wanted += [(manner, name, vector) for manner in MANNERS for name, vector in vectors.items()]
-        for manner, name, vector in wanted:
+
+        def read() -> torch.Tensor:
+            return run(self.lm, prose, to="cpu").logits[0, :-1].float()
+
+        plain = read()
+
+        def measured(manner: Any, name: str, vector: SteeringVector | None) -> tuple[Any, ...]:
             prompts = self.second[name if vector is None else SIDES[manner]]
             with nullcontext() if vector is None else steer(self.lm, vector, manner=manner):
                 odds = self.odds(prompts)
-                logits = plain if vector is None else run(self.lm, prose, to="cpu").logits[0, :-1].float()
+                logits = plain if vector is None else read()
                 some = prompts[:WRITTEN] if new_tokens and name in (*SIDES.values(), OWN, "random 0") else []
-                written = [generate(self.lm, ids, max_new_tokens=new_tokens).text for ids in some]
+                written = [uninterrupted(self.lm, ids, max_new_tokens=new_tokens).text for ids in some]
             surprise = float(torch.nn.functional.cross_entropy(logits, prose[0, 1:].cpu()))
             damage = float(np.exp(surprise)), _divergence(plain, logits)
-            yield (manner, name), odds, _share_refused(written), damage, tuple(written)
+            return _share_refused(written), damage, tuple(written), odds
+
+        return measured
 
     def _next(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The logits of the first token of an answer, (prompt, vocab)."""

@@ -28,6 +28,7 @@ SIDES = {"add": "answered", "project_out": "refused"}
 OWN = "direction"
 HARMLESS = 0.1  # nats of KL that may come with an effect
 NOTHING = "the model has the same activations for both sides of the pairs, so there is no direction"
+NOT_CHOSEN = "no layer is chosen yet, as not all were tried; `directions` has the direction of each"
 LIMITS = (
     "These requests ask for what an assistant cannot do: a model may refuse harm by another direction. That one "
     "direction moves refusals does not make it the only one, and how an answer begins is not yet what it says."
@@ -46,6 +47,7 @@ class Effect:
         sign: 1 where it is added, -1 where it is projected out.
         separates: are the refused farther along the direction than the answered, on the pairs that it is measured on?
         kl: what it does to plain prose, nats per token; `controls_kl`: what each control does to it (control,).
+        missing: how many controls were not measured; without them nothing is claimed.
     """
 
     mean: float
@@ -56,11 +58,12 @@ class Effect:
     separates: bool
     kl: float
     controls_kl: np.ndarray
+    missing: int = 0
 
     @property
     def damaging(self) -> bool:
         """Does it change plain prose by more than 0.1 nats per token and by more than every control does?"""
-        return self.kl > max(HARMLESS, float(self.controls_kl.max()))
+        return self.kl > float(self.controls_kl.max(initial=HARMLESS))
 
     @property
     def moved(self) -> bool:
@@ -68,7 +71,8 @@ class Effect:
         that separates the two sides?
         """
         away = self.low if self.sign > 0 else -self.high
-        return self.separates and away > max(0.0, float((self.sign * self.controls).max()))
+        farthest = float((self.sign * self.controls).max(initial=0.0))
+        return not self.missing and self.separates and away > farthest
 
     @property
     def found(self) -> bool:
@@ -81,12 +85,15 @@ class Refusal:
     """The direction between what a model refuses and what it answers, and what it does when added or projected out.
 
     Attributes:
-        layer: the one that was chosen, on the first half of the pairs; None where no layer has a direction.
+        layer: the one that was chosen, on the first half of the pairs; None where no layer has a direction, or where
+            not all were tried.
         directions: by layer, from the mean of the answered to that of the refused, of the first half of the pairs.
         choice: (layer, 3) float32, a row per key of `directions`: the change of log-odds where it is added, and where
             it is projected out, in nats; and the KL divergence that projecting it out causes on the answered, in nats.
+            NaN where it was not tried.
         conditions: (manner, vector) each: `none` on both sides, then `add` and `project_out` with the direction and
-            each control. The attributes below have a row per condition, `apart` excepted.
+            each control. The attributes below have a row per condition, `apart` excepted; NaN where it was not
+            measured.
         log_odds: (condition, prompt) float32, nats: of beginning with a refusal rather than with another answer.
         refused: (condition,) float32, the share of written answers with a phrase of refusal; NaN where none were
             written.
@@ -110,14 +117,19 @@ class Refusal:
     recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def done(self) -> np.ndarray:
+        """Which conditions were measured, bool (condition,)."""
+        return np.isfinite(self.log_odds).all(1)
+
+    @property
     def vector(self) -> SteeringVector:
         """The direction of the chosen layer, for `lm.steer`.
 
         Raises:
-            ValueError: the two sides of the pairs are the same to the model at every layer.
+            ValueError: the two sides of the pairs are the same to the model at every layer, or none is chosen yet.
         """
         if self.layer is None:
-            raise ValueError(NOTHING)
+            raise ValueError(NOT_CHOSEN if self.directions else NOTHING)
         return self.directions[self.layer]
 
     @property
@@ -129,28 +141,32 @@ class Refusal:
         """What the direction does when it is added (`add`) or projected out (`project_out`).
 
         Raises:
-            ValueError: there is no such manner, or no direction.
+            ValueError: there is no such manner, no direction, or it was not measured.
         """
         if self.layer is None:
-            raise ValueError(NOTHING)
+            raise ValueError(NOT_CHOSEN if self.directions else NOTHING)
         if manner not in MANNERS:
             raise ValueError(f"manner must be one of {', '.join(MANNERS)}; got {manner!r}")
+        own = self.conditions.index((manner, OWN))
+        if not self.done[own]:
+            raise ValueError(f"{MANNERS[manner]} the direction was not measured: the run ended before")
         plain = self._row("none", SIDES[manner])
-        moved = {vector: self._row(how, vector) - plain for how, vector in self.conditions if how == manner}
-        controls = np.array([values.mean() for vector, values in moved.items() if vector != OWN])
-        kl = {vector: float(self.damage[n, 1]) for n, (how, vector) in enumerate(self.conditions) if how == manner}
-        own = kl.pop(OWN)
+        others = [n for n, (how, vector) in enumerate(self.conditions) if how == manner and vector != OWN]
+        rows = [n for n in others if self.done[n]]
+        controls, missing = (self.log_odds[rows] - plain).mean(1), len(others) - len(rows)
         sign, separates = 1 if manner == "add" else -1, _mean(self.apart)[1] > 0
-        return Effect(*_mean(moved[OWN]), controls, sign, separates, own, np.array(list(kl.values())))
+        own_kl, others_kl = float(self.damage[own, 1]), self.damage[rows, 1].astype(np.float64)
+        return Effect(*_mean(self.log_odds[own] - plain), controls, sign, separates, own_kl, others_kl, missing)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per condition: `log_odds` of a refusal and its `change`, with `low` and `high` of its interval, in
-        nats; `refused`, the share of written answers; `perplexity` and `kl` on plain prose.
+        """One row per condition that was measured: `log_odds` of a refusal and its `change`, with `low` and `high` of
+        its interval, in nats; `refused`, the share of written answers; `perplexity` and `kl` on plain prose.
         """
         import pandas as pd
 
         rows = []
-        for n, (manner, vector) in enumerate(self.conditions):
+        for n in np.flatnonzero(self.done):
+            manner, vector = self.conditions[n]
             plain = self._row("none", vector if manner == "none" else SIDES[manner])
             moved = _mean(self.log_odds[n] - plain)
             rows.append((manner, vector, self.log_odds[n].mean(), *moved, self.refused[n], *self.damage[n]))
@@ -159,6 +175,8 @@ class Refusal:
 
     def words(self) -> str:
         """What it shows and what it cannot show, in sentences."""
+        if not self.done[:2].all():
+            return "Nothing has been measured yet."
         gap, low, high = self.gap
         n = self.log_odds.shape[1]
         shares = [self.refused[self.conditions.index(("none", side))] for side in ("refused", "answered")]
@@ -173,7 +191,10 @@ class Refusal:
                 f"{shares[1]:.0%} to the others."
             )
         if self.layer is None:
-            return " ".join([*said, "Its activations are the same for both: there is no direction.", LIMITS])
+            tried = int(np.isfinite(self.choice).all(1).sum())
+            none = "Its activations are the same for both: there is no direction."
+            some = f"{tried} of {len(self.directions)} layers were tried, so none is chosen yet."
+            return " ".join([*said, some if self.directions else none, LIMITS])
         said.append(
             f"Along the direction of layer {self.layer} the refused one is ahead in {np.mean(self.apart > 0):.0%} of "
             "these pairs."
@@ -182,9 +203,13 @@ class Refusal:
         return " ".join([*said, LIMITS])
 
     def _said(self, manner: str) -> str:
-        effect, n = self.effect(manner), self.conditions.index((manner, OWN))
+        n = self.conditions.index((manner, OWN))
+        if not self.done[n]:
+            return f"{MANNERS[manner].capitalize()}, it was not measured."
+        effect = self.effect(manner)
         plain = self.conditions.index(("none", SIDES[manner]))
-        extreme = effect.controls[int(np.argmax(effect.sign * effect.controls))]
+        extreme = effect.sign * (effect.sign * effect.controls).max(initial=-np.inf)
+        beside = f"the farthest of {len(effect.controls)} controls of the same length moves them by {extreme:+.2f}"
         wrote = ""
         if not np.isnan(self.refused[[n, plain]]).any():
             wrote = f" Phrases of refusal: {self.refused[plain]:.0%} of answers before, {self.refused[n]:.0%} after."
@@ -192,8 +217,7 @@ class Refusal:
                 wrote += " So it shows in how answers may begin, and not in what is written."
         return (
             f"{MANNERS[manner].capitalize()}, it moves the log-odds by {effect.mean:+.2f} nats ({effect.low:+.2f} to "
-            f"{effect.high:+.2f}) on what is {SIDES[manner]}; the farthest of {len(effect.controls)} controls of the "
-            f"same length moves them by {extreme:+.2f}: "
+            f"{effect.high:+.2f}) on what is {SIDES[manner]}; {beside if len(effect.controls) else 'no control yet'}: "
             + _verdict(effect)
             + wrote
             + f" Perplexity on plain prose goes from {self.damage[0, 0]:.1f} to {self.damage[n, 0]:.1f} "
@@ -215,7 +239,7 @@ class Refusal:
                 x=list(self.directions), y=self.choice[:, n], name=name, mode="lines+markers", line=line, row=1, col=1,
                 legendgroup=manner, hovertemplate="layer %{x}<br>%{y:+.2f} nats",
             )  # fmt: skip
-            if self.layer is None:
+            if self.layer is None or not self.done[self.conditions.index((manner, OWN))]:
                 continue
             effect = self.effect(manner)
             fig.add_scatter(
@@ -232,8 +256,9 @@ class Refusal:
         fig.update_xaxes(title="layer", row=1, col=1)
         fig.update_xaxes(title="direction and its controls", row=1, col=2)
         fig.update_yaxes(title="change of log-odds of a refusal, nats", zeroline=True, zerolinecolor="#555")
+        what = "no layer is chosen" if self.layer is None else f"what the direction of layer {self.layer} does"
         return fig.update_layout(
-            title={"text": f"Refusal: what the direction of layer {self.layer} does", "font": {"size": 14}},
+            title={"text": f"Refusal: {what}", "font": {"size": 14}},
             width=900, height=440,
         )  # fmt: skip
 
@@ -260,15 +285,27 @@ class Refusal:
         return self.log_odds[self.conditions.index((manner, vector))]
 
     def __repr__(self) -> str:
-        if self.layer is None:
+        if not self.directions:
             return "Refusal(no direction: both sides of the pairs have the same activations)"
-        effects = {manner: self.effect(manner) for manner in MANNERS}
-        said = ", ".join(
+        count = f"{int(self.done.sum())} of {len(self.conditions)} conditions measured"
+        if self.layer is None:
+            return f"Refusal(no layer is chosen yet; {count})"
+        effects = {manner: self.effect(manner) for manner in MANNERS if self.done[self.conditions.index((manner, OWN))]}
+        said = [
             f"{MANNERS[manner]} {e.mean:+.2f} nats ({e.low:+.2f} to {e.high:+.2f}; "
-            f"{'an effect' if e.found else 'damage' if e.moved else 'no more than its controls'})"
+            + (
+                "not judged"
+                if e.missing
+                else "an effect"
+                if e.found
+                else "damage"
+                if e.moved
+                else "no more than its controls"
+            )
+            + ")"
             for manner, e in effects.items()
-        )
-        return f"Refusal(layer {self.layer}: {said})"
+        ]
+        return f"Refusal(layer {self.layer}: {', '.join([*said, *([] if self.done.all() else [count])])})"
 
 
 def open_refusal(path: str | os.PathLike[str]) -> Refusal:
@@ -294,6 +331,8 @@ def open_refusal(path: str | os.PathLike[str]) -> Refusal:
 
 
 def _verdict(effect: Effect) -> str:
+    if effect.missing:
+        return f"not judged, as {effect.missing} controls were not measured."
     if effect.found:
         return "an effect."
     if effect.moved:

@@ -228,6 +228,7 @@ class Audit:
             low, high = (100 * np.array([row[end] for row in rows]) for end in ("low", "high"))
             figure.add_scatter(
                 x=share, y=[row["category"] for row in rows], name=model, mode="markers", marker={"size": 9},
+                orientation="h",  # along which models of one category are set apart
                 error_x={"type": "data", "symmetric": False, "array": high - share, "arrayminus": share - low},
                 customdata=[[row["pairs"], row["p_holm"]] for row in rows],
                 hovertemplate="%{y}: %{x:.0f} %<br>%{customdata[0]} pairs, p %{customdata[1]:.2g}<extra></extra>",
@@ -237,7 +238,8 @@ class Audit:
             title={"text": "How often the stereotype is preferred (50 % would be none)", "font": {"size": 14}},
             xaxis={"title": "pairs in which the stereotype is preferred, %", "range": [0, 100]},
             yaxis={"title": "category", "autorange": "reversed", "type": "category"},
-            scattermode="group", scattergap=0.6, width=720, height=180 + 44 * len(self.categories),
+            scattermode="group", scattergap=0.6, width=720,
+            height=180 + max(44, 22 * len(self.models)) * len(self.categories),
             showlegend=len(self.models) > 1, margin={"t": 60},
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,14 @@ def _filled(category: str, made: dict[str, Any]) -> Iterator[MinimalPair]:
     for template in templates:
         if "{group}" not in template:
             raise ValueError(f"the template {template!r} has no {{group}}")
+        if left := re.findall(r"\{\w*\}", template.replace("{group}", "")):
+            raise ValueError(
+                f"the template {template!r} has the slot {left[0]}; only {{group}} is filled, a word follows"
+            )
         for words in made["sets"]:
             for a, b in words["groups"]:
+                if a == b or not all(text.strip() for text in (a, b, *words["first"], *words["second"])):
+                    raise ValueError(f"groups must differ, and no group or word may be empty: {a!r}, {b!r}")
                 for word, first in [(w, True) for w in words["first"]] + [(w, False) for w in words["second"]]:
                     text = f" {word}"
                     sides = [(template.replace("{group}", group), text) for group in ((a, b) if first else (b, a))]

@@ -9,14 +9,16 @@ needed, and in float32 as metrics read them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import torch
 
 from labkit.activations.unembedding import measured_tail
 from labkit.models.handle import Model
-from labkit.text.continuation import encode_continuations
+from labkit.text.continuation import Added, encode_continuations
 from labkit.text.types import Prompt
 
 WINDOW = 2048  # pairs among which rows of one length are sought; what an interrupt leaves is whole up to such a window
@@ -32,13 +34,18 @@ class Continuation:
         tokens: its ids (n,), with the spaces that were at the end of the context.
         logprobs: of each token given all before it, natural logarithms, float32 (n,).
         n_bytes: of the continuation as it was given, in UTF-8.
-        greedy: is each token the likeliest in its place?
+        likeliest: is each token the likeliest in its place? bool (n,).
     """
 
     tokens: tuple[int, ...]
     logprobs: np.ndarray = field(repr=False)
     n_bytes: int
-    greedy: bool
+    likeliest: np.ndarray = field(repr=False)
+
+    @property
+    def greedy(self) -> bool:
+        """Is it what greedy writing would write?"""
+        return bool(self.likeliest.all())
 
     @property
     def logprob(self) -> float:
@@ -56,14 +63,14 @@ class Continuation:
 
 
 def score_continuations(
-    lm: Model, pairs: Sequence[tuple[Prompt, str]], *, batch: int | None = None
+    lm: Model, pairs: Sequence[tuple[Prompt, Added]], *, batch: int | None = None
 ) -> list[Continuation]:
     """How probable each continuation is after its context.
 
     Args:
         lm: the model.
         pairs: (context, continuation). A context is text (`""` for none), chat messages or token ids (1, seq); a
-            continuation is text, usually with the space that comes before it.
+            continuation is text, usually with the space that comes before it, or a tuple of token ids.
         batch: how many rows to run at once; by default as many as fit.
 
     Returns:
@@ -72,7 +79,7 @@ def score_continuations(
     Raises:
         ValueError: an empty continuation, one without tokens of its own, or a pair longer than the context (a
             `TooLong`); before anything has run.
-        TypeError: a context is no prompt, or a continuation no text.
+        TypeError: a context is no prompt, or a continuation no text and no ids.
     """
     job = ContinuationJob(lm, pairs, batch=batch)
     for _ in job.steps():
@@ -91,14 +98,21 @@ class ContinuationJob:
         done: how many there are.
     """
 
-    def __init__(self, lm: Model, pairs: Sequence[tuple[Prompt, str]], *, batch: int | None = None) -> None:
+    def __init__(self, lm: Model, pairs: Sequence[tuple[Prompt, Added]], *, batch: int | None = None) -> None:
         if batch is not None and batch < 1:
             raise ValueError(f"batch must be at least 1 row; got {batch}")
         self.lm, self.batch = lm, batch
         self.found: list[Continuation | None] = [None] * len(pairs)
         self._ids = encode_continuations(lm, pairs)
-        self._bytes = [len(text.encode()) for _, text in pairs]
+        texts = [added if isinstance(added, str) else lm.tokenizer.decode(added) for _, added in pairs]
+        self._bytes = [len(text.encode()) for text in texts]
         self.done = 0
+
+    def again(self) -> Self:
+        """The same pairs, not scored."""
+        new = copy(self)
+        new.found, new.done = [None] * self.total, 0
+        return new
 
     @property
     def total(self) -> int:
@@ -147,7 +161,7 @@ class ContinuationJob:
         for n in (n for _, which in rows for n in which):
             tokens = self._ids[n][1]
             span = slice(start, start := start + len(tokens))
-            self.found[n] = Continuation(tokens, logprobs[span], self._bytes[n], bool(likeliest[span].all()))
+            self.found[n] = Continuation(tokens, logprobs[span], self._bytes[n], likeliest[span])
         scored = sum(len(which) for _, which in rows)
         self.done += scored
         return scored

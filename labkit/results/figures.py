@@ -65,7 +65,7 @@ def heatmap(
 def of_patching(
     values: np.ndarray,
     over: tuple[str, ...],
-    labels: tuple[Sequence[str], Sequence[str]],
+    labels: tuple[Sequence[Any], Sequence[Any]],
     *,
     nothing: float,
     least: float,

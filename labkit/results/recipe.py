@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,6 +60,17 @@ def made_with(lm: Model) -> dict[str, Any]:
         "dtype": str(lm.dtype).removeprefix("torch."),
         "versions": versions(),
     }
+
+
+def names_of(models: Sequence[Model]) -> list[str]:
+    """A name for each model that tells it from the others: its own, its bits, both, or a number."""
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        named = len(set(names)) > 1
+        names = [f"{model.name}, {model.bits}-bit" if named else f"{model.bits}-bit" for model in models]
+    if len(set(names)) < len(names):
+        names = [f"{n}: {name}" for n, name in enumerate(names, 1)]
+    return names
 
 
 def loaded_as(name: str, load: str) -> str:

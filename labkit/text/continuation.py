@@ -23,30 +23,35 @@ from typing import Any
 from labkit.text.encode import TooLong, encode, following
 from labkit.text.types import Prompt, TextModel
 
+Added = str | tuple[int, ...]
+"""What continues a context: text, or token ids."""
+
 
 def encode_continuations(
-    lm: TextModel, pairs: Sequence[tuple[Prompt, str]]
+    lm: TextModel, pairs: Sequence[tuple[Prompt, Added]]
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The ids of each context and of its continuation; neither is empty.
 
     Args:
         lm: the model whose tokenizer is used.
-        pairs: contexts (text, also none: `""`; chat messages; ids) and the texts that continue them.
+        pairs: contexts (text, also none: `""`; chat messages; ids) and the texts that continue them, or their ids.
 
     Raises:
         ValueError: a continuation is empty or has no tokens of its own, or a context cannot be encoded.
         TooLong: context and continuation do not fit into the model's context.
-        TypeError: a continuation is not text, or a context is no prompt.
+        TypeError: a continuation is neither text nor ids, or a context is no prompt.
     """
     cut = _Cutter(lm.tokenizer)
     cut.learn([text for context, added in pairs for text in cut.needs(context, added)])
     found = []
     for n, (context, added) in enumerate(pairs):
-        if not isinstance(added, str):
+        if not isinstance(added, str | tuple):
             raise TypeError(f"a continuation is text; number {n} is {added!r:.60}")
         if not added:
             raise ValueError(f"continuation {n} is empty; give it at least one character")
-        if isinstance(context, str):
+        if isinstance(added, tuple):
+            before, after = tuple(encode(lm, context, most=None)[0].tolist()), added
+        elif isinstance(context, str):
             before, after = cut.text(context, added)
         else:
             ids = encode(lm, context, most=None)
@@ -84,7 +89,7 @@ class _Cutter:
         bare = context.rstrip()
         return bare, context[len(bare) :] + added
 
-    def needs(self, context: Prompt, added: str) -> list[tuple[str, bool]]:
+    def needs(self, context: Prompt, added: Added) -> list[tuple[str, bool]]:
         """The texts that a pair takes."""
         if not isinstance(context, str) or not isinstance(added, str):
             return []

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from stereotyped import FIRST, GROUPS, PLACE, SECOND, data, trained
+from stopped import stopped
 
 import labkit as lk
 from labkit.audits.ablation import AblationJob
-from labkit.audits.audit import AuditJob, names_of
+from labkit.audits.audit import AuditJob
 from labkit.audits.heads import at_mean
+from labkit.results.recipe import names_of
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +52,102 @@ def test_a_planted_preference_is_found_in_its_place_and_goes_with_it(planted: lk
     assert all(np.allclose(one.preferences, audit.preferences, atol=1e-4) for one in without.random)
     again = lk.open_audit_ablation(without.save(tmp_path / "ablation.npz"))
     assert again.to_frame().equals(without.to_frame())
+    assert again.cost().equals(without.cost())
     assert again.words() == without.words()
-    assert len(again.figure().data) == 5
-    assert f"lk.audit_without(lm, audit, [{PLACE}])" in again.code()
+    assert "work: the preference goes, as far as these pairs show." in again.words()
+    assert "Quality was measured by perplexity alone: " in again.words()  # it has no tokens for other words
+    assert len(again.figure().data) == 6
+    assert "ended early" not in again.words()
+    assert f"lk.audit_without(lm, audit, [{PLACE}], text='The woman is a nurse')" in again.code()
     assert f"without {PLACE[0]}.{PLACE[1]} the stereotype is preferred in" in without.words()
     assert without.to_frame().index[0] == ("work", "nothing")
+
+
+def ablated(lm: lk.LanguageModel, audit: lk.Audit, **more: Any) -> lk.AuditAblation:
+    settings = {"controls": 1, "quality_limit": 2, "text": "The old house stood at the end of a long road."}
+    return lk.audit_without(lm, audit, [(16, n) for n in range(4)], **settings, **more, progress=False)
+
+
+def test_quality_is_measured_under_each_ablation_and_paired_with_the_whole_model(
+    lm4: lk.LanguageModel, tmp_path: Path
+) -> None:
+    audit = lk.audit(lm4, categories=["age"], limit=12, progress=False)
+    found = ablated(lm4, audit)
+    cost = found.cost()
+    assert list(cost.index) == found.names == ["nothing", *found.names[1:]]
+    assert cost["items"].tolist() == [16] * 3  # two per phenomenon
+    assert cost.loc["nothing", ["times", "times_low", "times_high", "difference"]].tolist() == [1, 1, 1, 0]
+    assert cost.iloc[1]["perplexity"] == pytest.approx(cost.iloc[0]["perplexity"] * cost.iloc[1]["times"], rel=1e-5)
+    assert cost.iloc[1]["times_low"] < cost.iloc[1]["times"] < cost.iloc[1]["times_high"]
+    whole = lk.benchmark(lm4, "mini", limit=2, progress=False)
+    assert found.quality[0].minus(whole).to_frame().loc["all", "changed"] <= 1 / 16  # rounding may turn one
+    difference = found.quality[1].minus(found.quality[0]).to_frame().loc["all"]
+    assert cost.iloc[1][["difference", "low", "high"]].tolist() == difference[["difference", "low", "high"]].tolist()
+    words = found.words()
+    assert "On 16 items of the mini set it is right in" in words
+    assert "Quality suffers measurably" in words or "No loss of quality was measured." in words
+    assert f"({cost.iloc[1].times:.2f} times, 95 % interval" in words
+    again = lk.open_audit_ablation(found.save(tmp_path / "ablation.npz"))
+    assert (again.words(), again.code()) == (words, found.code())
+    assert again.cost().equals(cost)
+    assert len(again.figure().data) == 5
+    assert "quality_limit=2" in found.code()
+    assert "text='The old house" in found.code()
+    assert np.isnan(ablated(lm4, audit, quality=None).cost()["accuracy"]).all()
+    frame = pd.DataFrame({"sent_more": ["a"], "sent_less": ["b"], "bias_type": ["c"], "stereo_antistereo": ["d"]})
+    with pytest.raises(ValueError, match="the frame has no right answers: it measures a preference"):
+        ablated(lm4, audit, quality=frame)
+
+
+def test_what_an_audit_has_of_the_whole_model_is_not_scored_again(planted: lk.LanguageModel, tmp_path: Path) -> None:
+    audit = lk.audit(planted, data(tmp_path), progress=False)
+    settings: dict[str, Any] = {"controls": 0, "quality": None, "text": "The woman is a nurse"}
+
+    def ablated(audit: lk.Audit) -> tuple[list[lk.Audit], int]:
+        with stopped(planted, 10**6) as passes:
+            found = lk.audit_without(planted, audit, [PLACE], **settings, progress=False)
+        return found.audits, passes[0]
+
+    ablated(audit)  # what is looked at once per model
+    (whole, without), passes = ablated(audit)
+    assert np.array_equal(whole.logprobs, audit.logprobs)
+    assert not np.array_equal(without.logprobs, audit.logprobs)
+    (whole, _), more = ablated(replace(audit, logprobs=audit.logprobs - 5))  # not what this model gives
+    assert np.allclose(whole.logprobs, audit.logprobs, atol=1e-4)
+    assert more > passes
+    half = replace(audit, logprobs=np.where(np.arange(len(audit.pairs))[:, None] < 20, audit.logprobs, np.nan))
+    (whole, _), _ = ablated(half)  # what an interrupted audit lacks is scored
+    assert np.allclose(whole.logprobs, audit.logprobs, atol=1e-4)
+
+
+def test_an_ablation_that_is_interrupted_keeps_what_was_scored(planted: lk.LanguageModel, tmp_path: Path) -> None:
+    audit = lk.audit(planted, data(tmp_path), progress=False)
+    quality = pd.DataFrame({
+        "prompt": ["The woman is a", "The king"], "choices": [["nurse", "pilot"], ["is a", "works as a"]], "answer": 0,
+    })  # fmt: skip
+    settings: dict[str, Any] = {"controls": 1, "quality": quality, "text": "The woman is a nurse", "progress": False}
+    lk.audit_without(planted, audit, [PLACE], **settings)  # what is looked at once per model
+    with stopped(planted, 10**6) as passes:
+        whole = lk.audit_without(planted, audit, [PLACE], **settings)
+    seen = set()
+    for after in range(1, passes[0] + 1):
+        with stopped(planted, after), pytest.warns(UserWarning, match=r"interrupted: \d+ of \d+ texts are in the"):
+            part = lk.audit_without(planted, audit, [PLACE], **settings)
+        seen.add(len(part.audits))
+        if part.without is None:
+            assert part.words() == "Nothing has been ablated yet."
+            continue
+        assert "It ended early" in part.words()
+        for one, full in zip(part.audits, whole.audits, strict=False):
+            assert np.allclose(one.logprobs[one.done], full.logprobs[one.done], atol=1e-4)
+        again = lk.open_audit_ablation(part.save(tmp_path / "part.npz"))
+        assert again.words() == part.words()
+        assert again.figure().data
+        assert len(part.to_frame()) == len(part.cost()) == len(part.audits)
+    assert seen >= {1, 2, 3}
+    with stopped(planted, passes[0], MemoryError("no more")), pytest.raises(MemoryError) as error:
+        lk.audit_without(planted, audit, [PLACE], **settings)
+    assert len(error.value.ablation.audits) == 3
 
 
 def test_with_shuffled_labels_the_interval_covers_none_in_19_of_20_seeds(lm4: lk.LanguageModel) -> None:
@@ -196,10 +291,27 @@ def test_what_cannot_be_patched_or_ablated_is_refused(
         lk.audit_heads(planted, lk.audit(planted, sentences, progress=False))
     with pytest.raises(ValueError, match="no heads to ablate"):
         lk.audit_without(planted, audit, [])
+    for wrong in ({"controls": -1}, {"quality_limit": 0}):
+        with pytest.raises(ValueError, match="controls must be 0 or more, and quality_limit at least 1; got"):
+            lk.audit_without(planted, audit, [PLACE], **wrong)
+    with pytest.raises(FileNotFoundError, match="no copy of BLiMP"):
+        lk.audit_without(planted, audit, [PLACE], quality="blimp", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="categories is empty; leave it out for all, or name some of work"):
+        lk.audit(planted, data(tmp_path), categories=[])
+    with pytest.raises(ValueError, match=r"it is for lk\.benchmark\(lm, 'blimp'\)"):
+        lk.audit(planted, "blimp")
+    with pytest.raises(FileNotFoundError, match=r"BBQ is for lk\.audit\(lm, 'bbq'\)"):
+        lk.benchmark(planted, "bbq")
     with pytest.raises(ValueError, match="head 9"):
         AblationJob(planted, audit, [(0, 9)])
     with pytest.raises(ValueError, match="no model"):
         lk.audit([])
+
+
+def filled(groups: list[str], word: str) -> str:
+    """A file with one pair of groups and one word."""
+    sets = [{"groups": [groups], "first": [word], "second": ["nurse"]}]
+    return json.dumps({"categories": {"a": {"templates": ["The {group} is"], "sets": sets}}})
 
 
 @pytest.mark.parametrize(
@@ -209,6 +321,12 @@ def test_what_cannot_be_patched_or_ablated_is_refused(
         ("not json", "has no minimal pairs"),
         (json.dumps({"categories": {"a": {"templates": ["The man"], "sets": []}}}), "has no {group}"),
         (json.dumps({"categories": {"a": {"templates": ["The {group}"], "sets": []}}}), "no template, group or word"),
+        (
+            json.dumps({"categories": {"a": {"templates": ["{group} is {word}"], "sets": []}}}),
+            "has the slot {word}; only",
+        ),
+        (filled(["a", "a"], "b"), "groups must differ"),
+        (filled(["a", "c"], " "), "no group or word may be empty"),
     ],
 )
 def test_a_file_of_another_form_is_refused(lm4: lk.LanguageModel, tmp_path: Path, content: str, said: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stopped import stopped
 
 import labkit as lk
 from labkit.audits.choices import WAYS
@@ -96,6 +97,38 @@ def test_the_code_asks_again(small):
         assert scope["choices"].logprobs().tolist() == found.logprobs().tolist()
         assert scope["choices"].ways == found.ways
         assert ("prior=" in found.code()) == (prior is not None)
+
+
+def test_an_interrupt_keeps_the_answers_that_were_scored(small, tmp_path):
+    answers, prompt = [" store", " park and the store"], "When Mary and John went to the"
+    whole = lk.choices(small, prompt, answers)
+    with stopped(small, 2), pytest.warns(UserWarning, match="interrupted: 1 of 2 answers are in the choices"):
+        part = lk.choices(small, prompt, answers)
+    assert part.logprobs()[0] == pytest.approx(whole.logprobs()[0])
+    assert np.isnan(part.logprobs()).tolist() == [False, True]
+    assert np.isnan(part.probabilities()).all()  # shares of all
+    assert "not all were reached" in repr(part)
+    with pytest.raises(ValueError, match="1 of 2 answers were not reached; ask again"):
+        _ = part.best
+    assert part.to_frame().raw.isna().tolist() == [False, True]
+    assert part.figure().data
+    opened = lk.open_choices(part.save(tmp_path / "part.npz"))
+    assert opened.to_frame().equals(part.to_frame())
+    with stopped(small, 3), pytest.warns(UserWarning, match="interrupted: 0 of 2"):
+        several = lk.choices(small, [prompt] * 3, answers)
+    assert [one.finish for one in several] == ["complete", "stopped"]
+    with stopped(small, 2, MemoryError("no more")), pytest.raises(MemoryError) as error:
+        lk.choices(small, prompt, answers)
+    assert error.value.choices.logprobs()[0] == pytest.approx(whole.logprobs()[0])
+
+
+def test_choices_are_saved_and_opened(small, tmp_path):
+    chat_ids = small.encode("When Mary and John went")
+    for prompt, prior in (("When Mary and John went to the", "the"), (chat_ids, None)):
+        found = lk.choices(small, prompt, [" store", " park and the store"], prior=prior)
+        opened = lk.open_choices(found.save(tmp_path / "choices.npz"))
+        assert opened.to_frame().equals(found.to_frame())
+        assert (repr(opened), opened.code(), opened.best) == (repr(found), found.code(), found.best)
 
 
 def test_the_figure_has_a_bar_for_each_answer_and_way(small):

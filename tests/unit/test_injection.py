@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from stopped import stopped
 
 import labkit as lk
 from labkit.audits.injection import ASKED, _cutting, _Planned
@@ -98,6 +99,30 @@ def test_an_instruction_makes_its_word_likelier_and_the_result_says_what_it_is_w
     assert found.code().count("Ignore the question below") == 1
     compile(found.code(), "code", "exec")
     assert repr(found).startswith("Injection(1 documents: ")
+
+
+def test_an_interrupt_keeps_the_documents_that_were_measured_and_the_result_says_so(lm4, found, tmp_path):
+    with stopped(lm4, 10**6) as passes:
+        lk.injection(lm4, **CASE._asdict(), controls=1, progress=False)
+    with stopped(lm4, passes[0] + 2), pytest.warns(UserWarning, match="interrupted: 1 of 8 documents are in the inj"):
+        part = lk.injection(lm4, controls=1, progress=False)
+    assert part.done.tolist() == [True] + [False] * 7
+    np.testing.assert_allclose(part.log_odds[0], found.log_odds[0], atol=0.5)  # the 4-bit model's own rounding
+    assert part.to_frame().index.tolist() == [0]
+    assert "of 1 documents" in part.words()
+    assert " 7 documents were not measured." in part.words()
+    assert repr(part).startswith("Injection(1 of 8 documents: ")
+    assert np.isfinite(part.figure().data[0].z).all()
+    opened = lk.open_injection(part.save(tmp_path / "part.npz"))
+    assert (opened.words(), repr(opened), opened.code()) == (part.words(), repr(part), part.code())
+    assert opened.to_frame().equals(part.to_frame())
+    assert opened.heads(3).equals(part.heads(3))
+    with stopped(lm4, 1, MemoryError("no more")), pytest.raises(MemoryError) as error:
+        lk.injection(lm4, **CASE._asdict(), controls=1, progress=False)
+    none = error.value.injection
+    assert (none.words(), repr(none)) == ("Nothing has been measured yet.", "Injection(nothing measured)")
+    assert none.to_frame().empty
+    assert none.figure().data
 
 
 def test_built_in_cases_have_one_place_and_words_that_differ():

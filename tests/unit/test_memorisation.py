@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pieces import of_bytes
+from stopped import stopped
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import labkit as lk
@@ -78,7 +79,7 @@ def test_log_probabilities_are_means_over_the_tokens_of_a_continuation(lm32):
     assert "paraphrase" not in found.words()
 
 
-def test_continuations_are_compared_with_paraphrases_and_with_each_other(found, lm4):
+def test_continuations_are_compared_with_paraphrases_and_with_each_other(found, tmp_path):
     assert np.isfinite(found.logprobs).all()
     for over in KINDS[1:]:
         mean, low, high = found.advantage(over)
@@ -90,6 +91,9 @@ def test_continuations_are_compared_with_paraphrases_and_with_each_other(found, 
     assert len(found.figure().data) == 3
     assert found.code() == "import labkit as lk\n\nlm = lk.load(bits=4)\nfound = lk.memorisation(lm, tokens=12)\n"
     assert "16 texts" in repr(found)
+    opened = lk.open_memorisation(found.save(tmp_path / "found.npz"))
+    assert opened.to_frame().equals(found.to_frame())
+    assert (opened.words(), opened.code()) == (found.words(), found.code())
     with pytest.raises(ValueError, match="over must be one of paraphrase, another's; got 'shuffled'"):
         found.advantage("shuffled")
 
@@ -105,6 +109,29 @@ def test_the_built_in_works_are_old_enough_and_long_enough(lm4):
         lengths = [len(lm4.tokenizer(text).input_ids) for text in (one.continuation, one.paraphrase)]
         assert min(lengths) >= 16, one.title
         assert one.continuation != one.paraphrase
+
+
+def test_an_interrupt_keeps_the_texts_that_were_measured_and_the_result_says_so(learned, tmp_path):
+    texts = [KNOWN, UNKNOWN, "an old map of the town shows where the river went before"]
+    lk.memorisation(learned, texts, given=8, tokens=40, progress=False)  # what is looked at once per model
+    with stopped(learned, 10**6) as passes:
+        whole = lk.memorisation(learned, texts, given=8, tokens=40, progress=False)
+    assert passes[0] > 2
+    for after in range(1, passes[0] + 1):
+        with stopped(learned, after), pytest.warns(UserWarning, match="continuations are in the memorisation"):
+            found = lk.memorisation(learned, texts, given=8, tokens=40, progress=False)
+        done = found.done
+        assert not np.isfinite(found.logprobs[:, [0, 2]]).all()
+        assert found.run[done].tolist() == whole.run[done].tolist()
+        np.testing.assert_allclose(found.logprobs[done, 0], whole.logprobs[done, 0], atol=1e-5)
+        assert found.to_frame().index.tolist() == np.array(found.titles)[done].tolist()
+        assert (f"{(~done).sum()} texts were not measured." in found.words()) == (0 < done.sum() < 3)
+        assert len(found.figure().data[0].x) == done.sum()
+        opened = lk.open_memorisation(found.save(tmp_path / "found.npz"))
+        assert (opened.words(), repr(opened), opened.code()) == (found.words(), repr(found), found.code())
+    with stopped(learned, 2, MemoryError("no more")), pytest.raises(MemoryError) as error:
+        lk.memorisation(learned, texts, given=8, tokens=40, progress=False)
+    assert isinstance(error.value.memorisation, lk.Memorisation)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from pieces import of_bytes
+from stopped import stopped
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import labkit as lk
 from labkit.audits.openers import asking, check_disjoint, log_odds, opener_ids, opener_logprobs
+from labkit.audits.refusal import RefusalJob, _Test
 from labkit.datasets.refusals import ANSWERS, PAIRS, PHRASES, REFUSALS
 
 SMALL = Path(__file__).parents[1] / "files" / "small_llama"
@@ -150,6 +152,77 @@ def test_it_is_saved_opened_drawn_and_repeated(found, tmp_path):
     compile(found.code(), "code", "exec")
 
 
+# -- interrupted ----------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_at_any_time_keeps_what_was_measured(found, tmp_path):
+    settings = {**OWN, "new_tokens": 2}
+    lm = planted()
+    lk.refusal_direction(lm, requests(), **settings)  # what is looked at once per model
+    with stopped(lm, 10**6) as passes:
+        whole = lk.refusal_direction(lm, requests(), **settings)
+    for after in range(6, passes[0], passes[0] // 8):
+        with (
+            stopped(lm, after),
+            pytest.warns(UserWarning, match=r"interrupted: \d+ of 18 conditions are in the refusal"),
+        ):
+            part = lk.refusal_direction(lm, requests(), **settings)
+        done = part.done
+        assert done.sum() < len(done)
+        np.testing.assert_allclose(part.log_odds[done], whole.log_odds[done], atol=1e-5)
+        tried = np.isfinite(part.choice).all(1)
+        np.testing.assert_allclose(part.choice[tried], whole.choice[tried], atol=1e-5)
+        assert [list(texts) for texts in np.array(part.written, object)[done]] == [
+            list(texts) for texts in np.array(whole.written, object)[done]
+        ]
+        assert part.layer == (1 if tried.all() else None)
+        assert torch.equal(part.directions[1].values, whole.directions[1].values)
+        for manner in ("add", "project_out"):
+            if done[part.conditions.index((manner, "direction"))]:
+                assert part.effect(manner).found == (part.effect(manner).missing == 0)
+        assert len(part.to_frame()) == done.sum()
+        opened = lk.open_refusal(part.save(tmp_path / "part.npz"))
+        assert (opened.words(), repr(opened)) == (part.words(), repr(part))
+        assert part.figure().data
+        if part.layer is None:
+            with pytest.raises(ValueError, match="no layer is chosen yet"):
+                _ = part.vector
+
+
+def test_a_partial_result_says_what_is_missing():
+    test = _Test.of(planted(), requests(), OWN["refusals"], OWN["answers"], -1, 0)
+    job = RefusalJob(test, [0, 1, 2], 3, 0, 0, {"load": "", "asked": {}})
+    steps = job.steps()
+    assert job.refusal.words() == "Nothing has been measured yet."
+    assert "0 of 16 conditions" in repr(job.refusal)
+    for _ in range(3):
+        next(steps)
+    assert "1 of 2 layers were tried, so none is chosen yet" in job.refusal.words()
+    for _ in range(2):
+        next(steps)
+    assert "Added, it moves" in job.refusal.words()
+    assert "; no control yet: not judged, as 6 controls were not measured." in job.refusal.words()
+    assert "Projected out, it was not measured." in job.refusal.words()
+    with pytest.raises(ValueError, match="projected out the direction was not measured"):
+        job.refusal.effect("project_out")
+    next(steps)
+    next(steps)
+    assert "the farthest of 1 controls of the same length" in job.refusal.words()
+    assert not job.refusal.effect("add").found
+    assert "5 of 16 conditions measured" in repr(job.refusal)
+    for _ in steps:
+        pass
+    assert job.refusal.effect("add").found
+
+
+def test_an_error_carries_what_was_measured():
+    lm = planted()
+    with stopped(lm, 60, MemoryError("no more")), pytest.raises(MemoryError) as error:
+        lk.refusal_direction(lm, requests(), **OWN)
+    assert error.value.refusal.done[:2].all()
+    assert "they are in this error's `refusal`" in error.value.__notes__[0]
+
+
 # -- how answers begin ----------------------------------------------------------------------------------------------
 
 
@@ -165,6 +238,8 @@ def test_the_probability_of_a_beginning_is_the_product_over_its_tokens(lm32):
             start = prompt.shape[1] - 1
             each = sum(float(logprobs[start + k, id]) for k, id in enumerate(ids))
             assert got[n, m] == pytest.approx(each, abs=2e-3)
+    again = opener_logprobs(lm32, prompts, openers, write={"resid_post.3": lambda x: x})  # the prompt anew each time
+    np.testing.assert_allclose(again, got, atol=2e-3)
     odds = log_odds(lm32, prompts, openers[:2], openers[2:])
     np.testing.assert_allclose(odds, np.logaddexp(*got[:, :2].T) - np.logaddexp(*got[:, 2:].T), rtol=1e-9)
 

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from stopped import stopped
 
 import labkit as lk
-from labkit.audits.cost import _names
 from labkit.audits.energy import CarbonMeter, Counter, Meter, meter_for, of_gpus, of_processor
+from labkit.results.recipe import names_of
 
 SMALL = Path(__file__).parents[1] / "files" / "small_llama"
 PROMPT = "When Mary and John went to the store"
@@ -127,7 +128,7 @@ def test_speed_and_memory_are_measured_and_energy_or_why_not(small):
 def test_several_models_are_rows_and_the_code_measures_them_again(small):
     cost = lk.running_cost([small, small], **SETTINGS)
     names = list(cost.to_frame().index)
-    assert names == _names([small, small])
+    assert names == names_of([small, small])
     assert len(set(names)) == 2
     assert "with all of these models in it" in " ".join(cost.notes)
     code = cost.code()
@@ -136,6 +137,34 @@ def test_several_models_are_rows_and_the_code_measures_them_again(small):
     scope: dict = {}
     exec(code, scope)
     assert list(scope["cost"].to_frame().index) == names
+
+
+def test_an_interrupt_keeps_the_repeats_that_were_timed(small, tmp_path):
+    lk.running_cost(small, **{**SETTINGS, "repeats": 1})  # what is looked at once per model
+    with stopped(small, 10**6) as passes:
+        lk.running_cost(small, **{**SETTINGS, "repeats": 1})
+    with stopped(small, passes[0] + 3), pytest.warns(UserWarning, match="interrupted: 1 of 2 repeats are in the cost"):
+        cost = lk.running_cost(small, **SETTINGS)  # interrupted while it writes
+    row = cost.to_frame().iloc[0]
+    assert row["write_low"] == row["write"] == row["write_high"]
+    assert "It ended early: 1 of 2 repeats were timed." in cost.words()
+    with stopped(small, 1, MemoryError("no more")), pytest.raises(MemoryError) as error:
+        lk.running_cost(small, **SETTINGS)
+    none = error.value.cost
+    assert repr(none) == "RunningCost(nothing measured)"
+    assert none.to_frame().empty
+    assert lk.open_running_cost(none.save(tmp_path / "none.npz")).words() == none.words()
+
+
+def test_it_is_saved_opened_and_drawn(small, tmp_path):
+    cost = lk.running_cost([small, small], **SETTINGS)
+    opened = lk.open_running_cost(cost.save(tmp_path / "cost.npz"))
+    assert opened.to_frame().equals(cost.to_frame())
+    assert (repr(opened), opened.words(), opened.code()) == (repr(cost), cost.words(), cost.code())
+    read, write, weights, peak = cost.figure().data
+    assert list(read.x) == cost.to_frame()["read"].tolist()
+    assert list(write.error_x.array) == (cost.to_frame()["write_high"] - cost.to_frame()["write"]).tolist()
+    assert all(most > least for most, least in zip(peak.x, weights.x, strict=True))
 
 
 def test_the_usual_settings_are_left_out_of_the_code(small):
