@@ -60,6 +60,7 @@ class OpenModel:
             needed to do it again); `no`.
         bytes: of weights, by bits (4, 8, 16).
         licence_url, paper: links.
+        config: what the numbers are computed from, with the names that transformers gives them.
         sources: of `config`, `published`, `context`, `licence`, `gated`, `allows` and `openness` (code, data, recipe).
     """
 
@@ -80,6 +81,7 @@ class OpenModel:
     licence_url: str
     paper: str
     text_part: bool
+    config: dict[str, Any]
     sources: dict[str, Source]
 
     @property
