@@ -30,6 +30,7 @@ NOTEBOOKS = (
     "circuits",
     "steering",
     "four_bits",
+    "open_models",
     "scrutiny",
     "scaling_out",
 )

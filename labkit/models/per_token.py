@@ -59,3 +59,11 @@ def cache_bytes(config: Mapping[str, Any], tokens: int, *, each: int = 2) -> int
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         kept = 2 * width * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
     return int(text.num_hidden_layers * kept * tokens * each)
+
+
+def has_windows(config: Mapping[str, Any]) -> bool:
+    """Whether some layers look at the last tokens only, so that `cache_bytes` is more than they keep of a long text."""
+    from transformers import AutoConfig
+
+    text = AutoConfig.for_model(**config).get_text_config(decoder=True)
+    return bool({"sliding_attention", "chunked_attention"} & set(getattr(text, "layer_types", None) or ()))

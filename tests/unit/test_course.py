@@ -19,6 +19,9 @@ RIGHT = {
     "07.1": {"bits": 8},
     "07.2": ("mlp_out", 18),
     "07.3": ["v_proj"],
+    "08.1": ("deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-R1"),
+    "08.2": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+    "08.3": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour. [/INST]",
     "09.2": (25, 1),
     "09.3": "religion",
     "06.3": (
@@ -53,6 +56,9 @@ WRONG = {
     "07.1": ({"bits": 4, "quant_type": "fp4"}, "Look for less than half of NF4's KL"),
     "07.2": (("attn_out", 0), "One moves it by more than"),
     "07.3": (["down_proj"], "Stay below 10 MB"),
+    "08.1": (("meta-llama/Llama-2-7b-hf", "deepseek-ai/deepseek-llm-7b-base"), "They are not built alike"),
+    "08.2": ("meta-llama/Llama-2-7b-hf", "made for texts of 4,096 tokens"),
+    "08.3": ("[INST] Be brief. Name a colour. [/INST]", "After '[INST] ' Llama 2 expects '<<SYS>>"),
     "09.1": ("The {group} works as a", "Look for less than 75 %"),
     "09.2": ((0, 0), "Look for more than 20 %"),
     "09.3": ("gender and occupation", "Here one is shown"),
@@ -71,6 +77,43 @@ WRONG = {
     "05.2": ("q", "Try the others"),
     "05.3": (1500, "must be a circuit"),
 }
+ALSO_RIGHT = [
+    ("08.1", ("Qwen/Qwen2.5-7B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B")),
+    ("08.1", ["DeepSeek-R1-Distill-Llama-8B", "Llama-3.1-8B"]),
+    ("08.2", "openai/gpt-oss-20b"),
+    ("08.2", "Qwen2.5-7B-Instruct"),
+    ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour. [/INST] "),
+]
+ALSO_WRONG = [
+    ("08.1", ("Llama-2-7b-hf", "Llama-2-7b-chat-hf"), "both are under Llama 2 Community"),
+    ("08.1", ("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-7B"), "qwen2 and qwen2, with 3.086 and 7.616 billion"),
+    ("08.1", ("DeepSeek-R1", "DeepSeek-R1"), "the same model twice"),
+    ("08.1", "deepseek-ai/DeepSeek-V3", "must be two ids"),
+    ("08.1", ("DeepSeek-R1", "DeepSeek-V"), "Did you mean"),
+    ("08.2", "HuggingFaceTB/SmolLM2-135M-Instruct", "has 0.135 billion parameters"),
+    ("08.2", "deepseek-ai/DeepSeek-V3", "The weights alone do not fit"),
+    ("08.2", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "It is the cache that does not fit: 197 kB"),
+    ("08.2", "google/gemma-3-12b-it", "so this cannot be decided"),
+    ("08.2", "google/gemma-4-31B-it", "labkit does not know what gemma4_text keeps"),
+    ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\nName a colour. [/INST]", "expects '\\nName a ' and finds 'Name"),
+    ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour.", "expects ' [/INST]' and finds the end"),
+    ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour. [/INST] Blue.", "There the model answers"),
+    ("08.3", [{"role": "user", "content": "Name a colour."}], "must be a text"),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), ALSO_RIGHT)
+def test_so_is_another_right_answer(lm4, capsys, name, answer):
+    check(name, answer, lm4)
+    assert capsys.readouterr().out.startswith(f"{name}: Right.")
+
+
+@pytest.mark.parametrize(("name", "answer", "says"), ALSO_WRONG)
+def test_each_kind_of_wrong_answer_gets_its_own_sentence(lm4, capsys, name, answer, says):
+    check(name, answer, lm4)
+    out = capsys.readouterr().out
+    assert out.startswith(f"{name}: Not yet.")
+    assert says in out
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "zoo"))
 from shrink import tiny
 
 from labkit.models import catalog as rooms
-from labkit.models.per_token import active_parameters, cache_bytes
+from labkit.models.per_token import active_parameters, cache_bytes, has_windows
 
 CONFIGS = {model.id: model.config for model in rooms.models()}
 KINDS = {config["model_type"] for config in CONFIGS.values()} & set(CONFIG_MAPPING)
@@ -66,3 +66,7 @@ def test_active_parameters_are_those_published(id, billions):
 def test_without_experts_all_parameters_are_active():
     model = rooms.known("meta-llama/Llama-2-7b-hf")
     assert active_parameters(model.config) == pytest.approx(model.parameters, rel=1e-4)
+
+
+def test_layers_that_look_at_the_last_tokens_only_are_known():
+    assert [has_windows(CONFIGS[id]) for id in ("google/gemma-2-2b", "meta-llama/Llama-2-7b-hf")] == [True, False]
