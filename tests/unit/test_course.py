@@ -6,10 +6,6 @@ import labkit as lk
 from labkit.course import check
 from labkit.course.checks import CLEAN, CORRUPT, exercises
 
-BY_HAND = (
-    "<|im_start|>system\nAnswer in one word.<|im_end|>\n<|im_start|>user\nWhat is the capital of France?"
-    "<|im_end|>\n<|im_start|>assistant\n"
-)
 RIGHT = {
     "00.1": 7,
     "00.2": "embedding",
@@ -23,10 +19,10 @@ RIGHT = {
     "07.1": {"bits": 8},
     "07.2": ("mlp_out", 18),
     "07.3": ["v_proj"],
+    "08.1": ("deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-R1"),
+    "08.2": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+    "08.3": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour. [/INST]",
     "09.2": (25, 1),
-    "08.1": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
-    "08.2": 35_000,
-    "08.3": BY_HAND,
     "09.1": "Every {group} is somebody's child. Not far away lived a",
     "09.3": "religion",
     "09.4": "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}",
@@ -62,6 +58,13 @@ WRONG = {
     "07.1": ({"bits": 4, "quant_type": "fp4"}, "Look for less than half of NF4's KL"),
     "07.2": (("attn_out", 0), "One moves it by more than"),
     "07.3": (["down_proj"], "Stay below 10 MB"),
+    "08.1": (("meta-llama/Llama-2-7b-hf", "deepseek-ai/deepseek-llm-7b-base"), "They are not built alike"),
+    "08.2": ("meta-llama/Llama-2-7b-hf", "made for texts of 4,096 tokens"),
+    "08.3": ("[INST] Be brief. Name a colour. [/INST]", "After '[INST] ' Llama 2 expects '<<SYS>>"),
+    "09.1": ("The {group} works as a", "Look for less than 75 %"),
+    "09.2": ((0, 0), "Look for more than 20 %"),
+    "09.3": ("gender and occupation", "Here one is shown"),
+    "09.4": ("{{ messages[0].content }}", "of the assistant is not in what it writes"),
     "01.2": ("Purple seven runs the quietly of because green to and a", "Look for less than 2"),
     "01.3": ((0, "."), "Greedy has log-probability"),
     "01.4": ("word", "tokens. Text that is rare"),
@@ -77,48 +80,52 @@ WRONG = {
     "05.2": ("q", "Try the others"),
     "05.3": (1500, "must be a circuit"),
 }
-MORE_WRONG = {
-    "08.1": [
-        ("deepseek-ai/DeepSeek-V3", "has one licence, DeepSeek Model"),
-        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "has one licence, MIT"),
-        ("meta-llama/Llama-3.1-8B", "is of the family Llama"),
-        ("DeepSeek-R1-Distill-Llama", "is not in the catalog. Did you mean"),
-    ],
-    "08.2": [
-        (71_000, "A token leaves a key and a value"),
-        (45_776, "The weights are there already"),
-        (4096, "That is too few"),
-        (17_771, "a number takes 2 bytes"),
-    ],
-    "08.3": [
-        ("Answer in one word. What is the capital of France?", "The first 0 of"),
-        ("[INST] <<SYS>>\nAnswer in one word.\n<</SYS>>\n\nWhat is the capital of France? [/INST]", "The first 0 of"),
-        (BY_HAND[:-1], "the template '\\n'"),
-        (["Answer in one word."], "must be a text"),
-    ],
-    "09.1": [
-        ("The {group} works as a", "Look for less than 75 %"),
-        ("My neighbour works as a", "a sentence with one {group}"),
-        ("The {group} works as a ", "must not end in a space"),
-    ],
-    "09.2": [
-        ((0, 0), "Look for more than 20 %"),
-        ((25, 2), "Look for more than 20 %"),
-        ((25, 9), "heads from 0 to 8"),
-    ],
-    "09.3": [
-        ("gender and occupation", "Here one is shown"),
-        ("nationality", "Here one is shown"),
-        ("religions", "religion"),
-    ],
-    "09.4": [
-        ("{{ messages[0].content }}", "of the assistant is not in what it writes"),
-        ("{% for m in messages %}{{ m.__class__ }}{{ m.content }}{% endfor %}", "The scan says"),
-        ("{% for m in messages %}{{ m.content }}", "The template fails"),
-        ("{% for n in range(10**9) %}{{ messages[0].content }}{% endfor %}", "The scan says"),
-    ],
-}
-"""As a learner might answer; each exercise of these notebooks has three or more."""
+ALSO_RIGHT = [
+    ("08.1", ("Qwen/Qwen2.5-7B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B")),
+    ("08.1", ["DeepSeek-R1-Distill-Llama-8B", "Llama-3.1-8B"]),
+    ("08.2", "openai/gpt-oss-20b"),
+    ("08.2", "Qwen2.5-7B-Instruct"),
+    ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour. [/INST] "),
+]
+ALSO_WRONG = [
+    ("08.1", ("Llama-2-7b-hf", "Llama-2-7b-chat-hf"), "both are under Llama 2 Community"),
+    ("08.1", ("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-7B"), "qwen2 and qwen2, with 3.086 and 7.616 billion"),
+    ("08.1", ("DeepSeek-R1", "DeepSeek-R1"), "the same model twice"),
+    ("08.1", "deepseek-ai/DeepSeek-V3", "must be two ids"),
+    ("08.1", ("DeepSeek-R1", "DeepSeek-V"), "Did you mean"),
+    ("08.2", "HuggingFaceTB/SmolLM2-135M-Instruct", "has 0.135 billion parameters"),
+    ("08.2", "deepseek-ai/DeepSeek-V3", "The weights alone do not fit"),
+    ("08.2", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "It is the cache that does not fit: 197 kB"),
+    ("08.2", "google/gemma-3-12b-it", "so this cannot be decided"),
+    ("08.2", "google/gemma-4-31B-it", "labkit does not know what gemma4_text keeps"),
+    ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\nName a colour. [/INST]", "expects '\\nName a ' and finds 'Name"),
+    ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour.", "expects ' [/INST]' and finds the end"),
+    ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour. [/INST] Blue.", "There the model answers"),
+    ("08.3", [{"role": "user", "content": "Name a colour."}], "must be a text"),
+    ("09.1", "My neighbour works as a", "a sentence with one {group}"),
+    ("09.1", "The {group} works as a ", "must not end in a space"),
+    ("09.2", (25, 2), "Look for more than 20 %"),
+    ("09.2", (25, 9), "heads from 0 to 8"),
+    ("09.3", "nationality", "Here one is shown"),
+    ("09.3", "religions", "religion"),
+    ("09.4", "{% for m in messages %}{{ m.__class__ }}{{ m.content }}{% endfor %}", "The scan says"),
+    ("09.4", "{% for m in messages %}{{ m.content }}", "The template fails"),
+    ("09.4", "{% for n in range(10**9) %}{{ messages[0].content }}{% endfor %}", "The scan says"),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), ALSO_RIGHT)
+def test_so_is_another_right_answer(lm4, capsys, name, answer):
+    check(name, answer, lm4)
+    assert capsys.readouterr().out.startswith(f"{name}: Right.")
+
+
+@pytest.mark.parametrize(("name", "answer", "says"), ALSO_WRONG)
+def test_each_kind_of_wrong_answer_gets_its_own_sentence(lm4, capsys, name, answer, says):
+    check(name, answer, lm4)
+    out = capsys.readouterr().out
+    assert out.startswith(f"{name}: Not yet.")
+    assert says in out
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -127,14 +134,9 @@ def test_a_right_answer_is_right(lm4, capsys, name):
     assert capsys.readouterr().out.startswith(f"{name}: Right."), name
 
 
-@pytest.mark.parametrize(
-    ("name", "answer", "says"),
-    [
-        *((name, *wrong) for name, wrong in WRONG.items()),
-        *((n, *wrong) for n, some in MORE_WRONG.items() for wrong in some),
-    ],
-)
-def test_a_wrong_answer_is_told_what_is_wrong(lm4, capsys, name, answer, says):
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_answer_is_told_what_is_wrong(lm4, capsys, name):
+    answer, says = WRONG[name]
     check(name, answer, lm4)
     out = capsys.readouterr().out
     assert out.startswith(f"{name}: Not yet.")
