@@ -41,7 +41,8 @@ from .datasets.tasks import PromptPair as PromptPair
 from .datasets.tasks import Task as Task
 from .datasets.tasks import task as task
 from .datasets.tasks import tasks as tasks
-from .generation.generate import Generation as Generation
+from .generation.result import Generation as Generation
+from .generation.result import open_generation as open_generation
 from .generation.score import Score as Score
 from .generation.score import score as score
 from .generation.tree import Branch as Branch

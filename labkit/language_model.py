@@ -14,7 +14,9 @@ import torch
 
 from labkit.activations.run import Run, run
 from labkit.activations.sites import describe_sites
-from labkit.generation.generate import Generation, generate
+from labkit.generation.generate import generate
+from labkit.generation.result import Generation
+from labkit.generation.samples import samples_of
 from labkit.generation.tree import Tree, tree
 from labkit.models.handle import Model
 from labkit.models.load import loaded, wrapped
@@ -113,12 +115,19 @@ class LanguageModel(Model):
         return describe_sites(self)
 
     @overload
-    def generate(self, prompt: Prompt, **settings: Any) -> Generation: ...
+    def generate(self, prompt: Prompt, *, samples: None = None, **settings: Any) -> Generation: ...
     @overload
-    def generate(self, prompt: Prompts, **settings: Any) -> list[Generation]: ...
-    def generate(self, prompt: Any, **settings: Any) -> Any:
-        """Continue a prompt, or each of a list of them; see `labkit.generation.generate.generate`."""
-        return generate(self, prompt, **settings)
+    def generate(self, prompt: Prompts, *, samples: None = None, **settings: Any) -> list[Generation]: ...
+    @overload
+    def generate(self, prompt: Prompt, *, samples: int, **settings: Any) -> list[Generation]: ...
+    @overload
+    def generate(self, prompt: Prompts, *, samples: int, **settings: Any) -> list[list[Generation]]: ...
+    def generate(self, prompt: Any, *, samples: int | None = None, **settings: Any) -> Any:
+        """Continue a prompt, or each of a list of them, and read and write sites meanwhile; see
+        `labkit.generation.generate.generate`. With `samples` several times, as a list; see
+        `labkit.generation.samples.samples_of`.
+        """
+        return generate(self, prompt, **settings) if samples is None else samples_of(self, prompt, samples, **settings)
 
     def steer(
         self,

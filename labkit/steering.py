@@ -65,6 +65,14 @@ class SteeringVector:
         recipe = {**self.recipe, "code": code, "about": f"random direction {seed}, as long as {self._about()}"}
         return replace(self, values=noise * (self.norm / noise.norm()), spread=(), recipe=recipe)
 
+    def __mul__(self, strength: float) -> SteeringVector:
+        """The vector so many times as long: what `steer` adds with that strength."""
+        code = self.code() + f"vector = {float(strength)!r} * vector\n"
+        recipe = {**self.recipe, "code": code, "about": f"{strength:g} times {self._about()}"}
+        return replace(self, values=float(strength) * self.values, spread=(), recipe=recipe)
+
+    __rmul__ = __mul__
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it to one file (`.npz`), in one step; `labkit.open_steering_vector` reads it."""
         about = {"layer": self.layer, "typical": self.typical, "spread": self.spread}

@@ -21,15 +21,15 @@ from labkit.widgets.patch_lab.lab import PatchLab
 
 FILES = Path(__file__).parents[1] / "files"
 """Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz`,
-`findings.npz`, `benchmark.npz`, `refusal.npz` and those of audits by 0.2.0, the first to have them. Never write them
-anew."""
+`findings.npz`, `benchmark.npz`, `refusal.npz`, `generation.npz` and those of audits by 0.2.0, the first to have them.
+Never write them anew."""
 OLD = {
     "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
     "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
     "session.json": "labkit prompt session", "sweep": "sweep", "sweep/shard-00000.npz": "sweep shard",
     "report.npz": "quantisation report", "findings.npz": "findings", "benchmark.npz": "benchmark",
     "refusal.npz": "refusal", "audit.npz": "audit", "audit_heads.npz": "audit heads",
-    "audit_ablation.npz": "audit ablation",
+    "audit_ablation.npz": "audit ablation", "generation.npz": "generation",
 }  # fmt: skip
 
 
@@ -58,6 +58,10 @@ def refused(lm: lk.LanguageModel) -> lk.Refusal:
     return lk.refusal_direction(lm, pairs, **settings)
 
 
+def written(lm: lk.LanguageModel) -> lk.Generation:
+    return lm.generate(IDS, max_new_tokens=3, read=["resid_post", "pattern.1"])
+
+
 def audited(lm: lk.LanguageModel) -> dict[str, Any]:
     words = [("M", "Mary", "John", True), ("J", "John", "Mary", False)]
     pairs = [
@@ -77,6 +81,7 @@ def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
         "steering vector": lk.open_steering_vector, "sweep": lk.open_sweep, "quantisation report": lk.open_report,
         "findings": lk.open_findings, "benchmark": lk.open_benchmark, "refusal": lk.open_refusal,
         "audit": lk.open_audit, "audit heads": lk.open_audit_heads, "audit ablation": lk.open_audit_ablation,
+        "generation": lk.open_generation,
         "lab": lambda path: PatchLab.open(lm, path, background=False),
         "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
     }  # fmt: skip
@@ -105,6 +110,7 @@ def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "benchmark": benchmarked(lm).save(folder / "benchmark.npz"),
         "refusal": refused(lm).save(folder / "refusal.npz"),
         **{f"audit {kind}".strip(): one.save(folder / f"audit_{kind}.npz") for kind, one in audited(lm).items()},
+        "generation": written(lm).save(folder / "generation.npz"),
         "quantisation report": reported(lm).save(folder / "report.npz"),
         "sweep": swept, "sweep shard": swept / "shard-00000.npz",
     }  # fmt: skip
@@ -138,6 +144,9 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
         assert opened.effects.shape == (1, 2, 4)
     elif name == "audit_ablation.npz":
         assert opened.names == ["nothing", "1.0", f"random: 1.{opened.controls[0][0][1]}"]
+    elif name == "generation.npz":
+        assert opened["resid_post"].shape == (2, 3, 64)
+        assert len(opened.tokens) == 3
     elif name == "refusal.npz":
         assert opened.effect("add").controls.shape == (4,)
     else:
