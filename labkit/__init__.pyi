@@ -80,6 +80,7 @@ from .precision.report import open_report as open_report
 from .sanity.checks import ControlsJob as ControlsJob
 from .sanity.checks import controls as controls
 from .sanity.report import Controls as Controls
+from .steering import Steering as Steering
 from .steering import SteeringVector as SteeringVector
 from .steering import open_steering_vector as open_steering_vector
 from .steering import steering_vector as steering_vector

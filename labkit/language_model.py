@@ -134,13 +134,17 @@ class LanguageModel(Model):
         vector: SteeringVector | torch.Tensor,
         strength: float = 1.0,
         *,
-        layer: int | None = None,
+        layer: int | Sequence[int] | None = None,
         manner: Manner = "add",
+        to: float | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        when: tuple[SteeringVector, float] | None = None,
     ) -> AbstractContextManager[None]:
-        """Add a vector to the output of a layer, or project it out of all, while a `with` block runs; see
-        `labkit.steering.steer`.
+        """Add a vector to the output of a layer, set or clamp what is along it, or project it out of all layers, while
+        a `with` block runs; see `labkit.steering.steer`.
         """
-        return steer(self, vector, strength, layer=layer, manner=manner)
+        return steer(self, vector, strength, layer=layer, manner=manner, to=to, low=low, high=high, when=when)
 
     def tree(self, prompt: Prompt, **settings: Any) -> Tree:
         """Continue a prompt and keep it as a tree to branch; see `labkit.generation.tree.Tree`."""

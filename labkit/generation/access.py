@@ -63,19 +63,20 @@ class Access:
         read: Sequence[str | Site] = (),
         read_at: Span = "written",
         write: Mapping[Any, Any] | None = None,
-        write_at: Span = "all",
+        write_at: Span | slice | Sequence[int] = "all",
         store: str | os.PathLike[str] | None = None,
     ) -> None:
         self.lm, self.ids, self.prompt, self.most, self.step = lm, ids, ids.shape[1], most, 0
         read = (read,) if isinstance(read, str | Site) else tuple(read)
         for name, at, usual, given in (("read", read_at, "written", read), ("write", write_at, "all", write)):
-            if at not in get_args(Span):
+            listed = name == "write" and isinstance(at, slice | Sequence) and not isinstance(at, str)
+            if not listed and at not in get_args(Span):
                 raise ValueError(f"{name}_at must be 'written', 'prompt' or 'all'; got {at!r}")
             if at != usual and not given:
                 raise ValueError(f"{name}_at={at!r} has no effect without {name}=; name the sites there")
         if store is not None and not read:
             raise ValueError("store= says where to keep what is read, but nothing is; name sites in read=[...]")
-        self.write, self.write_at = dict(write or {}), write_at
+        self.write, self.write_at, self.scope = dict(write or {}), write_at, self._scope(write_at)
         wanted = [self._checked(site) for site in read]
         self.parts = parts_by_place(lm, wanted)
         self.edits = self._edits()
@@ -102,7 +103,12 @@ class Access:
         if self.write:
             found |= written_as_code(self.lm, self.write)
             if self.write_at != "all":
-                found["write_at"] = self.write_at
+                at = self.write_at
+                found["write_at"] = (
+                    f"slice({at.start}, {at.stop})" if isinstance(at, slice)
+                    else at if isinstance(at, str)
+                    else [int(position) for position in at]
+                )  # fmt: skip
         return found
 
     def _checked(self, site: str | Site) -> Site:
@@ -188,38 +194,49 @@ class Access:
         }
         return edits_of(self.lm, edits, ROWS)
 
-    @property
-    def _scope(self) -> range:
-        """The positions that are written."""
-        first = self.prompt if self.write_at == "written" else 0
-        return range(first, self.prompt if self.write_at == "prompt" else self.prompt + self.most)
+    def _scope(self, at: Span | slice | Sequence[int]) -> list[range]:
+        """The positions that are written, in prompt and text, as ranges."""
+        length = self.prompt + self.most
+        if isinstance(at, str):
+            return [range(self.prompt if at == "written" else 0, self.prompt if at == "prompt" else length)]
+        if isinstance(at, slice):
+            if at.step not in (None, 1) or any(end is not None and end < 0 for end in (at.start, at.stop)):
+                raise ValueError(f"write_at must count from the first token of the prompt and skip none; got {at!r}")
+            positions = list(range(length)[at])
+        else:
+            positions = sorted({int(position) for position in at})
+        if not positions or positions[0] < 0 or positions[-1] >= length:
+            raise ValueError(f"write_at={at!r} is not among the positions 0 to {length - 1} of prompt and text")
+        starts = [n for n, one in enumerate(positions) if not n or positions[n - 1] != one - 1]
+        ends = [*starts[1:], len(positions)]
+        return [range(positions[start], positions[end - 1] + 1) for start, end in zip(starts, ends, strict=True)]
 
     def _given(self, site: Site, value: Any, one: Sequence[int]) -> Edit:
         """The edit that writes a value, or adds a direction; `one` is the shape of a pass over one token."""
-        axis, scope, room = 1 + token_axis(site), self._scope, list(one)
+        axis, count, room = 1 + token_axis(site), sum(map(len, self.scope)), list(one)
         direction = _direction(value)
         if direction is None:
-            room[axis] = len(scope)
+            room[axis] = count
             if site.kind == "pattern":
-                room[-1] = scope.stop
+                room[-1] = self.scope[-1].stop
         elif site.kind == "pattern":
             raise ValueError(f"a steering vector is added to vectors; {site} has none")
         given = value if direction is None else direction.detach()
         try:
             whole = given.expand(room)
         except RuntimeError:
-            per = f", for {len(scope)} positions with write_at={self.write_at!r}" if direction is None else ""
+            per = f", for {count} positions with write_at={self.write_at!r}" if direction is None else ""
             raise ValueError(
                 f"{site} has shape {tuple(room)}{per}; the value written there has {tuple(given.shape)}, which cannot "
                 "be broadcast to it"
             ) from None
 
         def put(x: torch.Tensor) -> torch.Tensor:
-            first, part = self._in_scope(site, x)
-            if direction is not None:
-                part += whole.to(part.device, part.dtype)
-            elif part.shape[axis]:
-                rows = whole.narrow(axis, first - scope.start, part.shape[axis])
+            for _, before, part in self._in_scope(site, x):
+                if direction is not None:
+                    part += whole.to(part.device, part.dtype)
+                    continue
+                rows = whole.narrow(axis, before, part.shape[axis])
                 if site.kind == "pattern":
                     end = self.prompt + self.step
                     rows = rows[..., end - part.shape[-1] : end]
@@ -228,31 +245,36 @@ class Access:
 
         return put
 
-    def _in_scope(self, site: Site, x: torch.Tensor) -> tuple[int, torch.Tensor]:
-        """The part of an activation at positions that are written, and its first position."""
-        axis, end, scope = 1 + token_axis(site), self.prompt + self.step, self._scope
+    def _in_scope(self, site: Site, x: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """The parts of an activation at positions that are written: the first position of each, how many positions of
+        the scope come before it, and the part, a view.
+        """
+        axis, end, before = 1 + token_axis(site), self.prompt + self.step, 0
         begin = end - x.shape[axis]
-        first = min(max(begin, scope.start), end)
-        return first, x.narrow(axis, first - begin, max(0, min(end, scope.stop) - first))
+        for scope in self.scope:
+            first = max(begin, scope.start)
+            if (count := min(end, scope.stop) - first) > 0:
+                yield first, before + first - scope.start, x.narrow(axis, first - begin, count)
+            before += len(scope)
 
     def _by_function(self, site: Site, function: Callable[..., Any], takes_step: bool, x: torch.Tensor) -> torch.Tensor:
         """Written by a function, that is called for the prompt at once and for each written token alone."""
         axis = 1 + token_axis(site)
-        first, within = self._in_scope(site, x)
-        count = within.shape[axis]
-        before = min(count, max(0, self.prompt - first))
-        for start, length in [(0, before)] * bool(before) + [(n, 1) for n in range(before, count)]:
-            part = within.narrow(axis, start, length)
-            step = max(0, first + start - self.prompt + 1)
-            new = function(part, step) if takes_step else function(part)
-            new = new if isinstance(new, torch.Tensor) else _tensor(site, new)
-            try:
-                part.copy_(new.expand_as(part))
-            except RuntimeError:
-                raise ValueError(
-                    f"{site} has shape {tuple(part.shape)} in step {step}; the value written there has "
-                    f"{tuple(new.shape)}"
-                ) from None
+        for first, _, within in self._in_scope(site, x):
+            count = within.shape[axis]
+            prompt = min(count, max(0, self.prompt - first))
+            for start, length in [(0, prompt)] * bool(prompt) + [(n, 1) for n in range(prompt, count)]:
+                part = within.narrow(axis, start, length)
+                step = max(0, first + start - self.prompt + 1)
+                new = function(part, step) if takes_step else function(part)
+                new = new if isinstance(new, torch.Tensor) else _tensor(site, new)
+                try:
+                    part.copy_(new.expand_as(part))
+                except RuntimeError:
+                    raise ValueError(
+                        f"{site} has shape {tuple(part.shape)} in step {step}; the value written there has "
+                        f"{tuple(new.shape)}"
+                    ) from None
         return x
 
 
@@ -290,10 +312,15 @@ def written_as_code(lm: Model, write: Mapping[Any, Any]) -> dict[str, Any]:
     expressions: dict[str, str] = {}
     lines: dict[str, str] = {}  # by name
     for site, value in write.items():
-        if _direction(value) is not None:
-            name = "vector" if "vector" not in lines else f"vector_{len(lines) + 1}"
-            code = getattr(value, "code", str)().removeprefix(lm.code())
-            lines[name] = re.sub(r"(?<![\w.])vector\b", name, code) if code else f"# {name}: {value!r}\n"
+        if hasattr(value, "as_code") or _direction(value) is not None:
+            made, name = {"vector": getattr(value, "code", str)()}, "vector"
+            if hasattr(value, "as_code"):
+                made, name = value.as_code()
+            for old, code in made.items():
+                new = old if old not in lines else f"{old}_{len(lines) + 1}"
+                code = re.sub(r"(?<![\w.])vector\b", new, code.removeprefix(lm.code()))
+                lines[new] = code or f"# {new}: a steering vector that was written at {site}\n"
+                name = re.sub(rf"(?<![\w.]){old}\b", new, name)
         elif callable(value):
             called = getattr(value, "__name__", "function")
             name = called if called.isidentifier() else "function"

@@ -30,6 +30,7 @@ from labkit.generation.sampling import Sampling
 from labkit.generation.token_table import Distribution, GeneratedToken, Record
 from labkit.models.handle import Model
 from labkit.models.processors import look_again
+from labkit.results.recipe import made_with
 from labkit.text.encode import TooLong, encode
 from labkit.text.prompts import asked, each_prompt
 from labkit.text.types import Prompt
@@ -136,7 +137,7 @@ def generate(
     read: Sequence[str | Site] = (),
     read_at: Span = "written",
     write: Mapping[Any, Written] | None = None,
-    write_at: Span = "all",
+    write_at: Span | slice | Sequence[int] = "all",
     store: str | os.PathLike[str] | None = None,
 ) -> Generation:
     """Continue a prompt.
@@ -166,7 +167,9 @@ def generate(
             it has a second argument the step, and gives the new one. It is called for the prompt at once, in step 0,
             and for the n-th token written in step n; what it gives must depend on nothing else, as some models pass
             over a position more than once.
-        write_at: the positions that are written, as in `read_at`; by default all.
+        write_at: the positions that are written, as in `read_at`; or a slice or a list of them, counted from the first
+            token of the prompt: `slice(20, None)` writes from position 20 on. By default all. A function is called for
+            each stretch of neighbouring positions of the prompt.
         store: a folder on disk in which to keep what is read, for long texts: each generation gets a folder of its
             own in it (safetensors). By default it is kept in memory, on the CPU.
 
@@ -186,11 +189,11 @@ def generate(
     record = Record(min(alternatives, lm.n_vocab))
     prompt = asked(lm, prompt)
     ids = room_for(lm, prompt, max_new_tokens, truncate_left=truncate_left)
-    recipe = {"prompt": prompt, "load": lm.code(), **sampling.given()}
+    recipe = {"prompt": prompt, "load": lm.code(), **sampling.given(), "made_with": made_with(lm)}
     if truncate_left:
         recipe["truncate_left"] = True
     access = None
-    if read or write or store is not None or (read_at, write_at) != ("written", "all"):
+    if read or write or store is not None or read_at != "written" or write_at != "all":
         access = Access(
             lm, ids, max_new_tokens, read=read, read_at=read_at, write=write, write_at=write_at, store=store
         )

@@ -62,6 +62,8 @@ class Generation(Transcript):
         settings = {name: value for name, value in self.recipe.items() if name not in apart}
         if "write" in self.recipe:
             settings["write"] = {site: Name(code) for site, code in self.recipe["write"].items()}
+            if str(at := self.recipe.get("write_at", "")).startswith("slice("):
+                settings["write_at"] = Name(at)
         before = self.recipe["load"] + self.recipe.get("write_code", "")
         return as_code(before, "generation = lm.generate", self.recipe["prompt"], **settings)
 

@@ -237,6 +237,51 @@ def test_a_steering_vector_is_added_as_steer_adds_it(lm4):
     assert (only.record.rows["logprob"][1:] != ours.record.rows["logprob"][1:]).any()
 
 
+def test_a_slice_writes_from_a_position_on(lm4):
+    n = len(lm4.tokens(CLEAN))
+    parts = {"written": slice(n, None), "prompt": slice(n), "all": slice(0, None)}
+    for name, part in parts.items():
+        one, other = (
+            lm4.generate(CLEAN, max_new_tokens=4, write={"resid_post.20": lambda x: -x}, write_at=at)
+            for at in (name, part)
+        )
+        assert one.record.ids == other.record.ids
+        assert (one.record.rows["logprob"] == other.record.rows["logprob"]).all()
+    apart = lm4.generate(CLEAN, max_new_tokens=4, write={"resid_post.20": lambda x: -x}, write_at=list(range(n + 4)))
+    assert (apart.record.rows["logprob"] == one.record.rows["logprob"]).all()
+    read = lm4.generate(CLEAN, max_new_tokens=2, read=["embed"], read_at="all")["embed"]
+    some = [1, 2, 5, n]
+    value = torch.arange(4.0)[:, None].expand(4, 576)
+    found = lm4.generate(
+        CLEAN, max_new_tokens=2, read=["embed"], read_at="all", write={"embed": value}, write_at=some
+    )  # fmt: skip
+    assert torch.equal(found["embed"][some].float(), value)
+    rest = [position for position in range(n) if position not in some]
+    assert torch.equal(found["embed"][rest], read[rest])
+    seen: list = []
+    note = lambda x, step: seen.append((step, x.shape[1])) or x  # noqa: E731
+    found = lm4.generate(CLEAN, max_new_tokens=4, write={"embed": note}, write_at=slice(n - 2, n + 1))
+    assert seen == [(0, 2), (1, 1)]
+    assert "write_at=slice(12, 15)" in found.code()
+
+
+def test_steering_in_any_manner_is_written_like_any_function(lm4):
+    vector, other = (lk.steering_vector(lm4, [text], ["I hate this"], 10) for text in ("I love this", "It is"))
+    edit = vector.edit("clamp", high=0.5, when=(other, 0.0))
+    settings = {"max_new_tokens": 6, "read": ["resid_post.10"], "read_at": "all"}
+    plain = lm4.generate("The film was", **settings)["resid_post.10"]
+    found = lm4.generate("The film was", **settings, write={"resid_post.10": edit, "resid_post.12": 2 * vector})
+    n = 3
+    holds = other.along(plain[:n]) > 0
+    assert int(holds.sum()) > 0
+    assert torch.equal(found["resid_post.10"][:n], torch.where(holds[:, None], edit(plain[:n]), plain[:n]))
+    assert float(vector.along(found["resid_post.10"])[other.along(found["resid_post.10"]) > 0.1].max()) <= 0.6
+    names: dict = {}
+    exec(found.code(), names)
+    assert names["generation"].record.ids == found.record.ids
+    assert torch.equal(names["generation"]["resid_post.10"], found["resid_post.10"])
+
+
 def test_nothing_is_hooked_where_nothing_is_asked(lm4):
     def hooks(token):
         modules = list(lm4.hf.modules())
@@ -292,6 +337,12 @@ def test_a_stop_ends_the_samples_and_the_prompts_after_it(lm4):
         ({"write": {"resid_post": torch.zeros(3, 576)}}, r"in 30 layers, so its value needs a first axis of 30"),
         ({"write": {"pattern.3": torch.zeros(4, 4)}}, r"has shape \(1, 9, 22, 22\), for 22 positions"),
         ({"write": {"z.3.1": "zero"}}, "must be a tensor, a number, a function or a steering vector; got str"),
+        ({"write": {"embed": 0.0}, "write_at": slice(-3, None)}, "must count from the first token of the prompt"),
+        (
+            {"write": {"embed": 0.0}, "write_at": slice(22, None)},
+            "is not among the positions 0 to 21 of prompt and text",
+        ),
+        ({"write": {"embed": 0.0}, "write_at": [3, 22]}, "is not among the positions 0 to 21"),
         ({"store": "somewhere"}, "nothing is; name sites in read="),
         ({"read": ["embed"], "store": __file__}, "is a file; name a folder"),
     ],
