@@ -45,7 +45,8 @@ from .datasets.tasks import PromptPair as PromptPair
 from .datasets.tasks import Task as Task
 from .datasets.tasks import task as task
 from .datasets.tasks import tasks as tasks
-from .generation.generate import Generation as Generation
+from .generation.result import Generation as Generation
+from .generation.result import open_generation as open_generation
 from .generation.score import Score as Score
 from .generation.score import score as score
 from .generation.tree import Branch as Branch
@@ -83,6 +84,7 @@ from .precision.report import open_report as open_report
 from .sanity.checks import ControlsJob as ControlsJob
 from .sanity.checks import controls as controls
 from .sanity.report import Controls as Controls
+from .steering import Steering as Steering
 from .steering import SteeringVector as SteeringVector
 from .steering import open_steering_vector as open_steering_vector
 from .steering import steering_vector as steering_vector

@@ -14,7 +14,9 @@ import torch
 
 from labkit.activations.run import Run, run
 from labkit.activations.sites import describe_sites
-from labkit.generation.generate import Generation, generate
+from labkit.generation.generate import generate
+from labkit.generation.result import Generation
+from labkit.generation.samples import samples_of
 from labkit.generation.tree import Tree, tree
 from labkit.models.handle import Model
 from labkit.models.load import loaded, wrapped
@@ -113,25 +115,36 @@ class LanguageModel(Model):
         return describe_sites(self)
 
     @overload
-    def generate(self, prompt: Prompt, **settings: Any) -> Generation: ...
+    def generate(self, prompt: Prompt, *, samples: None = None, **settings: Any) -> Generation: ...
     @overload
-    def generate(self, prompt: Prompts, **settings: Any) -> list[Generation]: ...
-    def generate(self, prompt: Any, **settings: Any) -> Any:
-        """Continue a prompt, or each of a list of them; see `labkit.generation.generate.generate`."""
-        return generate(self, prompt, **settings)
+    def generate(self, prompt: Prompts, *, samples: None = None, **settings: Any) -> list[Generation]: ...
+    @overload
+    def generate(self, prompt: Prompt, *, samples: int, **settings: Any) -> list[Generation]: ...
+    @overload
+    def generate(self, prompt: Prompts, *, samples: int, **settings: Any) -> list[list[Generation]]: ...
+    def generate(self, prompt: Any, *, samples: int | None = None, **settings: Any) -> Any:
+        """Continue a prompt, or each of a list of them, and read and write sites meanwhile; see
+        `labkit.generation.generate.generate`. With `samples` several times, as a list; see
+        `labkit.generation.samples.samples_of`.
+        """
+        return generate(self, prompt, **settings) if samples is None else samples_of(self, prompt, samples, **settings)
 
     def steer(
         self,
         vector: SteeringVector | torch.Tensor,
         strength: float = 1.0,
         *,
-        layer: int | None = None,
+        layer: int | Sequence[int] | None = None,
         manner: Manner = "add",
+        to: float | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        when: tuple[SteeringVector, float] | None = None,
     ) -> AbstractContextManager[None]:
-        """Add a vector to the output of a layer, or project it out of all, while a `with` block runs; see
-        `labkit.steering.steer`.
+        """Add a vector to the output of a layer, set or clamp what is along it, or project it out of all layers, while
+        a `with` block runs; see `labkit.steering.steer`.
         """
-        return steer(self, vector, strength, layer=layer, manner=manner)
+        return steer(self, vector, strength, layer=layer, manner=manner, to=to, low=low, high=high, when=when)
 
     def tree(self, prompt: Prompt, **settings: Any) -> Tree:
         """Continue a prompt and keep it as a tree to branch; see `labkit.generation.tree.Tree`."""

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from labkit.activations.attention_interface import AttentionCall, Task, apply_pattern, attention_tasks, pattern_of
+from labkit.activations.attention_interface import (
+    AttentionCall,
+    Task,
+    apply_pattern,
+    attention_tasks,
+    needs_pattern,
+    pattern_of,
+)
 from labkit.activations.head_layout import Here, heads_of, tracked
 from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, HEAD_KINDS, KINDS
 from labkit.models.anatomy import first_tensor, hidden_input, routing
@@ -225,10 +232,13 @@ def _by_head(
     for kind in ("q", "k", "v"):  # inside (batch, head, position, d_head); outside (batch, position, head, d_head)
         if kind in wants:
             setattr(call, kind, through((kind, layer), getattr(call, kind).transpose(1, 2)).transpose(1, 2))
+    shown = new = None
     if "pattern" in wants:
-        z = apply_pattern(through(("pattern", layer), pattern_of(call)), call.v)
-    else:
-        z = call.fast()
+        shown = pattern_of(call)
+        new = through(("pattern", layer), shown)
+    # a pattern that is only read leaves z as it is to the last bit, so that reading changes nothing
+    used = new is not None and (new is not shown or new.requires_grad or needs_pattern(call.options))
+    z = apply_pattern(new, call.v) if used and new is not None else call.fast()
     return through(("z", layer), z) if "z" in wants else z
 
 

@@ -56,19 +56,12 @@ class Run(RefersToModel):
     def __getitem__(self, site: str | Site) -> torch.Tensor:
         wanted = self.rows.checked(self.lm, site)
         found = []
-        for one in _by_layer(self.lm, wanted):
+        for one in by_layer(self.lm, wanted):
             have = next((kept for kept in self.activations if covers(kept, one)), None)
             if have is None:
-                raise KeyError(
-                    f"{site} was not read in this run (it read {', '.join(self.asked) or 'nothing'}); add it to "
-                    "read=[...]"
-                )
+                raise not_read(site, self.asked, "this run")
             found.append(index(self.activations[have], one, self.rows, taken=have))
-        if wanted.layer is not None or wanted.kind == "embed":
-            return found[0]
-        if len(shapes := {value.shape for value in found}) > 1:
-            raise ValueError(f"{wanted} differs in shape between layers ({shapes}); read them one by one")
-        return torch.stack([value.to(found[0].device) for value in found])
+        return stacked(wanted, found)
 
     def logits_at(self, position: int) -> torch.Tensor:
         """The logits (batch, vocab) at one position of each prompt, counted from the end if negative.
@@ -84,6 +77,24 @@ class Run(RefersToModel):
         if at not in have:
             raise KeyError(f"this run has no logits at position {position}; it kept positions {list(self.positions)}")
         return self.logits[:, have.index(at)]
+
+
+def not_read(site: str | Site, asked: Sequence[str], by: str) -> KeyError:
+    """The error of a site that was asked for and not read."""
+    return KeyError(f"{site} was not read in {by} (it read {', '.join(asked) or 'nothing'}); add it to read=[...]")
+
+
+def stacked(wanted: Site, found: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What a site has in each layer that it names: as it is for one layer, on a first axis for all.
+
+    Raises:
+        ValueError: layers differ in shape.
+    """
+    if wanted.layer is not None or wanted.kind == "embed":
+        return found[0]
+    if len(shapes := {value.shape for value in found}) > 1:
+        raise ValueError(f"{wanted} differs in shape between layers ({shapes}); read them one by one")
+    return torch.stack([value.to(found[0].device) for value in found])
 
 
 def covers(kept: Site, wanted: Site) -> bool:
@@ -177,11 +188,6 @@ def _keeps(
     lm: Model, wanted: Sequence[Site], rows: Batch, kept: dict[Site, torch.Tensor], to: Any
 ) -> dict[Place, Callable[[torch.Tensor], torch.Tensor]]:
     """For each place that is read, a function that keeps only the parts asked for, each once, in its own memory."""
-    at: dict[Place, dict[Site, None]] = {}
-    for site in wanted:
-        for one in _by_layer(lm, site):
-            assert one.layer is not None
-            at.setdefault((one.kind, one.layer), {})[one] = None
 
     def keep(sites: list[Site], x: torch.Tensor) -> torch.Tensor:
         for site in sites:
@@ -189,14 +195,24 @@ def _keeps(
             kept[site] = part.to(part.device if to is None else to, copy=True)
         return x
 
-    least = {
+    return {place: partial(keep, sites) for place, sites in parts_by_place(lm, wanted).items()}
+
+
+def parts_by_place(lm: Model, wanted: Sequence[Site]) -> dict[Place, list[Site]]:
+    """For each place that is read, what to keep there: nothing twice."""
+    at: dict[Place, dict[Site, None]] = {}
+    for site in wanted:
+        for one in by_layer(lm, site):
+            assert one.layer is not None
+            at.setdefault((one.kind, one.layer), {})[one] = None
+    return {
         place: [one for one in parts if not any(covers(other, one) for other in parts if other != one)]
         for place, parts in at.items()
     }
-    return {place: partial(keep, sites) for place, sites in least.items()}
 
 
-def _by_layer(lm: Model, site: Site) -> list[Site]:
+def by_layer(lm: Model, site: Site) -> list[Site]:
+    """A site in each layer that it names."""
     return [replace(site, layer=layer) for layer in site.layers(lm)]
 
 

@@ -119,6 +119,12 @@ def layers_with(lm: Model, kind: str) -> list[int]:
     return [0] if kind == "embed" else [n for n in range(lm.n_layers) if _missing(lm, kind, n) is None]
 
 
+def adds_keys(lm: Model, layer: int) -> bool:
+    """Does attention in a layer add keys of its own to those of the positions (DeepSeek-V4's compressed ones)?"""
+    attention = heads_of(lm)[layer].attention
+    return attention is not None and any(hasattr(module, "compress_rate") for module in attention.modules())
+
+
 def absent(lm: Model, kind: str, layer: int | None = None) -> str | None:
     """Why a kind of site is absent in a layer, or in all of them; None where it is there."""
     if kind == "embed":

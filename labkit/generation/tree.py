@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from labkit.activations.run import run
-from labkit.generation.generate import OnToken, ends_of, room_for, speed, write
+from labkit.generation.generate import OnToken, ends_of, extend_record, room_for
+from labkit.generation.result import speed
 from labkit.generation.sampling import Sampling
 from labkit.generation.token_table import COLUMNS, Distribution, GeneratedToken, Record, Transcript, frame_rows
 from labkit.models.handle import Model
@@ -181,7 +182,7 @@ class Tree(RefersToModel):
         ids = room_for(self.lm, self.prefix(branch, len(branch)), left)
         branch.finish = "writing"
         try:
-            done = write(
+            done = extend_record(
                 self.lm, ids, branch.own, replace(branch.sampling, max_new_tokens=left),
                 stop=stop, on_token=on_token, own=len(branch),
             )  # fmt: skip

@@ -65,7 +65,8 @@ def each_prompt(look: Callable[Concatenate[Any, Any, P], R]) -> Each[P, R]:
                     f"this was prompt {len(found) + 1} of {len(many)}; earlier results are in this error's `results`"
                 )
                 raise
-            if getattr(found[-1], "finish", None) == "stopped":
+            last = found[-1][-1:] if isinstance(found[-1], list) else found[-1:]  # of several samples
+            if any(getattr(result, "finish", None) == "stopped" for result in last):
                 break
         return found
 

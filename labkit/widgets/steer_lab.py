@@ -13,7 +13,8 @@ import ipywidgets as widgets
 import traitlets as t
 
 from labkit.engine.wavefront import Cancelled
-from labkit.generation.generate import GeneratedToken, Generation
+from labkit.generation.result import Generation
+from labkit.generation.token_table import GeneratedToken
 from labkit.language_model import LanguageModel
 from labkit.steering import SteeringVector, steering_vector
 from labkit.text.as_code import LM, as_call, as_code

@@ -22,9 +22,8 @@ from labkit.widgets.patch_lab.lab import PatchLab
 
 FILES = Path(__file__).parents[1] / "files"
 """Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz`,
-`findings.npz`, `benchmark.npz`, `refusal.npz`, `injection.npz`, `memorisation.npz`, `choices.npz`,
-`running_cost.npz` and those of audits by 0.2.0, the first to have them. Never write them
-anew."""
+`findings.npz`, `benchmark.npz`, `refusal.npz`, `generation.npz`, `injection.npz`, `memorisation.npz`, `choices.npz`,
+`running_cost.npz` and those of audits by 0.2.0, the first to have them. Never write them anew."""
 OLD = {
     "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
     "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
@@ -33,6 +32,7 @@ OLD = {
     "refusal.npz": "refusal", "audit.npz": "audit", "audit_heads.npz": "audit heads",
     "audit_ablation.npz": "audit ablation", "injection.npz": "injection", "memorisation.npz": "memorisation",
     "choices.npz": "choices", "running_cost.npz": "running cost",
+    "generation.npz": "generation",
 }  # fmt: skip
 
 
@@ -79,6 +79,10 @@ def asked(lm: lk.LanguageModel) -> dict[str, Any]:
     }
 
 
+def written(lm: lk.LanguageModel) -> lk.Generation:
+    return lm.generate(IDS, max_new_tokens=3, read=["resid_post", "pattern.1"])
+
+
 def audited(lm: lk.LanguageModel) -> dict[str, Any]:
     words = [("M", "Mary", "John", True), ("J", "John", "Mary", False)]
     pairs = [
@@ -100,6 +104,7 @@ def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
         "injection": lk.open_injection, "memorisation": lk.open_memorisation, "choices": lk.open_choices,
         "running cost": lk.open_running_cost,
         "audit": lk.open_audit, "audit heads": lk.open_audit_heads, "audit ablation": lk.open_audit_ablation,
+        "generation": lk.open_generation,
         "lab": lambda path: PatchLab.open(lm, path, background=False),
         "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
     }  # fmt: skip
@@ -130,6 +135,7 @@ def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "injection": injected().save(folder / "injection.npz"),
         **{kind: one.save(folder / f"{kind}.npz") for kind, one in asked(lm).items()},
         **{f"audit {kind}".strip(): one.save(folder / f"audit_{kind}.npz") for kind, one in audited(lm).items()},
+        "generation": written(lm).save(folder / "generation.npz"),
         "quantisation report": reported(lm).save(folder / "report.npz"),
         "sweep": swept, "sweep shard": swept / "shard-00000.npz",
     }  # fmt: skip
@@ -171,6 +177,9 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
         assert opened.ways == ("raw", "per_token", "per_byte", "prior")
     elif name == "running_cost.npz":
         assert opened.to_frame()["read"].gt(0).all()
+    elif name == "generation.npz":
+        assert opened["resid_post"].shape == (2, 3, 64)
+        assert len(opened.tokens) == 3
     elif name == "refusal.npz":
         assert opened.effect("add").controls.shape == (4,)
     else:

@@ -125,6 +125,57 @@ def test_strength_zero_changes_nothing_and_blocks_add_up(lm4, vector):
     torch.testing.assert_close(once, twice, atol=0.5, rtol=0.02)  # bf16
 
 
+def test_a_component_is_set_clamped_or_left_where_a_condition_does_not_hold(lm32, vector):
+    plain = lm32.run(CLEAN, read=["resid_post.18"])["resid_post.18"]
+    along = vector.along(plain)
+    middle = float(along.median())
+    with lm32.steer(vector, manner="set", to=2.0):
+        there = lm32.run(CLEAN, read=["resid_post.18"])["resid_post.18"]
+    torch.testing.assert_close(vector.along(there), torch.full_like(along, 2.0), atol=1e-2, rtol=1e-3)
+    unit = vector.values / vector.norm
+    rest = lambda x: x - vector.along(x)[..., None] * unit  # noqa: E731
+    torch.testing.assert_close(rest(there), rest(plain), atol=1e-2, rtol=1e-3)
+    with lm32.steer(vector, 0.5, manner="clamp", high=middle):
+        half = lm32.run(CLEAN, read=["resid_post.18"])["resid_post.18"]
+    torch.testing.assert_close(vector.along(half), (along + along.clamp(max=middle)) / 2, atol=1e-2, rtol=1e-3)
+    other = vector.random(1)
+    holds = other.along(plain) > 0
+    assert bool(holds.any())
+    assert not bool(holds.all())
+    with lm32.steer(vector, 3.0, when=(other, 0.0)):
+        where = lm32.run(CLEAN, read=["resid_post.18"])["resid_post.18"]
+    assert torch.equal(where[~holds], plain[~holds])
+    torch.testing.assert_close(where[holds], (plain + 3 * vector.values)[holds])
+
+
+def test_several_layers_are_steered_at_once(lm4, vector):
+    sites = ["resid_post.9", "resid_post.10", "resid_post.11"]
+    plain = lm4.run(CLEAN, read=sites)
+    with lm4.steer(vector, 2.0, layer=[9, -20]):
+        steered = lm4.run(CLEAN, read=sites)
+    with lm4.steer(vector, 2.0, layer=9), lm4.steer(vector, 2.0, layer=10):
+        nested = lm4.run(CLEAN, read=sites)
+    assert not torch.equal(steered[sites[0]], plain[sites[0]])
+    assert all(torch.equal(steered[site], nested[site]) for site in sites)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"manner": "set"}, "manner='set' needs to=, a component"),
+        ({"manner": "clamp"}, "manner='clamp' needs low= or high=, a component"),
+        ({"manner": "clamp", "low": 2.0, "high": 1.0}, "low must be at most high; got 2.0 and 1.0"),
+        ({"to": 1.0}, "manner='add' has no use for to="),
+        ({"layer": []}, "names no layer"),
+        ({"layer": [3, 30]}, "layers 0 to 29"),
+        ({"manner": "turn"}, "manner must be one of 'add', 'project_out', 'set', 'clamp'; got 'turn'"),
+    ],
+)
+def test_a_manner_without_what_it_needs_is_refused_in_words(lm4, vector, settings, says):
+    with pytest.raises(ValueError, match=says), lm4.steer(vector, **settings):
+        pass
+
+
 def test_after_an_error_in_the_block_the_model_is_as_before(lm4, vector):
     plain = lm4.run(CLEAN).logits
     with pytest.raises(KeyError), lm4.steer(vector, 3.0):
@@ -209,7 +260,7 @@ def test_a_share_of_a_direction_can_be_projected_out(lm32, vector):
 @pytest.mark.parametrize(
     ("values", "settings", "says"),
     [
-        (torch.ones(576), {"manner": "remove"}, "manner must be 'add' or 'project_out'; got 'remove'"),
+        (torch.ones(576), {"manner": "remove"}, "manner must be one of 'add', 'project_out', .*; got 'remove'"),
         (torch.ones(576), {"manner": "project_out", "layer": 3}, "projected out of every layer; leave out layer="),
         (torch.zeros(576), {"manner": "project_out"}, "no direction to project out"),
     ],

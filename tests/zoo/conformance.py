@@ -5,6 +5,7 @@ Used by `test_zoo.py`, and by `table.py`, which writes docs/architectures.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import labkit as lk
-from labkit.activations.sites import Site, layers_with
+from labkit.activations.site_kinds import KINDS
+from labkit.activations.sites import Site, adds_keys, layers_with
 from labkit.activations.unembedding import SOFTCAPS
 from labkit.models.weights import bias_of
 from labkit.patching.patch import PatchJob
@@ -182,6 +184,39 @@ def generation(lm: lk.LanguageModel) -> None:
     assert [t.id for t in ours.tokens] == theirs[0, IDS.shape[1] :].tolist()
 
 
+def while_writing(lm: lk.LanguageModel) -> None:
+    """What is read with the cache on is what a run over prompt and text has at the same places, all sites at once;
+    writing what is there changes nothing, and writing something else does what it does in that run.
+    """
+    plain = lm.generate(IDS, max_new_tokens=5)
+    by_key = ("k", "v", "pattern")
+    sites = []
+    for site in (f"{kind}.{n}" for kind in KINDS if kind != "embed" for n in layers_with(lm, kind)):
+        kind, layer = site.split(".")
+        if kind in by_key and adds_keys(lm, int(layer)):
+            with pytest.raises(ValueError, match=f"{re.escape(site)}: layer {layer} of .* adds compressed keys"):
+                lm.generate(IDS, read=[site])
+        else:
+            sites.append(site)
+    sites.append("embed")
+    read = lm.generate(IDS, max_new_tokens=5, read=sites, read_at="all")
+    assert read.record.ids == plain.record.ids
+    whole = lm.run(torch.cat([IDS, torch.tensor([read.record.ids])], 1), read=sites)
+    for site in sites:
+        assert read[site].shape == whole[site][0].shape
+        close(read[site], whole[site][0])
+    for nothing in (lambda x: x, None):
+        same = lm.generate(IDS, max_new_tokens=len(plain.record), write={site: nothing or read[site] for site in sites})
+        assert same.record.ids == plain.record.ids
+        close(*(torch.tensor(one.record.rows["logprob"].copy()) for one in (same, plain)))
+    for site in dict.fromkeys([*(s for s in sites if s.startswith(("k.", "pattern.", "z."))), sites[-1]]):
+        write = {site: lambda x: x * 0.5}
+        other = lm.generate(IDS, max_new_tokens=5, write=write).record
+        logits = lm.run(torch.cat([IDS, torch.tensor([other.ids])], 1), write=write).logits[0, IDS.shape[1] - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(other.ids)[:, None])[:, 0]
+        close(torch.tensor(other.rows["logprob"].copy()), expected)
+
+
 def clean_up(lm: lk.LanguageModel) -> None:
     """After an exception in the middle of a run no hook of ours is left, and the logits are the same."""
     plain = lm.run(IDS).logits
@@ -192,6 +227,8 @@ def clean_up(lm: lk.LanguageModel) -> None:
     for kind in here(lm, "embed", "resid_post", "pattern", "head_out"):
         with pytest.raises(RuntimeError, match="on purpose"):
             lm.run(IDS, write={f"{kind}.{layers_with(lm, kind)[-1]}": fail})
+    with pytest.raises(RuntimeError, match="on purpose"):
+        lm.generate(IDS, read=["embed"], write={"embed": fail}, write_at="written")
     hooks = [h for m in lm.hf.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     assert not [h for h in hooks if getattr(h, "__module__", "").startswith("labkit")]
     assert torch.equal(lm.run(IDS).logits, plain)
@@ -210,6 +247,7 @@ PROMISES: dict[str, Callable[[lk.LanguageModel], None]] = {
     "fast = naive": grid,
     "generation": generation,
     "clean up": clean_up,
+    "while writing": while_writing,
 }
 
 
