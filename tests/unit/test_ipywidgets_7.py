@@ -123,9 +123,7 @@ def test_every_other_tool_is_made_on_it(kernel: Kernel) -> None:
 def test_source_is_sent_once_on_it(kernel: Kernel) -> None:
     kernel.run('del sys.modules["google.colab"]')  # where a page is one
     try:
-        opened = [
-            m for m in kernel.run("a, b = lk.TokenStrip(['a']), lk.TokenStrip(['b'])") if m["msg_type"] == "comm_open"
-        ]
+        messages = kernel.run("a, b = lk.TokenStrip(['a']), lk.TokenStrip(['b'])")
     finally:
         kernel.run('sys.modules["google.colab"] = types.ModuleType("google.colab")')
     states = [m["content"]["data"]["state"] for m in messages if m["msg_type"] == "comm_open"]
