@@ -117,3 +117,18 @@ def test_every_other_tool_is_made_on_it(kernel: Kernel) -> None:
     )
     said = "".join(m["content"]["text"] for m in kernel.run(code) if m["msg_type"] == "stream")
     assert said.strip() == "True"
+
+
+@pytest.mark.long
+def test_source_is_sent_once_on_it(kernel: Kernel) -> None:
+    kernel.run('del sys.modules["google.colab"]')  # where a page is one
+    try:
+        messages = kernel.run("a, b = lk.TokenStrip(['a']), lk.TokenStrip(['b'])")
+    finally:
+        kernel.run('sys.modules["google.colab"] = types.ModuleType("google.colab")')
+    states = [m["content"]["data"]["state"] for m in messages if m["msg_type"] == "comm_open"]
+    shared = [state for state in states if "text" in state]
+    strips = [state for state in states if "_esm" in state]
+    assert (len(shared), len(strips)) == (1, 2)
+    assert len({state["_shared"] for state in strips}) == 1
+    assert all(len(state["_esm"]) < len(shared[0]["text"]) / 2 for state in strips)

@@ -3,6 +3,10 @@
 A block is one anywidget: traits that are its public API, one ES module and one css file in `js/`. `js/theme.js` and
 `js/theme.css` go in front of both, so that each block reaches the browser as one module without imports: no build step,
 nothing fetched.
+
+In a kernel, the module of a class of blocks is sent once, as the state of a small model that has no view. Each block
+refers to that model as it does to its layout, so it is there wherever the block is: in a page that is loaded again, in
+another one, in a saved or exported notebook.
 """
 
 from __future__ import annotations
@@ -11,27 +15,55 @@ import base64
 import gzip
 import hashlib
 import json
+import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets as widgets
 import numpy as np
 import traitlets as t
+from IPython import get_ipython
 
 from labkit.widgets.base.colour_scales import SCALES
 from labkit.widgets.base.snapshot import HasSnapshot, card
 
 _FRONT = Path(__file__).parents[1] / "js"
 
-_PACKED = """// {name}.js of labkit with what it shares and its css, packed; the source is in labkit/widgets/js.
+_UNPACK = """// {name}.js of labkit with what it shares and its css, packed; the source is in labkit/widgets/js.
 const bytes = Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0));
 const text = new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 const url = URL.createObjectURL(new Blob([await text], {{ type: "text/javascript" }}));
-const block = await import(url);
+const block = (await import(url)).default;
 URL.revokeObjectURL(url);
-export default block.default;
+"""
+_SHARED = """const find = async ({ model, host }) => {
+  const id = model.get("_shared").replace("IPY_MODEL_", "");
+  const { widget_manager: manager } = model;
+  const held = manager ? manager.get_model(id) : host.getModel(`anywidget:${id}`);
+  const late = new Promise((_, fail) => setTimeout(fail, 3000));
+  return (await Promise.race([held, late])).get("text");
+};
+const ask = (model) =>
+  new Promise((come) => {
+    model.on("msg:custom", ({ kind, text }) => kind === "source" && come(text));
+    model.send({ kind: "source" });
+  });
+async function render(context) {
+  let text = await find(context).catch(() => null);
+  if (!text) {
+    context.el.textContent = "Waiting for the kernel, which draws this. If there is none, run the cell again.";
+    text = await ask(context.model);
+    context.el.textContent = "";
+  }
+  const url = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
+  const block = (await import(url)).default;
+  URL.revokeObjectURL(url);
+  return block.render(context);
+}
 """
 _COMMENT = re.compile(r"^ *//.*|/\*\*((?!\*/)[\s\S])*\*/ ?", re.MULTILINE)
 _STYLED = """const sheet = {id};
@@ -47,18 +79,55 @@ def source(*names: str) -> str:
 
     The last name is the block's own. Comments, which have the types, stay at home; lines keep their numbers.
     """
-    files = [_FRONT / f"{name}.{kind}" for kind in ("js", "css") for name in ("theme", *names)]
-    script = "\n".join(file.read_text("utf-8") for file in files if file.suffix == ".js")
-    script = _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), script)
-    css = "\n".join(file.read_text("utf-8") for file in files if file.suffix == ".css" and file.exists())
+    css = "\n".join(file.read_text("utf-8") for name in ("theme", *names) if (file := _FRONT / f"{name}.css").exists())
     name = f"labkit-{names[-1]}-{hashlib.sha256(css.encode()).hexdigest()[:8]}"
-    return f"{_STYLED.format(id=json.dumps(name), css=json.dumps(css))}{script}\n//# sourceURL=labkit/{names[-1]}.js\n"
+    style = _STYLED.format(id=json.dumps(name), css=json.dumps(css))
+    return f"{style}{_script(*names)}//# sourceURL=labkit/{names[-1]}.js\n"
+
+
+def _script(*names: str) -> str:
+    script = "\n".join((_FRONT / f"{name}.js").read_text("utf-8") for name in ("theme", *names))
+    return _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), script) + "\n"
+
+
+def _packed(name: str, script: str) -> str:
+    data = base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
+    return _UNPACK.format(name=name, data=data)
 
 
 def module(*names: str) -> str:
-    """The ES module of a block, as it travels: each instance sends its own, so it is packed to a third."""
-    data = base64.b64encode(gzip.compress(source(*names).encode(), mtime=0)).decode()
-    return _PACKED.format(name=names[-1], data=data)
+    """The ES module of a block, as it travels: packed to a third."""
+    return _packed(names[-1], source(*names)) + "export default block;\n"
+
+
+def listener(name: str) -> str:
+    """What a block has to have before its first message comes: the `initialize` in a file."""
+    return _packed(name, _script(name) + "export default { initialize };\n")
+
+
+class _Shared(widgets.Widget):
+    """The module of a class of blocks, which all of them in a front end draw with."""
+
+    text = t.Unicode().tag(sync=True)
+
+    def close(self) -> None:
+        """Stay: `Widget.close_all()` is about what is shown, and blocks refer to this as long as the kernel lives."""
+
+
+_held: dict[str, _Shared] = {}  # by module
+
+
+def _share(text: str) -> _Shared | None:
+    """The model that holds a module; None where a block had better bring its own.
+
+    That is without a kernel, where nobody could answer a block that does not find the model; in Colab, whose outputs
+    are pages of their own; and in VS Code.
+    """
+    if getattr(get_ipython(), "kernel", None) is None or "google.colab" in sys.modules or "VSCODE_PID" in os.environ:
+        return None
+    if text not in _held:
+        _held[text] = _Shared(text=text)
+    return _held[text]
 
 
 class Array(t.TraitType):
@@ -109,6 +178,20 @@ class Block(HasSnapshot, anywidget.AnyWidget):
 
     scale = t.Unicode("amount").tag(sync=True)
     stops = t.Dict(help="the scale's colours, by theme").tag(sync=True)
+    _shared = t.Instance(_Shared, allow_none=True).tag(sync=True, **widgets.widget_serialization)
+    _listener = ""
+
+    def __init__(self, **traits: Any) -> None:
+        if shared := _share(self._esm):
+            first = "...block, " if self._listener else ""
+            short = f"{self._listener}{_SHARED}export default {{ {first}render }};\n"
+            traits |= {"_shared": shared, "_esm": short}
+        super().__init__(**traits)
+        self.on_msg(self._answer)
+
+    def _answer(self, _widget: Any, message: Any, _buffers: Any) -> None:
+        if message.get("kind") == "source" and self._shared:
+            self.send({"kind": "source", "text": self._shared.text})
 
     @t.default("stops")
     def _stops(self) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import traitlets as t
 
-from labkit.widgets.base.block import Array, Block, literal, module, texts
+from labkit.widgets.base.block import Array, Block, listener, literal, module, texts
 from labkit.widgets.base.colour_scales import colour, ink, shade
 from labkit.widgets.base.picture import INK, chips, image
 
@@ -47,6 +47,7 @@ class TokenStrip(Block):
     """
 
     _esm = module("bars", "token_chip", "token_strip_rows", "token_strip_note", "token_strip")
+    _listener = listener("token_strip_rows")
 
     tokens = t.List(t.Unicode()).tag(sync=True)
     values = Array(1, grows=True)
