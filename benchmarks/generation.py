@@ -20,7 +20,7 @@ from machine import describe, keep
 from prompts import PAIRS
 
 import labkit as lk
-from labkit.generation.generate import extend_record
+from labkit.generation.loop import extend_record
 from labkit.generation.sampling import Sampling
 from labkit.generation.token_table import Record
 

@@ -49,6 +49,7 @@ class Access:
     Attributes:
         readings: what is read; None if nothing is.
         step: of the pass that runs: 0 for the prompt's, n for that of the n-th token written.
+        over: is the text complete, so that nothing of later passes is kept?
 
     Raises:
         ValueError: see `generate`.
@@ -81,6 +82,7 @@ class Access:
         self.parts = parts_by_place(lm, wanted)
         self.edits = self._edits()
         self.readings: Readings | None = None
+        self.over = False
         if wanted:
             layers = {site.kind: layers_with(lm, site.kind) for site in wanted}
             folder = None if store is None else new_folder(store)
@@ -127,15 +129,6 @@ class Access:
                     )
         return found
 
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Reads and writes while the block runs; nothing is hooked if there are none."""
-        if not self.parts and not self.edits:
-            yield
-            return
-        with hooked(self.lm, {place: partial(self._read, sites) for place, sites in self.parts.items()}, self.edits):
-            yield
-
     def passed(self, length: int) -> None:
         """A pass over a text of this length is complete; the next is over one token more."""
         self.step = length - self.prompt + 1
@@ -151,11 +144,11 @@ class Access:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def _read(self, sites: list[Site], x: torch.Tensor) -> torch.Tensor:
-        """Keep of what passes, (batch, position, ...), the rows that are asked for."""
+    def keep(self, sites: list[Site], x: torch.Tensor) -> torch.Tensor:
+        """Keep of what passes, (1, position, ...), the rows that are asked for."""
         kept = self.readings
         assert kept is not None
-        if kept.at == ("prompt" if self.step else "written"):
+        if self.over or kept.at == ("prompt" if self.step else "written"):
             return x
         count = 1 if self.step else self.prompt
         for site in sites:
@@ -276,6 +269,28 @@ class Access:
                         f"{tuple(new.shape)}"
                     ) from None
         return x
+
+
+@contextmanager
+def hooks_of(lm: Model, accesses: Sequence[Access]) -> Iterator[None]:
+    """The reads and writes of each row of a batch while the block runs; the rows read and write the same sites."""
+    parts, edits = accesses[0].parts, accesses[0].edits
+
+    def keep(sites: list[Site], x: torch.Tensor) -> torch.Tensor:
+        for row, access in enumerate(accesses):
+            access.keep(sites, x[row : row + 1])
+        return x
+
+    def edit(place: Place, x: torch.Tensor) -> torch.Tensor:
+        rows = [access.edits[place](x[row : row + 1]) for row, access in enumerate(accesses)]
+        return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+    reads = {place: partial(keep, sites) for place, sites in parts.items()}
+    if not reads and not edits:
+        yield
+        return
+    with hooked(lm, reads, {place: partial(edit, place) for place in edits}):
+        yield
 
 
 def _direction(value: Any) -> torch.Tensor | None:

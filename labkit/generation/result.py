@@ -58,14 +58,15 @@ class Generation(Transcript):
 
     def code(self) -> str:
         """The Python that generates it again. A function or a long tensor that was written is only named there."""
-        apart = ("load", "prompt", "write", "write_code", "made_with")
+        apart = ("load", "prompt", "write", "write_code", "made_with", "sample")
         settings = {name: value for name, value in self.recipe.items() if name not in apart}
         if "write" in self.recipe:
             settings["write"] = {site: Name(code) for site, code in self.recipe["write"].items()}
             if str(at := self.recipe.get("write_at", "")).startswith("slice("):
                 settings["write_at"] = Name(at)
         before = self.recipe["load"] + self.recipe.get("write_code", "")
-        return as_code(before, "generation = lm.generate", self.recipe["prompt"], **settings)
+        code = as_code(before, "generation = lm.generate", self.recipe["prompt"], **settings)
+        return f"{code[:-1]}[{self.recipe['sample']}]\n" if "sample" in self.recipe else code
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it with what was read to one file (`.npz`), in one step; `labkit.open_generation` reads it.

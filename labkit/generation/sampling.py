@@ -13,7 +13,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 RANGES = {
     "max_new_tokens": (1, math.inf, "at least 1"),
@@ -90,15 +97,28 @@ class Sampling:
             "top_k": int(self.top_k), "min_p": float(self.min_p) or None,
         }  # fmt: skip
 
-    def processors(self) -> list[LogitsProcessor]:
-        """What comes after the model's own distribution has been looked at."""
+    def processors(self, seeds: Sequence[int | None] | None = None) -> list[LogitsProcessor]:
+        """What comes after the model's own distribution has been looked at; with the seeds of a batch's rows also what
+        cuts the distribution, and the draws.
+        """
         found: list[LogitsProcessor] = []
         if self.repetition_penalty != 1:
             found.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
-        if self.temperature:
+        if not self.temperature:
+            return found
+        if seeds is None:
             assert self.seed is not None
-            found.append(_Draws(self.seed))
-        return found
+            return [*found, _Draws(self.seed)]
+        # in the order of transformers
+        if self.temperature != 1:
+            found.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k:
+            found.append(TopKLogitsWarper(int(self.top_k)))
+        if self.top_p < 1:
+            found.append(TopPLogitsWarper(float(self.top_p)))
+        if self.min_p:
+            found.append(MinPLogitsWarper(float(self.min_p)))
+        return [*found, _DrawsEach([_Draws(seed) for seed in seeds if seed is not None])]
 
 
 CUTS = ("top_p", "top_k", "min_p")
@@ -114,3 +134,17 @@ class _Draws(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(((self.seed & 0x7FFFFFFF) << 24) + input_ids.shape[1])
         return scores
+
+
+class _DrawsEach(LogitsProcessor):
+    """Draws a token for each row of a batch, as it would be drawn alone, and leaves no other."""
+
+    def __init__(self, draws: Sequence[_Draws]) -> None:
+        self.draws = draws
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        left = torch.full_like(scores, -torch.inf)
+        for row, draws in enumerate(self.draws):
+            draws(input_ids[row : row + 1], scores)
+            left[row, torch.multinomial(scores[row : row + 1].softmax(-1), 1)[0]] = 0
+        return left

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from labkit.activations.run import run
-from labkit.generation.generate import OnToken, ends_of, extend_record, room_for
+from labkit.generation.generate import room_for
+from labkit.generation.loop import OnToken, ends_of, extend_record
 from labkit.generation.result import speed
 from labkit.generation.sampling import Sampling
 from labkit.generation.token_table import COLUMNS, Distribution, GeneratedToken, Record, Transcript, frame_rows

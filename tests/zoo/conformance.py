@@ -222,7 +222,8 @@ def generation(lm: lk.LanguageModel) -> None:
 
 def while_writing(lm: lk.LanguageModel) -> None:
     """What is read with the cache on is what a run over prompt and text has at the same places, all sites at once;
-    writing what is there changes nothing, and writing something else does what it does in that run.
+    writing what is there changes nothing, and writing something else does what it does in that run. Texts of a batch
+    are those that are written alone.
     """
     plain = lm.generate(IDS, max_new_tokens=5)
     by_key = ("k", "v", "pattern")
@@ -251,6 +252,11 @@ def while_writing(lm: lk.LanguageModel) -> None:
         logits = lm.run(torch.cat([IDS, torch.tensor([other.ids])], 1), write=write).logits[0, IDS.shape[1] - 1 : -1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(other.ids)[:, None])[:, 0]
         close(torch.tensor(other.rows["logprob"].copy()), expected)
+    settings = {"samples": 2, "seed": 1, "temperature": 1.0, "max_new_tokens": 4, "read": sites[-4:]}
+    for one, other in zip(lm.generate(IDS, batch=2, **settings), lm.generate(IDS, **settings), strict=True):
+        assert one.record.ids == other.record.ids
+        for site in sites[-4:]:
+            close(one[site], other[site])
 
 
 def clean_up(lm: lk.LanguageModel) -> None:
