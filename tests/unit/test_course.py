@@ -5,6 +5,7 @@ import pytest
 import labkit as lk
 from labkit.course import check
 from labkit.course.checks import CLEAN, CORRUPT, exercises
+from labkit.course.pictures_of_open_models import STARTED_FROM, shaded
 
 RIGHT = {
     "00.1": 7,
@@ -184,3 +185,20 @@ def test_no_answer_is_not_a_wrong_one(lm4, capsys):
         assert "not answered yet" in capsys.readouterr().out
     with pytest.raises(ValueError, match="there is no exercise"):
         check("99.9", 1, lm4)
+
+
+def test_what_was_distilled_is_built_like_what_it_was_made_from():
+    for child, parent in STARTED_FROM.items():
+        one, other = lk.card(child).model, lk.card(parent).model
+        assert one.config["model_type"] == other.config["model_type"]
+        assert one.config["num_hidden_layers"] == other.config["num_hidden_layers"]
+        assert one.parameters == pytest.approx(other.parameters, rel=0.2)  # the smallest unties its unembedding
+
+
+def test_the_messages_in_a_written_chat_are_shaded(lm4):
+    chat = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]
+    tokens, values = shaded(lm4, "[INST] Name a colour. [/INST] Blue. </s>", chat)
+    said = "".join(token.text for token, value in zip(tokens, values, strict=True) if value == 1)
+    assert said.split() == ["Name", "a", "colour.", "Blue."]
+    with pytest.raises(ValueError, match="not found"):
+        shaded(lm4, "[INST] Name a colour. [/INST]", chat)
