@@ -232,13 +232,15 @@ def _by_head(
     for kind in ("q", "k", "v"):  # inside (batch, head, position, d_head); outside (batch, position, head, d_head)
         if kind in wants:
             setattr(call, kind, through((kind, layer), getattr(call, kind).transpose(1, 2)).transpose(1, 2))
-    shown = new = None
+    z = None
     if "pattern" in wants:
         shown = pattern_of(call)
         new = through(("pattern", layer), shown)
-    # a pattern that is only read leaves z as it is to the last bit, so that reading changes nothing
-    used = new is not None and (new is not shown or new.requires_grad or needs_pattern(call.options))
-    z = apply_pattern(new, call.v) if used and new is not None else call.fast()
+        # one that is only read leaves z as it is to the last bit, so that reading changes nothing
+        if new is not shown or new.requires_grad or needs_pattern(call.options):
+            z = apply_pattern(new, call.v)
+    if z is None:
+        z = call.fast()
     return through(("z", layer), z) if "z" in wants else z
 
 

@@ -6,11 +6,16 @@ import secrets
 import threading
 from dataclasses import fields
 from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
 
 from labkit.generation.generate import Begun, generate
-from labkit.generation.loop import OnToken, extend_records
+from labkit.generation.loop import Draft, OnToken, extend_records
 from labkit.generation.result import Generation
 from labkit.generation.sampling import Sampling
+from labkit.generation.token_table import Record
 from labkit.models.handle import Model
 from labkit.text.prompts import each_prompt
 from labkit.text.types import Prompt
@@ -43,7 +48,8 @@ def samples_of(
         `results`, and those of its batch, as far as they came, too.
 
     Raises:
-        ValueError: there would be no texts, or all the same; and as `generate`.
+        ValueError: there would be no texts, or all the same; the model mixes the rows of a batch (RWKV, as it is in
+            transformers); and as `generate`.
     """
     if count < 1 or batch < 1:
         name, value = ("samples", count) if count < 1 else ("batch", batch)
@@ -51,6 +57,11 @@ def samples_of(
     if not settings.get("temperature") and count > 1:
         raise ValueError(
             "at temperature 0 all samples are the same text; set temperature, to 1 for the model's own odds"
+        )
+    if batch > 1 and not keeps_rows_apart(lm):
+        raise ValueError(
+            f"{lm.name} mixes the rows of a batch while it writes (its implementation in transformers does), so its "
+            "samples can only be written one by one; leave out batch="
         )
     if seed is None:
         seed = secrets.randbits(30)
@@ -70,6 +81,27 @@ def samples_of(
         if found[-1].finish == "stopped":
             break
     return found
+
+
+_apart: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
+
+
+def keeps_rows_apart(lm: Model) -> bool:
+    """Is what is written in one row of a batch the same whatever the other row is? Tried once per model."""
+    if lm not in _apart:
+        seen = []
+        for other in (7, 19):
+            drafts = [
+                Draft((torch.arange(4, device=lm.device)[None] + begin) % lm.n_vocab, Record(1), Sampling(4))
+                for begin in (3, other)
+            ]
+            if any(finish == "stopped" for finish, *_ in extend_records(lm, drafts)):
+                raise KeyboardInterrupt
+            seen.append(drafts[0].record)
+        first, second = seen
+        same = first.ids == second.ids
+        _apart[lm] = same and np.allclose(first.rows["logprob"], second.rows["logprob"], atol=0.01)
+    return _apart[lm]
 
 
 def _begun(lm: Model, prompt: Prompt, seed: int, n: int, recipe: dict[str, int], settings: dict[str, Any]) -> Begun:

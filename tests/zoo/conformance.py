@@ -27,6 +27,7 @@ CORRUPT = IDS.clone()
 CORRUPT[0, 5] = 140
 ANSWER, FOIL = 9, 10
 ABSENT = "-"
+MIXES_ROWS = ("rwkv",)  # transformers' own, with a state and one token per row
 
 
 class Absent(Exception):
@@ -217,6 +218,10 @@ def while_writing(lm: lk.LanguageModel) -> None:
         expected = logits.log_softmax(-1).gather(1, torch.tensor(other.ids)[:, None])[:, 0]
         close(torch.tensor(other.rows["logprob"].copy()), expected)
     settings = {"samples": 2, "seed": 1, "temperature": 1.0, "max_new_tokens": 4, "read": sites[-4:]}
+    if lm.config.model_type in MIXES_ROWS:
+        with pytest.raises(ValueError, match="mixes the rows of a batch while it writes"):
+            lm.generate(IDS, batch=2, **settings)
+        return
     for one, other in zip(lm.generate(IDS, batch=2, **settings), lm.generate(IDS, **settings), strict=True):
         assert one.record.ids == other.record.ids
         for site in sites[-4:]:

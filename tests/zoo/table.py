@@ -37,8 +37,8 @@ against the models again.
 - *generation*: transformers' own tokens. *clean up*: an error leaves no hook.
 - *while writing*: what is read while the model writes with its cache is what one pass over prompt and text has, at
   every site; writing what is there changes nothing, and another value does what it does in that pass; texts of a batch
-  are those that are written alone. In layers that add compressed keys to those of the positions (DeepSeek-V4), `k`, `v`
-  and `pattern` are refused, with the reason.
+  are those that are written alone. Refused, with the reason: `k`, `v` and `pattern` in layers that add compressed keys
+  to those of the positions (DeepSeek-V4), and batches where transformers mixes their rows (RWKV).
 - *4 bits*: the same, or what differs.
 
 """
