@@ -149,6 +149,7 @@ bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run 
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/findings.py
 	$(BIN)/python benchmarks/null_audits.py
+	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 	$(BIN)/python benchmarks/attention.py
 	$(if $(DATA),$(BIN)/python benchmarks/harness.py "$(DATA)")
