@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from labkit.audits.audit import audit
@@ -12,7 +9,7 @@ from labkit.audits.heads import HeadsJob
 from labkit.course.checks import Verdict, a_head, exercise
 from labkit.datasets.minimal_pairs import own_pairs, reworded
 from labkit.language_model import LanguageModel
-from labkit.models.scan.scan import scan
+from labkit.models.scan.templates import look
 from labkit.patching.patch import patch
 
 CATEGORY = "gender and occupation"
@@ -65,10 +62,8 @@ def _a_category_without_a_shown_preference(answer: Any, lm: LanguageModel) -> Ve
 def _a_template_without_danger(answer: Any, lm: LanguageModel) -> Verdict:
     if not isinstance(answer, str):
         raise ValueError('the answer must be a template, such as "{{ messages[0].content }}"')
-    with TemporaryDirectory() as folder:
-        Path(folder, "tokenizer_config.json").write_text(json.dumps({"chat_template": answer}), encoding="utf-8")
-        bad = scan(folder).of("danger")
-    if bad:  # and is not rendered
+    found = look(answer, "tokenizer_config.json", "chat_template")
+    if bad := [one for one in found if one.severity == "danger"]:  # and is not rendered
         return Verdict(False, f"The scan says {bad[0].what}. {bad[0].why}.")
     try:
         shown = str(lm.tokenizer.apply_chat_template(CHAT, chat_template=answer, tokenize=False))

@@ -12,7 +12,7 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol, TypeAlias, get_args
 
@@ -271,8 +271,7 @@ class Access:
         return x
 
 
-@contextmanager
-def hooks_of(lm: Model, accesses: Sequence[Access]) -> Iterator[None]:
+def hooks_of(lm: Model, accesses: Sequence[Access]) -> AbstractContextManager[Any]:
     """The reads and writes of each row of a batch while the block runs; the rows read and write the same sites."""
     parts, edits = accesses[0].parts, accesses[0].edits
 
@@ -286,11 +285,7 @@ def hooks_of(lm: Model, accesses: Sequence[Access]) -> Iterator[None]:
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     reads = {place: partial(keep, sites) for place, sites in parts.items()}
-    if not reads and not edits:
-        yield
-        return
-    with hooked(lm, reads, {place: partial(edit, place) for place in edits}):
-        yield
+    return hooked(lm, reads, {place: partial(edit, place) for place in edits})
 
 
 def _direction(value: Any) -> torch.Tensor | None:

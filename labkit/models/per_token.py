@@ -46,10 +46,8 @@ def cache_bytes(config: Mapping[str, Any], tokens: int, *, each: int = 2) -> int
     Raises:
         ValueError: a layer keeps something else, or a number of heads of its own, that is not counted here.
     """
-    from transformers import AutoConfig
-
-    text = AutoConfig.for_model(**config).get_text_config(decoder=True)
-    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention", "chunked_attention"}
+    text = _text_config(config)
+    kinds = _kinds(text) - {"full_attention", "sliding_attention", "chunked_attention"}
     own = [name for name in ("index_head_dim", "global_head_dim") if config.get(name) or getattr(text, name, None)]
     if odd := sorted(kinds) + own:
         raise ValueError(f"labkit does not know what {config['model_type']} keeps for each token: it has {odd[0]}")
@@ -63,7 +61,15 @@ def cache_bytes(config: Mapping[str, Any], tokens: int, *, each: int = 2) -> int
 
 def has_windows(config: Mapping[str, Any]) -> bool:
     """Whether some layers look at the last tokens only, so that `cache_bytes` is more than they keep of a long text."""
+    return bool({"sliding_attention", "chunked_attention"} & _kinds(_text_config(config)))
+
+
+def _text_config(config: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    text = AutoConfig.for_model(**config).get_text_config(decoder=True)
-    return bool({"sliding_attention", "chunked_attention"} & set(getattr(text, "layer_types", None) or ()))
+    return AutoConfig.for_model(**config).get_text_config(decoder=True)
+
+
+def _kinds(text: Any) -> set[str]:
+    """The kinds of attention of a configuration's layers; none where it does not tell them apart."""
+    return set(getattr(text, "layer_types", None) or ())
