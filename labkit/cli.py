@@ -15,6 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from labkit._version import __version__, install_command
 
 PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "ipywidgets", "anywidget", "jupyterlab")
+GATE = {
+    True: "; accept its conditions on the hub first",
+    False: "",
+    None: "; not known whether it has conditions to accept on the hub first",
+}
 ROOT_FLAGS = ("--notebook-dir", "--ServerApp.root_dir", "--ServerApp.notebook_dir")
 
 
@@ -132,10 +137,11 @@ def _models() -> int:
     for model in models():
         sizes = "".join(f"  {in_words(model.bytes[bits]):>8}" for bits in (4, 16))
         openness = f"{model.code}/{model.data}/{model.recipe}"
-        use = f"commercial use: {model.commercial}" + ("; accept it on the hub first" if model.gated else "")
+        licence = model.licence + (f" and {model.also}" if model.also else "")
+        use = f"commercial use: {model.commercial}" + GATE[model.gated]
         print(
             f"{model.id:<{width}}  {model.parameters:>8.2f} B  {model.context:>7}{sizes}  {model.gpu:<14} "
-            f"{openness:<16}  {model.licence} ({use})"
+            f"{openness:<16}  {licence} ({use})"
         )
     print(
         "\nMemory counts the weights only. Smallest GPU: 4-bit weights plus working memory. code/data/recipe: what "

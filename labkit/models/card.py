@@ -1,8 +1,8 @@
 """The openness card: what a model's licence allows, what of it is open, where it runs, and what labkit measured on it.
 
 A card is one page of short sections, each a list of lines or a table; text, Markdown and HTML are three ways to write
-the same sections. Every statement carries the source it is from and the date on which that was read; what is not known
-is said so. It is no legal advice: the licence itself decides.
+the same sections. Every statement carries the number of its source; the last section lists addresses and the dates on
+which they were read. What is not known is said so. It is no legal advice: the licence itself decides.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ from labkit.models.openness import CLASSES, COMPONENTS, STATES, Openness, Senten
 
 DEFAULT = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The model that `lk.load()` loads."""
+GATE = {
+    True: "conditions have to be accepted first",
+    False: "nothing has to be accepted first",
+    None: "not known whether conditions have to be accepted first",
+}
 USE = {"yes": "yes", "with conditions": "yes, with conditions", "no": "no"}
 PART = {"yes": "open", "part": "partly open", "no": "not open"}
 NOT_KNOWN = "Not known."
+SOURCES = "Sources"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A statement; `label` comes before it, its source behind it."""
+    """A statement; `label` comes before it, the section of the licence that says so and its source behind it."""
 
     says: str
     source: Source | None = None
@@ -61,14 +67,11 @@ class Card:
     measured: tuple[str, ...] = ()
 
     def sections(self) -> tuple[Section, ...]:
-        """What is on the page, in its order."""
+        """What is on the page, in its order; the sources come last, in a section that is not among these."""
         model, told = self.model, self.openness
-        lines = [Line(one.says, one.source, section=one.section, label=_whose(one, model)) for one in self.terms]
-        if not lines:
-            lines = [Line("The terms of this licence are not known.", model.sources["licence"])]
         return (
             Section("In short", tuple(self._short())),
-            Section("Licence terms in plain words", tuple(lines)),
+            *self._licences(),
             Section("What is open", tuple(self._class()), self._components()),
             Section("What others found", (
                 _or_not_known("Open Source AI Definition", told.osi),
@@ -80,17 +83,28 @@ class Card:
             Section("How to cite", (Line(model.paper, label="Paper or page"),), verbatim=told.cite or _entry(model)),
         )  # fmt: skip
 
+    def sources(self) -> tuple[Source, ...]:
+        """What the page cites, in the order of its numbers: the first is [1]."""
+        cited: list[Any] = []
+        for section in self.sections():
+            cited += [line.source for line in section.lines]
+            cited += [cell for row in section.table for cell in row]
+        return tuple(dict.fromkeys(one for one in cited if isinstance(one, Source)))
+
     def to_markdown(self) -> str:
         """The page as Markdown, for a README or an issue."""
         out = [f"# {_marked(self.model.id)}", f"_{self._foot()}_"]
+        number = self._number()
+        cell_as_markdown = lambda cell: _link(cell, number) if isinstance(cell, Source) else _marked(cell)  # noqa: E731
         for section in self.sections():
             out.append(f"## {section.title}")
-            out.append("\n".join(f"- {_line_as_markdown(line)}" for line in section.lines))
+            out.append("\n".join(f"- {_line_as_markdown(line, number)}" for line in section.lines))
             if section.table:
-                head, *rows = ["| " + " | ".join(map(_cell_as_markdown, row)) + " |" for row in section.table]
+                head, *rows = ["| " + " | ".join(map(cell_as_markdown, row)) + " |" for row in section.table]
                 out.append("\n".join([head, "| " + " | ".join(["---"] * len(section.table[0])) + " |", *rows]))
             if section.verbatim:
                 out.append(f"```bibtex\n{section.verbatim}\n```")
+        out += [f"## {SOURCES}", "\n".join(f"{n}. <{one.url}>, {one}" for one, n in number.items())]
         return "\n\n".join(out) + "\n"
 
     def save(self, path: str | Path) -> Path:
@@ -111,51 +125,68 @@ class Card:
 
     def __repr__(self) -> str:
         out = [self.model.id, "=" * len(self.model.id), fill(self._foot(), 100)]
+        number = self._number()
         for section in self.sections():
             out += ["", section.title, "-" * len(section.title)]
-            out += [_line_as_text(line) for line in section.lines]
-            out += _table_as_text(section.table)
+            out += [_line_as_text(line, number) for line in section.lines]
+            out += _table_as_text(section.table, number)
             if section.verbatim:
                 out += ["", section.verbatim]
+        out += ["", SOURCES, "-" * len(SOURCES), *(f"[{n}] {one.url}, {one}" for one, n in number.items())]
         return "\n".join(out)
 
     def _repr_html_(self) -> str:
         out = [f"<style>{STYLE}</style>", f"<h1>{escape(self.model.id)}</h1>", f"<p>{escape(self._foot())}</p>"]
+        number = self._number()
+        cell_as_html = lambda cell: _anchor(cell, number) if isinstance(cell, Source) else escape(cell)  # noqa: E731
         for section in self.sections():
-            items = "".join(f"<li>{_line_as_html(line)}</li>" for line in section.lines)
+            items = "".join(f"<li>{_line_as_html(line, number)}</li>" for line in section.lines)
             out.append(f"<section><h2>{escape(section.title)}</h2><ul>{items}</ul>")
             if section.table:
                 head, *rows = section.table
-                cells = "".join(f'<th scope="col">{_cell_as_html(cell)}</th>' for cell in head)
+                cells = "".join(f'<th scope="col">{cell_as_html(cell)}</th>' for cell in head)
                 out.append(f"<table><thead><tr>{cells}</tr></thead><tbody>")
-                out += ["<tr>" + "".join(f"<td>{_cell_as_html(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+                out += ["<tr>" + "".join(f"<td>{cell_as_html(cell)}</td>" for cell in row) + "</tr>" for row in rows]
                 out.append("</tbody></table>")
             if section.verbatim:
                 out.append(f"<pre>{escape(section.verbatim)}</pre>")
             out.append("</section>")
+        items = "".join(f'<li><a href="{escape(one.url)}">{escape(one.url)}</a>, {one}</li>' for one in number)
+        out.append(f'<section class="labkit-sources"><h2>{SOURCES}</h2><ol>{items}</ol></section>')
         return f'<article class="labkit-card">{"".join(out)}</article>'
 
+    def _number(self) -> dict[Source, int]:
+        return {one: n for n, one in enumerate(self.sources(), 1)}
+
     def _foot(self) -> str:
-        dates = sorted({one.read for one in self._sources()})
+        dates = sorted({one.read for one in self.sources()})
         when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         return f"Openness card by labkit. Sources dated {when}. No legal advice: the licence itself decides."
 
-    def _sources(self) -> Iterable[Source]:
-        told = self.openness
-        yield from self.model.sources.values()
-        yield from (one.source for one in (*self.terms, *(told.osi, told.index, told.data)) if one)
-        yield from (one.source for one in told.components if one.source)
-
     def _short(self) -> Iterable[Line]:
         model, read = self.model, self.model.sources
-        licence = model.licence + (f", and {model.also}, inherited" if model.also else "")
-        gate = "the licence has to be accepted first" if model.gated else "nothing has to be accepted first"
-        yield Line(f"{licence}.", read["licence"], "Licence")
-        yield Line(f"{gate}.", read["gated"], "On the hub")
-        yield Line(f"{USE[model.commercial]}. The licence allows: {model.allows}.", read["allows"], "Commercial use")
+        yield Line(f"{model.licence}.", read["licence"], "Licence")
+        yield Line(model.licence_url, label="Its text")
+        if model.also:
+            yield Line(f"{model.also}, of the model that it was made from.", read["licence"], "Inherited licence")
+        yield Line(f"{GATE[model.gated]}.", read.get("gated"), "On the hub")
+        allows = f"The licence allows: {model.allows}."
+        yield Line(f"{USE[model.commercial]}. {allows}", read["allows"], "Commercial use")
+        if model.also:
+            yield Line(f"{model.also_allows}.", read["also_allows"], "The inherited licence allows")
         parts = ", ".join(f"{name} {PART[getattr(model, name)]}" for name in ("code", "data", "recipe"))
         yield Line(f"weights open, {parts} (of the family {model.family}).", read["openness"], "Open")
         yield Line(f"{self.openness.mof}.", label="Model Openness Framework")
+
+    def _licences(self) -> Iterable[Section]:
+        """The terms of its licence with what the makers add, then those of the inherited one."""
+        model, title = self.model, "Licence terms in plain words"
+        inherited = terms(model.also) if model.also else ()
+        own = [_term(one) for one in self.terms if one not in inherited]
+        own = own or [Line("The terms of this licence are not known.", model.sources["licence"])]
+        yield Section(f"{title}: {model.licence}" if model.also else title, tuple(own))
+        if model.also:
+            yield Section(f"{title}: {model.also}, inherited", tuple(_term(one) for one in inherited))
 
     def _class(self) -> Iterable[Line]:
         mof = self.openness.mof
@@ -227,11 +258,8 @@ def _summary(result: Any, model: OpenModel) -> str:
     return first + (f" (measured on {name})" if other else "")
 
 
-def _whose(term: Sentence, model: OpenModel) -> str:
-    """The licence that a term is of, where a model has two."""
-    if not model.also:
-        return ""
-    return next((name for name in (model.licence, model.also) if term in terms(name)), "")
+def _term(told: Sentence) -> Line:
+    return Line(told.says, told.source, section=told.section)
 
 
 def _or_not_known(label: str, told: Sentence | None) -> Line:
@@ -250,15 +278,11 @@ def _entry(model: OpenModel) -> str:
 # -- three ways to write a line, a cell and a table --------------------------------------------------------------------
 
 
-def _where(line: Line) -> str:
-    assert line.source is not None
-    return f"{line.section}, {line.source}" if line.section else str(line.source)
-
-
-def _line_as_text(line: Line) -> str:
+def _line_as_text(line: Line, number: dict[Source, int]) -> str:
     says = f"{line.label}: {line.says}" if line.label else line.says
-    text = fill(says, 100, initial_indent="- ", subsequent_indent="  ")
-    return text if line.source is None else f"{text}\n    {_where(line)}: {line.source.url}"
+    where = f" ({line.section})" if line.section else ""
+    cited = f" [{number[line.source]}]" if line.source else ""
+    return fill(says + where + cited, 100, initial_indent="- ", subsequent_indent="  ")
 
 
 def _marked(text: str) -> str:
@@ -266,30 +290,28 @@ def _marked(text: str) -> str:
     return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
-def _line_as_markdown(line: Line) -> str:
-    says = f"**{line.label}**: {_marked(line.says)}" if line.label else _marked(line.says)
-    return says if line.source is None else f"{says} ([{_where(line)}]({line.source.url}))"
+def _line_as_markdown(line: Line, number: dict[Source, int]) -> str:
+    says = f"**{_marked(line.label)}**: {_marked(line.says)}" if line.label else _marked(line.says)
+    where = f" ({_marked(line.section)})" if line.section else ""
+    return says + where + (f" {_link(line.source, number)}" if line.source else "")
 
 
-def _line_as_html(line: Line) -> str:
+def _link(source: Source, number: dict[Source, int]) -> str:
+    return f"[\\[{number[source]}\\]]({source.url})"
+
+
+def _line_as_html(line: Line, number: dict[Source, int]) -> str:
     label = f"<b>{escape(line.label)}</b>: " if line.label else ""
-    return label + escape(line.says) + (f" <small>{_anchor(line.source, _where(line))}</small>" if line.source else "")
+    where = f" <small>({escape(line.section)})</small>" if line.section else ""
+    return label + escape(line.says) + where + (f" {_anchor(line.source, number)}" if line.source else "")
 
 
-def _anchor(source: Source, text: str) -> str:
-    return f'<a href="{escape(source.url)}">{escape(text)}</a>'
+def _anchor(source: Source, number: dict[Source, int]) -> str:
+    return f'<a href="{escape(source.url)}" title="{escape(source.url)}">[{number[source]}]</a>'
 
 
-def _cell_as_markdown(cell: str | Source) -> str:
-    return f"[{cell}]({cell.url})" if isinstance(cell, Source) else _marked(cell)
-
-
-def _cell_as_html(cell: str | Source) -> str:
-    return _anchor(cell, str(cell)) if isinstance(cell, Source) else escape(cell)
-
-
-def _table_as_text(table: tuple[tuple[str | Source, ...], ...]) -> list[str]:
-    rows = [[f"{cell} {cell.url}" if isinstance(cell, Source) else cell for cell in row] for row in table]
+def _table_as_text(table: tuple[tuple[str | Source, ...], ...], number: dict[Source, int]) -> list[str]:
+    rows = [[f"[{number[cell]}]" if isinstance(cell, Source) else cell for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -300,7 +322,8 @@ STYLE = (
     ".labkit-card ul{margin:0;padding-left:1.2rem}.labkit-card table{border-collapse:collapse;margin:0.5rem 0}"
     ".labkit-card th,.labkit-card td{text-align:left;padding:0.125rem 0.75rem 0.125rem 0;"
     "border-bottom:1px solid rgba(128,128,128,0.4);background:none;color:inherit}"
-    ".labkit-card a{color:inherit}.labkit-card pre{white-space:pre-wrap;background:none;color:inherit}"
+    ".labkit-card a{color:inherit}.labkit-sources{overflow-wrap:anywhere}.labkit-sources ol{margin:0;padding-left:2rem}"
+    ".labkit-card pre{white-space:pre-wrap;background:none;color:inherit}"
     "@media print{.labkit-card{font-size:7pt;line-height:1.25;max-width:none}.labkit-card h2{margin:0.5rem 0 0}"
     ".labkit-card th,.labkit-card td{padding-block:0}.labkit-card section{break-inside:avoid}}"
 )

@@ -29,8 +29,7 @@ ROOM = 1.5e9  # bytes besides the weights: activations and caches of a prompt of
 class Source:
     """Where a fact is from, and since when (year-month-day).
 
-    `how`: `read` there on that day; `entered` on that day with this source, and not read again; `assumed` because the
-    makers' other models are so (only whether a licence has to be accepted first).
+    `how`: `read` there on that day; `entered` on that day with this source, and not read again.
     """
 
     url: str
@@ -52,16 +51,18 @@ class OpenModel:
         published: the same as its makers state, with as many digits.
         text_part: whether it also takes images, and `parameters` and `bytes` are of its text part only.
         context: the longest prompt its makers recommend or trained for, in tokens.
-        licence: its name; `also` a second one that it inherits.
+        licence: its name; `also` a second one, of the model that it was made from.
         commercial: `yes`, `with conditions` or `no`.
         allows: what the licence allows, in one sentence; the licence itself decides.
-        gated: whether the licence has to be accepted on the hub first.
+        also_allows: the same of the second licence.
+        gated: whether conditions have to be accepted on the hub first; None where no source says so.
         code, data, recipe: what else is open. `yes`; `part` (code to run it, not to train it; a report, not all that is
             needed to do it again); `no`.
         bytes: of weights, by bits (4, 8, 16).
         licence_url, paper: links.
         config: the part of its configuration that sizes follow from, as `transformers.AutoConfig.for_model` takes it.
-        sources: of `config`, `published`, `context`, `licence`, `gated`, `allows` and `openness` (code, data, recipe).
+        sources: of `config`, `published`, `context`, `licence`, `gated` (unless None), `allows`, `also_allows` (where
+            there is a second licence) and `openness` (code, data, recipe).
     """
 
     id: str
@@ -73,7 +74,8 @@ class OpenModel:
     also: str | None
     commercial: str
     allows: str
-    gated: bool
+    also_allows: str | None
+    gated: bool | None
     code: str
     data: str
     recipe: str
@@ -106,6 +108,7 @@ def catalog() -> pd.DataFrame:
     """The catalog of open models, one row each, by hub id.
 
     Memory counts the weights, in gigabytes (1e9 bytes); in 8 bits a mixture's experts stay in 16, as in bitsandbytes.
+    `gated` is True, False or, where no source says so, missing (`pd.NA`).
     Licences are summarised, not advised on: the last columns link to them and to the other sources, and say since when
     every fact of a row is known. `lk.card(id)` has each with its source.
     """
@@ -119,7 +122,7 @@ def catalog() -> pd.DataFrame:
             "context": model.context,
             "licence": model.licence + (f", {model.also}" if model.also else ""),
             "commercial use": model.commercial,
-            "allows": model.allows,
+            "allows": model.allows + (f"; {model.also}: {model.also_allows}" if model.also else ""),
             "gated": model.gated,
             "weights": "open",
             "code": model.code,
@@ -134,14 +137,14 @@ def catalog() -> pd.DataFrame:
         }
         for model in models()
     ]
-    return pd.DataFrame(rows).set_index("id")
+    return pd.DataFrame(rows).set_index("id").astype({"gated": "boolean"})
 
 
 @lru_cache(maxsize=1)
 def models() -> tuple[OpenModel, ...]:
     """All of them, in the order of catalog.json."""
     data = json.loads(DATA.read_text())
-    return tuple(_model(*entry, data["sources"]) for entry in _entries(data))
+    return tuple(_model(*entry, data) for entry in _entries(data))
 
 
 def known(name: str) -> OpenModel:
@@ -165,16 +168,22 @@ def _entries(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, A
             yield model, family, data["licences"][model["licence"]]
 
 
-def _model(
-    model: dict[str, Any], family: dict[str, Any], licence: dict[str, Any], sources: dict[str, dict[str, str]]
-) -> OpenModel:
-    own = {"also": None, "licence_url": licence["url"], "text_part": False} | licence | family | model
+def _model(model: dict[str, Any], family: dict[str, Any], licence: dict[str, Any], data: dict[str, Any]) -> OpenModel:
+    own = {"also": None, "also_allows": None, "licence_url": licence["url"], "text_part": False}
+    own |= licence | family | model
     own["bytes"] = dict(zip(BITS, model["bytes"], strict=True))
-    own["sources"] = {
-        fact: Source(**sources[key] | {"url": sources[key]["url"].format(id=model["id"])})
-        for fact, key in {**model["from"], "openness": family["from"]}.items()
-    } | {"allows": Source(licence.get("source", licence["url"]), licence["read"])}
+    sources = {fact: data["sources"][key] for fact, key in {**model["from"], "openness": family["from"]}.items()}
+    read = {fact: Source(**told | {"url": told["url"].format(id=model["id"])}) for fact, told in sources.items()}
+    read["allows"] = _text_of(licence)
+    if own["also"]:
+        second = data["licences"][own["also"]]
+        own["also_allows"], read["also_allows"] = second["allows"], _text_of(second)
+    own["sources"] = read
     return OpenModel(**{field.name: own[field.name] for field in fields(OpenModel)})
+
+
+def _text_of(licence: dict[str, Any]) -> Source:
+    return Source(licence.get("source", licence["url"]), licence["read"])
 
 
 def nearest(name: str) -> list[str]:
@@ -185,9 +194,13 @@ def nearest(name: str) -> list[str]:
 
 
 def that_fit(size: float, *, bits: int) -> list[OpenModel]:
-    """Known models whose weights fit into so many bytes, largest first, those that need no acceptance before others."""
+    """Known models whose weights fit into so many bytes, largest first.
+
+    Those for which nothing has to be accepted on the hub come before those of which that is not known, and these before
+    the others.
+    """
     found = [model for model in models() if model.bytes[bits] <= size]
-    return sorted(found, key=lambda model: (model.gated, -model.parameters))
+    return sorted(found, key=lambda model: ((False, None, True).index(model.gated), -model.parameters))
 
 
 # -- computed from configurations -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from html import unescape
 
 import pytest
 
@@ -131,8 +132,8 @@ def test_every_model_has_a_page_with_the_same_words_in_every_form(id):
         for line in section.lines:
             assert plain(line.says) in plain(text)
             assert plain(line.says) in plain(markdown)
-            assert line.source is None or f"{line.source}]({line.source.url})" in markdown
-            assert line.source is None or line.source.url in text
+            assert plain(line.says) in plain(unescape(re.sub(r"<[^>]*>", " ", html)))
+            assert plain(line.section) in plain(text)
     assert all(title in html for title in ("Licence terms in plain words", "How to cite"))
     assert "None" not in text
     assert "@" in card.sections()[-1].verbatim
@@ -147,9 +148,86 @@ def test_what_the_licences_are_known_for_is_on_the_card():
     assert "training other models on its output are allowed" in " ".join(r1.split())
     assert "European Union" in repr(lk.card("Llama-4-Scout-17B-16E"))
     assert "prohibited use policy" in repr(lk.card("gemma-2-2b"))
-    both = repr(lk.card("DeepSeek-R1-Distill-Llama-8B"))
-    assert "MIT: You may use" in both
-    assert "Llama 3.1 Community: You may use" in both
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_the_numbers_in_the_text_are_those_of_the_listed_sources(id):
+    card = lk.card(id)
+    listed = dict(enumerate(card.sources(), 1))
+    assert len({source.url for source in listed.values()}) == len(listed)  # no address twice
+    page, _, end = repr(card).rpartition("\nSources\n")
+    assert dict(re.findall(r"^\[(\d+)\] (\S+), (?:read|entered) 20\d\d-\d\d-\d\d$", end, re.MULTILINE)) == {
+        str(n): source.url for n, source in listed.items()
+    }
+    assert sorted({int(n) for n in re.findall(r"\[(\d+)\]", page)}) == list(listed)
+    page, _, end = card.to_markdown().rpartition("\n## Sources\n")
+    assert dict(re.findall(r"^(\d+)\. <(\S+)>, ", end, re.MULTILINE)) == {str(n): one.url for n, one in listed.items()}
+    assert {(int(n), url) for n, url in re.findall(r"\[\\\[(\d+)\\\]\]\((\S+?)\)", page)} == {
+        (n, source.url) for n, source in listed.items()
+    }
+    page, _, end = card._repr_html_().rpartition("<h2>Sources</h2>")
+    assert re.findall(r'<li><a href="([^"]+)">', end) == [source.url for source in listed.values()]
+    assert {(int(n), url) for url, n in re.findall(r'<a href="([^"]+)" title="[^"]+">\[(\d+)\]</a>', page)} == {
+        (n, source.url) for n, source in listed.items()
+    }
+
+
+def test_the_sentences_of_a_section_carry_the_numbers_of_their_own_sources():
+    card = lk.card("Llama-2-7b-hf")
+    number = {source: n for n, source in enumerate(card.sources(), 1)}
+    text = " ".join(repr(card).split())
+    for term in card.terms:
+        assert f"{term.says} ({term.section}) [{number[term.source]}]" in text
+
+
+@pytest.mark.parametrize(
+    ("id", "licence", "asks"),
+    [
+        ("DeepSeek-R1-Distill-Llama-8B", "Llama 3.1 Community", "700 million monthly users"),
+        ("DeepSeek-R1-Distill-Llama-70B", "Llama 3.3 Community", 'begins with "Llama"'),
+        ("DeepSeek-R1-Distill-Qwen-1.5B", "Apache-2.0", "say which files were changed"),
+    ],
+)
+def test_a_distilled_model_shows_both_licences_with_what_each_asks_for(id, licence, asks):
+    card = lk.card(id)
+    short, own, inherited = card.sections()[:3]
+    assert own.title.endswith(": MIT")
+    assert inherited.title.endswith(f": {licence}, inherited")
+    assert any("notice and the licence have to stay" in line.says for line in own.lines)
+    assert any("derived from" in line.says for line in own.lines)
+    assert [line.says for line in inherited.lines] == [term.says for term in facts.terms(licence)]
+    assert any(asks in line.says for line in inherited.lines)
+    said = {line.label: line for line in short.lines}
+    assert said["Licence"].says == "MIT."
+    assert said["Inherited licence"].says.startswith(f"{licence}, ")
+    assert said["The inherited licence allows"].source == inherited.lines[0].source
+    for written in (repr(card), card.to_markdown(), card._repr_html_()):
+        assert licence in written
+        assert "Inherited licence" in written
+
+
+def test_a_model_with_one_licence_shows_no_other():
+    assert "nherited" not in repr(lk.card("Qwen2.5-7B"))
+
+
+def test_what_no_source_says_about_the_hub_is_not_known():
+    names = ("Qwen2.5-7B", "gpt2", "gemma-2-2b")
+    gates = {name: repr(lk.card(name)).split("- On the hub: ")[1].splitlines()[0] for name in names}
+    assert gates["Qwen2.5-7B"] == "not known whether conditions have to be accepted first."
+    assert re.fullmatch(r"nothing has to be accepted first\. \[\d+\]", gates["gpt2"])
+    assert re.fullmatch(r"conditions have to be accepted first\. \[\d+\]", gates["gemma-2-2b"])
+
+
+def test_the_rules_of_each_llama_are_its_own():
+    for name in ("2", "3", "3.1", "3.2", "3.3", "4"):
+        text = " ".join(term.says for term in facts.terms(f"Llama {name} Community"))
+        assert ("improve other large language models" in text) == (name in ("2", "3"))
+        assert ("with its output, that is made available" in text) == (name not in ("2", "3"))
+        assert ("European Union" in text) == (name in ("3.2", "3.3", "4"))
+        assert ("Built with" in text) == (name != "2")
+        assert ('begins with "Llama 3"' in text) == (name == "3")
+        for known in ("700 million", "loses the licence", "delete the model", "courts of California", "trademarks"):
+            assert known in text
 
 
 def test_without_a_name_it_is_the_default_models():

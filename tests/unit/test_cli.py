@@ -25,7 +25,11 @@ def test_models_lists_licences_and_sizes(capsys):
     assert main(["models"]) == 0
     out = capsys.readouterr().out
     assert "meta-llama/Llama-2-7b-hf" in out
-    assert "accept it on the hub first" in out
+    rows = {row.split()[0]: row for row in out.splitlines() if "/" in row.split(" ")[0]}
+    assert "accept its conditions on the hub first" in rows["meta-llama/Llama-2-7b-hf"]
+    assert "not known whether it has conditions to accept" in rows["Qwen/Qwen2.5-7B"]
+    assert "hub" not in rows["EleutherAI/pythia-70m"]
+    assert "MIT and Llama 3.1 Community" in rows["deepseek-ai/DeepSeek-R1-Distill-Llama-8B"]
 
 
 def test_pull_says_that_the_default_model_is_ready(lm4, capsys):
