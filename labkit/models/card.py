@@ -151,7 +151,9 @@ class Card:
             if section.verbatim:
                 out.append(f"<pre>{escape(section.verbatim)}</pre>")
             out.append("</section>")
-        items = "".join(f'<li><a href="{escape(one.url)}">{escape(one.url)}</a>, {one}</li>' for one in number)
+        items = "".join(
+            f'<li><a href="{escape(one.url)}">{escape(one.url)}</a>, <span>{one}</span></li>' for one in number
+        )
         out.append(f'<section class="labkit-sources"><h2>{SOURCES}</h2><ol>{items}</ol></section>')
         return f'<article class="labkit-card">{"".join(out)}</article>'
 
@@ -166,7 +168,7 @@ class Card:
     def _short(self) -> Iterable[Line]:
         model, read = self.model, self.model.sources
         yield Line(f"{model.licence}.", read["licence"], "Licence")
-        yield Line(model.licence_url, label="Its text")
+        yield Line(model.licence_url, label="Text of the licence")
         if model.also:
             yield Line(f"{model.also}, of the model that it was made from.", read["licence"], "Inherited licence")
         yield Line(f"{GATE[model.gated]}.", read.get("gated"), "On the hub")
@@ -303,7 +305,7 @@ def _link(source: Source, number: dict[Source, int]) -> str:
 def _line_as_html(line: Line, number: dict[Source, int]) -> str:
     label = f"<b>{escape(line.label)}</b>: " if line.label else ""
     where = f" <small>({escape(line.section)})</small>" if line.section else ""
-    return label + escape(line.says) + where + (f" {_anchor(line.source, number)}" if line.source else "")
+    return label + escape(line.says) + where + (f"&nbsp;{_anchor(line.source, number)}" if line.source else "")
 
 
 def _anchor(source: Source, number: dict[Source, int]) -> str:
@@ -322,12 +324,17 @@ STYLE = (
     ".labkit-card ul{margin:0;padding-left:1.2rem}.labkit-card table{border-collapse:collapse;margin:0.5rem 0}"
     ".labkit-card th,.labkit-card td{text-align:left;padding:0.125rem 0.75rem 0.125rem 0;"
     "border-bottom:1px solid rgba(128,128,128,0.4);background:none;color:inherit}"
-    ".labkit-card a{color:inherit}.labkit-sources{overflow-wrap:anywhere}.labkit-sources ol{margin:0;padding-left:2rem}"
-    ".labkit-card pre{white-space:pre-wrap;background:none;color:inherit}"
-    "@media print{.labkit-card{font-size:7pt;line-height:1.25;max-width:none}.labkit-card h2{margin:0.5rem 0 0}"
-    ".labkit-card th,.labkit-card td{padding-block:0}.labkit-card section{break-inside:avoid}}"
+    ".labkit-card a{color:inherit}.labkit-card pre{white-space:pre-wrap;background:none;color:inherit}"
+    ".labkit-sources{overflow-wrap:anywhere}.labkit-sources ol{margin:0;padding-left:2rem}"
+    ".labkit-sources span{white-space:nowrap}"
+    "@media print{.labkit-card{font-size:7pt;line-height:1.25;max-width:none;columns:2;column-gap:2rem}"
+    ".labkit-card h1,.labkit-card>p{column-span:all;margin:0 0 0.25rem}.labkit-card h1{font-size:1.75em}"
+    ".labkit-card h2{font-size:1.2em;margin:0.375rem 0 0;break-after:avoid}"
+    ".labkit-card ul,.labkit-sources ol{padding-left:1rem}.labkit-card pre{margin:0.25rem 0}"
+    ".labkit-card th,.labkit-card td{padding:0 0.25rem 0 0;vertical-align:top}"
+    ".labkit-card li,.labkit-card tr{break-inside:avoid}}"
 )
-"""Colours are those around the card, so that it follows light and dark; print is small."""
+"""Colours are those around the card, so that it follows light and dark; in print it is one page in two columns."""
 PAGE = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     "<style>:root{{color-scheme:light dark}}body{{font-family:system-ui,sans-serif;margin:2rem}}"
