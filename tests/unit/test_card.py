@@ -114,6 +114,7 @@ def test_a_component_or_state_that_there_is_not_is_refused():
     ("id", "says"),
     [
         ("EleutherAI/pythia-1b", "Class I, Open Science Model"),
+        ("EleutherAI/pythia-14m", "not known"),  # the tool lists three components of it
         ("ibm-granite/granite-4.1-8b", "Class III, Open Model"),
         ("meta-llama/Llama-2-7b-hf", "none of the three"),
     ],
