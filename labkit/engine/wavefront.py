@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -59,11 +60,13 @@ class Lane:
         base: the run.
         source: the site's activation of each layer of the other run, as `record` gives it.
         first: the first position at which the two prompts differ; nothing before it can have an effect.
+        reads: of how many last positions the residual stream is wanted.
     """
 
     base: RecordedRun
     source: Mapping[int, torch.Tensor]
     first: int
+    reads: int = 1
 
     def start_of(self, cell: Cell) -> int:
         return self.first if cell.position is None else cell.position
@@ -87,7 +90,7 @@ class Wavefront:
     """Patches of one kind of site, put into one base run or into several at once.
 
     Args:
-        lanes: the runs, all of the same length; a cell's `lane` says which one it belongs to.
+        lanes: the runs, of any lengths; a cell's `lane` says which one it belongs to.
         site: the kind of site.
 
     Raises:
@@ -95,13 +98,15 @@ class Wavefront:
     """
 
     def __init__(self, lanes: Sequence[Lane], *, site: str) -> None:
-        self.lanes, self.site, self.lm, self.length = lanes, site, lanes[0].base.lm, lanes[0].base.length
-        self._causal: dict[torch.device, torch.Tensor] = {}
+        self.lanes, self.site, self.lm = lanes, site, lanes[0].base.lm
+        self._causal: dict[tuple[torch.device, int], torch.Tensor] = {}
         with self.lm.busy():
             self._find_restarts()
 
     def __call__(self, cells: Sequence[Cell], *, cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
-        """The last residual stream (len(cells), d_model) at the last position of each patched run.
+        """The last residual stream (rows, d_model) at the last positions of each patched run, cell by cell.
+
+        There are as many rows to a cell as its lane `reads`: one, unless it says otherwise.
 
         Raises:
             Cancelled: `cancelled()` returned true; it is checked before every block.
@@ -119,9 +124,13 @@ class Wavefront:
                 if layer < self.lm.n_layers:
                     rows = [groups[key] for key in sorted(groups)]
                     self._block(layer, rows, set(new), cells, RESTARTS[self.lm][layer])
-            last = torch.cat([group.x[:, -1] for group in groups.values()])
+            last = torch.cat([group.x[:, -self.lanes[group.lane].reads :].flatten(0, 1) for group in groups.values()])
             final = torch.empty_like(last)
-            final[to_index([index for group in groups.values() for index in group.cells], last.device)] = last
+            first = list(accumulate((self.lanes[cell.lane].reads for cell in cells), initial=0))
+            rows_of = [
+                row for group in groups.values() for cell in group.cells for row in range(first[cell], first[cell + 1])
+            ]
+            final[to_index(rows_of, last.device)] = last
         return final
 
     def _join(self, groups: dict[tuple[int, int], _Group], layer: int, new: list[int], cells: Sequence[Cell]) -> None:
@@ -159,7 +168,8 @@ class Wavefront:
         at = [to_index(self._positions(groups, lane), packed.device) for lane in used]
         at[-1] = torch.cat([at[-1], at[-1][-1:].expand(spare)])
         calls = [self.lanes[lane].base.calls[layer] for lane in used]
-        args, kwargs = mapped(partial(_reindexed, at=at, length=self.length), *calls)
+        lengths = [self.lanes[lane].base.length for lane in used]
+        args, kwargs = mapped(partial(_reindexed, at=at, lengths=lengths), *calls)
         put = partial(self._put, layer, groups, new, cells)
         edits = {(self.site, layer): put} if self.site in _HOOKED and new else {}
         attention = heads_of(self.lm)[layer].attention
@@ -174,7 +184,7 @@ class Wavefront:
     def _positions(self, groups: list[_Group], lane: int) -> torch.Tensor:
         """The position of each packed token of a lane."""
         mine = [g for g in groups if g.lane == lane]
-        return torch.cat([torch.arange(g.start, self.length).repeat(len(g.cells)) for g in mine])
+        return torch.cat([torch.arange(g.start, self.lanes[lane].base.length).repeat(len(g.cells)) for g in mine])
 
     def _whole(self, layer: int, group: _Group, rows: slice, new: set[int], cells: Sequence[Cell]) -> torch.Tensor:
         """What the block makes of some of a group's rows, with the base run's residual stream in front."""
@@ -220,7 +230,7 @@ class Wavefront:
             RESTARTS[self.lm][layer] = next(way for way in ways if way == "one" or self._agrees(layer, way, x, out))
 
     def _agrees(self, layer: int, way: str, x: torch.Tensor, out: torch.Tensor) -> bool:
-        start = self.length // 2
+        start = self.lanes[0].base.length // 2
         groups = [_Group(0, 0, x.repeat_interleave(2, 0), [0, 1]), _Group(0, start, x[:, start:].clone(), [2])]
         try:
             self._block(layer, groups, set(), [], way)
@@ -257,7 +267,7 @@ class Wavefront:
                     put_rows(x.transpose(1, 2), lane.source[layer][start:], edited)
             k = torch.cat([stored.k[:, :, :start].expand(len(group.cells), -1, -1, -1), k], 2)
             v = torch.cat([stored.v[:, :, :start].expand(len(group.cells), -1, -1, -1), v], 2)
-            here = replace(call, q=q, k=k, v=v, mask=self._mask(stored, start))
+            here = replace(call, q=q, k=k, v=v, mask=self._mask(lane.base, stored, start))
             out = _fast(here)  # (rows, length, head, d_head)
             if by_head == "z" and edited:
                 put_rows(out, lane.source[layer][start:], edited)
@@ -266,16 +276,16 @@ class Wavefront:
             z.append(out.flatten(0, 1))
         return _packed(z, call.q.shape[2] - sum(g.tokens for g in groups))
 
-    def _mask(self, stored: AttentionCall, start: int) -> torch.Tensor | None:
+    def _mask(self, base: RecordedRun, stored: AttentionCall, start: int) -> torch.Tensor | None:
         """The base run's mask for the queries from `start` on, (..., length, seq)."""
         if start == 0:
             return stored.mask
         if stored.mask is not None:
             return stored.mask[..., start:, :]
-        device = stored.k.device
-        if device not in self._causal:  # one for all starts: theirs are its last rows
-            self._causal[device] = torch.ones(self.length, self.length, dtype=torch.bool, device=device).tril()
-        return self._causal[device][start:]
+        device, length = stored.k.device, base.length
+        if (device, length) not in self._causal:  # one for all starts: theirs are its last rows
+            self._causal[device, length] = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        return self._causal[device, length][start:]
 
 
 def _spare(tokens: int, device: torch.device) -> int:
@@ -322,12 +332,14 @@ def _fast(call: AttentionCall) -> torch.Tensor:
     return out.transpose(1, 2)
 
 
-def _reindexed(name: str, *values: torch.Tensor, at: Sequence[torch.Tensor], length: int) -> torch.Tensor | None:
+def _reindexed(
+    name: str, *values: torch.Tensor, at: Sequence[torch.Tensor], lengths: Sequence[int]
+) -> torch.Tensor | None:
     """One argument of a block, for packed tokens: what has a position axis is taken at each token's position.
 
-    `values` has the argument of each lane, and `at` the positions of its tokens.
+    `values` has the argument of each lane, `at` the positions of its tokens, and `lengths` how many it has.
     """
-    value = values[0]
+    value, length = values[0], lengths[0]
     if "mask" in name or value.ndim == 4:
         return None  # masks are taken from the recorded attention calls, group by group
     if value.ndim >= 2 and value.shape[:2] == (1, length):

@@ -22,7 +22,7 @@ from labkit.engine.cells import UNIT_KINDS
 from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import Metric, metric_of
-from labkit.patching.pair_runs import ENDS
+from labkit.patching.pair_runs import ENDS, beside
 from labkit.patching.source_model import check_sizes, run_names
 from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
@@ -45,7 +45,8 @@ class CellReport:
 
     Attributes:
         before, after: the likeliest next tokens without and with it, as (text, probability).
-        effect: the change of the metric; NaN for your own metric on a cell that is not in the grid.
+        effect: the change of the metric; NaN for your own metric, and for answers of several tokens, where a cell is
+            not in the grid.
         normalized: the metric after it, where 0 is the corrupt run and 1 the clean run.
         attention_before, attention_after: the attention at the cell, float32: (head, key) from a position, for one head
             or all of the layer; (query, key) for a head at all positions; None if the layer has no patterns, or if
@@ -166,6 +167,11 @@ def cone(grid: PatchGrid, cell: Place) -> np.ndarray:
 def code_of(grid: PatchGrid, moves: Sequence[Move]) -> str:
     """The Python of these moves, given `lm`, and `source` where the grid is between two models."""
     source, base = ENDS[grid.direction]
+    moves = [Move(_beside(grid, move.source), move.target) for move in moves]
+    if grid.alignment is not None and any(move.source.position is None for move in moves):
+        raise ValueError(
+            "no code is written for a whole head between prompts of unequal length; take the code of the grid"
+        )
     models = {"clean": "source" if "source" in grid.recipe else "lm", "corrupt": "lm"}
     reads = list(dict.fromkeys(str(_whole(move.source)) for move in moves))
     given = f"given = {models[source]}.run({grid.recipe[source]!r}, read={reads!r})\n"
@@ -201,9 +207,12 @@ def _report(
     target = moves[0].target
     looks = len(moves) == 1 and target.layer is not None and absent(patched_lm, "pattern", target.layer) is None
     read = [f"pattern.{target.layer}"] if looks else []
-    given = run_to_measure(models[source], ids[source], read=list({str(_whole(move.source)): None for move in moves}))
+    beside_base = None if grid.alignment is None else grid.partners
+    moves_in = [Move(_beside(grid, move.source), move.target) for move in moves]
+    reads = list({str(_whole(move.source)): None for move in moves_in})
+    given = run_to_measure(models[source], ids[source], read=reads)
     plain = run_to_measure(patched_lm, ids[base], read=read)
-    patched = run_to_measure(patched_lm, ids[base], read=read, write=_writes(given, moves))
+    patched = run_to_measure(patched_lm, ids[base], read=read, write=_writes(given, moves_in, beside_base))
     runs = ((source, given), (base, plain), ("patched", patched))
     logits = {name: run.logits[0, -1].to(lm.device) for name, run in runs}
     before, after = (likeliest(lm, logits[name], k) for name in (base, "patched"))
@@ -245,14 +254,29 @@ def _whole(site: Site) -> Site:
     return replace(site, head=None) if site.kind in UNIT_KINDS else site
 
 
-def _writes(given: Run, moves: Sequence[Move]) -> dict[Site, Any]:
-    """What to write where; single neurons go into what is there."""
+def _beside(grid: PatchGrid, site: Site) -> Site:
+    """Where the source run has a site of the patched run.
+
+    Raises:
+        ValueError: its position has no partner there.
+    """
+    if grid.alignment is None or site.position is None:
+        return site
+    if (partner := grid.partners[site.position]) is None:
+        raise ValueError(f"position {site.position} has no partner in the other prompt, so nothing can be put there")
+    return replace(site, position=partner)
+
+
+def _writes(given: Run, moves: Sequence[Move], partners: Sequence[int | None] | None) -> dict[Site, Any]:
+    """What to write where; single neurons go into what is there, and so do positions that have a partner."""
     writes: dict[Site, Any] = {}
     neurons: dict[Site, list[tuple[int, torch.Tensor]]] = {}
     for move in moves:
         value = given[_whole(move.source)]
         if move.source.kind in UNIT_KINDS and move.source.head is not None and move.target.head is not None:
             neurons.setdefault(_whole(move.target), []).append((move.target.head, value[..., move.source.head]))
+        elif partners is not None and move.target.position is None:
+            writes[move.target] = lambda x, value=value: beside(partners, value[0], x[0])[None]
         else:
             writes[move.target] = value
     return writes | {site: _into(changes) for site, changes in neurons.items()}
@@ -275,7 +299,7 @@ def likeliest(lm: LanguageModel, row: torch.Tensor, k: int) -> list[tuple[str, f
 
 
 def _metric(lm: LanguageModel, grid: PatchGrid, reference: torch.Tensor) -> Metric | None:
-    if grid.recipe["own_metric"]:
+    if grid.recipe["own_metric"] or "answer_tokens" in grid.recipe:
         return None
     answer, foil = answer_ids(lm, grid.recipe)
     return metric_of(grid.recipe["metric"], answer=answer, foil=foil, reference=reference)

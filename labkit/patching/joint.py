@@ -20,7 +20,8 @@ from labkit.patching.patch import PatchJob
 def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
     """Do the work of several jobs on one model; yields how many cells of all are done after every chunk.
 
-    Jobs that cannot share a pass (estimates, runs that cannot be restarted, a length or site of their own) are done one
+    Jobs that cannot share a pass (estimates, runs that cannot be restarted, a length or site of their own, answers of
+    several tokens) are done one
     after another, so any mixture gives the same grids. A cancelled job ends the call; `steps` or another call resumes
     it.
 
@@ -34,7 +35,7 @@ def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
         for job in jobs:
             if job.method == "exact" and job.waiting() and not job.ready():
                 return
-            alone = job.method != "exact" or job.engine != "wavefront"
+            alone = job.method != "exact" or job.engine != "wavefront" or bool(job.runs.forced)
             groups.setdefault(("" if alone else job.site, id(job) if alone else job.at), []).append(job)
         for group in groups.values():
             for _ in _jointly(group) if len(group) > 1 else group[0].steps():
@@ -48,7 +49,7 @@ def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
 
 def _jointly(jobs: list[PatchJob]) -> Iterator[None]:
     lm, length = jobs[0].lm, jobs[0].at + 1
-    lanes = [job.lane() for job in jobs]
+    lanes = [job.lanes()[0] for job in jobs]
     wavefront = Wavefront(lanes, site=engine_kind(jobs[0].site))
     tokens = lambda item: length - lanes[item[0]].start_of(jobs[item[0]].cells[item[1]])  # noqa: E731
     stopped = lambda: any(job.cancelled for job in jobs)  # noqa: E731

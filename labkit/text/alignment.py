@@ -15,6 +15,7 @@ from itertools import zip_longest
 import torch
 
 from labkit.text.encode import tokens_of
+from labkit.text.pair import matched
 from labkit.text.tokens import Token, describe
 from labkit.text.types import TextModel
 
@@ -82,8 +83,7 @@ def side_by_side(lm: TextModel, clean: str, corrupt: str, *, suggest: bool = Tru
         said = f"they differ at position {where}" if differ else "they are the same"
         count = f"{len(left)} tokens each" + (", BOS included" if begins(lm, left) else ", no BOS in front")
         return SideBySide(left, right, columns, differ, f"{count}; {said}.")
-    ids = [[token.id for token in side] for side in (left, right)]
-    blocks = [(a, b, c, d) for _, a, b, c, d in SequenceMatcher(None, ids[0], ids[1], autojunk=False).get_opcodes()]
+    blocks = matched(*([token.id for token in side] for side in (left, right)))
     columns = [column for a, b, c, d in blocks for column in zip_longest(range(a, b), range(c, d))]
     differ = [n for n, (i, j) in enumerate(columns) if i is None or j is None or left[i].id != right[j].id]
     span = _words(left, right, next(block for block in blocks if block[1] - block[0] != block[3] - block[2]))

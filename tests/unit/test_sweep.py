@@ -257,10 +257,10 @@ def test_each_process_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
 
 def test_bad_input_is_refused_before_the_model_runs(lm4, pairs, monkeypatch):
     monkeypatch.setattr(workers, "each", lambda *_: pytest.fail("the model ran"))
-    longer = ("When Mary and John went out, John gave a drink to", *pairs[0][1:])
+    silent = (*pairs[0][:2], "", pairs[0][3])
     for wrong, says in (
         ([], "no pairs"),
-        ([*pairs, longer], r"1 of 9 pairs cannot be patched; the first, pair 8: clean has"),
+        ([*pairs, silent], r"1 of 9 pairs cannot be patched; the first, pair 8: the answer is empty"),
         ([("a",)], "got 1 parts"),
         (pairs[0], "a list of tuples"),
     ):
