@@ -109,6 +109,15 @@ class PairRuns:
         for lane in self.lanes:
             lane._together = self._together
 
+    def same(self, other: PairRuns) -> bool:
+        """Do both run the same models on the same prompts, paired alike, with the same continuations?"""
+        return (
+            all(self.models[name] is other.models[name] for name in self.ids)
+            and self.forced == other.forced
+            and self.partners == other.partners
+            and all(torch.equal(self.ids[name], other.ids[name].to(ids.device)) for name, ids in self.ids.items())
+        )
+
     def first(self, direction: str) -> int:
         """The first position that a patch can change; the length if there is none. Nothing before it matters."""
         if not self.one_model:

@@ -94,15 +94,11 @@ class PatchJob:
         self.answer, self.foil = pair.answer, pair.foil
         base = ENDS[spec.direction][1]
         self.at = pair.ids[base].shape[1] - 1
-        if runs is not None and not (
-            runs.lm is lm
-            and runs.models["clean"] is (spec.source or lm)
-            and runs.forced == (() if pair.several is None else pair.several.lanes)
-            and runs.partners == pair.partners
-            and all(torch.equal(runs.ids[name].to(ids.device), ids) for name, ids in pair.ids.items())
-        ):
-            raise ValueError("`runs` belongs to another model or to other prompts; leave it out")
-        self.runs = runs or pair.runs()
+        self.runs = pair.runs()
+        if runs is not None:
+            if not runs.same(self.runs):
+                raise ValueError("`runs` belongs to another model or to other prompts; leave it out")
+            self.runs = runs
         self.base = self.runs.models[base]  # the model that is patched
         if pair.kind is not None and not pair.kind.has_gradient and spec.method == "attribution":
             raise ValueError(f"{pair.kind.label} has no gradient, so it cannot be estimated; use method='exact'")

@@ -132,6 +132,8 @@ class PatchSpec(PairSpec):
         for name in ("answer", "foil"):
             if isinstance(given := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(given))
+        if self.alignment is not None:  # hashable, as the rest is
+            object.__setattr__(self, "alignment", _as_tuples(self.alignment))
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {self.direction!r}")
         if self.method not in METHODS:
@@ -185,6 +187,10 @@ class PatchSpec(PairSpec):
                 f"{self.source.n_vocab} tokens; use logit_diff or logprob"
             )
         return prepared
+
+
+def _as_tuples(given: Any) -> Any:
+    return tuple(map(_as_tuples, given)) if isinstance(given, list | tuple) else given
 
 
 @dataclass(frozen=True, eq=False)

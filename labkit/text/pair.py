@@ -6,7 +6,8 @@ positions, of one length in both, each position with its partner. What is in no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import pairwise
@@ -69,22 +70,51 @@ def align_spans(lm: TextModel, clean: Prompt, corrupt: Prompt, spans: Sequence[S
     pair = _pair(lm, clean, corrupt)
     sides = {"clean": pair.clean_tokens, "corrupt": pair.corrupt_tokens}
     if spans is not None:
-        return _along(pair, _checked(spans, {name: len(tokens) for name, tokens in sides.items()}))
+        return _along(pair, checked_spans(spans, {name: len(tokens) for name, tokens in sides.items()}))
     if len(pair.clean_tokens) == len(pair.corrupt_tokens):
         return pair
-    blocks = matched(*([token.id for token in tokens] for tokens in sides.values()))
-    found = tuple(((a, b), (c, d)) for a, b, c, d in blocks if b - a == d - c)
+    found = equal_spans(*([token.id for token in tokens] for tokens in sides.values()))
     if not found:
         raise ValueError(
             f"clean has {len(pair.clean_tokens)} tokens, corrupt {len(pair.corrupt_tokens)}, and no span of them is "
             "equal; say which positions belong together with alignment=[((start, stop), (start, stop)), ...]"
         )
-    return _along(pair, _joined(found))
+    return _along(pair, found)
+
+
+def equal_spans(left: Sequence[int], right: Sequence[int]) -> Spans:
+    """The spans of two prompts' ids that are paired without being told: what is equal, and what replaces as much."""
+    return joined(((a, b), (c, d)) for a, b, c, d in matched(left, right) if b - a == d - c)
 
 
 def matched(left: Sequence[int], right: Sequence[int]) -> list[tuple[int, int, int, int]]:
     """What belongs together in two prompts' ids, in order: positions a to b - 1 of one, c to d - 1 of the other."""
     return [(a, b, c, d) for _, a, b, c, d in SequenceMatcher(None, left, right, autojunk=False).get_opcodes()]
+
+
+def spans_to_text(spans: Sequence[Sequence[Sequence[int]]]) -> str:
+    """Spans as people write them, the last position named: `0-8 = 0-8, 10-13 = 11-14`."""
+    side = lambda a, b: str(a) if b == a + 1 else f"{a}-{b - 1}"  # noqa: E731
+    return ", ".join(f"{side(*clean)} = {side(*corrupt)}" for clean, corrupt in spans)
+
+
+def spans_of_text(text: str) -> Spans:
+    """What `spans_to_text` wrote, or a person.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    side = r"\s*(\d+)\s*(?:[-\u2013]\s*(\d+)\s*)?"
+    found = []
+    for part in filter(str.strip, text.split(",")):
+        if not (match := re.fullmatch(f"{side}={side}", part)):
+            raise ValueError(
+                f"{part.strip()!r} is not a pair of spans; write positions of clean = positions of corrupt, such as "
+                "0-8 = 0-8, 10-13 = 11-14"
+            )
+        a, b, c, d = match.groups()
+        found.append(((int(a), int(b or a) + 1), (int(c), int(d or c) + 1)))
+    return tuple(found)
 
 
 def partners(spans: Sequence[Sequence[Sequence[int]]], side: str, *, length: int, other: int) -> list[int | None]:
@@ -107,7 +137,7 @@ def _along(pair: Pair, spans: Spans) -> Pair:
     return Pair(pair.clean, pair.corrupt, pair.clean_tokens, pair.corrupt_tokens, spans)
 
 
-def _joined(spans: Spans) -> Spans:
+def joined(spans: Iterable[tuple[Range, Range]]) -> Spans:
     """Spans that follow one another in both prompts, as one."""
     found: list[tuple[Range, Range]] = []
     for (a, b), (c, d) in spans:
@@ -117,7 +147,12 @@ def _joined(spans: Spans) -> Spans:
     return tuple(found)
 
 
-def _checked(spans: Sequence[Sequence[Sequence[int]]], lengths: dict[str, int]) -> Spans:
+def checked_spans(spans: Sequence[Sequence[Sequence[int]]], lengths: dict[str, int]) -> Spans:
+    """Spans as tuples, checked against how many tokens `clean` and `corrupt` have.
+
+    Raises:
+        ValueError: they are out of range, of unequal length or overlapping.
+    """
     form = "alignment is a list of ((start, stop), (start, stop)), positions of clean and of corrupt"
     try:
         found = tuple(((int(a), int(b)), (int(c), int(d))) for (a, b), (c, d) in spans)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
-from naive import naive_texts
+from naive_texts import naive_texts
 from pair import CLEAN, CORRUPT, PAIR
 
 import labkit as lk

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from naive import naive_texts
+from naive_texts import naive_texts
 from shrink import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
