@@ -116,9 +116,12 @@ def test_a_pair_is_aligned_as_it_is_typed_and_what_does_not_fit_is_mended(page: 
     expect(tool.locator(".labkit-pair-column").nth(10)).to_have_attribute(
         "aria-label", "9/10: clean ·John, corrupt anne, differs"
     )
-    box.fill(CORRUPT.replace("Mary gave", "Maryanne gave") + " ")
-    expect(paired).not_to_have_value("0-8 = 0-8, 9 = 10, 10-13 = 11-14")  # of other tokens
-    box.fill(CORRUPT.replace("Mary gave", "Maryanne gave"))
+    box.click()
+    box.press("End")
+    box.press_sequentially(" a")
+    expect(paired).to_have_value("0-8 = 0-8, 10-13 = 11-14")  # other tokens are paired anew
+    box.press("Backspace")
+    box.press("Backspace")
     button(tool, "Replace ' Maryanne' with ' Mary'").click()
     expect(tool.locator(".labkit-status").first).to_contain_text("14 tokens each, no BOS in front; they differ at")
     expect(box).to_have_value(CORRUPT)

@@ -15,7 +15,7 @@ from labkit.patching.spec import PatchSpec
 from labkit.widgets.base.tool import Tool, button
 from labkit.widgets.patch_lab.inspector import Inspector
 from labkit.widgets.patch_lab.live_grid import Known, LiveGrid, gap_words
-from labkit.widgets.patch_lab.state import ASKED, PAIR, POINTED, PatchState
+from labkit.widgets.patch_lab.state import ASKED, PAIRED, POINTED, PatchState
 
 
 class GridTool(Tool, PatchState):
@@ -40,7 +40,7 @@ class GridTool(Tool, PatchState):
 
     def _watch(self) -> None:
         """From now on a new setting is a new grid, and what is pointed at is shown."""
-        self.observe(lambda _: self._again(), [name for name in ASKED if name not in PAIR])
+        self.observe(lambda _: self._again(), [name for name in ASKED if name not in PAIRED])
         self.observe(lambda _: self._look(), POINTED)
 
     def start(self) -> None:

@@ -26,7 +26,7 @@ from labkit.widgets.patch_lab.grid_tool import GridTool
 from labkit.widgets.patch_lab.pair_editor import PairEditor
 from labkit.widgets.patch_lab.patch_controls import PatchControls
 from labkit.widgets.patch_lab.sanity_panel import SanityPanel
-from labkit.widgets.patch_lab.state import ASKED, PAIR, Over
+from labkit.widgets.patch_lab.state import ASKED, PAIR, PAIRED, Over
 
 PAIRS = 12  # of the task that a pair comes from: for the control over many pairs
 
@@ -184,7 +184,7 @@ class PatchLab(GridTool):
         """The Python that computes the grid that is shown (or requested), and makes the patch in the inspector."""
         grid = self.grid
         if grid is None:
-            names = (*PAIR, "alignment", "metric", "site", "direction")
+            names = (*PAIRED, "metric", "site", "direction")
             given = {name: value for name in names if (value := getattr(self, name))}
             return as_code(self.lm.code(), "grid = lk.patch", LM, **given) + "grid.figure()\n"
         return self._grid_code()

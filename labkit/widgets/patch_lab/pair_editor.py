@@ -20,7 +20,7 @@ from labkit.widgets.base.tool import Panel, button, choice, in_words, labelled, 
 from labkit.widgets.blocks.pair_strip import PairStrip
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.patch_lab.answer_picks import OFFERED, AnswerPicks
-from labkit.widgets.patch_lab.state import PAIR, PatchState
+from labkit.widgets.patch_lab.state import PAIR, PAIRED, PatchState
 
 NAMES = ("clean", "corrupt")
 WORDS = {"answer": "clean", "foil": "corrupt"}  # and the prompt that each follows
@@ -52,7 +52,7 @@ class PairEditor(Panel):
         submit: Callable[[], Any] = lambda: None,
     ) -> None:
         super().__init__()
-        self.lm, self.state, self._ask = lm, state, ask
+        self.lm, self.state, self._ask, self._submit = lm, state, ask, submit
         self.held: SideBySide | None = None
         self._settling = False
         self._spans_shown = ""
@@ -77,7 +77,7 @@ class PairEditor(Panel):
             box.on_submit(submit)
             box.layout.flex, box.layout.width = "1 1 380px", "auto"
         self.task.observe(lambda _: self._make(0), "value")
-        state.observe(lambda change: self._changed(change["name"]), (*PAIR, "alignment"))
+        state.observe(lambda change: self._changed(change["name"]), PAIRED)
         self.children = [
             row(self.task, self.another),
             row(*self.boxes.values(), wide=True),
@@ -120,7 +120,6 @@ class PairEditor(Panel):
         """Pair the positions that somebody wrote; what cannot be used is said, and the pairing stays."""
         if self._settling or text == self._spans_shown:
             return
-        before = self.state.alignment
         try:
             spans = spans_of_text(text) or None
             if spans is not None:
@@ -129,8 +128,8 @@ class PairEditor(Panel):
             self.status.complain(in_words(error))
             return
         self.state.alignment = None if spans is None else list(spans)
-        if before == self.state.alignment:
-            self.align()
+        self.align()
+        self._submit()
 
     def align(self) -> bool:
         """Show both prompts token over token; say in plain words where they do not fit."""

@@ -21,7 +21,8 @@ OVER: dict[str, Over] = {
     "neurons × positions": ("neuron", "position"),
 }
 PAIR = ("clean", "corrupt", "answer", "foil")
-ASKED = (*PAIR, "alignment", "metric", "site", "over", "layer", "direction")
+PAIRED = (*PAIR, "alignment")
+ASKED = (*PAIRED, "metric", "site", "over", "layer", "direction")
 POINTED = ("selection", "chosen", "arrow")
 
 
