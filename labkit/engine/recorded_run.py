@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from labkit.activations.attention_interface import AttentionCall
 from labkit.activations.head_layout import heads_of
-from labkit.activations.hooks import hooked
+from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.sites import layers_with
 from labkit.activations.unembedding import measured_end
 from labkit.models.anatomy import first_tensor, hidden_input
@@ -44,12 +44,18 @@ class RecordedRun:
 
 
 def record(
-    lm: Model, ids: torch.Tensor, *, sites: Sequence[str] = (), count: int = 1
+    lm: Model,
+    ids: torch.Tensor,
+    *,
+    sites: Sequence[str] = (),
+    count: int = 1,
+    edits: Mapping[Place, Edit] | None = None,
 ) -> tuple[RecordedRun, dict[str, dict[int, torch.Tensor]]]:
     """Run a prompt (1, seq) once and keep what the wavefront needs, and some kinds of site.
 
     Args:
         count: of how many last positions the logits are wanted.
+        edits: what is written in this run.
 
     Returns:
         The base, and each kind's activation in each layer that has it, without the batch axis: (seq, ...), patterns
@@ -58,7 +64,7 @@ def record(
     Raises:
         Unsupported: the residual stream has a form that cannot be split by position, or the layers run more than once.
     """
-    return _record(lm, ids, sites, count)[0]
+    return _record(lm, ids, sites, count, edits)[0]
 
 
 _alike: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
@@ -98,7 +104,11 @@ def _same_run(a: RecordedRun, b: RecordedRun) -> bool:
 
 
 def _record(
-    lm: Model, ids: torch.Tensor, sites: Sequence[str], count: int
+    lm: Model,
+    ids: torch.Tensor,
+    sites: Sequence[str],
+    count: int,
+    edits: Mapping[Place, Edit] | None = None,
 ) -> list[tuple[RecordedRun, dict[str, dict[int, torch.Tensor]]]]:
     if lm.anatomy.streams_first:
         raise Unsupported(f"the residual stream of {lm.name} has several copies, on its first axis")
@@ -124,7 +134,7 @@ def _record(
         for block in blocks:
             stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
         stack.callback(blocks[-1].register_forward_hook(after).remove)
-        both = recorded(lm, ids, sites=sites, count=count, watch=attention.__setitem__)
+        both = recorded(lm, ids, sites=sites, count=count, edits=edits, watch=attention.__setitem__)
     if len(calls) != len(blocks):
         raise Unsupported(f"the layers of {lm.name} run more than once in a pass")
     if any(x.shape[:2] != ids.shape for x in resid):
@@ -205,12 +215,13 @@ def recorded(
     *,
     sites: Sequence[str],
     count: int = 1,
+    edits: Mapping[Place, Edit] | None = None,
     watch: Callable[[int, AttentionCall], None] | None = None,
 ) -> list[tuple[torch.Tensor, dict[str, dict[int, torch.Tensor]]]]:
     """Of each prompt (prompt, seq) logits (count, vocab) at the last positions, float32, and sites as `record` does."""
     places = {kind: layers_with(lm, kind) for kind in sites}
     wanted = {(kind, layer) for kind, layers in places.items() for layer in layers}
-    with lm.busy(), lm.for_patching(), hooked(lm, wanted, {}, watch=watch) as found:
+    with lm.busy(), lm.for_patching(), hooked(lm, wanted, edits or {}, watch=watch) as found:
         logits = measured_end(lm, ids, count)
     return [
         (row, {kind: {layer: found[kind, layer][n] for layer in layers} for kind, layers in places.items()})

@@ -33,7 +33,7 @@ from labkit.activations.attention_interface import (
 from labkit.activations.head_layout import heads_of
 from labkit.activations.hooks import hooked
 from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, MODULE_KINDS
-from labkit.engine.cells import Cell, put_cell, put_rows
+from labkit.engine.cells import Cell, layers_of, put_cell, put_rows
 from labkit.engine.recorded_run import RecordedRun, Unsupported, expanded, mapped, same_output
 from labkit.models.anatomy import first_tensor
 from labkit.models.devices import to_index
@@ -92,13 +92,14 @@ class Wavefront:
     Args:
         lanes: the runs, of any lengths; a cell's `lane` says which one it belongs to.
         site: the kind of site.
+        window: how many layers each cell patches, its own in their middle.
 
     Raises:
         Unsupported: a layer gives a different result when run on its own.
     """
 
-    def __init__(self, lanes: Sequence[Lane], *, site: str) -> None:
-        self.lanes, self.site, self.lm = lanes, site, lanes[0].base.lm
+    def __init__(self, lanes: Sequence[Lane], *, site: str, window: int = 1) -> None:
+        self.lanes, self.site, self.lm, self.window = lanes, site, lanes[0].base.lm, window
         self._causal: dict[tuple[torch.device, int], torch.Tensor] = {}
         with self.lm.busy():
             self._find_restarts()
@@ -112,18 +113,22 @@ class Wavefront:
             Cancelled: `cancelled()` returned true; it is checked before every block.
         """
         joins: dict[int, list[int]] = {}
-        for index, cell in enumerate(cells):
-            joins.setdefault(cell.layer + (self.site == "resid_post"), []).append(index)
+        after = int(self.site == "resid_post")
+        spans = [layers_of(cell, self.window, self.lm.n_layers) for cell in cells]
+        for index, span in enumerate(spans):
+            joins.setdefault(span.start + after, []).append(index)
         groups: dict[tuple[int, int], _Group] = {}
         with self.lm.busy(), self.lm.for_patching():
             for layer in range(min(joins), self.lm.n_layers + 1):
                 if cancelled():
                     raise Cancelled
-                new = joins.get(layer, [])
-                self._join(groups, layer, new, cells)
+                self._join(groups, layer, joins.get(layer, []), cells)
+                patched = {index for index, span in enumerate(spans) if self._has(layer - after, span, cells[index])}
+                if self.site in ("resid_pre", "resid_post"):
+                    self._put_stream(groups, layer - after, patched, cells)
                 if layer < self.lm.n_layers:
                     rows = [groups[key] for key in sorted(groups)]
-                    self._block(layer, rows, set(new), cells, RESTARTS[self.lm][layer])
+                    self._block(layer, rows, patched, cells, RESTARTS[self.lm][layer])
             last = torch.cat([group.x[:, -self.lanes[group.lane].reads :].flatten(0, 1) for group in groups.values()])
             final = torch.empty_like(last)
             first = list(accumulate((self.lanes[cell.lane].reads for cell in cells), initial=0))
@@ -134,7 +139,7 @@ class Wavefront:
         return final
 
     def _join(self, groups: dict[tuple[int, int], _Group], layer: int, new: list[int], cells: Sequence[Cell]) -> None:
-        """Rows whose patch is at this layer enter with their base run's residual stream."""
+        """Rows whose first patch is at this layer enter with their base run's residual stream."""
         by_start: dict[tuple[int, int], list[int]] = {}
         for index in new:
             cell = cells[index]
@@ -142,24 +147,34 @@ class Wavefront:
         for (number, start), indices in by_start.items():
             lane = self.lanes[number]
             x = lane.base.resid[layer][start:][None].repeat_interleave(len(indices), 0)
-            if self.site in ("resid_pre", "resid_post"):
-                put_rows(x, lane.source[cells[indices[0]].layer][start:], [cells[index] for index in indices])
             if (old := groups.get((number, start))) is not None:
                 x, indices = torch.cat([old.x, x]), old.cells + indices
             groups[number, start] = _Group(number, start, x, indices)
 
-    def _block(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell], how: str) -> None:
-        """One block over all rows; rows that are new here get their patch on the way."""
+    def _has(self, layer: int, span: range, cell: Cell) -> bool:
+        """Is a cell patched at a layer? Not where the layer has no such site."""
+        return layer in span and (self.window == 1 or layer in self.lanes[cell.lane].source)
+
+    def _put_stream(
+        self, groups: dict[tuple[int, int], _Group], layer: int, patched: set[int], cells: Sequence[Cell]
+    ) -> None:
+        """The residual stream of the rows that are patched at a layer, the last ones of their groups."""
+        for group in groups.values():
+            if edited := [cells[i] for i in group.cells if i in patched]:
+                put_rows(group.x, self.lanes[group.lane].source[layer][group.start :], edited)
+
+    def _block(self, layer: int, groups: list[_Group], patched: set[int], cells: Sequence[Cell], how: str) -> None:
+        """One block over all rows; those that are patched here get their patch on the way."""
         look_again()
         if how == "packed":
-            self._packed(layer, groups, new, cells)
+            self._packed(layer, groups, patched, cells)
             return
         for group in groups:
             step = 1 if how == "one" else len(group.cells)
             parts = [slice(first, first + step) for first in range(0, len(group.cells), step)]
-            group.x = torch.cat([self._whole(layer, group, rows, new, cells) for rows in parts])
+            group.x = torch.cat([self._whole(layer, group, rows, patched, cells) for rows in parts])
 
-    def _packed(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
+    def _packed(self, layer: int, groups: list[_Group], patched: set[int], cells: Sequence[Cell]) -> None:
         """All rows as one list of tokens, end to end, each row from its start on."""
         block = self.lm.anatomy.blocks[layer]
         spare = _spare(sum(g.tokens for g in groups), groups[0].x.device)
@@ -170,11 +185,11 @@ class Wavefront:
         calls = [self.lanes[lane].base.calls[layer] for lane in used]
         lengths = [self.lanes[lane].base.length for lane in used]
         args, kwargs = mapped(partial(_reindexed, at=at, lengths=lengths), *calls)
-        put = partial(self._put, layer, groups, new, cells)
-        edits = {(self.site, layer): put} if self.site in _HOOKED and new else {}
+        put = partial(self._put, layer, groups, patched, cells)
+        edits = {(self.site, layer): put} if self.site in _HOOKED and patched else {}
         attention = heads_of(self.lm)[layer].attention
         assert attention is not None
-        task = partial(self._attend, layer, groups, new, cells)
+        task = partial(self._attend, layer, groups, patched, cells)
         with hooked(self.lm, set(), edits), attention_tasks(self.lm.hf, {attention: task}):
             out = first_tensor(block.module(packed, *args, **kwargs))
         assert out is not None
@@ -186,13 +201,13 @@ class Wavefront:
         mine = [g for g in groups if g.lane == lane]
         return torch.cat([torch.arange(g.start, self.lanes[lane].base.length).repeat(len(g.cells)) for g in mine])
 
-    def _whole(self, layer: int, group: _Group, rows: slice, new: set[int], cells: Sequence[Cell]) -> torch.Tensor:
+    def _whole(self, layer: int, group: _Group, rows: slice, patched: set[int], cells: Sequence[Cell]) -> torch.Tensor:
         """What the block makes of some of a group's rows, with the base run's residual stream in front."""
         indices, start, base = group.cells[rows], group.start, self.lanes[group.lane].base
         x = group.x[rows]
         prefix = base.resid[layer][:start][None].expand(len(indices), *(-1,) * (x.ndim - 1))
         args, kwargs = expanded(base.calls[layer], len(indices))
-        places = [(n, cells[index]) for n, index in enumerate(indices) if index in new]
+        places = [(n, cells[index]) for n, index in enumerate(indices) if index in patched]
         edits = {}
         if places and self.site in (*_HOOKED, *ATTENTION_KINDS):
             edits[self.site, layer] = partial(self._put_whole, layer, places)
@@ -239,19 +254,19 @@ class Wavefront:
         return all(same_output(row, out[0, g.start :], x[0, g.start :]) for g in groups for row in g.x)
 
     def _put(
-        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell], x: torch.Tensor
+        self, layer: int, groups: list[_Group], patched: set[int], cells: Sequence[Cell], x: torch.Tensor
     ) -> torch.Tensor:
-        """A packed activation (1, tokens, ...) with the source's vectors at the new rows' positions."""
+        """A packed activation (1, tokens, ...) with the source's vectors at the patched rows' positions."""
         x = x.clone()
         for group, part in zip(groups, _parts(groups, x[0]), strict=True):
             rows = part.view(*group.x.shape[:2], *part.shape[1:])
             source = self.lanes[group.lane].source
-            if (edited := [cells[i] for i in group.cells if i in new]) and layer in source:
+            if (edited := [cells[i] for i in group.cells if i in patched]) and layer in source:
                 put_rows(rows, source[layer][group.start :], edited)
         return x
 
     def _attend(
-        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell], call: AttentionCall
+        self, layer: int, groups: list[_Group], patched: set[int], cells: Sequence[Cell], call: AttentionCall
     ) -> torch.Tensor:
         """z of packed rows (1, tokens, head, d_head): each group's against its base run's keys and values before it."""
         by_head = self.site if self.site in ATTENTION_KINDS else None
@@ -261,7 +276,7 @@ class Wavefront:
             shape, start, lane = group.x.shape[:2], group.start, self.lanes[group.lane]
             stored = lane.base.attention[layer]
             q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in flat)  # (rows, head, length, d_head)
-            edited = [cells[i] for i in group.cells if by_head and i in new]
+            edited = [cells[i] for i in group.cells if by_head and i in patched]
             for name, x in (("q", q), ("k", k), ("v", v)):
                 if by_head == name and edited:
                     put_rows(x.transpose(1, 2), lane.source[layer][start:], edited)

@@ -96,9 +96,10 @@ def _summed(
 
 
 def on_lane(metric: Metric, lane: int, known: torch.Tensor) -> Metric:
-    """A metric as a function of one lane's logits (reads, vocab), with those of the others as they are known."""
+    """A metric as a function of one lane's logits (reads, columns), with those of the others (..., vocab) as known."""
     if len(metric.reads) == 1:
         return metric
+    known = known if metric.columns is None else known[:, list(metric.columns)]
     first = sum(metric.reads[:lane])
     parts = known[:first].detach(), known[first + metric.reads[lane] :].detach()
     return replace(metric, function=lambda x: metric(torch.cat([parts[0], x, parts[1]])), reads=(metric.reads[lane],))

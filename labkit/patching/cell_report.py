@@ -200,6 +200,8 @@ def _report(
     lm: LanguageModel, grid: PatchGrid, moves: Sequence[Move], *, k: int, other: LanguageModel | None
 ) -> CellReport:
     source, base = ENDS[grid.direction]
+    if "by" in grid.recipe:
+        raise ValueError("a cell of a grid with by= is not one run; see it with lm.run(..., write=...)")
     models = _models(lm, grid, other)
     patched_lm = models[base]
     end = None if grid.recipe["at"] == -1 else grid.recipe["at"] + 1

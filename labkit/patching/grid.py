@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from labkit.patching import gap
+from labkit.patching import gap, perturbations
 from labkit.patching.metrics import in_title
 from labkit.patching.pair_runs import ENDS
 from labkit.patching.source_model import run_names
@@ -171,14 +171,15 @@ class PatchGrid:
         """A plotly heatmap with token labels: 0 as the corrupt run, 1 as the clean run, or in the metric's own unit.
 
         Args:
-            normalized: by default true, unless the pair hardly differs (`too_close`).
+            normalized: by default true, unless the pair hardly differs (`too_close`) or there is no second run.
 
         Raises:
             ValueError: the grid has three axes; select one of them first.
         """
         if len(self.over) != 2:
             raise ValueError(f"a figure has two axes; this grid has {self.over}: use to_frame() and select one")
-        normalized = not self.too_close if normalized is None else normalized
+        if normalized is None:
+            normalized = not self.too_close and bool(np.isfinite(self.corrupt))
         clean, corrupt = run_names(self.recipe).values()
         return of_patching(
             self.normalized if normalized else self.values,
@@ -203,9 +204,11 @@ class PatchGrid:
         shape = " x ".join(f"{len(n)} {name}s" for name, n in zip(self.over, self.index, strict=True))
         done = int((~np.isnan(self.values)).sum())
         partly = "" if self.complete else f", {done} of {int((~self.unpaired).sum())} cells computed"
+        clean, corrupt = run_names(self.recipe).values() if "by" in self.recipe else ("clean", "corrupt")
+        other = f", {corrupt} {self.corrupt:.3f}" if np.isfinite(self.corrupt) else f", by {corrupt}"
         return (
             f"PatchGrid({self.site}, {self.direction}, {shape}, {self.recipe['metric']}: "
-            f"clean {self.clean:.3f}, corrupt {self.corrupt:.3f}{partly})"
+            f"{clean} {self.clean:.3f}{other}{partly})"
         )
 
 
@@ -216,6 +219,10 @@ def axes_asked(recipe: dict[str, Any], over: tuple[str, ...], index: tuple[list[
         asked["over"] = over
     if recipe.get("layer") is not None:
         asked["layers"] = [recipe["layer"]]
+    if "by" in recipe:
+        asked["by"] = perturbations.code_of({name: value for name, value in recipe["by"].items() if name != "name"})
+    if recipe.get("window", 1) > 1:
+        asked["window"] = recipe["window"]
     if recipe.get("alignment") is not None:
         asked["alignment"] = [tuple(map(tuple, span)) for span in recipe["alignment"]]
     numbers = dict(zip(over, index, strict=True))

@@ -9,11 +9,13 @@ forward and one backward pass estimate all sites in `together`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 
 import torch
 
+from labkit.activations.hooks import Edit, Place
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported, record, record_together, recorded, several_alike
@@ -21,6 +23,7 @@ from labkit.language_model import LanguageModel
 from labkit.patching.gap import Measured, measured
 from labkit.patching.gradients import estimates
 from labkit.patching.metrics import Metric
+from labkit.patching.perturbations import Draw
 from labkit.patching.source_model import alike
 
 ENDS = {"denoise": ("clean", "corrupt"), "noise": ("corrupt", "clean")}
@@ -50,6 +53,7 @@ class PairRuns:
         partners: of unequal prompts, for each position of `clean` and of `corrupt` its position in the other; None
             where it has none.
         forced: what is appended to both prompts, once for each lane (`patching.answers`).
+        draws: what takes the place of the corrupt run, once for each lane (`patching.perturbations`).
 
     Attributes:
         lanes: these runs, or with `forced` those of the prompts with each continuation.
@@ -69,14 +73,18 @@ class PairRuns:
         source: LanguageModel | None = None,
         partners: Mapping[str, Sequence[int | None]] | None = None,
         forced: Sequence[tuple[int, ...]] = (),
+        draws: Sequence[Draw] = (),
         reads: int = 1,
     ) -> None:
         self.lm, self.partners, self.forced, self.reads = lm, partners, tuple(forced), reads
+        self.draws = tuple(draws)
+        self.draw: Draw | None = None  # of a lane
         self.models = {"clean": source or lm, "corrupt": lm}
         self.one_model = self.models["clean"] is lm
         self.ids = {"clean": clean.to(self.models["clean"].device), "corrupt": corrupt}
         self._together = tuple(dict.fromkeys(map(engine_kind, together)))
-        self.lanes = [self._with(ids) for ids in self.forced] or [self]
+        several = itertools.product(self.draws or (None,), self.forced or ((),))
+        self.lanes = [self._with(ids, draw) for draw, ids in several] if self.draws or self.forced else [self]
         self.unsupported: str | None = None
         self._bases: dict[str, RecordedRun] = {}
         self._readouts: dict[str, Readout] = {}
@@ -86,18 +94,21 @@ class PairRuns:
         self._effects: dict[Hashable, dict[str, Activations]] = {}
         self._noise: dict[Hashable, Measured | None] = {}
 
-    def _with(self, forced: tuple[int, ...]) -> PairRuns:
-        """The same two runs, of the prompts with a continuation."""
-        ids = {name: torch.cat([x, x.new_tensor([forced])], 1) if forced else x for name, x in self.ids.items()}
+    def _with(self, forced: tuple[int, ...], draw: Draw | None) -> PairRuns:
+        """The same two runs, of the prompts with a continuation, or with something else in the place of corrupt."""
+        own = self.ids if draw is None or draw.corrupt is None else self.ids | {"corrupt": draw.corrupt}
+        ids = {name: torch.cat([x, x.new_tensor([forced])], 1) if forced else x for name, x in own.items()}
         partners = self.partners and {
             name: [*own, *range(self.ids[OTHER[name]].shape[1], ids[OTHER[name]].shape[1])]
             for name, own in self.partners.items()
         }
         source = None if self.one_model else self.models["clean"]
-        return PairRuns(
+        lane = PairRuns(
             self.lm, ids["clean"], ids["corrupt"],
             together=self.together, source=source, partners=partners, reads=len(forced) + 1,
         )  # fmt: skip
+        lane.draw = draw
+        return lane
 
     @property
     def together(self) -> tuple[str, ...]:
@@ -115,12 +126,15 @@ class PairRuns:
             all(self.models[name] is other.models[name] for name in self.ids)
             and self.forced == other.forced
             and self.partners == other.partners
+            and [draw.key for draw in self.draws] == [draw.key for draw in other.draws]
             and all(torch.equal(self.ids[name], other.ids[name].to(ids.device)) for name, ids in self.ids.items())
         )
 
     def first(self, direction: str) -> int:
         """The first position that a patch can change; the length if there is none. Nothing before it matters."""
-        if not self.one_model:
+        if self.lanes != [self]:
+            return min(lane.first(direction) for lane in self.lanes)
+        if not self.one_model or (self.draw is not None and self.draw.corrupt is None):
             return 0
         a, b = self.ids["clean"][0], self.ids["corrupt"][0]
         shared = min(len(a), len(b))
@@ -133,6 +147,10 @@ class PairRuns:
         changed = (p for p, other in enumerate(own) if other is not None and (other != p or p >= apart))
         return next(changed, len(own))
 
+    def edits(self, name: str) -> Mapping[Place, Edit]:
+        """What is written in the run called `clean` or `corrupt` on its way."""
+        return self.draw.edits if self.draw is not None and name == "corrupt" else {}
+
     def activations(self, name: str, kind: str) -> Activations:
         """One kind of site in the run called `clean` or `corrupt`, by layer."""
         if (name, kind) not in self._kept:
@@ -142,6 +160,10 @@ class PairRuns:
     def put_in(self, direction: str, kind: str) -> Activations:
         """What one run gets from the other: the source's activations, in the dtype and on the device of its own."""
         source, base = ENDS[direction]
+        if self.draw is not None and self.draw.instead is not None:
+            if (direction, kind) not in self._put_in:
+                self._put_in[direction, kind] = self.draw.instead(self.lm, kind, self.activations(base, kind))
+            return self._put_in[direction, kind]
         taken = self.activations(source, kind)
         if self.one_model and self.partners is None:
             return taken
@@ -165,7 +187,7 @@ class PairRuns:
 
     def logits(self, name: str) -> torch.Tensor:
         """Logits (reads, vocab) at the positions that the metric reads, of one lane after another, float32."""
-        if self.forced:
+        if self.lanes != [self]:
             return torch.cat([lane.logits(name) for lane in self.lanes])
         if name not in self._logits:
             self._run(None)
@@ -179,6 +201,8 @@ class PairRuns:
 
     def noise(self, metric: Metric) -> Measured | None:
         """How far rounding alone moves the metric on these runs; None if they are far apart (`patching.gap`)."""
+        if self.draws:
+            return None  # of each draw another, and the mean over them is what counts
         if metric.key not in self._noise:
             lanes = [(lane.ids, lane.reads) for lane in self.lanes]
             self._noise[metric.key] = measured(self.models, lanes, {n: self.logits(n) for n in self.ids}, metric)
@@ -193,13 +217,12 @@ class PairRuns:
         key = (direction, metric.key)
         known = self._effects.setdefault(key, {})
         if kind not in known:
-            source, base = ENDS[direction]
+            base = ENDS[direction][1]
             wanted = self.together if kind in self.together else (kind,)
             missing = [k for k in wanted if k not in known]
-            taken = {
-                k: self.activations(source, k) if self.partners is None else self.put_in(direction, k) for k in missing
-            }
-            known |= estimates(self.models[base], self.ids[base], taken, metric=metric)
+            taken = {k: self.put_in(direction, k) for k in missing}
+            edits = self.edits(base)
+            known |= estimates(self.models[base], self.ids[base], taken, metric=metric, edits=edits)
         return known[kind]
 
     def _run(self, kind: str | None) -> None:
@@ -211,7 +234,7 @@ class PairRuns:
                 self._run_one(name, kinds)
             return
         with self.lm.busy():
-            if self.ids["clean"].shape == self.ids["corrupt"].shape:
+            if self.ids["clean"].shape == self.ids["corrupt"].shape and not self.edits("corrupt"):
                 self._run_both(kinds)
                 return
             for name in self.ids:
@@ -219,16 +242,16 @@ class PairRuns:
 
     def _run_one(self, name: str, kinds: list[str]) -> None:
         """Run one model's prompt for what is missing."""
-        lm, ids = self.models[name], self.ids[name]
+        lm, ids, edits = self.models[name], self.ids[name], self.edits(name)
         try:
             if self.unsupported is not None or name in self._bases:
                 raise Unsupported(self.unsupported)
-            self._bases[name], kept = record(lm, ids, sites=kinds, count=self.reads)
+            self._bases[name], kept = record(lm, ids, sites=kinds, count=self.reads, edits=edits)
             self._logits[name] = _tail(self._bases[name])
         except Unsupported as why:
             if name not in self._bases:
                 self.unsupported = str(why)
-            ((self._logits[name], kept),) = recorded(lm, ids, sites=kinds, count=self.reads)
+            ((self._logits[name], kept),) = recorded(lm, ids, sites=kinds, count=self.reads, edits=edits)
         self._kept |= {(name, k): layers for k, layers in kept.items()}
 
     def _run_both(self, kinds: list[str]) -> None:

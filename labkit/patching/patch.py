@@ -24,7 +24,7 @@ from labkit.activations.site_kinds import PATCHED
 from labkit.activations.sites import checked
 from labkit.activations.unembedding import measured_end
 from labkit.engine.batching import chunked, give_back, in_chunks, is_out_of_memory, tokens_at_once
-from labkit.engine.cells import Cell, at_cell, by_unit, put_whole
+from labkit.engine.cells import Cell, at_cell, by_unit, layers_of, put_whole
 from labkit.engine.recorded_run import Unsupported
 from labkit.engine.wavefront import Cancelled, Lane, Wavefront
 from labkit.language_model import LanguageModel
@@ -49,8 +49,9 @@ def patch(lm: LanguageModel, spec: PatchSpec) -> PatchGrid:
     Args:
         clean, corrupt, answer, foil, metric, at, progress: as `PairSpec` has them: the two prompts, the tokens they
             call for, the metric, and where it is read.
-        site, method, direction, over, layers, heads, neurons, positions, source, alignment: as `PatchSpec` has them:
-            what is patched, how, over which axes, from which model, and along which alignment.
+        site, method, direction, over, layers, heads, neurons, positions, source, alignment, by, window: as `PatchSpec`
+            has them: what is patched, how, over which axes, from which model, along which alignment, with what, and how
+            many layers at once.
 
     Returns:
         A `PatchGrid`; cells without a partner are NaN, and after an interrupt those not computed. Warns if clean and
@@ -132,6 +133,11 @@ class PatchJob:
     def done(self) -> int:
         return int((~np.isnan(self.grid.values)).sum())
 
+    @property
+    def one_lane(self) -> bool:
+        """Is each cell one row at one layer, so that several pairs can go up the blocks together?"""
+        return self.runs.lanes == [self.runs] and self.spec.window == 1
+
     def go_on(self) -> None:
         """Withdraw a request to end; `steps` does so when it ends."""
         self._stop.clear()
@@ -202,18 +208,21 @@ class PatchJob:
         logits = {name: self.runs.logits(name) for name in ("clean", "corrupt")}
         metric = self.pair.metric(logits["clean"][0])
         self.grid.clean, self.grid.corrupt = (float(metric.of(rows)[0]) for rows in logits.values())
+        if (perturbation := self.spec.perturbation) is not None and not perturbation.compared:
+            self.grid.corrupt = float("nan")  # nothing was run but the clean prompt
         self.grid.measured_in(metric.unit, self.runs.noise(metric))
         flat, first = self.grid.values.reshape(-1), self.runs.first(self.direction)
         moved: dict[int, np.ndarray] = {}
         for lane in self.runs.lanes:
             activations, own = lane.put_in(self.direction, kind), lane.activations(base, kind)
-            for layer in {cell.layer for cell in self.cells}:
+            for layer in {layer for cell in self.cells for layer in self._layers(cell) if layer in own}:
                 here = by_unit(own[layer] != activations[layer], kind).any(-1).cpu().numpy()[: self.at + 1]
                 moved[layer] = moved[layer] | here if layer in moved else here
         for i, cell in enumerate(self.cells):
             # nothing before the first difference can have an effect, and neither can putting in what is there
             before = first > self.at or (cell.position is not None and cell.position < first)
-            if self._open[i] and (before or not at_cell(moved[cell.layer], cell).any()):
+            layers = [layer for layer in self._layers(cell) if layer in moved]
+            if self._open[i] and (before or not any(at_cell(moved[layer], cell).any() for layer in layers)):
                 flat[i] = self.grid.unpatched
         self._metric = metric
 
@@ -224,7 +233,7 @@ class PatchJob:
             try:
                 for lane in self.runs.lanes:
                     lane.readout(ENDS[self.direction][1])
-                self._wavefront = Wavefront(self.lanes(), site=engine_kind(self.site))
+                self._wavefront = Wavefront(self.lanes(), site=engine_kind(self.site), window=self.spec.window)
             except Unsupported as why:
                 self._fall_back(str(why))
         if self._wavefront is not None:
@@ -291,7 +300,9 @@ class PatchJob:
         for n, lane in enumerate(self.runs.lanes):
             effects = lane.effects(kind, direction=self.direction, metric=on_lane(self._metric, n, known))
             tables = {layer: effect.numpy() for layer, effect in effects.items()}  # (position, unit)
-            total += np.array([at_cell(tables[cell.layer], cell).sum() for cell in self.cells], np.float32)
+            for i, cell in enumerate(self.cells):
+                some = [tables[layer] for layer in self._layers(cell) if layer in tables]
+                total[i] += sum(at_cell(table, cell).sum() for table in some)
         return total
 
     def _values(self, cells: list[Cell]) -> np.ndarray:
@@ -324,10 +335,16 @@ class PatchJob:
         kind, base = engine_kind(self.site), ENDS[self.direction][1]
         found = []
         for lane in self.runs.lanes:
-            taken = {(kind, cell.layer): put_whole(lane.put_in(self.direction, kind)[cell.layer], kind, cell)}
-            with self.base.busy(), hooked(self.base, set(), taken):
+            source = lane.put_in(self.direction, kind)
+            layers = [layer for layer in self._layers(cell) if layer in source]
+            taken = {(kind, layer): put_whole(source[layer], kind, cell) for layer in layers}
+            with self.base.busy(), hooked(self.base, set(), {**lane.edits(base), **taken}):
                 found.append(measured_end(self.base, lane.ids[base], lane.reads, self._metric.columns)[0])
         return float(self._metric(self._at_home(torch.cat(found)))[0])
+
+    def _layers(self, cell: Cell) -> range:
+        """The layers that a cell patches."""
+        return layers_of(cell, self.spec.window, self.base.n_layers)
 
     def _check_engine(self) -> None:
         """On the first grid of a site in this model, check a few cells against the naive path."""

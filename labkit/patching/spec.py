@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -18,6 +18,7 @@ from labkit.language_model import LanguageModel
 from labkit.patching.answers import Answer, Answers, as_given, resolved
 from labkit.patching.metrics import Metric, MetricFunction, MetricKind, code_of_own, metric_of
 from labkit.patching.pair_runs import PairRuns
+from labkit.patching.perturbations import Draw, Perturbation, averaged, perturbation_of
 from labkit.patching.source_model import check_source
 from labkit.results.recipe import made_with, recipe_of, usual_metric
 from labkit.text.encode import TooLong, single_token
@@ -109,6 +110,10 @@ class PatchSpec(PairSpec):
         alignment: which positions of the two prompts belong together, `[((start, stop), (start, stop)), ...]`: spans of
             clean and as long ones of corrupt. By default position by position, or in prompts of unequal length their
             equal spans. A position in no span has no partner, and its cells are NaN.
+        by: what is put into a cell: `"prompt"`, the other prompt's activation; or without a corrupt prompt `"zero"`,
+            `lk.Mean(prompts)` or `lk.Resample(prompts)` into the clean run, or clean activations into a run with noise
+            on its subject, `lk.Noise(subject)`. With the last two each cell has the mean over several draws.
+        window: how many layers a cell patches at once: its own in their middle, fewer at the ends.
     """
 
     corrupt: Prompt = field(default=None, kw_only=False)  # type: ignore[assignment]
@@ -122,6 +127,13 @@ class PatchSpec(PairSpec):
     positions: Sequence[int] | None = None
     source: LanguageModel | None = None
     alignment: Sequence[tuple[tuple[int, int], tuple[int, int]]] | None = None
+    by: str | Perturbation = "prompt"
+    window: int = 1
+
+    @property
+    def perturbation(self) -> Perturbation | None:
+        """What `by` asks for; None for the other prompt."""
+        return perturbation_of(self.by)
 
     @property
     def layer(self) -> int | None:
@@ -134,6 +146,9 @@ class PatchSpec(PairSpec):
                 object.__setattr__(self, name, tuple(given))
         if self.alignment is not None:  # hashable, as the rest is
             object.__setattr__(self, "alignment", _as_tuples(self.alignment))
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window is how many layers a cell patches, from 1 on; got {self.window!r}")
+        self._check_perturbation()
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {self.direction!r}")
         if self.method not in METHODS:
@@ -146,6 +161,19 @@ class PatchSpec(PairSpec):
             raise ValueError("with source= the two models run the same prompt; leave corrupt out")
         if self.source is not None and self.alignment is not None:
             raise ValueError("with source= both runs have the same positions; leave alignment out")
+
+    def _check_perturbation(self) -> None:
+        """With `by` there is one prompt."""
+        if (perturbation := self.perturbation) is None:
+            return
+        given = [name for name in ("source", "alignment") if getattr(self, name) is not None]
+        if self.corrupt is not None and self.corrupt is not self.clean:
+            given.append("corrupt")
+        if given:
+            raise ValueError(f"by={self.by!r:.60} perturbs the run of the clean prompt itself; leave {given[-1]} out")
+        object.__setattr__(self, "corrupt", self.clean)
+        if perturbation.direction is not None:
+            object.__setattr__(self, "direction", perturbation.direction)
 
     def _paired(self, lm: LanguageModel) -> PreparedPair:
         """The pair along its alignment, with answers of any number of tokens."""
@@ -171,6 +199,9 @@ class PatchSpec(PairSpec):
         return PreparedPair(lm, self, pair, ids, None, None, found.metric(self.metric).kind, found)
 
     def prepared(self, lm: LanguageModel) -> PreparedPair:
+        if (perturbation := self.perturbation) is not None:
+            prepared = self._paired(lm)
+            return replace(prepared, draws=perturbation.draws(lm, prepared.ids["clean"], whole=prepared.whole))
         if self.source is None:
             return self._paired(lm)
         check_source(lm, self.source, self.clean)
@@ -203,6 +234,7 @@ class PreparedPair:
         answer, foil: their ids; None where there is none, or where they are several.
         kind: the metric's `MetricKind`; None for a plain function.
         several: answers and foils of several tokens, or several of them; None if each is one token.
+        draws: what takes the place of the corrupt run, where there is no corrupt prompt.
     """
 
     lm: LanguageModel
@@ -213,11 +245,17 @@ class PreparedPair:
     foil: int | None
     kind: MetricKind | None
     several: Answers | None = None
+    draws: Sequence[Draw] = ()
 
     @property
     def length(self) -> int:
         """Positions of clean up to the one that the metric reads."""
         return self.ids["clean"].shape[1]
+
+    @property
+    def whole(self) -> int:
+        """Tokens of clean."""
+        return self.pair.clean.shape[1]
 
     @property
     def tokens(self) -> tuple[list[Any], list[Any]]:
@@ -245,14 +283,17 @@ class PreparedPair:
         forced = () if self.several is None else self.several.lanes
         source = getattr(self.spec, "source", None)
         return PairRuns(
-            self.lm, self.ids["clean"], self.ids["corrupt"], source=source, partners=self.partners, forced=forced
-        )
+            self.lm, self.ids["clean"], self.ids["corrupt"],
+            source=source, partners=self.partners, forced=forced, draws=self.draws,
+        )  # fmt: skip
 
     def metric(self, reference: torch.Tensor) -> Metric:
         """The metric, given the clean run's logits (vocab,) at the position that it reads."""
         if self.several is not None:
-            return self.several.metric(self.spec.metric)
-        return metric_of(self.spec.metric, answer=self.answer, foil=self.foil, reference=reference)
+            metric = self.several.metric(self.spec.metric)
+        else:
+            metric = metric_of(self.spec.metric, answer=self.answer, foil=self.foil, reference=reference)
+        return averaged(metric, max(1, len(self.draws)))
 
     def recipe(self, **more: Any) -> dict[str, Any]:
         """What repeats it, for JSON."""
@@ -260,12 +301,17 @@ class PreparedPair:
         foil = self.foil if self.several is None else self.several.foil or None
         usual = usual_metric(foil, several=self.several is not None)
         name = getattr(asked, "__name__", "metric") if callable(asked) else asked or usual
-        whole = self.pair.clean.shape[1]
+        whole = self.whole
         at = -1 if self.length == whole else self.length - 1
         if self.pair.clean.shape != self.pair.corrupt.shape:
             at = self.length - whole - 1
         if self.pair.spans is not None:
             more["alignment"] = [list(map(list, span)) for span in self.pair.spans]
+        if isinstance(self.spec, PatchSpec):
+            if (perturbation := self.spec.perturbation) is not None:
+                more["by"] = {**perturbation.told(), "name": perturbation.name}
+            if self.spec.window > 1:
+                more["window"] = self.spec.window
         if (code := code_of_own(name)) and not callable(asked):
             more["metric_code"] = code
         if (source := getattr(self.spec, "source", None)) is not None:

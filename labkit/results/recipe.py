@@ -95,6 +95,8 @@ def code_of(recipe: dict[str, Any], call: str, own: dict[str, Any], *, usual: di
         before = recipe["load"] + loaded_as("source", recipe["source"]["load"])
         before += recipe.get("metric_code", "")
         asked = {"clean": recipe["clean"], "source": Name("source")}
+    if "by" in recipe:  # the clean prompt alone
+        asked = {"clean": recipe["clean"]}
     asked |= {name: word for name, word in words.items() if word is not None}
     how = measured_by(recipe) | changed(usual, recipe)
     return as_code(before, call, LM, **asked, **own, **how)

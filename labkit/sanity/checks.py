@@ -106,6 +106,8 @@ class ControlsJob:
                 "the controls are for a grid between two prompts; between two models, compare it with the grid in the "
                 "other direction, and see `grid.noise`"
             )
+        if spec.perturbation is not None or (grid is not None and "by" in grid.recipe):
+            raise ValueError("the controls are for a grid between two prompts; a grid with by= has none")
         at = spec.at if grid is None else grid.recipe["at"]
         self.spec = PatchSpec(**given(spec, PatchSpec) | {"at": at})
         if grid is not None:
