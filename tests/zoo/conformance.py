@@ -20,6 +20,7 @@ import labkit as lk
 from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import Site, adds_keys, layers_with
 from labkit.activations.unembedding import SOFTCAPS
+from labkit.engine.cells import layers_of
 from labkit.models.weights import bias_of
 from labkit.patching.patch import PatchJob
 
@@ -152,7 +153,7 @@ def direct(lm: lk.LanguageModel) -> None:
 
 
 def grid(lm: lk.LanguageModel) -> None:
-    """Fast grid = naive grid; identical prompts have no effect. Unequal prompts and answers of several tokens too."""
+    """Fast grid = naive grid, also of unequal prompts, texts, zero and noise; identical prompts have no effect."""
     slow = False
     for site in here(lm, "resid_pre", "mlp_out", "z", "pattern", "head_out", "router"):
         job = PatchJob(lm, IDS, CORRUPT, ANSWER, FOIL, site=site)
@@ -175,6 +176,7 @@ def grid(lm: lk.LanguageModel) -> None:
     assert float(abs(same.grid.values - same.grid.clean).max()) == 0
     for site in here(lm, "resid_pre", "z"):
         unequal(lm, site)
+        perturbed(lm, site)
     if slow:
         raise Slow
 
@@ -198,6 +200,27 @@ def unequal(lm: lk.LanguageModel, site: str) -> None:
     some = [i for i in range(len(fast)) if not lone[i] and i % 3 == 0]
     whole = naive_texts(lm, IDS, LONGER, SPANS, *texts, [job.cells[i] for i in some], site)
     close(fast[some], torch.tensor(whole), 1e-4 if lm.bits == 32 else 2e-3)
+
+
+def perturbed(lm: lk.LanguageModel, site: str) -> None:
+    """Zeros in windows of two layers, and clean activations in a run with a noised subject: one whole run per cell."""
+    read = layers_with(lm, site)
+    clean = lm.run(IDS, read=[f"{site}.{layer}" for layer in read])
+    for by, window in (("zero", 2), (lk.Noise((2, 3), samples=1), 1)):
+        job = PatchJob(lm, IDS, None, ANSWER, FOIL, by=by, window=window, site=site)
+        list(job.steps())
+        (draw,) = job.pair.draws
+        whole = []
+        for cell in job.cells[::3]:
+            write: dict = dict(zip(["embed"], draw.edits.values(), strict=False))
+            for layer in set(layers_of(cell, window, lm.n_layers)) & set(read):
+                at = Site(site, layer, cell.head, cell.position)
+                value = clean[at]
+                write[at] = torch.zeros_like(value) if by == "zero" else value
+            logits = lm.run(IDS, write=write).logits[0, -1]
+            whole.append(float(logits[ANSWER] - logits[FOIL]))
+        fast = torch.tensor(job.grid.values).flatten()[::3]
+        close(fast, torch.tensor(whole), 1e-4 if lm.bits == 32 else 2e-3)
 
 
 def _looks_back_only(lm: lk.LanguageModel) -> bool:
