@@ -72,6 +72,10 @@ from .patching.patch import PatchJob as PatchJob
 from .patching.patch import patch as patch
 from .patching.path_grid import PathGrid as PathGrid
 from .patching.paths import path_patch as path_patch
+from .patching.perturbations import Mean as Mean
+from .patching.perturbations import Noise as Noise
+from .patching.perturbations import Resample as Resample
+from .patching.perturbations import Zero as Zero
 from .patching.saved_grid import open_grid as open_grid
 from .precision.comparison import quantisation_report as quantisation_report
 from .precision.findings import Findings as Findings

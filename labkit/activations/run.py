@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from labkit.activations.batch import Batch
 from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.sites import Site
-from labkit.activations.unembedding import measured_logits
+from labkit.activations.unembedding import measured_end
 from labkit.models.reference import RefersToModel
 from labkit.text.prompts import prompts_of
 
@@ -124,6 +124,7 @@ def run(
     read: Sequence[str | Site] = (),
     write: Mapping[Any, torch.Tensor | Edit] | None = None,
     logits: Literal["all", "last", "none"] | Sequence[int] | None = "all",
+    count: int = 1,
     to: str | torch.device | None = None,
 ) -> Run:
     """One forward pass over a prompt, or over a list of prompts as one left-padded batch.
@@ -136,6 +137,7 @@ def run(
         write: for each site its new value (broadcast to its shape), or a function from the activation to the new one.
         logits: the positions whose logits are kept: `all`, `last`, `none`, or a list such as `[0, -1]`. The others are
             not computed if the model can skip them. None: the last, as metrics read it (`run_to_measure`).
+        count: how many last ones, with `logits=None`.
         to: the device for everything the run keeps, such as `cpu`; activations are moved as they are read.
 
     Raises:
@@ -145,7 +147,7 @@ def run(
     """
     ids, mask = batch_of(lm, prompt)
     rows = Batch.of(lm, ids, mask)
-    positions = (-1,) if logits is None else _positions(lm, rows, logits)
+    positions = tuple(range(-count, 0)) if logits is None else _positions(lm, rows, logits)
     wanted = {str(site): rows.checked(lm, site) for site in read}
     kept: dict[Site, torch.Tensor] = {}
     reads = _keeps(lm, list(wanted.values()), rows, kept, to)
@@ -154,7 +156,7 @@ def run(
     if rows.padding:
         inputs |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
     with lm.busy(), hooked(lm, reads, edits):
-        out = measured_logits(lm, ids)[:, None] if logits is None else rows.logits(lm, inputs, positions)
+        out = measured_end(lm, ids, count) if logits is None else rows.logits(lm, inputs, positions)
     if to is not None:
         out, ids, mask = (x.to(to) for x in (out, ids, mask))
     return Run(out, ids, mask, kept, lm, positions, rows, tuple(wanted))
@@ -166,9 +168,10 @@ def run_to_measure(
     *,
     read: Sequence[str | Site] = (),
     write: Mapping[Any, torch.Tensor | Edit] | None = None,
+    count: int = 1,
 ) -> Run:
-    """`run` with the logits of the last position alone, as metrics read them (`activations.unembedding`): float32."""
-    return run(lm, ids, read=read, write=write, logits=None)
+    """`run` with the logits of the last positions alone, as metrics read them (`activations.unembedding`): float32."""
+    return run(lm, ids, read=read, write=write, logits=None, count=count)
 
 
 def _positions(

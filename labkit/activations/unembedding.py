@@ -94,6 +94,11 @@ def measured_tail(lm: Model, ids: torch.Tensor, count: int) -> torch.Tensor:
     return _exactly(lm, taken, own)
 
 
+def measured_end(lm: Model, ids: torch.Tensor, count: int, columns: Sequence[int] | None = None) -> torch.Tensor:
+    """The same, of one position as `measured_logits` has them: (batch, count, vocab), or of one (batch, 1, columns)."""
+    return measured_logits(lm, ids, columns)[:, None] if count == 1 else measured_tail(lm, ids, count)
+
+
 @contextmanager
 def _before_unembedding(lm: Model) -> Iterator[list[torch.Tensor]]:
     """While a block runs, the last input of the unembedding is kept in a list."""

@@ -24,6 +24,11 @@ class Cell:
     lane: int = 0  # which run it belongs to, where several are patched together
 
 
+def layers_of(cell: Cell, window: int, n_layers: int) -> range:
+    """The layers that a cell patches: its own in the middle of a window, which is cut at the ends of the model."""
+    return range(max(0, cell.layer - window // 2), min(n_layers, cell.layer + (window + 1) // 2))
+
+
 def by_unit(value: torch.Tensor, kind: str) -> torch.Tensor:
     """One layer's activation as (seq, unit, rest): units are heads, neurons or experts, one where there are none.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,9 @@ from torch import nn
 
 from labkit.activations.attention_interface import AttentionCall
 from labkit.activations.head_layout import heads_of
-from labkit.activations.hooks import hooked
+from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.sites import layers_with
-from labkit.activations.unembedding import measured_logits
+from labkit.activations.unembedding import measured_end
 from labkit.models.anatomy import first_tensor, hidden_input
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class RecordedRun:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # the arguments of each block, without the hidden states
     attention: dict[int, AttentionCall]  # k, v, mask and options of each layer that has attention of ours
     logits: torch.Tensor  # (vocab,) at the last position, float32
+    tail: torch.Tensor | None = None  # the same at the last positions (count, vocab), where several are asked for
 
     @property
     def length(self) -> int:
@@ -43,9 +44,18 @@ class RecordedRun:
 
 
 def record(
-    lm: Model, ids: torch.Tensor, *, sites: Sequence[str] = ()
+    lm: Model,
+    ids: torch.Tensor,
+    *,
+    sites: Sequence[str] = (),
+    count: int = 1,
+    edits: Mapping[Place, Edit] | None = None,
 ) -> tuple[RecordedRun, dict[str, dict[int, torch.Tensor]]]:
     """Run a prompt (1, seq) once and keep what the wavefront needs, and some kinds of site.
+
+    Args:
+        count: of how many last positions the logits are wanted.
+        edits: what is written in this run.
 
     Returns:
         The base, and each kind's activation in each layer that has it, without the batch axis: (seq, ...), patterns
@@ -54,31 +64,31 @@ def record(
     Raises:
         Unsupported: the residual stream has a form that cannot be split by position, or the layers run more than once.
     """
-    return _record(lm, ids, sites)[0]
+    return _record(lm, ids, sites, count, edits)[0]
 
 
 _alike: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
 
 
 def record_together(
-    lm: Model, ids: torch.Tensor, *, sites: Sequence[str] = ()
+    lm: Model, ids: torch.Tensor, *, sites: Sequence[str] = (), count: int = 1
 ) -> list[tuple[RecordedRun, dict[str, dict[int, torch.Tensor]]]]:
     """`record` for several prompts of one length (prompt, seq), in one pass if that gives the same as one each.
 
     This is checked once per model.
     """
     if len(ids) == 1 or ids.shape[1] == len(ids) or _alike.get(lm) is False:
-        return [record(lm, row[None], sites=sites) for row in ids]
+        return [record(lm, row[None], sites=sites, count=count) for row in ids]
     try:
-        both = _record(lm, ids, sites)
+        both = _record(lm, ids, sites, count)
     except _Mixed:
         _alike[lm] = False
-        return record_together(lm, ids, sites=sites)
+        return record_together(lm, ids, sites=sites, count=count)
     if lm not in _alike:
         each = [record(lm, row[None], sites=()) for row in ids]
         _alike[lm] = all(_same_run(a, b) for (a, _), (b, _) in zip(both, each, strict=True))
         if not _alike[lm]:
-            return record_together(lm, ids, sites=sites)
+            return record_together(lm, ids, sites=sites, count=count)
     return both
 
 
@@ -94,7 +104,11 @@ def _same_run(a: RecordedRun, b: RecordedRun) -> bool:
 
 
 def _record(
-    lm: Model, ids: torch.Tensor, sites: Sequence[str]
+    lm: Model,
+    ids: torch.Tensor,
+    sites: Sequence[str],
+    count: int,
+    edits: Mapping[Place, Edit] | None = None,
 ) -> list[tuple[RecordedRun, dict[str, dict[int, torch.Tensor]]]]:
     if lm.anatomy.streams_first:
         raise Unsupported(f"the residual stream of {lm.name} has several copies, on its first axis")
@@ -120,7 +134,7 @@ def _record(
         for block in blocks:
             stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
         stack.callback(blocks[-1].register_forward_hook(after).remove)
-        both = recorded(lm, ids, sites=sites, watch=attention.__setitem__)
+        both = recorded(lm, ids, sites=sites, count=count, edits=edits, watch=attention.__setitem__)
     if len(calls) != len(blocks):
         raise Unsupported(f"the layers of {lm.name} run more than once in a pass")
     if any(x.shape[:2] != ids.shape for x in resid):
@@ -133,11 +147,12 @@ def _record(
                 [x[n] for x in resid],
                 _row(calls, n, ids.shape),
                 {layer: _call_of(call, n, ids.shape) for layer, call in attention.items()},
-                logits,
+                tail[-1],
+                tail if count > 1 else None,
             ),
             found,
         )
-        for n, (logits, found) in enumerate(both)
+        for n, (tail, found) in enumerate(both)
     ]
 
 
@@ -199,13 +214,15 @@ def recorded(
     ids: torch.Tensor,
     *,
     sites: Sequence[str],
+    count: int = 1,
+    edits: Mapping[Place, Edit] | None = None,
     watch: Callable[[int, AttentionCall], None] | None = None,
 ) -> list[tuple[torch.Tensor, dict[str, dict[int, torch.Tensor]]]]:
-    """Of each prompt (prompt, seq) logits (vocab,) at the last position, float32, and sites as `record` gives them."""
+    """Of each prompt (prompt, seq) logits (count, vocab) at the last positions, float32, and sites as `record` does."""
     places = {kind: layers_with(lm, kind) for kind in sites}
     wanted = {(kind, layer) for kind, layers in places.items() for layer in layers}
-    with lm.busy(), lm.for_patching(), hooked(lm, wanted, {}, watch=watch) as found:
-        logits = measured_logits(lm, ids)
+    with lm.busy(), lm.for_patching(), hooked(lm, wanted, edits or {}, watch=watch) as found:
+        logits = measured_end(lm, ids, count)
     return [
         (row, {kind: {layer: found[kind, layer][n] for layer in layers} for kind, layers in places.items()})
         for n, row in enumerate(logits)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ from labkit.activations.attention_interface import (
 from labkit.activations.head_layout import heads_of
 from labkit.activations.hooks import hooked
 from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, MODULE_KINDS
-from labkit.engine.cells import Cell, put_cell, put_rows
+from labkit.engine.cells import Cell, layers_of, put_cell, put_rows
 from labkit.engine.recorded_run import RecordedRun, Unsupported, expanded, mapped, same_output
 from labkit.models.anatomy import first_tensor
 from labkit.models.devices import to_index
@@ -59,11 +60,13 @@ class Lane:
         base: the run.
         source: the site's activation of each layer of the other run, as `record` gives it.
         first: the first position at which the two prompts differ; nothing before it can have an effect.
+        reads: of how many last positions the residual stream is wanted.
     """
 
     base: RecordedRun
     source: Mapping[int, torch.Tensor]
     first: int
+    reads: int = 1
 
     def start_of(self, cell: Cell) -> int:
         return self.first if cell.position is None else cell.position
@@ -87,45 +90,56 @@ class Wavefront:
     """Patches of one kind of site, put into one base run or into several at once.
 
     Args:
-        lanes: the runs, all of the same length; a cell's `lane` says which one it belongs to.
+        lanes: the runs, of any lengths; a cell's `lane` says which one it belongs to.
         site: the kind of site.
+        window: how many layers each cell patches, its own in their middle.
 
     Raises:
         Unsupported: a layer gives a different result when run on its own.
     """
 
-    def __init__(self, lanes: Sequence[Lane], *, site: str) -> None:
-        self.lanes, self.site, self.lm, self.length = lanes, site, lanes[0].base.lm, lanes[0].base.length
-        self._causal: dict[torch.device, torch.Tensor] = {}
+    def __init__(self, lanes: Sequence[Lane], *, site: str, window: int = 1) -> None:
+        self.lanes, self.site, self.lm, self.window = lanes, site, lanes[0].base.lm, window
+        self._causal: dict[tuple[torch.device, int], torch.Tensor] = {}
         with self.lm.busy():
             self._find_restarts()
 
     def __call__(self, cells: Sequence[Cell], *, cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
-        """The last residual stream (len(cells), d_model) at the last position of each patched run.
+        """The last residual stream (rows, d_model) at the last positions of each patched run, cell by cell.
+
+        There are as many rows to a cell as its lane `reads`: one, unless it says otherwise.
 
         Raises:
             Cancelled: `cancelled()` returned true; it is checked before every block.
         """
         joins: dict[int, list[int]] = {}
-        for index, cell in enumerate(cells):
-            joins.setdefault(cell.layer + (self.site == "resid_post"), []).append(index)
+        after = int(self.site == "resid_post")
+        spans = [layers_of(cell, self.window, self.lm.n_layers) for cell in cells]
+        for index, span in enumerate(spans):
+            joins.setdefault(span.start + after, []).append(index)
         groups: dict[tuple[int, int], _Group] = {}
         with self.lm.busy(), self.lm.for_patching():
             for layer in range(min(joins), self.lm.n_layers + 1):
                 if cancelled():
                     raise Cancelled
-                new = joins.get(layer, [])
-                self._join(groups, layer, new, cells)
+                self._join(groups, layer, joins.get(layer, []), cells)
+                patched = {index for index, span in enumerate(spans) if self._has(layer - after, span, cells[index])}
+                if self.site in ("resid_pre", "resid_post"):
+                    self._put_stream(groups, layer - after, patched, cells)
                 if layer < self.lm.n_layers:
                     rows = [groups[key] for key in sorted(groups)]
-                    self._block(layer, rows, set(new), cells, RESTARTS[self.lm][layer])
-            last = torch.cat([group.x[:, -1] for group in groups.values()])
+                    self._block(layer, rows, patched, cells, RESTARTS[self.lm][layer])
+            last = torch.cat([group.x[:, -self.lanes[group.lane].reads :].flatten(0, 1) for group in groups.values()])
             final = torch.empty_like(last)
-            final[to_index([index for group in groups.values() for index in group.cells], last.device)] = last
+            first = list(accumulate((self.lanes[cell.lane].reads for cell in cells), initial=0))
+            rows_of = [
+                row for group in groups.values() for cell in group.cells for row in range(first[cell], first[cell + 1])
+            ]
+            final[to_index(rows_of, last.device)] = last
         return final
 
     def _join(self, groups: dict[tuple[int, int], _Group], layer: int, new: list[int], cells: Sequence[Cell]) -> None:
-        """Rows whose patch is at this layer enter with their base run's residual stream."""
+        """Rows whose first patch is at this layer enter with their base run's residual stream."""
         by_start: dict[tuple[int, int], list[int]] = {}
         for index in new:
             cell = cells[index]
@@ -133,24 +147,34 @@ class Wavefront:
         for (number, start), indices in by_start.items():
             lane = self.lanes[number]
             x = lane.base.resid[layer][start:][None].repeat_interleave(len(indices), 0)
-            if self.site in ("resid_pre", "resid_post"):
-                put_rows(x, lane.source[cells[indices[0]].layer][start:], [cells[index] for index in indices])
             if (old := groups.get((number, start))) is not None:
                 x, indices = torch.cat([old.x, x]), old.cells + indices
             groups[number, start] = _Group(number, start, x, indices)
 
-    def _block(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell], how: str) -> None:
-        """One block over all rows; rows that are new here get their patch on the way."""
+    def _has(self, layer: int, span: range, cell: Cell) -> bool:
+        """Is a cell patched at a layer? Not where the layer has no such site."""
+        return layer in span and (self.window == 1 or layer in self.lanes[cell.lane].source)
+
+    def _put_stream(
+        self, groups: dict[tuple[int, int], _Group], layer: int, patched: set[int], cells: Sequence[Cell]
+    ) -> None:
+        """The residual stream of the rows that are patched at a layer, the last ones of their groups."""
+        for group in groups.values():
+            if edited := [cells[i] for i in group.cells if i in patched]:
+                put_rows(group.x, self.lanes[group.lane].source[layer][group.start :], edited)
+
+    def _block(self, layer: int, groups: list[_Group], patched: set[int], cells: Sequence[Cell], how: str) -> None:
+        """One block over all rows; those that are patched here get their patch on the way."""
         look_again()
         if how == "packed":
-            self._packed(layer, groups, new, cells)
+            self._packed(layer, groups, patched, cells)
             return
         for group in groups:
             step = 1 if how == "one" else len(group.cells)
             parts = [slice(first, first + step) for first in range(0, len(group.cells), step)]
-            group.x = torch.cat([self._whole(layer, group, rows, new, cells) for rows in parts])
+            group.x = torch.cat([self._whole(layer, group, rows, patched, cells) for rows in parts])
 
-    def _packed(self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell]) -> None:
+    def _packed(self, layer: int, groups: list[_Group], patched: set[int], cells: Sequence[Cell]) -> None:
         """All rows as one list of tokens, end to end, each row from its start on."""
         block = self.lm.anatomy.blocks[layer]
         spare = _spare(sum(g.tokens for g in groups), groups[0].x.device)
@@ -159,12 +183,13 @@ class Wavefront:
         at = [to_index(self._positions(groups, lane), packed.device) for lane in used]
         at[-1] = torch.cat([at[-1], at[-1][-1:].expand(spare)])
         calls = [self.lanes[lane].base.calls[layer] for lane in used]
-        args, kwargs = mapped(partial(_reindexed, at=at, length=self.length), *calls)
-        put = partial(self._put, layer, groups, new, cells)
-        edits = {(self.site, layer): put} if self.site in _HOOKED and new else {}
+        lengths = [self.lanes[lane].base.length for lane in used]
+        args, kwargs = mapped(partial(_reindexed, at=at, lengths=lengths), *calls)
+        put = partial(self._put, layer, groups, patched, cells)
+        edits = {(self.site, layer): put} if self.site in _HOOKED and patched else {}
         attention = heads_of(self.lm)[layer].attention
         assert attention is not None
-        task = partial(self._attend, layer, groups, new, cells)
+        task = partial(self._attend, layer, groups, patched, cells)
         with hooked(self.lm, set(), edits), attention_tasks(self.lm.hf, {attention: task}):
             out = first_tensor(block.module(packed, *args, **kwargs))
         assert out is not None
@@ -174,15 +199,15 @@ class Wavefront:
     def _positions(self, groups: list[_Group], lane: int) -> torch.Tensor:
         """The position of each packed token of a lane."""
         mine = [g for g in groups if g.lane == lane]
-        return torch.cat([torch.arange(g.start, self.length).repeat(len(g.cells)) for g in mine])
+        return torch.cat([torch.arange(g.start, self.lanes[lane].base.length).repeat(len(g.cells)) for g in mine])
 
-    def _whole(self, layer: int, group: _Group, rows: slice, new: set[int], cells: Sequence[Cell]) -> torch.Tensor:
+    def _whole(self, layer: int, group: _Group, rows: slice, patched: set[int], cells: Sequence[Cell]) -> torch.Tensor:
         """What the block makes of some of a group's rows, with the base run's residual stream in front."""
         indices, start, base = group.cells[rows], group.start, self.lanes[group.lane].base
         x = group.x[rows]
         prefix = base.resid[layer][:start][None].expand(len(indices), *(-1,) * (x.ndim - 1))
         args, kwargs = expanded(base.calls[layer], len(indices))
-        places = [(n, cells[index]) for n, index in enumerate(indices) if index in new]
+        places = [(n, cells[index]) for n, index in enumerate(indices) if index in patched]
         edits = {}
         if places and self.site in (*_HOOKED, *ATTENTION_KINDS):
             edits[self.site, layer] = partial(self._put_whole, layer, places)
@@ -220,7 +245,7 @@ class Wavefront:
             RESTARTS[self.lm][layer] = next(way for way in ways if way == "one" or self._agrees(layer, way, x, out))
 
     def _agrees(self, layer: int, way: str, x: torch.Tensor, out: torch.Tensor) -> bool:
-        start = self.length // 2
+        start = self.lanes[0].base.length // 2
         groups = [_Group(0, 0, x.repeat_interleave(2, 0), [0, 1]), _Group(0, start, x[:, start:].clone(), [2])]
         try:
             self._block(layer, groups, set(), [], way)
@@ -229,19 +254,19 @@ class Wavefront:
         return all(same_output(row, out[0, g.start :], x[0, g.start :]) for g in groups for row in g.x)
 
     def _put(
-        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell], x: torch.Tensor
+        self, layer: int, groups: list[_Group], patched: set[int], cells: Sequence[Cell], x: torch.Tensor
     ) -> torch.Tensor:
-        """A packed activation (1, tokens, ...) with the source's vectors at the new rows' positions."""
+        """A packed activation (1, tokens, ...) with the source's vectors at the patched rows' positions."""
         x = x.clone()
         for group, part in zip(groups, _parts(groups, x[0]), strict=True):
             rows = part.view(*group.x.shape[:2], *part.shape[1:])
             source = self.lanes[group.lane].source
-            if (edited := [cells[i] for i in group.cells if i in new]) and layer in source:
+            if (edited := [cells[i] for i in group.cells if i in patched]) and layer in source:
                 put_rows(rows, source[layer][group.start :], edited)
         return x
 
     def _attend(
-        self, layer: int, groups: list[_Group], new: set[int], cells: Sequence[Cell], call: AttentionCall
+        self, layer: int, groups: list[_Group], patched: set[int], cells: Sequence[Cell], call: AttentionCall
     ) -> torch.Tensor:
         """z of packed rows (1, tokens, head, d_head): each group's against its base run's keys and values before it."""
         by_head = self.site if self.site in ATTENTION_KINDS else None
@@ -251,13 +276,13 @@ class Wavefront:
             shape, start, lane = group.x.shape[:2], group.start, self.lanes[group.lane]
             stored = lane.base.attention[layer]
             q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in flat)  # (rows, head, length, d_head)
-            edited = [cells[i] for i in group.cells if by_head and i in new]
+            edited = [cells[i] for i in group.cells if by_head and i in patched]
             for name, x in (("q", q), ("k", k), ("v", v)):
                 if by_head == name and edited:
                     put_rows(x.transpose(1, 2), lane.source[layer][start:], edited)
             k = torch.cat([stored.k[:, :, :start].expand(len(group.cells), -1, -1, -1), k], 2)
             v = torch.cat([stored.v[:, :, :start].expand(len(group.cells), -1, -1, -1), v], 2)
-            here = replace(call, q=q, k=k, v=v, mask=self._mask(stored, start))
+            here = replace(call, q=q, k=k, v=v, mask=self._mask(lane.base, stored, start))
             out = _fast(here)  # (rows, length, head, d_head)
             if by_head == "z" and edited:
                 put_rows(out, lane.source[layer][start:], edited)
@@ -266,16 +291,16 @@ class Wavefront:
             z.append(out.flatten(0, 1))
         return _packed(z, call.q.shape[2] - sum(g.tokens for g in groups))
 
-    def _mask(self, stored: AttentionCall, start: int) -> torch.Tensor | None:
+    def _mask(self, base: RecordedRun, stored: AttentionCall, start: int) -> torch.Tensor | None:
         """The base run's mask for the queries from `start` on, (..., length, seq)."""
         if start == 0:
             return stored.mask
         if stored.mask is not None:
             return stored.mask[..., start:, :]
-        device = stored.k.device
-        if device not in self._causal:  # one for all starts: theirs are its last rows
-            self._causal[device] = torch.ones(self.length, self.length, dtype=torch.bool, device=device).tril()
-        return self._causal[device][start:]
+        device, length = stored.k.device, base.length
+        if (device, length) not in self._causal:  # one for all starts: theirs are its last rows
+            self._causal[device, length] = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        return self._causal[device, length][start:]
 
 
 def _spare(tokens: int, device: torch.device) -> int:
@@ -322,12 +347,14 @@ def _fast(call: AttentionCall) -> torch.Tensor:
     return out.transpose(1, 2)
 
 
-def _reindexed(name: str, *values: torch.Tensor, at: Sequence[torch.Tensor], length: int) -> torch.Tensor | None:
+def _reindexed(
+    name: str, *values: torch.Tensor, at: Sequence[torch.Tensor], lengths: Sequence[int]
+) -> torch.Tensor | None:
     """One argument of a block, for packed tokens: what has a position axis is taken at each token's position.
 
-    `values` has the argument of each lane, and `at` the positions of its tokens.
+    `values` has the argument of each lane, `at` the positions of its tokens, and `lengths` how many it has.
     """
-    value = values[0]
+    value, length = values[0], lengths[0]
     if "mask" in name or value.ndim == 4:
         return None  # masks are taken from the recorded attention calls, group by group
     if value.ndim >= 2 and value.shape[:2] == (1, length):

@@ -20,9 +20,10 @@ from labkit.activations.site_kinds import HEAD_KINDS
 from labkit.activations.sites import Site, absent, n_heads_of
 from labkit.engine.cells import UNIT_KINDS
 from labkit.language_model import LanguageModel
+from labkit.patching.answers import Answers
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import Metric, metric_of
-from labkit.patching.pair_runs import ENDS
+from labkit.patching.pair_runs import ENDS, beside
 from labkit.patching.source_model import check_sizes, run_names
 from labkit.results.recipe import answer_ids
 from labkit.text.tokens import describe
@@ -45,7 +46,7 @@ class CellReport:
 
     Attributes:
         before, after: the likeliest next tokens without and with it, as (text, probability).
-        effect: the change of the metric; NaN for your own metric on a cell that is not in the grid.
+        effect: the change of the metric; NaN for your own metric where a cell is not in the grid.
         normalized: the metric after it, where 0 is the corrupt run and 1 the clean run.
         attention_before, attention_after: the attention at the cell, float32: (head, key) from a position, for one head
             or all of the layer; (query, key) for a head at all positions; None if the layer has no patterns, or if
@@ -166,6 +167,11 @@ def cone(grid: PatchGrid, cell: Place) -> np.ndarray:
 def code_of(grid: PatchGrid, moves: Sequence[Move]) -> str:
     """The Python of these moves, given `lm`, and `source` where the grid is between two models."""
     source, base = ENDS[grid.direction]
+    moves = [Move(_beside(grid, move.source), move.target) for move in moves]
+    if grid.alignment is not None and any(move.source.position is None for move in moves):
+        raise ValueError(
+            "no code is written for a whole head between prompts of unequal length; take the code of the grid"
+        )
     models = {"clean": "source" if "source" in grid.recipe else "lm", "corrupt": "lm"}
     reads = list(dict.fromkeys(str(_whole(move.source)) for move in moves))
     given = f"given = {models[source]}.run({grid.recipe[source]!r}, read={reads!r})\n"
@@ -194,22 +200,43 @@ def _report(
     lm: LanguageModel, grid: PatchGrid, moves: Sequence[Move], *, k: int, other: LanguageModel | None
 ) -> CellReport:
     source, base = ENDS[grid.direction]
+    if "by" in grid.recipe:
+        raise ValueError("a cell of a grid with by= is not one run; see it with lm.run(..., write=...)")
     models = _models(lm, grid, other)
     patched_lm = models[base]
     end = None if grid.recipe["at"] == -1 else grid.recipe["at"] + 1
     ids = {name: torch.tensor([grid.recipe[f"{name}_ids"][:end]], device=models[name].device) for name in models}
+    several = _several(grid)
     target = moves[0].target
     looks = len(moves) == 1 and target.layer is not None and absent(patched_lm, "pattern", target.layer) is None
     read = [f"pattern.{target.layer}"] if looks else []
-    given = run_to_measure(models[source], ids[source], read=list({str(_whole(move.source)): None for move in moves}))
-    plain = run_to_measure(patched_lm, ids[base], read=read)
-    patched = run_to_measure(patched_lm, ids[base], read=read, write=_writes(given, moves))
-    runs = ((source, given), (base, plain), ("patched", patched))
-    logits = {name: run.logits[0, -1].to(lm.device) for name, run in runs}
-    before, after = (likeliest(lm, logits[name], k) for name in (base, "patched"))
+    beside_base = None if grid.alignment is None else grid.partners
+    moves_in = [Move(_beside(grid, move.source), move.target) for move in moves]
+    reads = list({str(_whole(move.source)): None for move in moves_in})
+
+    def of(forced: tuple[int, ...] = ()) -> dict[str, Run]:
+        """The three runs, with a continuation of both prompts."""
+        more = {name: torch.cat([x, x.new_tensor([forced])], 1) if forced else x for name, x in ids.items()}
+        partners = beside_base and [*beside_base, *range(ids[source].shape[1], more[source].shape[1])]
+        count = 1 + len(forced)
+        given = run_to_measure(models[source], more[source], read=reads, count=count)
+        plain = run_to_measure(patched_lm, more[base], read=read, count=count)
+        writes = _writes(given, moves_in, partners)
+        return {
+            source: given,
+            base: plain,
+            "patched": run_to_measure(patched_lm, more[base], read=read, write=writes, count=count),
+        }
+
+    runs = of()
+    logits = {name: run.logits[0].to(lm.device) for name, run in runs.items()}  # (1, vocab)
+    before, after = (likeliest(lm, logits[name][0], k) for name in (base, "patched"))
     effect = normalized = float("nan")
-    if (metric := _metric(lm, grid, logits["clean"])) is not None:
-        at = {name: float(metric.of(row[None])[0]) for name, row in logits.items()}
+    if (metric := _metric(lm, grid, logits["clean"][0], several)) is not None:
+        if several is not None:  # of every lane the positions that the metric reads
+            lanes = [of(forced) if forced else runs for forced in several.lanes]
+            logits = {name: torch.cat([lane[name].logits[0].to(lm.device) for lane in lanes]) for name in logits}
+        at = {name: float(metric.of(rows)[0]) for name, rows in logits.items()}
         effect, gap = at["patched"] - at[base], at["clean"] - at["corrupt"]
         normalized = (at["patched"] - at["corrupt"]) / gap if gap else float("nan")
     if len(moves) == 1 and moves[0].source == target:
@@ -217,7 +244,7 @@ def _report(
         known = _effect_in(grid, cell)  # as the grid shows it, where it has it: another batch rounds otherwise
         if np.isfinite(known):
             effect, normalized = known, float(grid.normalized[_at(grid, cell)])
-    attention = [_looks(patched_lm, r, target) if looks else None for r in (plain, patched)]
+    attention = [_looks(patched_lm, runs[name], target) if looks else None for name in (base, "patched")]
     return CellReport(before, after, effect, normalized, *attention)
 
 
@@ -245,14 +272,29 @@ def _whole(site: Site) -> Site:
     return replace(site, head=None) if site.kind in UNIT_KINDS else site
 
 
-def _writes(given: Run, moves: Sequence[Move]) -> dict[Site, Any]:
-    """What to write where; single neurons go into what is there."""
+def _beside(grid: PatchGrid, site: Site) -> Site:
+    """Where the source run has a site of the patched run.
+
+    Raises:
+        ValueError: its position has no partner there.
+    """
+    if grid.alignment is None or site.position is None:
+        return site
+    if (partner := grid.partners[site.position]) is None:
+        raise ValueError(f"position {site.position} has no partner in the other prompt, so nothing can be put there")
+    return replace(site, position=partner)
+
+
+def _writes(given: Run, moves: Sequence[Move], partners: Sequence[int | None] | None) -> dict[Site, Any]:
+    """What to write where; single neurons go into what is there, and so do positions that have a partner."""
     writes: dict[Site, Any] = {}
     neurons: dict[Site, list[tuple[int, torch.Tensor]]] = {}
     for move in moves:
         value = given[_whole(move.source)]
         if move.source.kind in UNIT_KINDS and move.source.head is not None and move.target.head is not None:
             neurons.setdefault(_whole(move.target), []).append((move.target.head, value[..., move.source.head]))
+        elif partners is not None and move.target.position is None:
+            writes[move.target] = lambda x, value=value: beside(partners, value[0], x[0])[None]
         else:
             writes[move.target] = value
     return writes | {site: _into(changes) for site, changes in neurons.items()}
@@ -274,9 +316,18 @@ def likeliest(lm: LanguageModel, row: torch.Tensor, k: int) -> list[tuple[str, f
     return [(t.display, p) for t, p in zip(describe(lm.tokenizer, ids.tolist()), shares.tolist(), strict=True)]
 
 
-def _metric(lm: LanguageModel, grid: PatchGrid, reference: torch.Tensor) -> Metric | None:
+def _several(grid: PatchGrid) -> Answers | None:
+    """The grid's answers and foils, where they are several or of several tokens."""
+    if "answer_tokens" not in grid.recipe:
+        return None
+    return Answers(*(tuple(map(tuple, grid.recipe[f"{name}_tokens"])) for name in ("answer", "foil")))
+
+
+def _metric(lm: LanguageModel, grid: PatchGrid, reference: torch.Tensor, several: Answers | None) -> Metric | None:
     if grid.recipe["own_metric"]:
         return None
+    if several is not None:
+        return several.metric(grid.recipe["metric"])
     answer, foil = answer_ids(lm, grid.recipe)
     return metric_of(grid.recipe["metric"], answer=answer, foil=foil, reference=reference)
 

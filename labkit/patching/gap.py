@@ -11,7 +11,7 @@ rounding; there a gap of logits is checked against how far the logits of the voc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from labkit.activations.hooks import hooked
-from labkit.activations.unembedding import measured_logits
+from labkit.activations.unembedding import measured_end
 from labkit.engine.recorded_run import several_alike
 from labkit.language_model import LanguageModel
 from labkit.patching.metrics import Metric
@@ -41,7 +41,7 @@ class Measured:
 
 def measured(
     models: Mapping[str, LanguageModel],
-    ids: Mapping[str, torch.Tensor],
+    lanes: Sequence[tuple[Mapping[str, torch.Tensor], int]],
     logits: Mapping[str, torch.Tensor],
     metric: Metric,
 ) -> Measured | None:
@@ -49,16 +49,17 @@ def measured(
 
     Args:
         models: that of each run; the same one, or two.
-        ids: the prompts `clean` and `corrupt`, (1, seq), up to the position that the metric reads.
-        logits: of both at that position (vocab,), float32, as they were computed.
+        lanes: the prompts `clean` and `corrupt`, (1, seq), up to the last position that the metric reads, and how many
+            it reads; several where what follows them is forced.
+        logits: of both at those positions (reads, vocab), float32, as they were computed.
 
     Returns:
         None if clean and corrupt are so far apart that rounding does not matter.
     """
     one_model = models["clean"] is models["corrupt"]
-    if one_model and torch.equal(ids["clean"], ids["corrupt"]):
+    if one_model and all(torch.equal(ids["clean"], ids["corrupt"]) for ids, _ in lanes):
         return Measured(0.0, 0.0)
-    values = {name: float(metric.of(logits[name][None])[0]) for name in ids}
+    values = {name: float(metric.of(rows)[0]) for name, rows in logits.items()}
     gap = abs(values["clean"] - values["corrupt"])
     if not np.isfinite(gap):
         return None
@@ -67,19 +68,22 @@ def measured(
     bounded = all(lm.bits != 8 for lm in models.values()) and kind is not None
     if bounded and gap > FAR * max(torch.finfo(lm.dtype).eps for lm in models.values()) * largest:
         return None
-    times = max(2, min(TIMES, TOKENS // ids["clean"].shape[1]))
-    again: dict[str, torch.Tensor] = {}
-    for some in [ids] if one_model else [{name: row} for name, row in ids.items()]:
-        again |= _again(models[next(iter(some))], some, times)
-    moved = [metric.of(rows.to(logits[name].device)) - values[name] for name, rows in again.items()]
+    times = max(2, min(TIMES, TOKENS // max(ids["clean"].shape[1] for ids, _ in lanes)))
+    again: dict[str, list[torch.Tensor]] = {name: [] for name in logits}
+    for ids, count in lanes:
+        together = one_model and ids["clean"].shape == ids["corrupt"].shape
+        for some in [ids] if together else [{name: row} for name, row in ids.items()]:
+            for name, rows in _again(models[next(iter(some))], some, times, count).items():
+                again[name].append(rows.to(logits[name].device))
+    moved = [metric.of(torch.cat(rows, 1).flatten(0, 1)) - values[name] for name, rows in again.items()]
     found = torch.cat(moved).abs()
     noise = float(found[found.isfinite()].max()) if bool(found.isfinite().any()) else 0.0
     small = SMALL * float(logits["clean"].std()) if kind is not None and "clean" not in kind.needs else 0.0
     return Measured(noise, max(2 * noise, small))
 
 
-def _again(lm: LanguageModel, ids: Mapping[str, torch.Tensor], times: int) -> dict[str, torch.Tensor]:
-    """Each prompt's last logits (times, vocab), float32, with embeddings that are rounded another way each time."""
+def _again(lm: LanguageModel, ids: Mapping[str, torch.Tensor], times: int, count: int) -> dict[str, torch.Tensor]:
+    """Each prompt's last logits (times, count, vocab), float32, with embeddings rounded another way each time."""
     rounded = other_digits(seed=0)
     rows = torch.cat([row.expand(times, -1) for row in ids.values()])
     passes = rows.split(len(rows) if several_alike(lm) else 1)
@@ -87,7 +91,7 @@ def _again(lm: LanguageModel, ids: Mapping[str, torch.Tensor], times: int) -> di
         found = []
         for some in passes:
             with hooked(lm, set(), {("embed", 0): rounded}):
-                found.append(measured_logits(lm, some))
+                found.append(measured_end(lm, some, count))
     return dict(zip(ids, torch.cat(found).split(times), strict=True))
 
 

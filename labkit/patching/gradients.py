@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from labkit.activations.hooks import hooked
-from labkit.activations.unembedding import measured_logits
+from labkit.activations.hooks import Edit, Place, hooked
+from labkit.activations.unembedding import measured_end
 from labkit.engine.cells import by_unit
 from labkit.language_model import LanguageModel
 from labkit.models.bf16_matmul import linear
@@ -29,13 +29,15 @@ def estimates(
     source: Mapping[str, Mapping[int, torch.Tensor]],
     *,
     metric: Metric,
+    edits: Mapping[Place, Edit] | None = None,
 ) -> dict[str, dict[int, torch.Tensor]]:
     """Estimated change of the metric for every place of some kinds of site, from one forward and one backward pass.
 
     Args:
         ids: the prompt that is patched into (1, seq).
         source: by kind and layer the activation of the other run, without the batch axis.
-        metric: read at the last position.
+        metric: read at the last position, or at as many as it reads.
+        edits: what is written in the run that is patched.
 
     Returns:
         By kind and layer (position, unit), float32 on the CPU; units are heads, neurons or experts, and one where a
@@ -45,10 +47,13 @@ def estimates(
         ValueError: the metric has no gradient.
     """
     places = [(kind, layer) for kind, layers in source.items() for layer in layers]
-    start = {("embed", 0): lambda x: x.detach().requires_grad_(True)}
+    edits = edits or {}
+    first = edits.get(("embed", 0), lambda x: x)
+    start = {**edits, ("embed", 0): lambda x: first(x.detach()).requires_grad_(True)}
     with lm.busy(gradients=True):
         with hooked(lm, set(places), start, keep=lambda x: x) as found, _differentiable(lm.hf):
-            value = metric(measured_logits(lm, ids, metric.columns))[0]
+            (count,) = metric.reads
+            value = metric(measured_end(lm, ids, count, metric.columns)[0])[0]
         if not value.requires_grad:
             raise ValueError("no gradient reaches this metric (a rank has none), so patching cannot be estimated")
         grads = torch.autograd.grad(value, [found[place] for place in places], allow_unused=True)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from labkit.patching import gap
+from labkit.patching import gap, perturbations
 from labkit.patching.metrics import in_title
 from labkit.patching.pair_runs import ENDS
 from labkit.patching.source_model import run_names
 from labkit.results.figures import of_patching
 from labkit.results.file import save_arrays
 from labkit.results.recipe import code_of
+from labkit.text.pair import partners
 from labkit.text.tokens import Token
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class PatchGrid:
     """Patching effects over layers x positions, layers x heads, or any other axes that `labkit.patch` supports.
 
     Attributes:
-        values: the metric of each patched run, float32, one axis for each of `over`; NaN where not computed (yet).
+        values: the metric of each patched run, float32, one axis for each of `over`; NaN where not computed (yet), and
+            where a position has no partner in the other prompt (`unpaired`).
         over: the names of the axes, such as `("layer", "position")`.
         index: what each axis runs over: layer numbers, head numbers, neuron numbers, positions.
         clean, corrupt: the metric on the two unpatched runs.
@@ -57,11 +59,13 @@ class PatchGrid:
         return str(self.recipe["direction"])
 
     @property
-    def answer(self) -> str | None:
+    def answer(self) -> Any:
+        """The answer as text; of a set, the list of its texts."""
         return self.recipe["answer"]
 
     @property
-    def foil(self) -> str | None:
+    def foil(self) -> Any:
+        """The foil as text; of a set, the list of its texts."""
         return self.recipe["foil"]
 
     @property
@@ -76,7 +80,33 @@ class PatchGrid:
 
     @property
     def complete(self) -> bool:
-        return not bool(np.isnan(self.values).any())
+        return not bool((np.isnan(self.values) & ~self.unpaired).any())
+
+    @property
+    def alignment(self) -> list[Any] | None:
+        """The spans of clean and corrupt that are paired; None if the prompts are paired position by position."""
+        return self.recipe.get("alignment")
+
+    @property
+    def partners(self) -> list[int | None]:
+        """For each position of the patched prompt that of its partner in the other; None where it has none."""
+        base, lengths = ENDS[self.direction][1], (len(self.clean_tokens), len(self.corrupt_tokens))
+        length, other = lengths if base == "clean" else lengths[::-1]
+        return (
+            list(range(length))
+            if self.alignment is None
+            else partners(self.alignment, base, length=length, other=other)
+        )
+
+    @property
+    def unpaired(self) -> np.ndarray:
+        """Which cells are at a position without a partner in the other prompt, bool in the shape of `values`."""
+        lone = np.zeros(self.values.shape, bool)
+        if self.alignment is None or "position" not in self.over:
+            return lone
+        axis, beside = self.over.index("position"), self.partners
+        alone = np.array([beside[n] is None for n in self.index[axis]])
+        return lone | alone.reshape([-1 if n == axis else 1 for n in range(lone.ndim)])
 
     @property
     def normalized(self) -> np.ndarray:
@@ -141,14 +171,15 @@ class PatchGrid:
         """A plotly heatmap with token labels: 0 as the corrupt run, 1 as the clean run, or in the metric's own unit.
 
         Args:
-            normalized: by default true, unless the pair hardly differs (`too_close`).
+            normalized: by default true, unless the pair hardly differs (`too_close`) or there is no second run.
 
         Raises:
             ValueError: the grid has three axes; select one of them first.
         """
         if len(self.over) != 2:
             raise ValueError(f"a figure has two axes; this grid has {self.over}: use to_frame() and select one")
-        normalized = not self.too_close if normalized is None else normalized
+        if normalized is None:
+            normalized = not self.too_close and bool(np.isfinite(self.corrupt))
         clean, corrupt = run_names(self.recipe).values()
         return of_patching(
             self.normalized if normalized else self.values,
@@ -158,6 +189,7 @@ class PatchGrid:
             least=1e-9 if normalized or not self.noise else 2 * self.noise,
             title=self.title() + f"<br>{clean.capitalize()} and {corrupt} hardly differ" * self.too_close,
             unit=f"0 = {corrupt}, 1 = {clean}" if normalized else (self.recipe.get("unit") or self.recipe["metric"]),
+            hatched=self.unpaired,
         )
 
     def code(self) -> str:
@@ -171,10 +203,12 @@ class PatchGrid:
     def __repr__(self) -> str:
         shape = " x ".join(f"{len(n)} {name}s" for name, n in zip(self.over, self.index, strict=True))
         done = int((~np.isnan(self.values)).sum())
-        partly = "" if self.complete else f", {done} of {self.values.size} cells computed"
+        partly = "" if self.complete else f", {done} of {int((~self.unpaired).sum())} cells computed"
+        clean, corrupt = run_names(self.recipe).values() if "by" in self.recipe else ("clean", "corrupt")
+        other = f", {corrupt} {self.corrupt:.3f}" if np.isfinite(self.corrupt) else f", by {corrupt}"
         return (
             f"PatchGrid({self.site}, {self.direction}, {shape}, {self.recipe['metric']}: "
-            f"clean {self.clean:.3f}, corrupt {self.corrupt:.3f}{partly})"
+            f"{clean} {self.clean:.3f}{other}{partly})"
         )
 
 
@@ -185,6 +219,12 @@ def axes_asked(recipe: dict[str, Any], over: tuple[str, ...], index: tuple[list[
         asked["over"] = over
     if recipe.get("layer") is not None:
         asked["layers"] = [recipe["layer"]]
+    if "by" in recipe:
+        asked["by"] = perturbations.code_of({name: value for name, value in recipe["by"].items() if name != "name"})
+    if recipe.get("window", 1) > 1:
+        asked["window"] = recipe["window"]
+    if recipe.get("alignment") is not None:
+        asked["alignment"] = [tuple(map(tuple, span)) for span in recipe["alignment"]]
     numbers = dict(zip(over, index, strict=True))
     return asked | {f"{axis}s": n for axis, n in numbers.items() if n != list(range(recipe["sizes"][axis]))}
 

@@ -1,7 +1,7 @@
 """Several pairs patched together: their rows share each pass up the blocks.
 
 A short prompt's grid is too small to keep a machine busy: every block runs on a few hundred tokens. Pairs of the same
-length share a pass, each row with the run of its own pair, and the numbers do not change.
+length share a pass, each row with the run of its own pair, and the numbers change by rounding at most.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from labkit.patching.patch import PatchJob
 def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
     """Do the work of several jobs on one model; yields how many cells of all are done after every chunk.
 
-    Jobs that cannot share a pass (estimates, runs that cannot be restarted, a length or site of their own) are done one
-    after another, so any mixture gives the same grids. A cancelled job ends the call; `steps` or another call resumes
-    it.
+    Jobs that cannot share a pass (estimates, runs that cannot be restarted, a length or site of their own, several
+    runs each) are done one after another, so any mixture gives the same grids. A cancelled job ends the call; `steps`
+    or another call resumes it.
 
     Raises:
         ValueError: the jobs are not all on one model.
@@ -34,8 +34,8 @@ def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
         for job in jobs:
             if job.method == "exact" and job.waiting() and not job.ready():
                 return
-            alone = job.method != "exact" or job.engine != "wavefront"
-            groups.setdefault(("" if alone else job.site, id(job) if alone else job.at), []).append(job)
+            shared = job.one_lane and job.method == "exact" and job.engine == "wavefront"
+            groups.setdefault((job.site if shared else "", job.at if shared else id(job)), []).append(job)
         for group in groups.values():
             for _ in _jointly(group) if len(group) > 1 else group[0].steps():
                 yield sum(job.done for job in jobs)
@@ -48,7 +48,7 @@ def steps_together(jobs: Sequence[PatchJob]) -> Iterator[int]:
 
 def _jointly(jobs: list[PatchJob]) -> Iterator[None]:
     lm, length = jobs[0].lm, jobs[0].at + 1
-    lanes = [job.lane() for job in jobs]
+    lanes = [job.lanes()[0] for job in jobs]
     wavefront = Wavefront(lanes, site=engine_kind(jobs[0].site))
     tokens = lambda item: length - lanes[item[0]].start_of(jobs[item[0]].cells[item[1]])  # noqa: E731
     stopped = lambda: any(job.cancelled for job in jobs)  # noqa: E731

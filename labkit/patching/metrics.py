@@ -99,6 +99,12 @@ def logprob(logits: torch.Tensor, *, answer: int) -> torch.Tensor:
     return logits.log_softmax(-1)[:, answer]
 
 
+@metric("logprob_diff", unit="nats", label="log probability difference", needs=("answer", "foil"), of_columns=True)
+def logprob_diff(logits: torch.Tensor) -> torch.Tensor:
+    """The logarithm of the answer's probability minus that of the foil's."""
+    return logits[:, 0] - logits[:, 1]  # at one position both have the same normaliser
+
+
 @metric("kl", unit="nats", label="KL from the clean run", needs=("clean",))
 def kl(logits: torch.Tensor, *, clean: torch.Tensor) -> torch.Tensor:
     """The Kullback-Leibler divergence from the clean run's distribution."""
@@ -122,17 +128,19 @@ class Metric:
     columns: tuple[int, ...] | None = None
     key: Hashable = None  # the same for metrics that give the same numbers
     kind: MetricKind | None = None  # its kind; None for a plain function
+    reads: tuple[int, ...] = (1,)  # how many positions of each lane it reads (`patching.answers`)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """(rows, vocab or len(columns)) float32 -> (rows,) float32.
+        """(rows, vocab or len(columns)) float32 -> (rows,) float32; where it reads several positions, of all of them.
 
         Raises:
             ValueError: your own metric does not give one number per row.
         """
         values = self.function(logits)
-        if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:1]:
+        rows = len(logits) // sum(self.reads)
+        if not isinstance(values, torch.Tensor) or values.shape != (rows,):
             got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
-            raise ValueError(f"metric {self.name} must give one number per row, shape ({len(logits)},); got {got}")
+            raise ValueError(f"metric {self.name} must give one number per row, shape ({rows},); got {got}")
         return values.float()
 
     def of(self, logits: torch.Tensor) -> torch.Tensor:
@@ -145,10 +153,11 @@ def label_of(name: str) -> str:
     return METRICS[name].label if name in METRICS else name
 
 
-def in_title(name: str, answer: str | None, foil: str | None) -> str:
+def in_title(name: str, answer: Any, foil: Any) -> str:
     """A metric in the title of a figure: `logit_diff of ' Mary' minus ' John'`."""
-    against = f" minus {foil!r}" if foil and name in METRICS and "foil" in METRICS[name].needs else ""
-    return (f"{name} of {answer!r}" if answer else name) + against
+    told = lambda texts: " or ".join(map(repr, texts if isinstance(texts, list) else [texts]))  # noqa: E731
+    against = f" minus {told(foil)}" if foil and name in METRICS and "foil" in METRICS[name].needs else ""
+    return (f"{name} of {told(answer)}" if answer else name) + against
 
 
 def code_of_own(name: str) -> str:

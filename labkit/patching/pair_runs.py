@@ -9,10 +9,13 @@ forward and one backward pass estimate all sites in `together`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 import torch
 
+from labkit.activations.hooks import Edit, Place
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported, record, record_together, recorded, several_alike
@@ -20,6 +23,7 @@ from labkit.language_model import LanguageModel
 from labkit.patching.gap import Measured, measured
 from labkit.patching.gradients import estimates
 from labkit.patching.metrics import Metric
+from labkit.patching.perturbations import Draw
 from labkit.patching.source_model import alike
 
 ENDS = {"denoise": ("clean", "corrupt"), "noise": ("corrupt", "clean")}
@@ -29,20 +33,31 @@ Activations = dict[int, torch.Tensor]
 """One kind of site by layer, without the batch axis: (seq, ...), patterns (head, seq, seq)."""
 
 
+OTHER = {"clean": "corrupt", "corrupt": "clean"}
+
+
 def engine_kind(site: str) -> str:
     """What is read and written for a site: head_out is linear in the output projection's input."""
     return HEAD_IN if site == "head_out" else site
 
 
 class PairRuns:
-    """Two runs on prompts of the same length, of one model or of two, and what is kept of them.
+    """Two runs, of one model or of two, and what is kept of them.
+
+    The prompts have one length and are paired by position, or `partners` says what is paired.
 
     Args:
         clean, corrupt: token ids (1, seq), up to the position that the metric reads.
         together: kinds of site that are estimated in one pass, when the first is needed.
         source: the model of the clean run, where that is another one.
+        partners: of unequal prompts, for each position of `clean` and of `corrupt` its position in the other; None
+            where it has none.
+        forced: what is appended to both prompts, once for each lane (`patching.answers`).
+        draws: what takes the place of the corrupt run, once for each lane (`patching.perturbations`).
 
     Attributes:
+        lanes: these runs, or with `forced` those of the prompts with each continuation.
+        reads: how many last positions the metric reads.
         models: of each run.
         ids: `{"clean": (1, seq), "corrupt": (1, seq)}`.
         unsupported: why the model cannot be restarted midway; None if it can.
@@ -56,12 +71,20 @@ class PairRuns:
         *,
         together: Sequence[str] = (),
         source: LanguageModel | None = None,
+        partners: Mapping[str, Sequence[int | None]] | None = None,
+        forced: Sequence[tuple[int, ...]] = (),
+        draws: Sequence[Draw] = (),
+        reads: int = 1,
     ) -> None:
-        self.lm = lm
+        self.lm, self.partners, self.forced, self.reads = lm, partners, tuple(forced), reads
+        self.draws = tuple(draws)
+        self.draw: Draw | None = None  # of a lane
         self.models = {"clean": source or lm, "corrupt": lm}
         self.one_model = self.models["clean"] is lm
         self.ids = {"clean": clean.to(self.models["clean"].device), "corrupt": corrupt}
-        self.together = tuple(dict.fromkeys(map(engine_kind, together)))
+        self._together = tuple(dict.fromkeys(map(engine_kind, together)))
+        several = itertools.product(self.draws or (None,), self.forced or ((),))
+        self.lanes = [self._with(ids, draw) for draw, ids in several] if self.draws or self.forced else [self]
         self.unsupported: str | None = None
         self._bases: dict[str, RecordedRun] = {}
         self._readouts: dict[str, Readout] = {}
@@ -71,13 +94,62 @@ class PairRuns:
         self._effects: dict[Hashable, dict[str, Activations]] = {}
         self._noise: dict[Hashable, Measured | None] = {}
 
+    def _with(self, forced: tuple[int, ...], draw: Draw | None) -> PairRuns:
+        """The same two runs, of the prompts with a continuation, or with something else in the place of corrupt."""
+        own = self.ids if draw is None or draw.corrupt is None else self.ids | {"corrupt": draw.corrupt}
+        ids = {name: torch.cat([x, x.new_tensor([forced])], 1) if forced else x for name, x in own.items()}
+        partners = self.partners and {
+            name: [*own, *range(self.ids[OTHER[name]].shape[1], ids[OTHER[name]].shape[1])]
+            for name, own in self.partners.items()
+        }
+        source = None if self.one_model else self.models["clean"]
+        lane = PairRuns(
+            self.lm, ids["clean"], ids["corrupt"],
+            together=self.together, source=source, partners=partners, reads=len(forced) + 1,
+        )  # fmt: skip
+        lane.draw = draw
+        return lane
+
     @property
-    def first(self) -> int:
-        """The first position at which the runs differ; the length if they do not. Nothing before it matters."""
-        if not self.one_model:
+    def together(self) -> tuple[str, ...]:
+        return self._together
+
+    @together.setter
+    def together(self, kinds: Sequence[str]) -> None:
+        self._together = tuple(kinds)
+        for lane in self.lanes:
+            lane._together = self._together
+
+    def same(self, other: PairRuns) -> bool:
+        """Do both run the same models on the same prompts, paired alike, with the same continuations?"""
+        return (
+            all(self.models[name] is other.models[name] for name in self.ids)
+            and self.forced == other.forced
+            and self.partners == other.partners
+            and [draw.key for draw in self.draws] == [draw.key for draw in other.draws]
+            and all(torch.equal(self.ids[name], other.ids[name].to(ids.device)) for name, ids in self.ids.items())
+        )
+
+    def first(self, direction: str) -> int:
+        """The first position that a patch can change; the length if there is none. Nothing before it matters."""
+        if self.lanes != [self]:
+            return min(lane.first(direction) for lane in self.lanes)
+        if not self.one_model or (self.draw is not None and self.draw.corrupt is None):
             return 0
-        differ = (self.ids["clean"] != self.ids["corrupt"])[0].nonzero()
-        return int(differ[0]) if len(differ) else self.ids["clean"].shape[1]
+        a, b = self.ids["clean"][0], self.ids["corrupt"][0]
+        shared = min(len(a), len(b))
+        differ = (a[:shared] != b[:shared]).nonzero()
+        apart = int(differ[0]) if len(differ) else shared
+        base = ENDS[direction][1]
+        if self.partners is None:
+            return apart
+        own = self.partners[base]
+        changed = (p for p, other in enumerate(own) if other is not None and (other != p or p >= apart))
+        return next(changed, len(own))
+
+    def edits(self, name: str) -> Mapping[Place, Edit]:
+        """What is written in the run called `clean` or `corrupt` on its way."""
+        return self.draw.edits if self.draw is not None and name == "corrupt" else {}
 
     def activations(self, name: str, kind: str) -> Activations:
         """One kind of site in the run called `clean` or `corrupt`, by layer."""
@@ -88,12 +160,17 @@ class PairRuns:
     def put_in(self, direction: str, kind: str) -> Activations:
         """What one run gets from the other: the source's activations, in the dtype and on the device of its own."""
         source, base = ENDS[direction]
+        if self.draw is not None and self.draw.instead is not None:
+            if (direction, kind) not in self._put_in:
+                self._put_in[direction, kind] = self.draw.instead(self.lm, kind, self.activations(base, kind))
+            return self._put_in[direction, kind]
         taken = self.activations(source, kind)
-        if self.one_model:
+        if self.one_model and self.partners is None:
             return taken
         if (direction, kind) not in self._put_in:
             own = self.activations(base, kind)
-            self._put_in[direction, kind] = {layer: alike(x, own[layer]) for layer, x in taken.items()}
+            place = alike if self.partners is None else partial(beside, self.partners[base])
+            self._put_in[direction, kind] = {layer: place(x, own[layer]) for layer, x in taken.items()}
         return self._put_in[direction, kind]
 
     def base(self, name: str) -> RecordedRun:
@@ -109,7 +186,9 @@ class PairRuns:
         return self._bases[name]
 
     def logits(self, name: str) -> torch.Tensor:
-        """Logits (vocab,) at the last position, float32."""
+        """Logits (reads, vocab) at the positions that the metric reads, of one lane after another, float32."""
+        if self.lanes != [self]:
+            return torch.cat([lane.logits(name) for lane in self.lanes])
         if name not in self._logits:
             self._run(None)
         return self._logits[name] if self.one_model else self._logits[name].to(self.lm.device)
@@ -122,8 +201,11 @@ class PairRuns:
 
     def noise(self, metric: Metric) -> Measured | None:
         """How far rounding alone moves the metric on these runs; None if they are far apart (`patching.gap`)."""
+        if self.draws:
+            return None  # of each draw another, and the mean over them is what counts
         if metric.key not in self._noise:
-            self._noise[metric.key] = measured(self.models, self.ids, {n: self.logits(n) for n in self.ids}, metric)
+            lanes = [(lane.ids, lane.reads) for lane in self.lanes]
+            self._noise[metric.key] = measured(self.models, lanes, {n: self.logits(n) for n in self.ids}, metric)
         return self._noise[metric.key]
 
     def effects(self, kind: str, *, direction: str, metric: Metric) -> Activations:
@@ -135,10 +217,12 @@ class PairRuns:
         key = (direction, metric.key)
         known = self._effects.setdefault(key, {})
         if kind not in known:
-            source, base = ENDS[direction]
+            base = ENDS[direction][1]
             wanted = self.together if kind in self.together else (kind,)
-            taken = {k: self.activations(source, k) for k in wanted if k not in known}
-            known |= estimates(self.models[base], self.ids[base], taken, metric=metric)
+            missing = [k for k in wanted if k not in known]
+            taken = {k: self.put_in(direction, k) for k in missing}
+            edits = self.edits(base)
+            known |= estimates(self.models[base], self.ids[base], taken, metric=metric, edits=edits)
         return known[kind]
 
     def _run(self, kind: str | None) -> None:
@@ -150,20 +234,24 @@ class PairRuns:
                 self._run_one(name, kinds)
             return
         with self.lm.busy():
-            self._run_both(kinds)
+            if self.ids["clean"].shape == self.ids["corrupt"].shape and not self.edits("corrupt"):
+                self._run_both(kinds)
+                return
+            for name in self.ids:
+                self._run_one(name, kinds)
 
     def _run_one(self, name: str, kinds: list[str]) -> None:
         """Run one model's prompt for what is missing."""
-        lm, ids = self.models[name], self.ids[name]
+        lm, ids, edits = self.models[name], self.ids[name], self.edits(name)
         try:
             if self.unsupported is not None or name in self._bases:
                 raise Unsupported(self.unsupported)
-            self._bases[name], kept = record(lm, ids, sites=kinds)
-            self._logits[name] = self._bases[name].logits
+            self._bases[name], kept = record(lm, ids, sites=kinds, count=self.reads, edits=edits)
+            self._logits[name] = _tail(self._bases[name])
         except Unsupported as why:
             if name not in self._bases:
                 self.unsupported = str(why)
-            ((self._logits[name], kept),) = recorded(lm, ids, sites=kinds)
+            ((self._logits[name], kept),) = recorded(lm, ids, sites=kinds, count=self.reads, edits=edits)
         self._kept |= {(name, k): layers for k, layers in kept.items()}
 
     def _run_both(self, kinds: list[str]) -> None:
@@ -173,19 +261,31 @@ class PairRuns:
         found: list[dict[str, Activations]] | None = None
         if self.unsupported is None and not self._bases:
             try:
-                both = record_together(self.lm, ids, sites=kinds)
+                both = record_together(self.lm, ids, sites=kinds, count=self.reads)
             except Unsupported as why:
                 self.unsupported = str(why)
             else:
                 both = both * 2 if same else both
                 self._bases = {name: base for name, (base, _) in zip(self.ids, both, strict=True)}
-                self._logits = {name: base.logits for name, base in self._bases.items()}
+                self._logits = {name: _tail(base) for name, base in self._bases.items()}
                 found = [kept for _, kept in both]
         if found is None:
             passes = [ids] if several_alike(self.lm) else [row[None] for row in ids]
-            said = [run for some in passes for run in recorded(self.lm, some, sites=kinds)]
+            said = [run for some in passes for run in recorded(self.lm, some, sites=kinds, count=self.reads)]
             said = said * 2 if same else said
             self._logits = {name: logits for name, (logits, _) in zip(self.ids, said, strict=True)}
             found = [kept for _, kept in said]
         for name, kept in zip(self.ids, found, strict=True):
             self._kept |= {(name, k): layers for k, layers in kept.items()}
+
+
+def beside(partners: Sequence[int | None], taken: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """The other run's activation (other seq, ...) beside one's own (seq, ...), which stays where it has no partner."""
+    here = [p for p, other in enumerate(partners) if other is not None]
+    placed = own.clone()
+    placed[here] = taken[[partners[p] for p in here]].to(own)
+    return placed
+
+
+def _tail(base: RecordedRun) -> torch.Tensor:
+    return base.logits[None] if base.tail is None else base.tail

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ import torch
 from labkit.activations.hooks import hooked
 from labkit.activations.site_kinds import PATCHED
 from labkit.activations.sites import checked
-from labkit.activations.unembedding import measured_logits
+from labkit.activations.unembedding import measured_end
 from labkit.engine.batching import chunked, give_back, in_chunks, is_out_of_memory, tokens_at_once
-from labkit.engine.cells import Cell, at_cell, by_unit, put_whole
+from labkit.engine.cells import Cell, at_cell, by_unit, layers_of, put_whole
 from labkit.engine.recorded_run import Unsupported
 from labkit.engine.wavefront import Cancelled, Lane, Wavefront
 from labkit.language_model import LanguageModel
 from labkit.models.handle import PerModel
+from labkit.patching.answers import on_lane
 from labkit.patching.axes import axes_of
 from labkit.patching.grid import PatchGrid
 from labkit.patching.metrics import Metric
@@ -47,11 +49,13 @@ def patch(lm: LanguageModel, spec: PatchSpec) -> PatchGrid:
     Args:
         clean, corrupt, answer, foil, metric, at, progress: as `PairSpec` has them: the two prompts, the tokens they
             call for, the metric, and where it is read.
-        site, method, direction, over, layers, heads, neurons, positions, source: as `PatchSpec` has them: what is
-            patched, how, over which axes, and from which model.
+        site, method, direction, over, layers, heads, neurons, positions, source, alignment, by, window: as `PatchSpec`
+            has them: what is patched, how, over which axes, from which model, along which alignment, with what, and how
+            many layers at once.
 
     Returns:
-        A `PatchGrid`; after an interrupt, cells not computed are NaN. Warns if clean and corrupt hardly differ.
+        A `PatchGrid`; cells without a partner are NaN, and after an interrupt those not computed. Warns if clean and
+            corrupt hardly differ.
 
     Raises:
         ValueError: invalid input, before the model has run.
@@ -88,23 +92,22 @@ class PatchJob:
         if self.site not in PATCHED:
             raise ValueError(f"{self.site} cannot be patched as a grid; use one of {', '.join(PATCHED)}")
         self.pair = pair = spec.prepared(lm)
-        self.at, self.answer, self.foil = pair.length - 1, pair.answer, pair.foil
-        if runs is not None and not (
-            runs.lm is lm
-            and runs.models["clean"] is (spec.source or lm)
-            and all(torch.equal(runs.ids[name].to(ids.device), ids) for name, ids in pair.ids.items())
-        ):
-            raise ValueError("`runs` belongs to another model or to other prompts; leave it out")
-        self.runs = runs or PairRuns(lm, pair.ids["clean"], pair.ids["corrupt"], source=spec.source)
-        self.base = self.runs.models[ENDS[spec.direction][1]]  # the model that is patched
+        self.answer, self.foil = pair.answer, pair.foil
+        base = ENDS[spec.direction][1]
+        self.at = pair.ids[base].shape[1] - 1
+        self.runs = pair.runs()
+        if runs is not None:
+            if not runs.same(self.runs):
+                raise ValueError("`runs` belongs to another model or to other prompts; leave it out")
+            self.runs = runs
+        self.base = self.runs.models[base]  # the model that is patched
         if pair.kind is not None and not pair.kind.has_gradient and spec.method == "attribution":
             raise ValueError(f"{pair.kind.label} has no gradient, so it cannot be estimated; use method='exact'")
         axes = axes_of(
-            lm, self.site, spec.over, length=pair.length,
+            lm, self.site, spec.over, length=self.at + 1,
             layers=spec.layers, heads=spec.heads, neurons=spec.neurons, positions=spec.positions,
         )  # fmt: skip
         self.cells = axes.cells()
-        self.total = len(self.cells)
         self.engine = "wavefront"
         self._stop = threading.Event()
         self._metric: Metric | None = None  # set when the unpatched runs are there
@@ -123,10 +126,17 @@ class PatchJob:
                 usual_over=axes.usual, sizes=axes.sizes,
             ),
         )  # fmt: skip
+        self._open = ~self.grid.unpaired.reshape(-1)  # cells that get a value
+        self.total = int(self._open.sum())
 
     @property
     def done(self) -> int:
         return int((~np.isnan(self.grid.values)).sum())
+
+    @property
+    def one_lane(self) -> bool:
+        """Is each cell one row at one layer, so that several pairs can go up the blocks together?"""
+        return self.runs.lanes == [self.runs] and self.spec.window == 1
 
     def go_on(self) -> None:
         """Withdraw a request to end; `steps` does so when it ends."""
@@ -164,7 +174,8 @@ class PatchJob:
             ValueError: the metric has no gradient.
         """
         self._prepare()
-        return (self.grid.unpatched + self._estimated()).reshape(self.grid.values.shape)
+        values = np.where(self._open, self.grid.unpatched + self._estimated(), np.nan).astype(np.float32)
+        return values.reshape(self.grid.values.shape)
 
     def _work(self) -> Iterator[int]:
         self._prepare()
@@ -194,21 +205,24 @@ class PatchJob:
         if self._metric is not None:
             return
         base, kind = ENDS[self.direction][1], engine_kind(self.site)
-        activations, own = self.runs.put_in(self.direction, kind), self.runs.activations(base, kind)
-        metric = self.pair.metric(self.runs.logits("clean"))
-        self.grid.clean, self.grid.corrupt = (
-            float(metric.of(self.runs.logits(name)[None])[0]) for name in ("clean", "corrupt")
-        )
+        logits = {name: self.runs.logits(name) for name in ("clean", "corrupt")}
+        metric = self.pair.metric(logits["clean"][0])
+        self.grid.clean, self.grid.corrupt = (float(metric.of(rows)[0]) for rows in logits.values())
+        if (perturbation := self.spec.perturbation) is not None and not perturbation.compared:
+            self.grid.corrupt = float("nan")  # nothing was run but the clean prompt
         self.grid.measured_in(metric.unit, self.runs.noise(metric))
-        flat = self.grid.values.reshape(-1)
-        moved = {
-            layer: by_unit(own[layer] != activations[layer], kind).any(-1).cpu().numpy()
-            for layer in {cell.layer for cell in self.cells}
-        }
+        flat, first = self.grid.values.reshape(-1), self.runs.first(self.direction)
+        moved: dict[int, np.ndarray] = {}
+        for lane in self.runs.lanes:
+            activations, own = lane.put_in(self.direction, kind), lane.activations(base, kind)
+            for layer in {layer for cell in self.cells for layer in self._layers(cell) if layer in own}:
+                here = by_unit(own[layer] != activations[layer], kind).any(-1).cpu().numpy()[: self.at + 1]
+                moved[layer] = moved[layer] | here if layer in moved else here
         for i, cell in enumerate(self.cells):
             # nothing before the first difference can have an effect, and neither can putting in what is there
-            before = self.runs.first > self.at or (cell.position is not None and cell.position < self.runs.first)
-            if before or not at_cell(moved[cell.layer], cell).any():
+            before = first > self.at or (cell.position is not None and cell.position < first)
+            layers = [layer for layer in self._layers(cell) if layer in moved]
+            if self._open[i] and (before or not any(at_cell(moved[layer], cell).any() for layer in layers)):
                 flat[i] = self.grid.unpatched
         self._metric = metric
 
@@ -217,8 +231,9 @@ class PatchJob:
         self._prepare()
         if self._wavefront is None and self.engine == "wavefront":
             try:
-                self.runs.readout(ENDS[self.direction][1])
-                self._wavefront = Wavefront([self.lane()], site=engine_kind(self.site))
+                for lane in self.runs.lanes:
+                    lane.readout(ENDS[self.direction][1])
+                self._wavefront = Wavefront(self.lanes(), site=engine_kind(self.site), window=self.spec.window)
             except Unsupported as why:
                 self._fall_back(str(why))
         if self._wavefront is not None:
@@ -228,20 +243,28 @@ class PatchJob:
                 return False
         return True
 
-    def lane(self) -> Lane:
-        """The run that this job patches into, for the engine. Raises `Unsupported` if it cannot be restarted."""
-        base = self.runs.base(ENDS[self.direction][1])
-        return Lane(base, self.runs.put_in(self.direction, engine_kind(self.site)), self.runs.first)
+    def lanes(self) -> list[Lane]:
+        """The runs that this job patches into, for the engine: one, or one for each continuation of the prompt.
+
+        Raises:
+            Unsupported: they cannot be restarted.
+        """
+        base, kind = ENDS[self.direction][1], engine_kind(self.site)
+        return [
+            Lane(one.base(base), one.put_in(self.direction, kind), one.first(self.direction), one.reads)
+            for one in self.runs.lanes
+        ]
 
     def waiting(self) -> list[int]:
         """The numbers of the cells that have no value yet."""
-        return np.isnan(self.grid.values.reshape(-1)).nonzero()[0].tolist()
+        return (np.isnan(self.grid.values.reshape(-1)) & self._open).nonzero()[0].tolist()
 
     def _chunks(self, budget: int) -> list[list[int]]:
         """The open cells in chunks of about `budget` tokens, those with the largest estimated effects first."""
         waiting = self.waiting()
         fast = self._wavefront
-        length = {i: self.at + 1 - fast.lanes[0].start_of(self.cells[i]) if fast is not None else 1 for i in waiting}
+        lanes = [] if fast is None else fast.lanes
+        length = {i: sum(one.base.length - one.start_of(self.cells[i]) for one in lanes) or 1 for i in waiting}
         importance = dict.fromkeys(waiting, 0.0)
         if fast is not None and sum(length.values()) > 2 * budget:  # a grid of one or two chunks is there at once
             # Rows of one start share their prefix, so a position's cells stay together and go by its largest.
@@ -272,22 +295,30 @@ class PatchJob:
         """The gradient estimate of each cell's effect, float32 (cells,)."""
         assert self._metric is not None
         kind = engine_kind(self.site)
-        effects = self.runs.effects(kind, direction=self.direction, metric=self._metric)
-        tables = {layer: effect.numpy() for layer, effect in effects.items()}  # (position, unit)
-        return np.array([at_cell(tables[cell.layer], cell).sum() for cell in self.cells], np.float32)
+        total = np.zeros(len(self.cells), np.float32)
+        known = self.runs.logits(ENDS[self.direction][1])
+        for n, lane in enumerate(self.runs.lanes):
+            effects = lane.effects(kind, direction=self.direction, metric=on_lane(self._metric, n, known))
+            tables = {layer: effect.numpy() for layer, effect in effects.items()}  # (position, unit)
+            for i, cell in enumerate(self.cells):
+                some = [tables[layer] for layer in self._layers(cell) if layer in tables]
+                total[i] += sum(at_cell(table, cell).sum() for table in some)
+        return total
 
     def _values(self, cells: list[Cell]) -> np.ndarray:
         """The metric of each patched run, float32 (len(cells),)."""
         assert self._metric is not None
         if self._wavefront is None:
             return np.array([self._whole(cell) for cell in cells], np.float32)
-        return self.read(self._wavefront(cells, cancelled=self._stop.is_set))
+        rows = [replace(cell, lane=n) for cell in cells for n in range(len(self.runs.lanes))]
+        return self.read(self._wavefront(rows, cancelled=self._stop.is_set))
 
     def read(self, x: torch.Tensor) -> np.ndarray:
-        """The metric (rows,), float32, of last residual streams (rows, d_model)."""
+        """The metric (rows,), float32, of last residual streams (rows * reads, d_model)."""
         assert self._metric is not None
-        metric, readout = self._metric, self.runs.readout(ENDS[self.direction][1])
-        rows = max(1, (64 << 20) // (4 * self.base.n_vocab))  # logits of at most 64 MB at once
+        metric, readout = self._metric, self.runs.lanes[0].readout(ENDS[self.direction][1])
+        reads = sum(metric.reads)
+        rows = reads * max(1, (64 << 20) // (4 * self.base.n_vocab * reads))  # logits of at most 64 MB at once
         with self.base.busy():
             logits = (self._at_home(readout(part, metric.columns)) for part in x.split(rows))
             return torch.cat([metric(some) for some in logits]).cpu().numpy()
@@ -301,11 +332,19 @@ class PatchJob:
         if self._stop.is_set():
             raise Cancelled
         assert self._metric is not None
-        kind = engine_kind(self.site)
-        taken = {(kind, cell.layer): put_whole(self.runs.put_in(self.direction, kind)[cell.layer], kind, cell)}
-        with self.base.busy(), hooked(self.base, set(), taken):
-            logits = measured_logits(self.base, self.runs.ids[ENDS[self.direction][1]], self._metric.columns)
-        return float(self._metric(self._at_home(logits))[0])
+        kind, base = engine_kind(self.site), ENDS[self.direction][1]
+        found = []
+        for lane in self.runs.lanes:
+            source = lane.put_in(self.direction, kind)
+            layers = [layer for layer in self._layers(cell) if layer in source]
+            taken = {(kind, layer): put_whole(source[layer], kind, cell) for layer in layers}
+            with self.base.busy(), hooked(self.base, set(), {**lane.edits(base), **taken}):
+                found.append(measured_end(self.base, lane.ids[base], lane.reads, self._metric.columns)[0])
+        return float(self._metric(self._at_home(torch.cat(found)))[0])
+
+    def _layers(self, cell: Cell) -> range:
+        """The layers that a cell patches."""
+        return layers_of(cell, self.spec.window, self.base.n_layers)
 
     def _check_engine(self) -> None:
         """On the first grid of a site in this model, check a few cells against the naive path."""

@@ -182,9 +182,9 @@ class _Paths:
         self.grid.clean, self.grid.corrupt = (
             float(self.metric.of(logits[name][None])[0]) for name in ("clean", "corrupt")
         )
-        self.grid.measured_in(
-            self.metric.unit, measured(dict.fromkeys(self.ids, self.lm), self.ids, logits, self.metric)
-        )
+        rows = {name: row[None] for name, row in logits.items()}
+        found = measured(dict.fromkeys(self.ids, self.lm), [(self.ids, 1)], rows, self.metric)
+        self.grid.measured_in(self.metric.unit, found)
 
     def _check(self, senders: list[Site], values: np.ndarray) -> None:
         """On the first paths of a kind in this model, check the two strongest against full forward passes."""

@@ -61,6 +61,8 @@ def check_source(lm: Model, source: Model, prompt: Prompt) -> None:
 def run_names(recipe: Mapping[str, Any]) -> dict[str, str]:
     """What to call the two runs of a grid: `clean` and `corrupt`, or their models where these are what differs."""
     source = recipe.get("source")
+    if "by" in recipe:
+        return {"clean": "clean", "corrupt": recipe["by"]["name"]}
     if source is None:
         return {"clean": "clean", "corrupt": "corrupt"}
     both = {"clean": source, "corrupt": recipe}

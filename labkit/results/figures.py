@@ -72,6 +72,7 @@ def of_patching(
     title: str,
     unit: str,
     hover: str = "",
+    hatched: np.ndarray | None = None,
     **more: Any,
 ) -> go.Figure:
     """The effects of patching: white for none, with equal colour steps on both sides.
@@ -82,12 +83,33 @@ def of_patching(
         nothing: the value of the patched run.
         least: values closer than this to `nothing` are not drawn in full colour.
         hover: the note of a cell besides its value.
+        hatched: (rows, columns) bool, cells that can have no value, as a position that has no partner.
     """
     reach = max(least, float(np.nanmax(np.abs(values - nothing), initial=0.0)))
     rows, columns = values.shape
-    return heatmap(
+    figure = heatmap(
         values, x=labels[1], y=labels[0], axes=(over[1], over[0]), title=title, unit=unit,
         ends=(nothing - reach, nothing + reach), slanted=over[1] == "position",
         hover=f"{over[0]} %{{y}}<br>{over[1]} %{{x}}<br>%{{z:.3f}}{hover}",
         size=(max(520, 120 + 34 * columns), max(320, 180 + 14 * rows)), **more,
     )  # fmt: skip
+    return figure if hatched is None else hatch(figure, hatched)
+
+
+def hatch(figure: go.Figure, where: np.ndarray) -> go.Figure:
+    """Strike out cells (rows, columns) of a heatmap, each run of rows in a column as one box with a pattern."""
+    import plotly.graph_objects as go
+
+    for column in np.flatnonzero(where.any(0)).tolist():
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], where[:, column], [False]]).astype(int)))
+        for first, stop in edges.reshape(-1, 2).tolist():
+            x, y = [column - 0.5, column + 0.5], [first - 0.5, stop - 0.5]
+            figure.add_trace(
+                go.Scatter(
+                    x=[x[0], x[1], x[1], x[0], x[0]], y=[y[0], y[0], y[1], y[1], y[0]], mode="lines", fill="toself",
+                    line={"width": 0}, fillpattern={"shape": "/", "fgcolor": "#888", "bgcolor": "#eee", "size": 6},
+                    hoverinfo="text", text="no partner in the other prompt", name="no partner in the other prompt",
+                    showlegend=False,
+                )
+            )  # fmt: skip
+    return figure

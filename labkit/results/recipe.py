@@ -31,8 +31,8 @@ def recipe_of(
     """Model, prompts, answer and foil, and all `more` that is needed (metric, own_metric, at, ...), for JSON."""
     texts = lambda prompt: None if isinstance(prompt, torch.Tensor) else packed(asked(lm, prompt))  # noqa: E731
     word = lambda id: None if id is None else describe(lm.tokenizer, [id])[0].text  # noqa: E731
-    end = more.get("at", -1) % pair.clean.shape[1] + 1
-    tokens = {"answer": (answer, pair.clean[:, :end]), "foil": (foil, pair.corrupt[:, :end])}
+    upto = lambda ids: ids[:, : more.get("at", -1) % ids.shape[1] + 1]  # noqa: E731
+    tokens = {"answer": (answer, upto(pair.clean)), "foil": (foil, upto(pair.corrupt))}
     return {
         **made_with(lm),
         "clean": texts(clean) or pair.clean[0].tolist(),
@@ -95,6 +95,8 @@ def code_of(recipe: dict[str, Any], call: str, own: dict[str, Any], *, usual: di
         before = recipe["load"] + loaded_as("source", recipe["source"]["load"])
         before += recipe.get("metric_code", "")
         asked = {"clean": recipe["clean"], "source": Name("source")}
+    if "by" in recipe:  # the clean prompt alone
+        asked = {"clean": recipe["clean"]}
     asked |= {name: word for name, word in words.items() if word is not None}
     how = measured_by(recipe) | changed(usual, recipe)
     return as_code(before, call, LM, **asked, **own, **how)
@@ -103,13 +105,15 @@ def code_of(recipe: dict[str, Any], call: str, own: dict[str, Any], *, usual: di
 def measured_by(recipe: dict[str, Any]) -> dict[str, Any]:
     """The metric of a recipe as an argument, where it is not the usual one."""
     name = recipe["metric"]
-    if name == usual_metric(recipe["foil"]):
+    if name == usual_metric(recipe["foil"], several="answer_tokens" in recipe):
         return {}
     return {"metric": Name(name) if recipe["own_metric"] else name}
 
 
 def answer_ids(lm: Model, recipe: dict[str, Any]) -> tuple[int | None, int | None]:
-    """The ids of answer and foil; of a file from before ids were kept, of their texts."""
+    """The ids of answer and foil; of a file from before ids were kept, of their texts; None where they are several."""
+    if "answer_tokens" in recipe:
+        return None, None
     found: list[int | None] = []
     for name, side in (("answer", "clean"), ("foil", "corrupt")):
         id, text = recipe.get(f"{name}_id"), recipe[name]
@@ -125,6 +129,8 @@ def versions() -> dict[str, str]:
     return {"labkit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def usual_metric(foil: object) -> str:
-    """The default metric."""
-    return "logprob" if foil is None else "logit_diff"
+def usual_metric(foil: object, *, several: bool = False) -> str:
+    """The default metric, of single tokens or of texts of several."""
+    if foil is None:
+        return "logprob"
+    return "logprob_diff" if several else "logit_diff"

@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.run import run, run_to_measure
 from labkit.activations.sites import Site, absent
+from labkit.activations.unembedding import measured_end
 from labkit.datasets.words import PLAIN
 from labkit.engine.cells import Cell, put_whole
 from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
-from labkit.patching.pair_runs import ENDS
+from labkit.patching.pair_runs import ENDS, beside
 from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PatchSpec, asks, given
 from labkit.results.bootstrap import rank_correlation
@@ -32,6 +34,8 @@ from labkit.results.job import finish
 from labkit.sanity.report import Check, Controls
 from labkit.sweeps.result import Sweep, layout_of
 
+Edits = dict[Place, Edit]
+UNEQUAL = "Not done: it takes prompts that are paired position by position."
 NOTHING = "Nothing to explain: clean and corrupt hardly differ."
 
 
@@ -102,6 +106,8 @@ class ControlsJob:
                 "the controls are for a grid between two prompts; between two models, compare it with the grid in the "
                 "other direction, and see `grid.noise`"
             )
+        if spec.perturbation is not None or (grid is not None and "by" in grid.recipe):
+            raise ValueError("the controls are for a grid between two prompts; a grid with by= has none")
         at = spec.at if grid is None else grid.recipe["at"]
         self.spec = PatchSpec(**given(spec, PatchSpec) | {"at": at})
         if grid is not None:
@@ -157,7 +163,7 @@ class ControlsJob:
     def _begin(self) -> None:
         self.grid = self._finished(self._exact)
         source, base = ENDS[self.spec.direction]
-        self._ids = self._exact.runs.ids
+        self._ids, self._forced = self._exact.runs.ids, self._exact.runs.forced or ((),)
         self._source, self._base = self._ids[source], self._ids[base]
         self._from, self._to = getattr(self.grid, base), getattr(self.grid, source)
         if torch.equal(self._source, self._base):
@@ -176,7 +182,7 @@ class ControlsJob:
         self._cells = [self._exact.cells[i] for i in flat]
         self._noise = 1e-3 if self.lm.dtype == torch.float32 else 0.06
         pool = [pair[side] for pair in self.pairs for side in (0, 1)]
-        self._pool = [ids for ids in map(self.lm.encode, pool) if ids.shape == self._ids["clean"].shape]
+        self._pool = [ids for ids in map(self.lm.encode, pool) if ids.shape == self._base.shape]
 
     def _job(self, *pair: Any, **other: Any) -> PatchJob:
         """A grid like ours, of another pair."""
@@ -216,25 +222,41 @@ class ControlsJob:
     def _share(self, values: Any) -> Any:
         return (values - self._from) / (self._to - self._from)
 
-    def _value(self, write: dict[Any, Any], *, base: torch.Tensor | None = None) -> float:
-        """The metric after a whole run with something written."""
-        self._go_on()
-        logits = run_to_measure(self.lm, self._base if base is None else base, write=write).logits[:, -1]
-        return float(self._metric.of(logits)[0])
+    def _lanes(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """A prompt (1, seq) with each continuation that is forced after it; itself where there is none."""
+        return [torch.cat([ids, ids.new_tensor([forced], dtype=ids.dtype)], 1) for forced in self._forced]
 
-    def _read(self, ids: torch.Tensor, cell: Cell) -> torch.Tensor:
-        """The activation of a cell's layer, whole: (seq, ...), of patterns (head, seq, seq)."""
+    def _value(self, writes: list[Edits], *, base: torch.Tensor | None = None) -> float:
+        """The metric after a whole run with something written, in each lane."""
+        found = []
+        lanes = zip(self._lanes(self._base if base is None else base), self._forced, writes, strict=True)
+        for ids, forced, edits in lanes:
+            self._go_on()
+            with self.lm.busy(), hooked(self.lm, set(), edits):
+                found.append(measured_end(self.lm, ids, len(forced) + 1)[0])
+        return float(self._metric.of(torch.cat(found))[0])
+
+    def _read(self, ids: torch.Tensor, cell: Cell) -> list[torch.Tensor]:
+        """The activation of a cell's layer in each lane, whole: (seq, ...), of patterns (head, seq, seq)."""
         self._go_on()
         site = Site(self.site, cell.layer)
-        return run(self.lm, ids, read=[site])[site][0]
+        return [run(self.lm, lane, read=[site])[site][0] for lane in self._lanes(ids)]
 
-    def _put(self, activation: torch.Tensor, cell: Cell) -> dict[Any, Any]:
-        """What writes the cell's part of an activation, and no more."""
-        return {Site(self.site, cell.layer): put_whole(activation, self.site, cell)}
+    def _given(self, cell: Cell) -> list[torch.Tensor]:
+        """The source's activation, at the positions of the patched prompt."""
+        taken, base = self._read(self._source, cell), ENDS[self.spec.direction][1]
+        if self._exact.runs.partners is None:
+            return taken
+        lanes = zip(self._exact.runs.lanes, taken, self._read(self._base, cell), strict=True)
+        return [beside(lane.partners[base], x, own) for lane, x, own in lanes if lane.partners is not None]
 
-    def _moved(self, activation: torch.Tensor, cell: Cell) -> float:
+    def _put(self, activations: list[torch.Tensor], cell: Cell) -> list[Edits]:
+        """What writes the cell's part of an activation, and no more, in each lane."""
+        return [{(self.site, cell.layer): put_whole(x, self.site, cell)} for x in activations]
+
+    def _moved(self, activations: list[torch.Tensor], cell: Cell) -> float:
         """How far the metric goes when a cell is taken from this activation."""
-        return float(self._share(self._value(self._put(activation, cell))))
+        return float(self._share(self._value(self._put(activations, cell))))
 
     def _unrelated(self) -> Iterator[torch.Tensor]:
         """Unrelated prompts of this length, (1, seq), without end."""
@@ -252,13 +274,15 @@ class ControlsJob:
             yield ids[None]
 
     def _whole_runs(self, name: str) -> Check:
-        whole = [self._moved(self._read(self._source, cell), cell) for cell in self._cells]
+        whole = [self._moved(self._given(cell), cell) for cell in self._cells]
         off = max(abs(float(self._shares[place]) - share) for place, share in zip(self._places, whole, strict=True))
         said = f"The {len(whole)} strongest cells, each run in full, differ from the grid by at most {off:.3f}."
         return Check(name, off <= self._noise, said, {"largest difference": off})
 
     def _identical(self, name: str) -> Check:
-        grid = self._finished(self._job(self._base, self._base, self._exact.answer, self._exact.foil, at=-1))
+        one = self._exact.pair.several is None
+        words = (self._exact.answer, self._exact.foil) if one else (self.spec.answer, self.spec.foil)
+        grid = self._finished(self._job(self._base, self._base, *words, at=-1, alignment=None))
         moved = float(np.abs(grid.values - grid.corrupt).max())
         back = max(abs(self._moved(self._read(self._base, cell), cell)) for cell in self._cells)
         cells = int((grid.values != grid.corrupt).sum())
@@ -271,24 +295,28 @@ class ControlsJob:
     def _everything(self, name: str) -> Check:
         if (why := absent(self.lm, "resid_pre")) is not None:
             return Check(name, None, f"Not done: {why}", {})
+        if self._exact.runs.partners is not None:
+            return Check(name, None, UNEQUAL, {})
         site = Site("resid_pre", 0)
         self._go_on()
-        share = float(self._share(self._value({site: run(self.lm, self._source, read=[site])[site]})))
+        taken = [run(self.lm, ids, read=[site])[site] for ids in self._lanes(self._source)]
+        share = float(self._share(self._value([{("resid_pre", 0): lambda _, x=x: x} for x in taken])))  # type: ignore[misc]
         said = f"Everything patched at once, before the first layer, gives {share:.3f}; it should give 1."
         return Check(name, abs(share - 1) <= self._noise, said, {"share": share})
 
     def _random_positions(self, name: str) -> Check:
         if self.site == "pattern":
             return Check(name, None, "Not done: a pattern is tied to its positions.", {})
-        length, found = self._source.shape[1], []
+        length, found = self._base.shape[1], []
         for cell in self._cells:
-            right, shares = self._read(self._source, cell), []
+            right, shares = self._given(cell), []
             for _ in range(self.n):
                 if cell.position is None:
-                    other = right[torch.from_numpy(self._random.permutation(length)).to(right.device)]
+                    order = torch.from_numpy(self._random.permutation(length)).to(right[0].device)
+                    other = [torch.cat([x[:length][order], x[length:]]) for x in right]
                 else:  # the first token's activation is unlike all others (Sun et al. 2024): not a fair control
-                    others = [p for p in range(1, length) if p != cell.position]
-                    other = right[int(self._random.choice(others)), None].expand_as(right)
+                    place = int(self._random.choice([p for p in range(1, length) if p != cell.position]))
+                    other = [x[place, None].expand_as(x) for x in right]
                 shares.append(self._moved(other, cell))
             found.append(shares)
         by_position = self._cells[0].position is not None
@@ -315,11 +343,14 @@ class ControlsJob:
     def _ablation(self, name: str) -> Check:
         """What the clean run loses of its answer, by three ways of ablating a cell."""
         clean, corrupt = self._ids["clean"], self._ids["corrupt"]
+        if self._exact.runs.partners is not None:
+            return Check(name, None, UNEQUAL, {})
         rows: dict[str, list[float]] = {"patch": [], "mean": [], "resample": []}
         prompts = self._unrelated()
         for cell in self._cells:
             others = [self._read(next(prompts), cell) for _ in range(self.n)]
-            ways = {"patch": [self._read(corrupt, cell)], "mean": [torch.stack(others).mean(0)], "resample": others}
+            mean = [torch.stack(lane).mean(0) for lane in zip(*others, strict=True)]
+            ways = {"patch": [self._read(corrupt, cell)], "mean": [mean], "resample": others}
             for way, tried in ways.items():
                 values = [self._value(self._put(activation, cell), base=clean) for activation in tried]
                 lost = (self.grid.clean - np.mean(values)) / (self.grid.clean - self.grid.corrupt)
@@ -336,7 +367,7 @@ class ControlsJob:
     def _estimate(self, name: str) -> Check:
         rough = self._finished(PatchJob(self.lm, replace(self.spec, method="attribution"), runs=self._exact.runs))
         exact, guess = self._shares.ravel(), self._share(rough.values).ravel()
-        felt = (exact != 0) | (guess != 0)
+        felt = ((exact != 0) | (guess != 0)) & np.isfinite(exact)
         rho = rank_correlation(exact[felt], guess[felt])
         k = min(10, len(exact))
         top = [set(np.argsort(-np.abs(values), kind="stable")[:k].tolist()) for values in (exact, guess)]

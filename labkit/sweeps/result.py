@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from labkit.patching.grid import USUAL, PatchGrid, axes_asked
+from labkit.patching.pair_runs import ENDS
 from labkit.results.bootstrap import LEVEL, RESAMPLES, interval
 from labkit.results.figures import of_patching
 from labkit.results.recipe import measured_by
 from labkit.text.as_code import LM, Name, as_code, as_python, changed
+from labkit.text.pair import partners
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,18 +28,29 @@ if TYPE_CHECKING:
 
 
 class Layout(NamedTuple):
-    """What two pairs share if a position has the same role in both: their length, and where they differ."""
+    """What two pairs share if a position has the same role in both: their length, where they differ, their alignment.
+
+    Positions are those of the patched prompt; `beside` has the partner of each, of prompts that are aligned by spans.
+    """
 
     tokens: int
     differ: tuple[int, ...]
+    beside: tuple[int | None, ...] = ()
 
     def __str__(self) -> str:
         places = ", ".join(map(str, self.differ)) or "none"
-        return f"{self.tokens} tokens, different at {places}"
+        alone = [n for n, other in enumerate(self.beside) if other is None]
+        lone = f", without a partner at {', '.join(map(str, alone))}" if alone else ""
+        return f"{self.tokens} tokens, different at {places}{lone}"
 
 
 def layout_of(grid: PatchGrid) -> Layout:
     clean, corrupt = grid.recipe["clean_ids"], grid.recipe["corrupt_ids"]
+    if grid.alignment is not None:
+        base, other = (clean, corrupt) if ENDS[grid.direction][1] == "clean" else (corrupt, clean)
+        beside = partners(grid.alignment, ENDS[grid.direction][1], length=len(base), other=len(other))
+        changed = (i for i, n in enumerate(beside) if n is not None and base[i] != other[n])
+        return Layout(len(base), tuple(changed), tuple(beside))
     return Layout(len(clean), tuple(i for i, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b))
 
 

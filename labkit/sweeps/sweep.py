@@ -40,6 +40,8 @@ needs none."""
 
 USUAL = {one.name: one.default for one in fields(PatchSpec) if one.name not in (*PAIR, "source", "progress")}
 """What all pairs of a sweep share, with its defaults."""
+LATER = ("alignment",)
+"""Settings that older stores do not know: at their defaults they are not part of what identifies a sweep."""
 
 
 @spelled(PatchSpec, but=(*PAIR, "source"))
@@ -59,8 +61,8 @@ def sweep(
         lm: the model; or, to load it only where the work is done, a name for `lk.load`, a dict of its arguments, or a
             function that returns a model.
         pairs: tuples `(clean, corrupt, answer, foil)`, such as `lk.task("indirect object").pairs(lm, n=200)`.
-        how: `site`, `metric`, `direction`, `method`, `over`, `layers`, `heads`, `neurons`, `positions`, `at`, as for
-            `lk.patch`.
+        how: `site`, `metric`, `direction`, `method`, `over`, `layers`, `heads`, `neurons`, `positions`, `at`,
+            `alignment`, as for `lk.patch`.
         executor: what does the work. None: this thread. A `concurrent.futures.Executor`: its threads, which share this
             model, or its processes, which load their own. A `distributed.Client`: the workers of a Dask cluster, each
             of which loads the model once; on a machine with several GPUs, each takes one.
@@ -283,6 +285,7 @@ def _workers(executor: Any) -> tuple[Executor | None, int | None]:
 def _recipe(plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
     """What identifies a sweep; the model's arguments are listed with the others, to be compared."""
     model = plan.spec if isinstance(plan.spec, dict) else {"model": plan.spec}
+    settings = {k: v for k, v in settings.items() if k not in LATER or v != USUAL[k]}
     recipe = {**{k: v for k, v in model.items() if k != "device"}, "weights": plan.weights, **settings}
     other = {k: v for k, v in recipe.items() if not (v is None or isinstance(v, str | int | float | list | tuple))}
     return recipe | {k: _source(v) if callable(v) else str(v) for k, v in other.items()}

@@ -1,8 +1,8 @@
 """Two prompts side by side while they are written: where they diverge, and what would make them fit.
 
-Patching puts activations at the same position, so both prompts need the same number of tokens. If they differ,
-`side_by_side` finds the words responsible and looks for a replacement: single tokens whose embeddings are close to that
-of the word in the other prompt, the most similar in spelling first.
+Patching puts activations at the same position, or along an alignment. If the prompts have different numbers of tokens,
+`side_by_side` pairs what is equal, finds the words responsible and looks for a replacement: single tokens whose
+embeddings are close to that of the word in the other prompt, the most similar in spelling first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from itertools import zip_longest
 import torch
 
 from labkit.text.encode import tokens_of
+from labkit.text.pair import Spans, checked_spans, joined, matched, partners
 from labkit.text.tokens import Token, describe
 from labkit.text.types import TextModel
 
@@ -39,6 +40,7 @@ class SideBySide:
         clean, corrupt: their tokens.
         columns: the position in each prompt, None where the other prompt has more tokens there.
         differ: the columns in which they differ.
+        lone: the columns with tokens that have no partner in the other prompt.
         words: one sentence: their length, and where they differ or why they do not fit.
         fix: a change that makes them fit better, if one was found.
     """
@@ -49,21 +51,42 @@ class SideBySide:
     differ: list[int]
     words: str
     fix: Fix | None = None
+    lone: tuple[int, ...] = ()
 
     @property
     def fits(self) -> bool:
-        """Can they be patched: the same number of tokens, and at least one?"""
+        """Do they have the same number of tokens, and at least one?"""
         return len(self.clean) == len(self.corrupt) > 0
 
+    @property
+    def spans(self) -> Spans:
+        """What is paired, as `lk.patch` takes it as `alignment`."""
+        pairs = [pair for n, pair in enumerate(self.columns) if n not in self.lone]
+        return joined(((i, i + 1), (j, j + 1)) for i, j in pairs if i is not None and j is not None)
 
-def side_by_side(lm: TextModel, clean: str, corrupt: str, *, suggest: bool = True) -> SideBySide:
+    @property
+    def paired(self) -> bool:
+        """Can they be patched: is there a position that has a partner?"""
+        return bool(self.clean and self.corrupt and self.spans)
+
+
+def side_by_side(
+    lm: TextModel,
+    clean: str,
+    corrupt: str,
+    *,
+    spans: Sequence[Sequence[Sequence[int]]] | None = None,
+    suggest: bool = True,
+) -> SideBySide:
     """Compare two prompts; either may be empty.
 
     Args:
+        spans: which positions belong together, as `lk.patch` takes them as `alignment`; by default all where the
+            prompts have the same number of tokens, and else what is equal.
         suggest: if they do not fit, look for a change that helps (some milliseconds).
 
     Raises:
-        ValueError: a prompt cannot be used; the message says which.
+        ValueError: a prompt cannot be used, or spans do not fit them; the message says which.
     """
     tokens = {}
     for name, prompt in (("clean", clean), ("corrupt", corrupt)):
@@ -72,9 +95,12 @@ def side_by_side(lm: TextModel, clean: str, corrupt: str, *, suggest: bool = Tru
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     left, right = tokens["clean"], tokens["corrupt"]
+    columns: list[tuple[int | None, int | None]]
     if not left or not right:
-        columns = list(zip_longest(range(len(left)), range(len(right))))
+        columns = [*zip_longest(range(len(left)), range(len(right)))]
         return SideBySide(left, right, columns, [], "Write two prompts with the same number of tokens.")
+    if spans is not None:
+        return _along(left, right, checked_spans(spans, {"clean": len(left), "corrupt": len(right)}))
     if len(left) == len(right):
         columns = [(i, i) for i in range(len(left))]
         differ = [i for i in range(len(left)) if left[i].id != right[i].id]
@@ -82,14 +108,35 @@ def side_by_side(lm: TextModel, clean: str, corrupt: str, *, suggest: bool = Tru
         said = f"they differ at position {where}" if differ else "they are the same"
         count = f"{len(left)} tokens each" + (", BOS included" if begins(lm, left) else ", no BOS in front")
         return SideBySide(left, right, columns, differ, f"{count}; {said}.")
-    ids = [[token.id for token in side] for side in (left, right)]
-    blocks = [(a, b, c, d) for _, a, b, c, d in SequenceMatcher(None, ids[0], ids[1], autojunk=False).get_opcodes()]
-    columns = [column for a, b, c, d in blocks for column in zip_longest(range(a, b), range(c, d))]
+    blocks = matched(*([token.id for token in side] for side in (left, right)))
+    columns = []
+    lone: list[int] = []
+    for a, b, c, d in blocks:
+        if b - a != d - c:
+            lone += range(len(columns), len(columns) + max(b - a, d - c))
+        columns += zip_longest(range(a, b), range(c, d))
     differ = [n for n, (i, j) in enumerate(columns) if i is None or j is None or left[i].id != right[j].id]
     span = _words(left, right, next(block for block in blocks if block[1] - block[0] != block[3] - block[2]))
     words = f"Clean has {len(left)} tokens, corrupt {len(right)}: {_difference(left, right, span)}"
     fix = _fix(lm, {"clean": clean, "corrupt": corrupt}, left, right, span) if suggest else None
-    return SideBySide(left, right, columns, differ, words, fix)
+    return SideBySide(left, right, columns, differ, words, fix, tuple(lone))
+
+
+def _along(left: list[Token], right: list[Token], spans: Spans) -> SideBySide:
+    """Two prompts along the spans that somebody gave: a token without a partner has a column of its own."""
+    beside = partners(spans, "clean", length=len(left), other=len(right))
+    free = [j for j in range(len(right)) if j not in set(beside)]
+    columns: list[tuple[int | None, int | None]] = []
+    for i, j in enumerate(beside):
+        while free and j is not None and free[0] < j:
+            columns.append((None, free.pop(0)))
+        columns.append((i, j))
+    columns += [(None, j) for j in free]
+    lone = tuple(n for n, column in enumerate(columns) if None in column)
+    differ = [n for n, (i, j) in enumerate(columns) if i is None or j is None or left[i].id != right[j].id]
+    count = len(columns) - len(lone)
+    words = f"Clean has {len(left)} tokens, corrupt {len(right)}: {count} positions are paired as you say."
+    return SideBySide(left, right, columns, differ, words, None, lone)
 
 
 def begins(lm: TextModel, tokens: Sequence[Token]) -> bool:

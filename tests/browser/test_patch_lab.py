@@ -104,8 +104,24 @@ def test_a_pair_is_aligned_as_it_is_typed_and_what_does_not_fit_is_mended(page: 
     box.click()
     box.fill("")
     box.press_sequentially(CORRUPT.replace("Mary gave", "Maryanne gave"), delay=2)
-    expect(tool.get_by_role("alert")).to_contain_text("Clean has 14 tokens, corrupt 15: at position 9")
+    expect(tool.locator(".labkit-status").first).to_contain_text("Clean has 14 tokens, corrupt 15: at position 9")
     expect(tool.locator(".labkit-is-gap")).to_have_count(1)
+    paired = tool.get_by_label("Paired")
+    expect(paired).to_have_value("0-8 = 0-8, 10-13 = 11-14")
+    button(tool, "Run").click()
+    expect(status_of(tool)).to_contain_text("390 cells")  # 30 layers, and 13 of 15 positions have a partner
+    paired.fill("0-8 = 0-8, 9 = 10, 10-13 = 11-14")
+    paired.press("Enter")
+    expect(status_of(tool)).to_contain_text("420 cells")
+    expect(tool.locator(".labkit-pair-column").nth(10)).to_have_attribute(
+        "aria-label", "9/10: clean ·John, corrupt anne, differs"
+    )
+    box.click()
+    box.press("End")
+    box.press_sequentially(" a")
+    expect(paired).to_have_value("0-8 = 0-8, 10-13 = 11-14")  # other tokens are paired anew
+    box.press("Backspace")
+    box.press("Backspace")
     button(tool, "Replace ' Maryanne' with ' Mary'").click()
     expect(tool.locator(".labkit-status").first).to_contain_text("14 tokens each, no BOS in front; they differ at")
     expect(box).to_have_value(CORRUPT)

@@ -86,6 +86,7 @@ def test_what_is_known_of_each_metric() -> None:
     assert said == {
         "logit_diff": ("logits", "logit difference", ("answer", "foil"), True),
         "logprob": ("nats", "log probability", ("answer",), False),
+        "logprob_diff": ("nats", "log probability difference", ("answer", "foil"), True),
         "kl": ("nats", "KL from the clean run", ("clean",), False),
         "rank": ("ranks", "rank", ("answer",), False),
     }
@@ -119,7 +120,7 @@ def test_answer_zero_is_an_answer() -> None:
 
 
 def test_an_unknown_metric_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"'logit_dif'.*logit_diff, logprob, kl, rank"):
+    with pytest.raises(ValueError, match=r"'logit_dif'.*logit_diff, logprob, logprob_diff, kl, rank"):
         metric_of("logit_dif", answer=0, foil=1, reference=CLEAN)
 
 

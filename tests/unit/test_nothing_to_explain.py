@@ -133,14 +133,14 @@ def test_what_the_engine_itself_moves_is_within_the_noise(lm4: lk.LanguageModel)
     pair = align(lm4, *NOTHING[:2])
     runs = PairRuns(lm4, pair.clean, pair.corrupt)
     answer, foil = (single_token(lm4, word) for word in NOTHING[2:])
-    metric = metric_of(None, answer=answer, foil=foil, reference=runs.logits("clean"))
+    metric = metric_of(None, answer=answer, foil=foil, reference=runs.logits("clean")[0])
     noise = runs.noise(metric)
     assert noise is not None
     for name in ("clean", "corrupt"):
         wavefront = Wavefront([Lane(runs.base(name), runs.activations(name, "resid_pre"), 0)], site="resid_pre")
         cells = [Cell(layer, position=position) for layer in (0, 9, 20, 29) for position in (0, 2, 4)]
         again = metric(runs.readout(name)(wavefront(cells), metric.columns))
-        moved = float((again - metric.of(runs.logits(name)[None])[0]).abs().max())
+        moved = float((again - metric.of(runs.logits(name))[0]).abs().max())
         assert moved <= noise.least
 
 

@@ -103,7 +103,7 @@ def test_a_metric(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     assert grid.recipe["unit"] == "probability"
     same = lk.patch(lm, IDS, CORRUPT_IDS, metric=certainty_of(clean), site="z", progress=False)
     np.testing.assert_allclose(grid.values, same.values, atol=1e-6)
-    with pytest.raises(ValueError, match=r"use one of logit_diff, logprob, kl, rank, certainty"):
+    with pytest.raises(ValueError, match=r"use one of logit_diff, logprob, logprob_diff, kl, rank, certainty"):
         lk.patch(lm, IDS, CORRUPT_IDS, metric="certitude", progress=False)
     grid.save(tmp_path / "grid.npz")
     assert lk.open_grid(tmp_path / "grid.npz").code() == grid.code()

@@ -88,7 +88,7 @@ def test_bos_is_marked_in_the_pair(lm4: lk.LanguageModel) -> None:
 
 def test_the_fix_button_mends_the_pair(lm4: lk.LanguageModel) -> None:
     lab = PatchLab(lm4, STORE.format("John"), STORE.format("Maryanne"))
-    assert lab.pair.status.kind == "error"
+    assert lab.pair.status.text.endswith("the rest has no partner, and its cells are hatched.")
     assert lab.pair.fix.description == "Replace ' Maryanne' with ' Mary'"
     assert lab.pair.fix.layout.display != "none"
     lab.pair.fix.click()
@@ -128,8 +128,8 @@ def test_every_task_fills_the_pair_and_another_is_another(lm4: lk.LanguageModel,
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"corrupt": CORRUPT + " a"}, "Clean has 14 tokens, corrupt 15"),
-        ({"answer": " Maryanne"}, "The answer ' Maryanne' is "),
+        ({"clean": "Completely other words"}, "Clean has 4 tokens, corrupt 14, and no span of them is equal"),
+        ({"answer": " Maryanne", "metric": "rank"}, "Rank reads the logits of one position"),
         ({"clean": ""}, "The prompt is empty"),
     ],
 )

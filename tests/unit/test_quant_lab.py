@@ -229,10 +229,9 @@ def test_models_that_do_not_go_together_are_refused(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"answer": " Nancy Steven"}, "it must be one"),
+        ({"answer": " Nancy Steven", "metric": "rank"}, "one position"),
         ({"prompt": ""}, "prompt is empty"),
         ({"site": "head_out"}, "use z, or attn_out"),
-        ({"view": "difference", "corrupt": "After Nancy"}, "tokens"),
         ({"view": "difference"}, "write a corrupt prompt"),
     ],
 )
@@ -245,7 +244,7 @@ def test_what_cannot_be_done_is_said_and_the_rest_stays(lab: lk.QuantLab, change
     assert lab.status.kind == "error"
     assert says in lab.status.text
     np.testing.assert_array_equal(lab.grid.values, before)
-    lab.prompt, lab.answer, lab.site, lab.view = PROMPT, " Nancy", "resid_pre", "lost"
+    lab.prompt, lab.answer, lab.metric, lab.site, lab.view = PROMPT, " Nancy", "", "resid_pre", "lost"
     lab.run()
     assert lab.status.kind == "info"
 

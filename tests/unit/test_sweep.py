@@ -117,15 +117,17 @@ def test_code_repeats_the_sweep(swept):
 
 def test_the_same_call_goes_on_and_does_not_compute_again(lm4, pairs, swept, tmp_path):
     store = tmp_path / "sweep"
-    assert same(lk.sweep(lm4, pairs, **FEW, store=store, shard=3), swept)
+    first = lk.sweep(lm4, pairs, **FEW, store=store, shard=3)
+    for one, other in zip(first.grids, swept.grids, strict=True):  # in shards other pairs share a pass: rounding in NF4
+        np.testing.assert_allclose(one.values, other.values, atol=0.25)
     before = times(store)
     assert len(before) == 3
     (store / "shard-00001.npz").unlink()
-    assert same(lk.sweep(lm4, pairs, **FEW, store=store), swept)  # ... with the size of shards that it has
+    assert same(lk.sweep(lm4, pairs, **FEW, store=store), first)  # ... with the size of shards that it has
     after = times(store)
     assert [name for name in before if before[name] != after[name]] == ["shard-00001.npz"]
     opened = lk.open_sweep(store)
-    assert same(opened, swept)
+    assert same(opened, first)
     assert repr(opened) == repr(swept)
     assert opened.code() == swept.code()
 
@@ -257,10 +259,10 @@ def test_each_process_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
 
 def test_bad_input_is_refused_before_the_model_runs(lm4, pairs, monkeypatch):
     monkeypatch.setattr(workers, "each", lambda *_: pytest.fail("the model ran"))
-    longer = ("When Mary and John went out, John gave a drink to", *pairs[0][1:])
+    silent = (*pairs[0][:2], "", pairs[0][3])
     for wrong, says in (
         ([], "no pairs"),
-        ([*pairs, longer], r"1 of 9 pairs cannot be patched; the first, pair 8: clean has"),
+        ([*pairs, silent], r"1 of 9 pairs cannot be patched; the first, pair 8: the answer is empty"),
         ([("a",)], "got 1 parts"),
         (pairs[0], "a list of tuples"),
     ):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from naive_texts import naive_texts
 from shrink import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -19,6 +20,7 @@ import labkit as lk
 from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import Site, adds_keys, layers_with
 from labkit.activations.unembedding import SOFTCAPS
+from labkit.engine.cells import layers_of
 from labkit.models.weights import bias_of
 from labkit.patching.patch import PatchJob
 
@@ -151,14 +153,14 @@ def direct(lm: lk.LanguageModel) -> None:
 
 
 def grid(lm: lk.LanguageModel) -> None:
-    """Fast grid = naive grid; identical prompts have no effect."""
+    """Fast grid = naive grid, also of unequal prompts, texts, zero and noise; identical prompts have no effect."""
+    slow = False
     for site in here(lm, "resid_pre", "mlp_out", "z", "pattern", "head_out", "router"):
         job = PatchJob(lm, IDS, CORRUPT, ANSWER, FOIL, site=site)
         list(job.steps())
         fast = torch.tensor(job.grid.values).flatten()
         assert not bool(fast.isnan().any())
-        if job.engine == "whole runs":
-            raise Slow
+        slow |= job.engine == "whole runs"
         whole = []
         for cell in job.cells:
             at = Site(site, cell.layer, cell.head, cell.position)
@@ -172,6 +174,63 @@ def grid(lm: lk.LanguageModel) -> None:
     same = PatchJob(lm, IDS, IDS, ANSWER, FOIL)
     list(same.steps())
     assert float(abs(same.grid.values - same.grid.clean).max()) == 0
+    for site in here(lm, "resid_pre", "z"):
+        unequal(lm, site)
+        perturbed(lm, site)
+    if slow:
+        raise Slow
+
+
+LONGER = torch.cat([CORRUPT[:, :4], torch.tensor([[66]]), CORRUPT[:, 4:]], 1)
+SPANS = [((0, 4), (0, 4)), ((5, 12), (6, 13))]  # position 4 of clean and two of corrupt have no partner
+TEXTS = ["ab", "ac"], ["d", "aef"]
+
+
+def unequal(lm: lk.LanguageModel, site: str) -> None:
+    """Texts share their runs where they begin alike. DeepSeek-V3.2 chooses among equal keys by how many follow:
+    there a token that follows can change what is before it, and texts of one length are taken."""
+    given = TEXTS if _looks_back_only(lm) else (["ab"], ["ac"])
+    job = PatchJob(lm, IDS, LONGER, *given, site=site, alignment=SPANS)
+    list(job.steps())
+    fast = torch.tensor(job.grid.values).flatten()
+    lone = torch.tensor(job.grid.unpaired).flatten()
+    assert torch.equal(fast.isnan(), lone)
+    assert int(lone.sum()) == ("position" in job.grid.over) * 2 * len(job.grid.index[0])
+    texts = [[lm.tokenizer(text).input_ids for text in side] for side in given]
+    some = [i for i in range(len(fast)) if not lone[i] and i % 3 == 0]
+    whole = naive_texts(lm, IDS, LONGER, SPANS, *texts, [job.cells[i] for i in some], site)
+    close(fast[some], torch.tensor(whole), 1e-4 if lm.bits == 32 else 2e-3)
+
+
+def perturbed(lm: lk.LanguageModel, site: str) -> None:
+    """Zeros in windows of two layers, and clean activations in a run with a noised subject: one whole run per cell."""
+    read = layers_with(lm, site)
+    clean = lm.run(IDS, read=[f"{site}.{layer}" for layer in read])
+    for by, window in (("zero", 2), (lk.Noise((2, 3), samples=1), 1)):
+        job = PatchJob(lm, IDS, None, ANSWER, FOIL, by=by, window=window, site=site)
+        list(job.steps())
+        (draw,) = job.pair.draws
+        whole = []
+        for cell in job.cells[::3]:
+            write: dict = dict(zip(["embed"], draw.edits.values(), strict=False))
+            for layer in set(layers_of(cell, window, lm.n_layers)) & set(read):
+                at = Site(site, layer, cell.head, cell.position)
+                value = clean[at]
+                write[at] = torch.zeros_like(value) if by == "zero" else value
+            logits = lm.run(IDS, write=write).logits[0, -1]
+            whole.append(float(logits[ANSWER] - logits[FOIL]))
+        fast = torch.tensor(job.grid.values).flatten()[::3]
+        close(fast, torch.tensor(whole), 1e-4 if lm.bits == 32 else 2e-3)
+
+
+def _looks_back_only(lm: lk.LanguageModel) -> bool:
+    a, e = (torch.tensor([lm.tokenizer(text).input_ids]) for text in "ae")
+    longer = [torch.cat([prompt, a, e], 1) for prompt in (IDS, LONGER)]
+    return all(
+        bool(torch.allclose(lm.run(ids[:, :-n]).logits, lm.run(ids).logits[:, :-n], rtol=0, atol=1e-4))
+        for ids in longer
+        for n in (1, 2)
+    )
 
 
 class Slow(Exception):

@@ -60,7 +60,7 @@ def _spec(asked: dict[str, Any]) -> PatchSpec:
         asked["clean"], asked["corrupt"], asked["answer"] or None, asked["foil"] or None,
         metric=asked.get("metric") or None, site=asked["site"],
         over=tuple(asked["over"]), direction=asked["direction"],
-        layers=None if asked["layer"] is None else (asked["layer"],),
+        layers=None if asked["layer"] is None else (asked["layer"],), alignment=asked.get("alignment"),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from labkit.patching.spec import PatchSpec
 from labkit.widgets.base.tool import Tool, button
 from labkit.widgets.patch_lab.inspector import Inspector
 from labkit.widgets.patch_lab.live_grid import Known, LiveGrid, gap_words
-from labkit.widgets.patch_lab.state import ASKED, PAIR, POINTED, PatchState
+from labkit.widgets.patch_lab.state import ASKED, PAIRED, POINTED, PatchState
 
 
 class GridTool(Tool, PatchState):
@@ -40,7 +40,7 @@ class GridTool(Tool, PatchState):
 
     def _watch(self) -> None:
         """From now on a new setting is a new grid, and what is pointed at is shown."""
-        self.observe(lambda _: self._again(), [name for name in ASKED if name not in PAIR])
+        self.observe(lambda _: self._again(), [name for name in ASKED if name not in PAIRED])
         self.observe(lambda _: self._look(), POINTED)
 
     def start(self) -> None:
@@ -103,7 +103,7 @@ class GridTool(Tool, PatchState):
             self._stopped()
             return
         how = how or f"in {time.monotonic() - began:.1f} s"
-        self.status.say(f"{grid.values.size} cells {how} · {gap_words(grid)}")
+        self.status.say(f"{cells_of(grid)} cells {how} · {gap_words(grid)}")
 
     def _tell(self, text: str, share: float | None) -> None:
         self.status.say(text, share=share)
@@ -179,4 +179,9 @@ class GridTool(Tool, PatchState):
 
 def exact_words(grid: PatchGrid) -> str:
     """How much of a grid is exact."""
-    return f"{int(np.isfinite(grid.values).sum())} of {grid.values.size} cells"
+    return f"{int(np.isfinite(grid.values).sum())} of {cells_of(grid)} cells"
+
+
+def cells_of(grid: PatchGrid) -> int:
+    """How many cells a grid has that can have a value."""
+    return int((~grid.unpaired).sum())

@@ -26,7 +26,7 @@ from labkit.widgets.patch_lab.grid_tool import GridTool
 from labkit.widgets.patch_lab.pair_editor import PairEditor
 from labkit.widgets.patch_lab.patch_controls import PatchControls
 from labkit.widgets.patch_lab.sanity_panel import SanityPanel
-from labkit.widgets.patch_lab.state import ASKED, PAIR, Over
+from labkit.widgets.patch_lab.state import ASKED, PAIR, PAIRED, Over
 
 PAIRS = 12  # of the task that a pair comes from: for the control over many pairs
 
@@ -47,9 +47,11 @@ class PatchLab(GridTool):
     Args:
         lm: the model.
         clean: the prompt with the behaviour to explain.
-        corrupt: one with the same number of tokens that lacks it.
-        answer: the token that clean calls for, with its space: `" Mary"`.
-        foil: the token that corrupt calls for; may be empty.
+        corrupt: one that lacks it, best with the same number of tokens. Else both are paired along what is equal, or
+            along `alignment`, and cells without a partner are hatched.
+        answer: what clean calls for, with its space: `" Mary"`; a text of several tokens is as good.
+        foil: what corrupt calls for; may be empty.
+        alignment: which positions belong together, `[((start, stop), (start, stop)), ...]`, as for `lk.patch`.
         metric: the name of a metric, as for `lk.patch`.
         site: which activation is patched.
         over: the grid's axes: `("layer", "position")`; for a site by head also `("layer", "head")`, and in one layer
@@ -60,7 +62,7 @@ class PatchLab(GridTool):
         background: work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
-        clean, corrupt, answer, foil, metric, site, over, layer, direction: the settings.
+        clean, corrupt, answer, foil, alignment, metric, site, over, layer, direction: the settings.
         grid: the `PatchGrid`, as `labkit.patch` gives it; fills with exact cells while it is computed.
         selection: (layer, position or head) of the selected cell.
         chosen: cells that are patched together.
@@ -75,6 +77,7 @@ class PatchLab(GridTool):
         answer: str | None = None,
         foil: str | None = None,
         *,
+        alignment: Sequence[tuple[tuple[int, int], tuple[int, int]]] | None = None,
         metric: str | None = None,
         site: str = "resid_pre",
         over: Over | None = None,
@@ -88,10 +91,11 @@ class PatchLab(GridTool):
         self.site, self.direction, self.metric = site, direction, metric or ""
         self.over = over or KINDS[site].usual
         self.layer = lm.n_layers // 2 if layer is None else layer
+        self.alignment = None if alignment is None else list(alignment)
         self.pair = PairEditor(lm, self, ask=lambda work: self.do(work, queue=self._offers), submit=self.start)
         self.controls = SanityPanel(lm, check=self.begin_checks)
         self.what = PatchControls(lm, self)
-        self.pair.use(clean, corrupt, answer or "", foil or "")
+        self.pair.use(clean, corrupt, answer or "", foil or "", self.alignment)
         self.chosen = [tuple(place) for place in chosen]
         self._watch()
         self.observe(lambda _: self.controls.forget(ready=self.grid.complete), "grid")
@@ -160,7 +164,7 @@ class PatchLab(GridTool):
         what = {name: settings[name] for name in ("site", "layer", "direction")}
         what["metric"] = settings.get("metric")  # an older file has none
         lab = cls(lm, over=tuple(settings["over"]), background=background, **what)
-        lab.pair.use(*(settings[name] for name in PAIR))
+        lab.pair.use(**{name: settings[name] for name in PAIR}, alignment=settings.get("alignment"))
         lab.live.known.update(known)
         if lab.spec() in known:
             lab.live.show(lab.spec())
@@ -180,7 +184,7 @@ class PatchLab(GridTool):
         """The Python that computes the grid that is shown (or requested), and makes the patch in the inspector."""
         grid = self.grid
         if grid is None:
-            names = (*PAIR, "metric", "site", "direction")
+            names = (*PAIRED, "metric", "site", "direction")
             given = {name: value for name in names if (value := getattr(self, name))}
             return as_code(self.lm.code(), "grid = lk.patch", LM, **given) + "grid.figure()\n"
         return self._grid_code()

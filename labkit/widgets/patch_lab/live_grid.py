@@ -28,6 +28,7 @@ from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.patch_lab.state import POINTED, PatchState, into
 
 TOGETHER = ("resid_pre", "attn_out", "mlp_out", "z")  # estimated in one pass: what people switch between
+UNPAIRED = "no partner in the other prompt"
 Say = Callable[[str, float | None], None]
 
 
@@ -60,7 +61,6 @@ class LiveGrid:
         self.lm, self.state = lm, state
         self.known: dict[PatchSpec, Known] = {}
         self.spec: PatchSpec | None = None
-        self._pair: tuple[Any, ...] | None = None
         self._runs: PairRuns | None = None
         self.heatmap = Heatmap(centre=0.0, origin="bottom", max_height=480, gestures=True)
         self.heatmap.observe(self._from_heatmap, POINTED)
@@ -94,13 +94,13 @@ class LiveGrid:
 
     def _job(self, spec: PatchSpec) -> PatchJob:
         """The work for what is asked; what the last pair left is used if it is the same."""
-        pair = spec.clean, spec.corrupt, spec.source
-        job = PatchJob(self.lm, spec, runs=self._runs if self._pair == pair else None)
-        if self._pair != pair:
-            job.runs.together = tuple(site for site in TOGETHER if layers_with(self.lm, site))
-            for known in self.known.values():
-                known.job = None  # another pair's activations; its cells are kept, so it can resume
-        self._pair, self._runs = pair, job.runs
+        job = PatchJob(self.lm, spec)
+        if self._runs is not None and self._runs.same(job.runs):
+            return PatchJob(self.lm, spec, runs=self._runs)
+        job.runs.together = tuple(site for site in TOGETHER if layers_with(self.lm, site))
+        for known in self.known.values():
+            known.job = None  # another pair's activations; its cells are kept, so it can resume
+        self._runs = job.runs
         return job
 
     def _estimate(self, known: Known, job: PatchJob) -> None:
@@ -150,8 +150,9 @@ class LiveGrid:
         runs = run_names(grid.recipe)
         prompt = "position" if spec.source is not None else f"position ({ENDS[grid.direction][1]} prompt)"
         about = {"layer": "layer (0 at the bottom)", "position": prompt}
-        pairs = zip(grid.clean_tokens, grid.corrupt_tokens, strict=True)
-        differ = {i for i, (a, b) in enumerate(pairs) if a.id != b.id}
+        other = grid.clean_tokens if grid.direction == "denoise" else grid.corrupt_tokens
+        beside = [None if n is None else other[n].id for n in grid.partners]
+        differ = {n for n, token in enumerate(grid.tokens) if token.id != beside[n]}
         with self.heatmap.hold_sync():
             where = "" if spec.layer is None else f" in layer {spec.layer}"
             self.heatmap.title = f"{grid.site}{where}: {into(grid.direction, runs)}"
@@ -159,6 +160,8 @@ class LiveGrid:
             self.heatmap.row_axis, self.heatmap.column_axis = about.get(down, down), about.get(across, across)
             marked = [n for n, at in enumerate(grid.index[1]) if at in differ]
             self.heatmap.column_marks = marked if across == "position" else []
+            lone = grid.unpaired
+            self.heatmap.notes = [UNPAIRED * bool(one) for one in lone.ravel()] if lone.any() else []
             self.draw()
         for name in POINTED:  # selected before there was a grid to show
             self._to_heatmap({"name": name, "new": getattr(self.state, name)})
@@ -248,7 +251,7 @@ def gap_words(grid: PatchGrid) -> str:
 def _work(job: PatchJob) -> np.ndarray:
     """How much each cell costs, in blocks times positions, in the shape of the grid."""
     cost = [(job.lm.n_layers - cell.layer) * (job.at + 1 - (cell.position or 0)) for cell in job.cells]
-    return np.array(cost, np.float64).reshape(job.grid.values.shape)
+    return np.where(job.grid.unpaired, 0.0, np.array(cost, np.float64).reshape(job.grid.values.shape))
 
 
 def _time_left(begun: tuple[float, float], now: float, finished: float, work: np.ndarray) -> str:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import ipywidgets as widgets
 import traitlets as t
 
 from labkit.activations.unembedding import last_logits
 from labkit.datasets.tasks import PromptPair, task, tasks
 from labkit.language_model import LanguageModel
+from labkit.patching.answers import Answers, resolved
 from labkit.text.alignment import SideBySide, begins, side_by_side
-from labkit.text.encode import single_token
+from labkit.text.pair import spans_of_text, spans_to_text
 from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.base.tool import Panel, button, choice, in_words, link, row, shown
+from labkit.widgets.base.tool import Panel, button, choice, in_words, labelled, link, row, shown
 from labkit.widgets.blocks.pair_strip import PairStrip
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.patch_lab.answer_picks import OFFERED, AnswerPicks
-from labkit.widgets.patch_lab.state import PAIR, PatchState
+from labkit.widgets.patch_lab.state import PAIR, PAIRED, PatchState
 
 NAMES = ("clean", "corrupt")
+WORDS = {"answer": "clean", "foil": "corrupt"}  # and the prompt that each follows
+LONE = "What is equal is paired; the rest has no partner, and its cells are hatched."
 _OWN = "a pair of your own"
 
 
@@ -34,7 +38,7 @@ class PairEditor(Panel):
         submit: called when the user asks for a run (Ctrl+Enter in a prompt).
 
     Traits:
-        fits: both prompts are there and have the same number of tokens.
+        fits: both prompts are there, and at least one position of each has a partner in the other.
     """
 
     fits = t.Bool(False)
@@ -48,9 +52,10 @@ class PairEditor(Panel):
         submit: Callable[[], Any] = lambda: None,
     ) -> None:
         super().__init__()
-        self.lm, self.state, self._ask = lm, state, ask
+        self.lm, self.state, self._ask, self._submit = lm, state, ask, submit
         self.held: SideBySide | None = None
         self._settling = False
+        self._spans_shown = ""
         self._offers_for: tuple[str, str] | None = None
         self.seed = 0  # which pair of the task it is
         self.task = choice("Start from", [(_OWN, ""), *((n, n) for n in tasks().index)], "290px")
@@ -61,6 +66,9 @@ class PairEditor(Panel):
         self.strip = PairStrip()
         self.status = StatusLine()
         self.fix = button("", self._mend, layout={"display": "none"})
+        self.spans = labelled(widgets.Text, "Paired", "420px", continuous_update=False)
+        self.spans.tooltip = "Positions of clean = positions of corrupt; empty pairs what is equal"
+        self.spans.observe(lambda change: self._pair_up(change["new"]), "value")
         # the answer from what follows clean, the foil from what follows corrupt
         self.chosen = AnswerPicks(state, NAMES)
         self.picks = self.chosen.picks
@@ -69,19 +77,27 @@ class PairEditor(Panel):
             box.on_submit(submit)
             box.layout.flex, box.layout.width = "1 1 380px", "auto"
         self.task.observe(lambda _: self._make(0), "value")
-        state.observe(lambda _: self._changed(), PAIR)
+        state.observe(lambda change: self._changed(change["name"]), PAIRED)
         self.children = [
             row(self.task, self.another),
             row(*self.boxes.values(), wide=True),
-            Panel(self.strip, row(self.status, self.fix)),
+            Panel(self.strip, row(self.status, self.fix), self.spans),
             self.chosen.row,
         ]
         self.align()
 
-    def use(self, clean: str, corrupt: str, answer: str = "", foil: str = "") -> bool:
+    def use(
+        self,
+        clean: str,
+        corrupt: str,
+        answer: str = "",
+        foil: str = "",
+        alignment: Sequence[Any] | None = None,
+    ) -> bool:
         """Take this pair; says whether it fits."""
         self._settling = True
         try:
+            self.state.alignment = None if alignment is None else list(alignment)
             for name, value in zip(PAIR, (clean, corrupt, answer, foil), strict=True):
                 setattr(self.state, name, value)
         finally:
@@ -90,20 +106,40 @@ class PairEditor(Panel):
 
     # -- token over token ----------------------------------------------------------------------------------------
 
-    def _changed(self) -> None:
-        if not self._settling:
-            self.task.value = ""  # from here on it is the person's own
-            self.align()
-            self.offer()
+    def _changed(self, name: str) -> None:
+        if self._settling:
+            return
+        self.task.value = ""  # from here on it is the person's own
+        if name in NAMES and self.state.alignment is not None:
+            self.state.alignment = None  # of other tokens; this comes back here
+            return
+        self.align()
+        self.offer()
+
+    def _pair_up(self, text: str) -> None:
+        """Pair the positions that somebody wrote; what cannot be used is said, and the pairing stays."""
+        if self._settling or text == self._spans_shown:
+            return
+        try:
+            spans = spans_of_text(text) or None
+            if spans is not None:
+                side_by_side(self.lm, self.state.clean, self.state.corrupt, spans=spans, suggest=False)
+        except ValueError as error:
+            self.status.complain(in_words(error))
+            return
+        self.state.alignment = None if spans is None else list(spans)
+        self.align()
+        self._submit()
 
     def align(self) -> bool:
         """Show both prompts token over token; say in plain words where they do not fit."""
         try:
-            held = self.held = side_by_side(self.lm, self.state.clean, self.state.corrupt)
+            held = self.held = side_by_side(self.lm, self.state.clean, self.state.corrupt, spans=self.state.alignment)
         except ValueError as error:
             self.held, self.fits = None, False
             self.strip.show([], {}, [])
             self._offer_fix()
+            self._show_spans()
             self.status.complain(in_words(error))
             return False
         pairs = [
@@ -111,30 +147,47 @@ class PairEditor(Panel):
         ]
         columns = [(a.display if a else None, b.display if b else None) for a, b in pairs]
         special = [n for n, pair in enumerate(pairs) if any(token is not None and token.special for token in pair)]
-        marks = {"differs": held.differ, "special": special}
+        marks = {"differs": held.differ, "special": special, "no partner": list(held.lone)}
         labels = [str(i) if i == j or j is None else str(j) if i is None else f"{i}/{j}" for i, j in held.columns]
         if begins(self.lm, held.clean or held.corrupt):
             marks["BOS"], labels[0] = [0], "0 BOS"
         self.strip.show(columns, marks, labels)
         self._offer_fix()
-        self.fits = held.fits
+        self._show_spans()
+        self.fits = held.paired
         self.chosen.mark()
-        if held.clean and held.corrupt and not held.fits:
-            self.status.complain(held.words)
-        elif held.fits and (wrong := self._wrong_word()):
-            self.status.complain(wrong)
+        if held.clean and held.corrupt and not held.paired:
+            self.status.complain(f"{held.words} Nothing is equal; say below which positions belong together.")
+            return False
+        words = held.words if held.fits or not held.paired else f"{held.words} {LONE}"
+        try:
+            words += self._about_words() if held.paired else ""
+        except ValueError as error:
+            self.status.complain(in_words(error))
         else:
-            self.status.say(held.words)
-        return held.fits
+            self.status.say(words)
+        return held.paired
 
-    def _wrong_word(self) -> str:
-        for name, prompt in zip(("answer", "foil"), NAMES, strict=True):
-            if value := getattr(self.state, name):
-                try:
-                    single_token(self.lm, value, role=name, after=self.lm.encode(getattr(self.state, prompt)))
-                except ValueError as error:
-                    return in_words(error)
-        return ""
+    def _about_words(self) -> str:
+        """What is said of an answer or a foil of several tokens.
+
+        Raises:
+            ValueError: one of them cannot be used.
+        """
+        after = {name: self.lm.encode(getattr(self.state, prompt)) for name, prompt in WORDS.items()}
+        found = resolved(self.lm, self.state.answer or None, self.state.foil or None, after=after)
+        if not isinstance(found, Answers):
+            return ""
+        sizes = {name: len(ids) for name in WORDS for ids in getattr(found, name)}
+        longer = " and ".join(f"the {name} is {n} tokens" for name, n in sizes.items() if n > 1)
+        return f" {longer[:1].upper()}{longer[1:]}: measured by the sum of their log probabilities."
+
+    def _show_spans(self) -> None:
+        """Show which positions are paired, where that is not position by position."""
+        apart = self.held is not None and (bool(self.held.lone) or self.state.alignment is not None)
+        self._spans_shown = spans_to_text(self.held.spans) if self.held and apart else ""
+        self.spans.value = self._spans_shown
+        shown(self.spans, apart)
 
     def _offer_fix(self) -> None:
         fix = self.held.fix if self.held else None

@@ -32,7 +32,7 @@ class PatchControls(widgets.HBox):
         self._direction = choice("Direction", list(DIRECTIONS), "276px")
         metrics = [("automatic", ""), *((kind.label, name) for name, kind in METRICS.items())]
         self._metric = choice("Metric", metrics, "220px")
-        self._metric.tooltip = "automatic: logit difference, or log probability with no foil"
+        self._metric.tooltip = "automatic: logit difference; log probability with no foil or of several tokens"
         self._offering = False
         state.observe(lambda change: self._new_site(change["old"]), "site")  # before other observers
         link(state, site=self._site, layer=self._layer, metric=self._metric)

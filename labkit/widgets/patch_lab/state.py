@@ -21,7 +21,8 @@ OVER: dict[str, Over] = {
     "neurons × positions": ("neuron", "position"),
 }
 PAIR = ("clean", "corrupt", "answer", "foil")
-ASKED = (*PAIR, "metric", "site", "over", "layer", "direction")
+PAIRED = (*PAIR, "alignment")
+ASKED = (*PAIRED, "metric", "site", "over", "layer", "direction")
 POINTED = ("selection", "chosen", "arrow")
 
 
@@ -30,6 +31,7 @@ class PatchState(t.HasTraits):
 
     Traits:
         clean, corrupt, answer, foil: the pair.
+        alignment: the spans of clean and corrupt that are paired, as `lk.patch` takes them; None to find them.
         metric: the name of a metric; "" for the default.
         site, over, layer, direction: what is patched; `layer` only matters if it is not an axis.
         grid: the `PatchGrid` that is shown; exact cells only.
@@ -40,6 +42,7 @@ class PatchState(t.HasTraits):
     corrupt = t.Unicode()
     answer = t.Unicode()
     foil = t.Unicode()
+    alignment = t.Any(None)
     metric = t.Unicode()
     site = t.Enum(SITES, "resid_pre")
     over = t.Enum(list(OVER.values()), ("layer", "position"))
@@ -71,6 +74,7 @@ class PatchState(t.HasTraits):
             self.clean, self.corrupt if self.other is None else self.clean, self.answer or None, self.foil or None,
             metric=self.metric or None, site=self.site, over=self.over, direction=self.direction,
             layers=(self.layer,) if self.one_layer else None, source=self.other,
+            alignment=None if self.other else self.alignment,
         )  # fmt: skip
 
 
