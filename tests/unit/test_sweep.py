@@ -18,8 +18,9 @@ import torch
 from filelock import FileLock
 
 import labkit as lk
-from labkit.sweeps import workers
-from labkit.sweeps.workers import fingerprint, free_gpu, plan_for
+from labkit.shards import workers
+from labkit.shards.workers import fingerprint, free_gpu, plan_for
+from labkit.sweeps import sweep as sweep_module
 
 HERE = Path(__file__).parent
 FEW = {"layers": [4, 24], "positions": [10, 14], "progress": False}  # of the indirect object: the name, and the end
@@ -207,14 +208,15 @@ def test_forked_processes_are_refused(lm4, pairs):
 
 
 def test_a_worker_loads_the_model_once_and_only_the_right_one(lm4):
-    plan = dataclasses.replace(plan_for(lm4, {}), home=-1)  # as it is in any other process
+    plan = dataclasses.replace(plan_for(lm4, {}, call="sweep"), home=-1)  # as it is in any other process
     first = plan.model()
     assert first is not lm4
     assert first is plan.model()
-    assert first is dataclasses.replace(plan_for(lm4, {"site": "z"}), home=-1).model()  # for the next sweep as well
+    next_sweep = dataclasses.replace(plan_for(lm4, {"site": "z"}, call="sweep"), home=-1)
+    assert first is next_sweep.model()
     assert (first.name, first.bits, first.dtype) == (lm4.name, lm4.bits, lm4.dtype)
     changed = dataclasses.replace(plan, key="another", weights="0" * 16)
-    with pytest.raises(ValueError, match="with other weights than the model of this sweep"):
+    with pytest.raises(ValueError, match=r"with other weights than the model that lk\.sweep was given"):
         changed.model()
 
 
@@ -237,7 +239,7 @@ def test_a_model_can_be_loaded_where_the_work_is_done(lm4, pairs, swept):
         return lm4
 
     assert same(lk.sweep(here, pairs, **FEW), swept)
-    with pytest.raises(TypeError, match="a sweep needs a model"):
+    with pytest.raises(TypeError, match=r"lk\.sweep needs a model"):
         lk.sweep(7, pairs)
 
 
@@ -256,7 +258,7 @@ def test_each_process_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
 
 
 def test_bad_input_is_refused_before_the_model_runs(lm4, pairs, monkeypatch):
-    monkeypatch.setattr(workers, "each", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(sweep_module, "each", lambda *_: pytest.fail("the model ran"))
     longer = ("When Mary and John went out, John gave a drink to", *pairs[0][1:])
     for wrong, says in (
         ([], "no pairs"),
