@@ -40,6 +40,9 @@ from .circuits.circuit import Faithfulness as Faithfulness
 from .circuits.edge_attribution import edge_attribution as edge_attribution
 from .circuits.scores import EdgeScores as EdgeScores
 from .circuits.scores import open_edges as open_edges
+from .collected.collect import collect as collect
+from .collected.collection import Collection as Collection
+from .collected.collection import open_collection as open_collection
 from .datasets.minimal_pairs import MinimalPair as MinimalPair
 from .datasets.tasks import PromptPair as PromptPair
 from .datasets.tasks import Task as Task
