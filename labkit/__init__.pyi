@@ -84,6 +84,9 @@ from .precision.keep import KeepSearch as KeepSearch
 from .precision.keep import what_to_keep as what_to_keep
 from .precision.report import QuantisationReport as QuantisationReport
 from .precision.report import open_report as open_report
+from .probing.probe import probe as probe
+from .probing.result import Probe as Probe
+from .probing.result import open_probe as open_probe
 from .sanity.checks import ControlsJob as ControlsJob
 from .sanity.checks import controls as controls
 from .sanity.report import Controls as Controls

@@ -96,7 +96,7 @@ def collect(
     where, sites = at.parsed(positions), parsed(read)
     counts = _checked(lm, prompts, sites, where) if isinstance(lm, LanguageModel) else None
     workers = workers_of(executor)
-    settings = {"read": list(map(str, sites)), "positions": where, "dtype": kept_as}
+    settings = {"read": list(map(str, sites)), "positions": where, "stored_dtype": kept_as}
     plan = plan_for(lm, settings, call="collect", threads=None if workers is None else workers.threads)
     if isinstance(lm, LanguageModel):
         prompts = [asked(lm, prompt) for prompt in prompts]

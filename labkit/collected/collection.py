@@ -108,7 +108,7 @@ class Collection:
     def dtype(self) -> str:
         """Of what is on disk; what is not started has the one that was asked for."""
         if not self.kept:
-            return self.store.recipe["dtype"] or "no dtype"
+            return self.store.recipe["stored_dtype"] or "no dtype"
         found = self.store.tensor(self.done[0], str(self.kept[0])).dtype
         return str(found).removeprefix("torch.")
 
@@ -259,7 +259,7 @@ class Collection:
             before += f"frame = pd.DataFrame({{'text': texts, **{columns!r}}})\n"
             given = Name("frame")
         how: dict[str, Any] = {"read": self.store.recipe["read"]}
-        how |= changed(USUAL, {"positions": notes["positions"], "dtype": self.store.recipe["dtype"]})
+        how |= changed(USUAL, {"positions": notes["positions"], "dtype": self.store.recipe["stored_dtype"]})
         if "positions" in how:
             how["positions"] = Name(how["positions"])
         if self.temporary is None:

@@ -84,7 +84,7 @@ def shard_of(plan: Plan, texts: Sequence[tuple[int, Prompt]]) -> bytes:
     """The file of a shard: for each site the rows of its texts, one after the other (row, ...)."""
     lm, asked = plan.model(), plan.settings
     sites = sites_of(lm, asked["read"])
-    dtype = DTYPES[asked["dtype"]] if asked["dtype"] else lm.dtype
+    dtype = DTYPES[asked["stored_dtype"]] if asked["stored_dtype"] else lm.dtype
     shapes = shapes_of(lm, sites, texts[0][1])
     ids = [lm.encode(prompt)[0] for _, prompt in texts]
     at = [chosen(asked["positions"], lm.tokenizer, some.tolist()) for some in ids]

@@ -261,7 +261,7 @@ def test_a_folder_of_something_else_is_refused(tiny, texts, tmp_path):
     for other, says in (
         ({"read": ["mlp_out"]}, r"read is \['resid_post'\] there and \['mlp_out'\] here"),
         ({"positions": "last"}, r"positions is 'all' there and \[-1\] here"),
-        ({"dtype": "float16"}, "dtype is None there and 'float16' here"),
+        ({"dtype": "float16"}, "stored_dtype is None there and 'float16' here"),
     ):
         with pytest.raises(ValueError, match=f"holds another collection: {says}"):
             lk.collect(tiny, texts, **{"read": ["resid_post"], **other}, store=store, **QUIET)
