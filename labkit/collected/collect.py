@@ -12,14 +12,13 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from labkit.activations.sites import Site
 from labkit.collected import positions as at
-from labkit.collected.collection import Collection
+from labkit.collected.collection import Collection, Temporary
 from labkit.collected.positions import Positions, chosen
 from labkit.collected.reading import DTYPES, parsed, row_size, shapes_of, shard_of, sites_of
 from labkit.collected.store import Store
@@ -28,7 +27,7 @@ from labkit.results.job import finish
 from labkit.results.recipe import versions
 from labkit.shards.executors import Workers, shards_done, workers_of
 from labkit.shards.workers import ModelSource, Plan, load_code, plan_for, recipe_of
-from labkit.text.prompts import as_json, asked, prompts_of
+from labkit.text.prompts import as_json, asked, prompts_of, several
 from labkit.text.types import Prompt
 
 if TYPE_CHECKING:
@@ -64,7 +63,8 @@ def collect(
             numbers, are kept and are columns of `rows`, such as labels.
         read: sites, such as `["resid_post", "z.5.3"]`. A kind without a layer is collected in all.
         store: a folder for the shards. The same call with the same folder resumes where the last one stopped. Without
-            it they are in a temporary folder, deleted with the result.
+            it they are in a temporary folder, deleted with the result. What steers this thread meanwhile (`lm.steer`)
+            is in the activations, and the folder does not know of it: give them one of their own.
         positions: of each text: `all`, `last`, a list (from the end if negative), a slice, or a function from the
             `Token`s of a text to its positions.
         dtype: on disk: `float16`, `bfloat16` or `float32`; by default the one that the model computes in.
@@ -105,7 +105,7 @@ def collect(
         "load": load_code(lm, plan), "columns": columns, "positions": expression, "before": before,
         "versions": versions(),
     }  # fmt: skip
-    temporary = TemporaryDirectory(prefix="labkit-") if store is None else None
+    temporary = Temporary() if store is None else None
     if shard is None:
         shard = ELSEWHERE if counts is None else _shard_size(lm, prompts, sites, counts, kept_as)  # type: ignore[arg-type]
     place = Store.begin(
@@ -114,8 +114,8 @@ def collect(
     )  # fmt: skip
     plan = replace(plan, settings={**settings, "hash": place.hash, "batch": batch})
     with place.locked():
-        if place.notes != notes:  # the same activations, with other labels
-            place.notes = notes
+        if columns and place.notes["columns"] != columns:  # the same activations, with other labels
+            place.notes["columns"] = columns
             place.put_manifest()
         job = CollectJob(plan, prompts, place, workers, temporary)
         finish(job, "collecting", unit="text", kept="collection", progress=progress)
@@ -131,7 +131,7 @@ class CollectJob:
         prompts: Sequence[Prompt],
         place: Store,
         workers: Workers | None,
-        temporary: TemporaryDirectory[str] | None,
+        temporary: Temporary | None,
     ) -> None:
         self.plan, self.place, self.workers, self._temporary = plan, place, workers, temporary
         self.open = {
@@ -183,7 +183,7 @@ def _given(texts: Any) -> tuple[list[Prompt], dict[str, list[Any]]]:
             columns[str(name)] = values
         texts = texts["text"]
     texts = texts.tolist() if hasattr(texts, "columns") or hasattr(texts, "iloc") else texts
-    prompts = prompts_of(texts)
+    prompts = several(texts) or prompts_of(texts)
     if not prompts:
         raise ValueError("there are no texts to collect from")
     return prompts, columns

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 USUAL = {"positions": "'all'", "dtype": None}
+
+
+class Temporary:
+    """A temporary folder that is deleted with the last collection in it."""
+
+    def __init__(self) -> None:
+        self.name = mkdtemp(prefix="labkit-")
+        weakref.finalize(self, shutil.rmtree, self.name, ignore_errors=True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,10 +69,10 @@ class Collection:
 
     store: Store
     done: tuple[int, ...]
-    temporary: TemporaryDirectory[str] | None = field(default=None)  # deleted with the last who has it
+    temporary: Temporary | None = None
 
     @classmethod
-    def of(cls, store: Store, temporary: TemporaryDirectory[str] | None = None) -> Collection:
+    def of(cls, store: Store, temporary: Temporary | None = None) -> Collection:
         """What a store holds by now."""
         return cls(store, tuple(n for n in range(len(store.shards)) if store.has(n)), temporary)
 

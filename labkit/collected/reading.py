@@ -1,6 +1,6 @@
 """What a worker does with the texts of a shard: it runs them, and packs what was asked for into one file.
 
-Texts of about one length run as one left-padded batch, of which only the chosen positions are kept.
+Of each batch only the chosen positions are kept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 
 from labkit.activations.run import Run, parts_by_place, run
 from labkit.activations.sites import Site, adds_keys, checked
+from labkit.collected.batches import batches
 from labkit.collected.positions import chosen
-from labkit.engine.batching import chunked, in_chunks, tokens_at_once
-from labkit.generation.samples import keeps_rows_apart
+from labkit.engine.batching import in_chunks
 from labkit.language_model import LanguageModel
 from labkit.results.file import KINDS
 from labkit.shards.workers import Plan
@@ -29,7 +29,6 @@ from labkit.text.types import Prompt
 KIND = "collection shard"
 ROWS = ("text", "position", "id")  # of each row: the number of its text, where it is in it, and its token
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-BATCH = 128 << 20  # bytes that a batch reads at most
 
 
 def parsed(read: Sequence[str | Site]) -> list[Site]:
@@ -89,9 +88,7 @@ def shard_of(plan: Plan, texts: Sequence[tuple[int, Prompt]]) -> bytes:
     ids = [lm.encode(prompt)[0] for _, prompt in texts]
     at = [chosen(asked["positions"], lm.tokenizer, some.tolist()) for some in ids]
     starts = np.cumsum([0, *map(len, at)]).tolist()
-    rows = {
-        site: torch.empty((starts[-1], *shape), dtype=dtype) for site, shape in shapes.items()
-    }  # fmt: skip
+    rows = {site: torch.empty((starts[-1], *shape), dtype=dtype) for site, shape in shapes.items()}
 
     def read(some: list[int]) -> None:
         for n, site, found in _rows_of(lm, sites, asked["positions"], {n: ids[n] for n in some}, at):
@@ -103,8 +100,9 @@ def shard_of(plan: Plan, texts: Sequence[tuple[int, Prompt]]) -> bytes:
                     "collect with dtype='bfloat16' or 'float32'"
                 )
 
-    order = sorted((n for n in range(len(ids)) if at[n]), key=lambda n: -len(ids[n]))
-    for _ in in_chunks(_batches(lm, order, ids, asked, row_size(shapes, lm.dtype)), read, stopped=lambda: False):
+    row = None if isinstance(asked["positions"], tuple) else row_size(shapes, lm.dtype)
+    chunks = batches(lm, ids, [n for n in range(len(ids)) if at[n]], batch=asked["batch"], row=row)
+    for _ in in_chunks(chunks, read, stopped=lambda: False):
         pass
     every = torch.cat(ids).tolist()
     tensors = {str(site): values for site, values in rows.items()} | {
@@ -124,20 +122,6 @@ def shard_of(plan: Plan, texts: Sequence[tuple[int, Prompt]]) -> bytes:
 def checksum(values: torch.Tensor) -> int:
     """Of the bytes of a tensor."""
     return zlib.crc32(values.contiguous().view(torch.uint8).numpy().data)
-
-
-def _batches(
-    lm: LanguageModel, order: list[int], ids: Sequence[torch.Tensor], asked: dict[str, Any], size: int
-) -> list[list[int]]:
-    """The texts in batches; `size` are the bytes that one position of all sites takes."""
-    if not keeps_rows_apart(lm):
-        return [[n] for n in order]
-    if asked["batch"]:
-        return [order[start : start + asked["batch"]] for start in range(0, len(order), asked["batch"])]
-    most = tokens_at_once(lm)
-    if not isinstance(asked["positions"], tuple):
-        most = max(1, min(most, BATCH // size))
-    return chunked(order, lambda n: len(ids[n]), budget=most)
 
 
 def _rows_of(

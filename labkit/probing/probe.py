@@ -137,14 +137,15 @@ class ProbeJob:
         self._folds = [self._splits(self.y[rows], rows) for rows in self._rows]
         self._shuffled = [[self._shuffle(n, rows) for n in range(self.controls)] for rows in self._rows]
         for place in self.places:
-            x = self.collected[place].reshape(len(self.y), -1).astype(np.float64)
+            rows = self.collected[place]
+            x = rows.reshape(len(rows), -1).astype(np.float64)
             if not self._kept:
                 draws = [self._random_features(n, x.shape[1]) for n in range(self.controls)]
                 self._random = np.stack(
                     [[self._sums(z[rows], self.y[rows], rows, self._folds[p]) for p, rows in enumerate(self._rows)]
                      for z in draws]
                 )  # fmt: skip
-            self._kept.append(self._layer(x, self.collected[place].shape[1:]))
+            self._kept.append(self._layer(x, rows.shape[1:]))
             self.done += 1
             yield
 

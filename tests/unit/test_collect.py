@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 import labkit as lk
 from labkit.collected import collect as collecting
+from labkit.collected.batches import ignores_padding
 
 HERE = Path(__file__).parent
 SOME = ["To Mary and John", "Hello", "In the middle of the night a train arrived", "One two three"]
@@ -130,12 +131,14 @@ def test_positions_are_chosen_in_each_text(tiny, texts, positions, places):
     agree(some["resid_post"], torch.from_numpy(every["resid_post"][:, [where[key] for key in wanted]]), 1e-5)
 
 
-def test_a_model_that_mixes_the_rows_of_a_batch_runs_each_text_alone(texts):
-    lm = loud("rwkv")
-    collected = lk.collect(lm, texts, read=["resid_post.1"], **QUIET)
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "mamba", "recurrent_gemma", "xlstm", "rwkv", "deepseek_v4"])
+def test_texts_run_together_only_where_padding_changes_nothing(texts, kind):
+    lm = loud(kind)
+    collected = lk.collect(lm, texts, read=["resid_post"], **QUIET)
+    assert ignores_padding(lm) == (kind in ("llama", "mixtral", "mamba"))
     for number, ids in enumerate(texts):
         mine = (collected.rows.text == number).to_numpy()
-        agree(collected["resid_post.1"][mine], lm.run(ids, read=["resid_post.1"])["resid_post.1"][0], 1e-5)
+        agree(collected["resid_post"][:, mine], lm.run(ids, read=["resid_post"])["resid_post"][:, 0], 1e-5)
 
 
 # -- what it is read by ------------------------------------------------------------------------------------------------
@@ -310,6 +313,13 @@ def test_without_a_store_the_shards_go_with_the_result(tiny, texts):
 # -- who does the work -------------------------------------------------------------------------------------------------
 
 
+def test_rows_of_ids_are_texts(tiny):
+    rows = torch.arange(1, 13).reshape(3, 4)
+    collected = lk.collect(tiny, rows, read=["resid_post.1"], **QUIET)
+    assert collected.rows.text.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert collected.ids.tolist() == rows.flatten().tolist()
+
+
 def test_threads_and_a_function_that_loads_give_the_same(tiny, texts):
     here = lk.collect(tiny, texts, read=["resid_post"], shard=3, **QUIET)
     with ThreadPoolExecutor(2) as executor:
@@ -324,8 +334,9 @@ def test_dask_workers_give_the_same(lm4, tmp_path):
     settings = {"read": ["resid_post"], "positions": slice(1, None), "shard": 25, **QUIET}
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
         there = lk.collect(lm4, TEXTS[:300], executor=client, store=tmp_path, **settings)
-        ran = {worker for worker in client.run(lambda dask_worker: len(dask_worker.state.log)).values() if worker}
-    assert ran
+        ran = client.run(lambda dask_worker: dask_worker.state.executed_count)
+    assert len(ran) == 2
+    assert all(ran.values()), ran
     assert same(there, lk.collect(lm4, TEXTS[:300], **settings))
 
 
