@@ -21,7 +21,7 @@ $(BIN)/python:
 # torch comes first and exactly, so that nothing else can pull in another build of it.
 $(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --editable ".[lab,scale]"
+	$(PIP) --editable ".[lab,scale,probe]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.lab
@@ -106,7 +106,7 @@ TOOLS := hatchling hypothesis nbval playwright pytest
 	.venv-colab/bin/python -m pip $(QUIET) "$(call TORCH,colab)"
 	.venv-colab/bin/python -m pip $(QUIET) --requirement tests/colab-constraints.txt
 	.venv-colab/bin/python -m pip freeze --exclude-editable > .venv-colab/before.txt
-	.venv-colab/bin/python -m pip $(QUIET) --editable ".[scale]"
+	.venv-colab/bin/python -m pip $(QUIET) --editable ".[scale,probe]"
 	.venv-colab/bin/python -m pip freeze --exclude-editable > .venv-colab/after.txt
 	.venv-colab/bin/python tools/left_alone.py .venv-colab/before.txt .venv-colab/after.txt
 	.venv-colab/bin/python -m pip $(QUIET) --constraint tests/colab-constraints.txt $(TOOLS)
@@ -121,7 +121,7 @@ test-colab: .venv-colab/.ready  ## labkit beside what Colab has: unit tests, wid
 .venv-oldest/.ready: pyproject.toml tests/oldest-constraints.txt
 	$(call find_python,3.11) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip $(QUIET) "$(call TORCH,oldest)"
-	.venv-oldest/bin/python -m pip $(QUIET) --constraint tests/oldest-constraints.txt --editable ".[lab,scale]" $(TOOLS)
+	.venv-oldest/bin/python -m pip $(QUIET) --constraint tests/oldest-constraints.txt --editable ".[lab,scale,probe]" $(TOOLS)
 	touch $@
 
 test-oldest: .venv-oldest/.ready  ## the oldest versions that pyproject.toml allows (Python 3.11)

@@ -40,6 +40,9 @@ from .circuits.circuit import Faithfulness as Faithfulness
 from .circuits.edge_attribution import edge_attribution as edge_attribution
 from .circuits.scores import EdgeScores as EdgeScores
 from .circuits.scores import open_edges as open_edges
+from .collected.collect import collect as collect
+from .collected.collection import Collection as Collection
+from .collected.collection import open_collection as open_collection
 from .datasets.minimal_pairs import MinimalPair as MinimalPair
 from .datasets.tasks import PromptPair as PromptPair
 from .datasets.tasks import Task as Task
@@ -85,6 +88,9 @@ from .precision.keep import KeepSearch as KeepSearch
 from .precision.keep import what_to_keep as what_to_keep
 from .precision.report import QuantisationReport as QuantisationReport
 from .precision.report import open_report as open_report
+from .probing.probe import probe as probe
+from .probing.result import Probe as Probe
+from .probing.result import open_probe as open_probe
 from .sanity.checks import ControlsJob as ControlsJob
 from .sanity.checks import controls as controls
 from .sanity.report import Controls as Controls

@@ -44,13 +44,13 @@ analysis.saved: results.file
 analysis.side_by_side: text.alignment
 analysis.statistics: results.bootstrap
 analysis.steering: steering
-analysis.store: sweeps.store
+analysis.store: sweeps.store shards.store
 analysis.sweep: sweeps.sweep
 analysis.task_words: datasets.words
 analysis.tasks: datasets.tasks
 analysis.weighting: attention_maps.weighting attention_maps.base
 analysis.wiring: circuits.graph
-analysis.workers: sweeps.workers
+analysis.workers: sweeps.workers shards.workers
 branching: generation.tree
 chat: text.chat
 comparison: text.diff

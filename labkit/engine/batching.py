@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
 
 from labkit.engine.wavefront import Cancelled
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from labkit.models.handle import Model
 
 T = TypeVar("T")
+R = TypeVar("R")
 _SAYS = (
     "out of memory", "can't allocate memory", "alloc_failed", "cannot allocate memory", "std::bad_alloc",
     "could not create a primitive",  # oneDNN, whatever the reason
@@ -53,9 +53,9 @@ def tokens_at_once(lm: Model) -> int:
 
 
 def in_chunks(
-    waiting: list[list[T]], work: Callable[[list[T]], np.ndarray], *, stopped: Callable[[], bool]
-) -> Iterator[tuple[list[T], np.ndarray]]:
-    """Do chunk after chunk, and yield each with its values; ends when `stopped()` is true or the work is cancelled.
+    waiting: list[list[T]], work: Callable[[list[T]], R], *, stopped: Callable[[], bool]
+) -> Iterator[tuple[list[T], R]]:
+    """Do chunk after chunk, and yield each with its result; ends when `stopped()` is true or the work is cancelled.
 
     A chunk that does not fit in memory is halved, as are all later ones, and tried again.
 

@@ -1,8 +1,9 @@
 """Results on disk: every kind of file that labkit saves, and one way to write, recognise and open them.
 
-Most are numpy arrays and what describes them, in one `.npz` file without pickles; a PromptLab session is JSON, a sweep
-is a folder. Each says its kind and the version of its format. Files from before they did are recognised by what they
-hold. Whatever is opened with the opener of another kind is refused with the name of the right one.
+Most are numpy arrays and what describes them, in one `.npz` file without pickles; a PromptLab session is JSON; a sweep
+and a collection are folders, with a manifest and shards. Each says its kind and the version of its format. Files from
+before they did are recognised by what they hold. Whatever is opened with the opener of another kind is refused with the
+name of the right one.
 """
 
 from __future__ import annotations
@@ -19,16 +20,21 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: what it calls itself, what it is in words, what opens it, and the newest format read here."""
+    """A kind of file: what it calls itself, what it is in words, what opens it, and the newest format read here.
+
+    A kind that is a folder has the name of the file in it that describes it: its manifest.
+    """
 
     name: str
     words: str
     opener: str
     newest: int = 1
+    manifest: str = ""
 
 
 KINDS = {
@@ -53,8 +59,11 @@ KINDS = {
         Kind("memorisation", "continuations of known texts", "lk.open_memorisation(path)"),
         Kind("choices", "a choice between answers", "lk.open_choices(path)"),
         Kind("running cost", "what models cost to run", "lk.open_running_cost(path)"),
-        Kind("sweep", "a sweep", "lk.open_sweep(folder)"),
+        Kind("probe", "a probe", "lk.open_probe(path)"),
+        Kind("sweep", "a sweep", "lk.open_sweep(folder)", manifest="sweep.json"),
         Kind("sweep shard", "a part of a sweep", "lk.open_sweep(its folder)"),
+        Kind("collection", "a collection", "lk.open_collection(folder)", manifest="collection.json"),
+        Kind("collection shard", "a part of a collection", "lk.open_collection(its folder)"),
     )
 }
 
@@ -69,12 +78,12 @@ def register(kind: Kind) -> None:
         raise ValueError(f"there is already a kind of file {kind.name!r}")
 
 
-MANIFEST = "sweep.json"
-"""The file that makes a folder a sweep."""
+MANIFESTS = tuple(kind.manifest for kind in KINDS.values() if kind.manifest)
+"""The files that make a folder a sweep, or a collection."""
 
 _UNREADABLE = (
     KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, EOFError,
-    zipfile.BadZipFile, zlib.error, RuntimeError,
+    zipfile.BadZipFile, zlib.error, RuntimeError, SafetensorError,
 )  # fmt: skip
 _MARKS = {"edges": {"edges", "recipe"}, "attention": {"all_layers", "scores"}, "grid": {"over", "index"}}
 _MARKS |= {"sweep": {"recipe", "pairs", "shard"}, "sweep shard": {"hash", "pairs"}, "lab": {"settings", "grids"}}
@@ -168,13 +177,22 @@ def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
 def _about(path: Path) -> Any:
     """The description in a file of any kind of ours."""
     if path.is_dir():
-        return json.loads((path / MANIFEST).read_text("utf-8"))
+        return json.loads((path / _manifest_in(path)).read_text("utf-8"))
     with path.open("rb") as file:
-        start = file.read(64).lstrip()
+        start = file.read(64)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:  # the header of safetensors
+        with safe_open(path, framework="numpy") as file:
+            return json.loads((file.metadata() or {})["about"])
+    start = start.lstrip()
     if start[:1] in (b"{", b"["):
         return json.loads(path.read_text("utf-8"))
     with np.load(path, allow_pickle=False) as file:
         return json.loads(str(file["about"]))
+
+
+def _manifest_in(folder: Path) -> str:
+    """The name of the manifest that a folder has, or of any."""
+    return next((name for name in MANIFESTS if (folder / name).exists()), MANIFESTS[0])
 
 
 def _kind_of(about: Any) -> Kind | None:
@@ -195,7 +213,8 @@ def _unknown(about: Any) -> str:
 def _other(path: Path, error: Exception) -> str:
     """What kind of file this is, if it is not one of ours."""
     if path.is_dir():
-        return "a folder" if not (path / MANIFEST).exists() else f"a folder whose {MANIFEST} cannot be read ({error})"
+        name = _manifest_in(path)
+        return f"a folder whose {name} cannot be read ({error})" if (path / name).exists() else "a folder"
     if not path.is_file():
         return "no file"
     if isinstance(error, PermissionError):

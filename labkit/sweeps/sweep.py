@@ -7,26 +7,25 @@ the same call resumes with the rest. A pair that fails is reported and the other
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from labkit.language_model import LanguageModel
-from labkit.models.processors import usable
 from labkit.patching.grid import PatchGrid
 from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PAIR, PatchSpec, spelled
 from labkit.results.job import finish
 from labkit.results.recipe import versions
+from labkit.shards.executors import Workers, shards_done, workers_of
+from labkit.shards.store import in_shards
+from labkit.shards.workers import ModelSource, Plan, load_code, plan_for, recipe_of
 from labkit.sweeps.result import Sweep
 from labkit.sweeps.store import Results, Store
-from labkit.sweeps.workers import ModelSource, Plan, each, plan_for, whole_shard
+from labkit.sweeps.workers import each, whole_shard
 from labkit.text.prompts import as_json, asked, from_json
 from labkit.text.warn import warn
 
@@ -38,13 +37,13 @@ Pairs = Sequence[Sequence[Any]]
 needs none."""
 
 
-USUAL = {one.name: one.default for one in fields(PatchSpec) if one.name not in (*PAIR, "source", "progress")}
+USUAL = {one.name: one.default for one in fields(PatchSpec) if one.name not in (*PAIR, "source", "by", "progress")}
 """What all pairs of a sweep share, with its defaults."""
-LATER = ("alignment",)
+LATER = ("alignment", "window")
 """Settings that older stores do not know: at their defaults they are not part of what identifies a sweep."""
 
 
-@spelled(PatchSpec, but=(*PAIR, "source"))
+@spelled(PatchSpec, but=(*PAIR, "source", "by"))
 def sweep(
     lm: ModelSource,
     pairs: Pairs,
@@ -62,7 +61,7 @@ def sweep(
             function that returns a model.
         pairs: tuples `(clean, corrupt, answer, foil)`, such as `lk.task("indirect object").pairs(lm, n=200)`.
         how: `site`, `metric`, `direction`, `method`, `over`, `layers`, `heads`, `neurons`, `positions`, `at`,
-            `alignment`, as for `lk.patch`.
+            `alignment`, `window`, as for `lk.patch`.
         executor: what does the work. None: this thread. A `concurrent.futures.Executor`: its threads, which share this
             model, or its processes, which load their own. A `distributed.Client`: the workers of a Dask cluster, each
             of which loads the model once; on a machine with several GPUs, each takes one.
@@ -88,17 +87,19 @@ def sweep(
         (*(asked(lm, prompt) if isinstance(lm, LanguageModel) else prompt for prompt in pair[:2]), *pair[2:])
         for pair in pairs
     ]
-    workers, threads = _workers(executor)
-    plan = plan_for(lm, settings, threads=threads)
+    workers = workers_of(executor)
+    plan = plan_for(lm, settings, call="sweep", threads=None if workers is None else workers.threads)
     size = shard or max(1, -(-len(kept) // 50))
     positions = settings["positions"]
     from_end = positions if positions and all(p < 0 for p in positions) else None  # the same in prompts of any length
-    notes = {"load": _load_code(lm, plan), "from_end": from_end, "versions": versions()}
+    notes = {"load": load_code(lm, plan), "from_end": from_end, "versions": versions()}
     place = _Memory(kept, size)
     if store is not None:
-        recipe = _recipe(plan, settings)
         stored = [[as_json(part) for part in pair] for pair in kept]
-        place = Store.begin(store, recipe=recipe, pairs=stored, shard=size, notes=notes)  # type: ignore[assignment]
+        recipe = {k: v for k, v in recipe_of(plan).items() if k not in LATER or settings[k] != USUAL[k]}
+        place = Store.begin(  # type: ignore[assignment]
+            store, recipe=recipe, items=stored, shard=size, notes=notes
+        )
     with place.locked():
         return _Work(plan, kept, place, notes).run(workers, progress=progress)
 
@@ -120,7 +121,7 @@ class _Memory:
     """In the place of a store where none was asked for: nothing is kept beyond the call."""
 
     def __init__(self, pairs: Sequence[Any], size: int) -> None:
-        self.shards = [range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size)]
+        self.shards = in_shards(len(pairs), size)
 
     def locked(self) -> Any:
         return nullcontext()
@@ -147,8 +148,8 @@ class _Work:
                 for i, _ in todo:
                     self.results.pop(i, None)  # one that failed before is tried again
 
-    def run(self, executor: Executor | None, *, progress: bool) -> Sweep:
-        self.executor = executor
+    def run(self, workers: Workers | None, *, progress: bool) -> Sweep:
+        self.workers = workers
         finish(self, f"sweeping {self.plan.settings['site']}", unit="pair", kept="sweep", progress=progress)
         return self._told(self.sweep)
 
@@ -163,7 +164,7 @@ class _Work:
 
     def steps(self) -> Iterator[None]:
         """Do what is open; yields when there is more."""
-        return self._here() if self.executor is None else self._there(self.executor)
+        return self._here() if self.workers is None else self._there(self.workers)
 
     def _told(self, swept: Sweep) -> Sweep:
         """Report which pairs failed or show nothing; if all failed, raise the reason."""
@@ -194,33 +195,12 @@ class _Work:
                 yield
             self._keep(number)
 
-    def _there(self, executor: Executor) -> Iterator[None]:
-        """By an executor, shard by shard, in whichever order they come back."""
-        numbers = {executor.submit(whole_shard, self.plan, todo): number for number, todo in self.open.items()}
-        waiting: set[Future[Results]] = set(numbers)
-        try:
-            while waiting:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    number = numbers[future]
-                    self.results |= self._result(future, number)
-                    self._keep(number)
-                    yield
-        finally:
-            for future in waiting:
-                future.cancel()
-
-    def _result(self, future: Future[Results], number: int) -> Results:
-        """The result of a worker. A shard that killed its workers is given up; any other error ends the sweep."""
-        try:
-            return future.result()
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            said = f"{type(error).__name__}: {error}"
-        except Exception as error:
-            if type(error).__name__ != "KilledWorker":  # distributed's, which may not be installed
-                raise
-            said = f"the workers that ran it died, perhaps out of memory ({error})"
-        return {i: said for i, _ in self.open[number]}
+    def _there(self, workers: Workers) -> Iterator[None]:
+        """By an executor, shard by shard. One that killed its workers is given up; any other error ends the sweep."""
+        for number, found in shards_done(workers, whole_shard, self.plan, self.open):
+            self.results |= {i: str(found) for i, _ in self.open[number]} if isinstance(found, Exception) else found
+            self._keep(number)
+            yield
 
     def _keep(self, number: int) -> None:
         self.place.write(number, {i: self.results[i] for i in self.place.shards[number]})
@@ -257,53 +237,3 @@ def _check(lm: ModelSource, pairs: Sequence[Any], settings: dict[str, Any], size
     if len(wrong) == len(pairs):
         raise ValueError(why)
     raise ValueError(f"{len(wrong)} of {len(pairs)} pairs cannot be patched; the first, pair {number}: {why}")
-
-
-def _workers(executor: Any) -> tuple[Executor | None, int | None]:
-    """The executor to submit to, and how many threads each of its processes may use."""
-    if executor is None:
-        return None, None
-    if type(executor).__module__.split(".")[0] == "distributed":
-        if not hasattr(executor, "get_executor"):
-            raise TypeError(f"give the Client of the cluster, distributed.Client(...), not {executor!r:.80}")
-        if not executor.scheduler_info()["workers"]:
-            warn("the Dask cluster has no workers yet; waiting for the first")
-        return executor.get_executor(pure=False), None  # Dask itself keeps its workers to one thread
-    if not isinstance(executor, Executor):
-        raise TypeError(f"executor must be a concurrent.futures.Executor or a distributed.Client; got {executor!r:.80}")
-    context = getattr(executor, "_mp_context", None)
-    if context is None:
-        return executor, None
-    if context.get_start_method() == "fork":
-        raise ValueError(
-            "a forked process cannot use a model safely. Create the executor with ProcessPoolExecutor(n, "
-            "mp_context=multiprocessing.get_context('spawn'))"
-        )
-    return executor, max(1, usable() // executor._max_workers)  # type: ignore[attr-defined]
-
-
-def _recipe(plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
-    """What identifies a sweep; the model's arguments are listed with the others, to be compared."""
-    model = plan.spec if isinstance(plan.spec, dict) else {"model": plan.spec}
-    settings = {k: v for k, v in settings.items() if k not in LATER or v != USUAL[k]}
-    recipe = {**{k: v for k, v in model.items() if k != "device"}, "weights": plan.weights, **settings}
-    other = {k: v for k, v in recipe.items() if not (v is None or isinstance(v, str | int | float | list | tuple))}
-    return recipe | {k: _source(v) if callable(v) else str(v) for k, v in other.items()}
-
-
-def _source(function: Callable[..., Any]) -> str:
-    """A function as a store knows it again: its source text, or its name where there is none."""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        return getattr(function, "__qualname__", repr(type(function)))
-
-
-def _load_code(lm: ModelSource, plan: Plan) -> str:
-    """The Python that loads the model."""
-    if isinstance(lm, LanguageModel):
-        return lm.code()
-    if isinstance(plan.spec, dict):
-        arguments = ", ".join(f"{name}={value!r}" for name, value in plan.spec.items())
-        return f"import labkit as lk\n\nlm = lk.load({arguments})\n"
-    return "import labkit as lk\n\n"

@@ -80,13 +80,16 @@ def test_a_cell_is_clicked_and_another_one_chosen_by_keyboard(page: Page) -> Non
     assert kernel_says(page, "print(quants.selection)") == "(20, 3)"
 
 
-def test_an_answer_that_is_no_token_is_refused_in_words(page: Page) -> None:
+def test_a_metric_that_an_answer_of_several_tokens_lacks_is_refused_in_words(page: Page) -> None:
     tool = tool_of(page)
     answer = tool.get_by_label("Answer")
     answer.fill(" Annabella Tom")
     answer.press("Tab")
+    tool.get_by_label("Metric").select_option(label="rank")
     button(tool, "Run").click()
-    expect(status_of(tool).get_by_role("alert")).to_contain_text("it must be one")
+    expect(status_of(tool).get_by_role("alert")).to_contain_text("reads the logits of one position")
+    tool.get_by_label("Metric").select_option(label="automatic")
+    expect(status_of(tool)).to_contain_text("log probability difference")
     answer.fill(" Anna")
     answer.press("Tab")
     button(tool, "Run").click()

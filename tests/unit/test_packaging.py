@@ -23,6 +23,7 @@ from left_alone import changed  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PROMISED = [Requirement(line) for line in PROJECT["dependencies"]]
+EXTRAS = [Requirement(line) for name in ("lab", "scale", "probe") for line in PROJECT["optional-dependencies"][name]]
 
 
 def pins(name: str) -> dict[str, Version]:
@@ -69,8 +70,17 @@ def test_what_colab_has_is_in_the_ranges_that_labkit_asks_for():
 
 def test_the_oldest_versions_tested_are_those_promised():
     oldest = pins("tests/oldest-constraints.txt")
-    promised = {r.name: min(Version(s.version) for s in r.specifier if s.operator == ">=") for r in PROMISED}
+    every = [*PROMISED, *EXTRAS]
+    promised = {r.name: min(Version(s.version) for s in r.specifier if s.operator == ">=") for r in every}
     assert {name: oldest.get(name) for name in promised} == promised
+
+
+def test_what_labkit_is_tested_with_is_in_the_ranges_of_its_extras():
+    tested, colab = pins("constraints.txt"), pins("tests/colab-constraints.txt")
+    for r in EXTRAS:
+        assert r.specifier.contains(tested[r.name]), r.name
+        if r.name != "jupyterlab":  # Colab's own Jupyter is left alone
+            assert r.specifier.contains(colab[r.name]), r.name
 
 
 @pytest.fixture

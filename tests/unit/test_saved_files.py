@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
+from safetensors import safe_open
 
 import labkit as lk
 from labkit.datasets.injections import Case
@@ -23,7 +25,8 @@ from labkit.widgets.patch_lab.lab import PatchLab
 FILES = Path(__file__).parents[1] / "files"
 """Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz`,
 `findings.npz`, `benchmark.npz`, `refusal.npz`, `generation.npz`, `injection.npz`, `memorisation.npz`, `choices.npz`,
-`running_cost.npz` and those of audits by 0.2.0, the first to have them. Never write them anew."""
+`running_cost.npz`, `probe.npz`, `collection` and those of audits by 0.2.0, the first to have them. Never write them
+anew."""
 OLD = {
     "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
     "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
@@ -32,7 +35,8 @@ OLD = {
     "refusal.npz": "refusal", "audit.npz": "audit", "audit_heads.npz": "audit heads",
     "audit_ablation.npz": "audit ablation", "injection.npz": "injection", "memorisation.npz": "memorisation",
     "choices.npz": "choices", "running_cost.npz": "running cost",
-    "generation.npz": "generation",
+    "generation.npz": "generation", "probe.npz": "probe", "collection": "collection",
+    "collection/shard-00000.safetensors": "collection shard",
 }  # fmt: skip
 
 
@@ -79,6 +83,16 @@ def asked(lm: lk.LanguageModel) -> dict[str, Any]:
     }
 
 
+FOLDERS = ("sweep", "collection")
+SHARDS = ("sweep shard", "collection shard")
+
+
+def collected(lm: lk.LanguageModel, store: str | Path) -> lk.Collection:
+    texts = [torch.tensor([[n, n + 1, n + 2]]) for n in range(20, 28)]
+    settings = {"read": ["resid_post.1"], "positions": "last", "dtype": "float16", "progress": False}
+    return lk.collect(lm, texts, store=store, **settings)
+
+
 def written(lm: lk.LanguageModel) -> lk.Generation:
     return lm.generate(IDS, max_new_tokens=3, read=["resid_post", "pattern.1"])
 
@@ -104,7 +118,7 @@ def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
         "injection": lk.open_injection, "memorisation": lk.open_memorisation, "choices": lk.open_choices,
         "running cost": lk.open_running_cost,
         "audit": lk.open_audit, "audit heads": lk.open_audit_heads, "audit ablation": lk.open_audit_ablation,
-        "generation": lk.open_generation,
+        "generation": lk.open_generation, "probe": lk.open_probe, "collection": lk.open_collection,
         "lab": lambda path: PatchLab.open(lm, path, background=False),
         "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
     }  # fmt: skip
@@ -121,6 +135,7 @@ def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[
     settings = {"over": ("layer", "position"), "layers": [1], "positions": [5, 6], "progress": False}
     swept = folder / "sweep"
     lk.sweep(lm, [(IDS, CORRUPT_IDS, ANSWER, FOIL)], **settings, store=swept)
+    collection = collected(lm, folder / "collection")
     return {
         "grid": lk.patch(*pair, **settings).save(folder / "grid.npz"),
         "edges": lk.edge_attribution(*pair, steps=1, progress=False).save(folder / "edges.npz"),
@@ -138,6 +153,8 @@ def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "generation": written(lm).save(folder / "generation.npz"),
         "quantisation report": reported(lm).save(folder / "report.npz"),
         "sweep": swept, "sweep shard": swept / "shard-00000.npz",
+        "probe": lk.probe(collection, [0, 1] * 4, folds=2, controls=1, progress=False).save(folder / "probe.npz"),
+        "collection": folder / "collection", "collection shard": folder / "collection" / "shard-00000.safetensors",
     }  # fmt: skip
 
 
@@ -147,7 +164,7 @@ def test_every_public_opener_is_for_a_kind_of_file() -> None:
     assert set(OLD.values()) == set(KINDS)
 
 
-@pytest.mark.parametrize("name", [name for name in OLD if OLD[name] != "sweep shard"])
+@pytest.mark.parametrize("name", [name for name in OLD if OLD[name] not in SHARDS])
 def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> None:
     opened = openers[OLD[name]](FILES / name)
     values = opened.grid.values if name == "lab.npz" else getattr(opened, "values", None)
@@ -180,6 +197,10 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
     elif name == "generation.npz":
         assert opened["resid_post"].shape == (2, 3, 64)
         assert len(opened.tokens) == 3
+    elif name == "collection":
+        assert opened["resid_post.1"].shape == (8, 64)
+    elif name == "probe.npz":
+        assert len(opened.to_frame()) == 1
     elif name == "refusal.npz":
         assert opened.effect("add").controls.shape == (4,)
     else:
@@ -193,6 +214,9 @@ def held_in(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The description of a file, and the shape, type and bytes of each of its arrays."""
     if path.suffix == ".json":
         return json.loads(path.read_text()), {}
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="numpy") as file:
+            return json.loads(file.metadata()["about"]), {}
     with np.load(path) as file:
         arrays = {name: (file[name].shape, file[name].dtype, file[name].tobytes()) for name in file if name != "about"}
         return json.loads(str(file["about"])), arrays
@@ -200,12 +224,12 @@ def held_in(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_files_written_now_say_what_they_are(new: dict[str, Path]) -> None:
     for kind, path in new.items():
-        about, _ = held_in(path / "sweep.json" if kind == "sweep" else path)
+        about, _ = held_in(path / f"{kind}.json" if kind in FOLDERS else path)
         assert (about["kind"], about["format"]) == (kind, KINDS[kind].newest)
 
 
-# A sweep is a folder, and attention that was opened is not saved again: test_attention.py compares it.
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("sweep", "sweep shard", "attention")])
+# Sweeps and collections are folders, and attention that was opened is not saved again: test_attention.py compares it.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*FOLDERS, *SHARDS, "attention")])
 def test_what_was_opened_is_saved_as_it_was(
     kind: str, new: dict[str, Path], openers: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -215,7 +239,7 @@ def test_what_was_opened_is_saved_as_it_was(
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
-@pytest.mark.parametrize("opener", [kind for kind in KINDS if kind != "sweep shard"])
+@pytest.mark.parametrize("opener", [kind for kind in KINDS if kind not in SHARDS])
 def test_every_opener_says_what_a_file_of_another_kind_holds(
     opener: str, old: bool, new: dict[str, Path], openers: dict[str, Any]
 ) -> None:
@@ -239,7 +263,7 @@ FOREIGN: dict[str, bytes | None] = {
 }
 
 
-@pytest.mark.parametrize("opener", [kind for kind in KINDS if kind != "sweep shard"])
+@pytest.mark.parametrize("opener", [kind for kind in KINDS if kind not in SHARDS])
 def test_every_opener_says_what_a_file_of_no_kind_is(
     opener: str, new: dict[str, Path], openers: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -247,8 +271,8 @@ def test_every_opener_says_what_a_file_of_no_kind_is(
         path = tmp_path / words.replace(" ", "_")
         if content is None:
             path.mkdir()
-            if opener == "sweep":
-                with pytest.raises(FileNotFoundError, match=r"it has no file sweep\.json"):
+            if opener in FOLDERS:
+                with pytest.raises(FileNotFoundError, match=rf"it has no file {opener}\.json"):
                     openers[opener](path)
                 continue
         else:
@@ -266,7 +290,7 @@ def test_every_opener_says_what_a_file_of_no_kind_is(
         openers[opener](tmp_path / "pickled.npz")
 
 
-@pytest.mark.parametrize("opener", [kind for kind in KINDS if kind not in ("sweep shard", "sweep")])
+@pytest.mark.parametrize("opener", [kind for kind in KINDS if kind not in (*SHARDS, *FOLDERS)])
 def test_files_that_are_cut_short_incomplete_or_newer_are_refused(
     opener: str, new: dict[str, Path], openers: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -298,18 +322,28 @@ def test_files_that_are_cut_short_incomplete_or_newer_are_refused(
             openers[opener](tmp_path / path.name)
 
 
-def test_a_sweep_names_its_folder_and_refuses_a_file_in_its_place(lm: lk.LanguageModel, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(FILES / "sweep", tmp_path / "sweep"))
+@pytest.mark.parametrize(("kind", "opener"), [("sweep", lk.open_sweep), ("collection", lk.open_collection)])
+def test_a_kind_in_a_folder_names_it_and_refuses_a_file_in_its_place(
+    kind: str, opener: Callable[[Any], Any], lm: lk.LanguageModel, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(FILES / kind, tmp_path / kind))
+    path = folder / f"{kind}.json"
     with pytest.raises(ValueError, match="give the folder that it is in"):
-        lk.open_sweep(folder / "sweep.json")
+        opener(path)
     with pytest.raises(ValueError, match="it holds a grid, which"):
-        lk.open_sweep(FILES / "grid.npz")
-    with pytest.raises(ValueError, match="is a file; a sweep is stored in a folder"):
-        lk.sweep(lm, [(IDS, CORRUPT_IDS, ANSWER, FOIL)], store=folder / "sweep.json", progress=False)
-    manifest = json.loads((folder / "sweep.json").read_text())
-    (folder / "sweep.json").write_text(json.dumps(manifest | {"format": 9}))
+        opener(FILES / "grid.npz")
+    pairs = [(IDS, CORRUPT_IDS, ANSWER, FOIL)]
+    again = {"sweep": lambda: lk.sweep(lm, pairs, store=path), "collection": lambda: collected(lm, path)}
+    with pytest.raises(ValueError, match=rf"is a file; a {kind} is stored in a folder"):
+        again[kind]()
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"format": 9}))
     with pytest.raises(ValueError, match="newer labkit"):
-        lk.open_sweep(folder)
+        opener(folder)
+    del manifest["recipe"]
+    path.write_text(json.dumps(manifest | {"kind": kind}))
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        opener(folder)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions by umask are POSIX's")

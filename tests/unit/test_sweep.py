@@ -18,8 +18,9 @@ import torch
 from filelock import FileLock
 
 import labkit as lk
-from labkit.sweeps import workers
-from labkit.sweeps.workers import fingerprint, free_gpu, plan_for
+from labkit.shards import workers
+from labkit.shards.workers import fingerprint, free_gpu, plan_for
+from labkit.sweeps import sweep as sweep_module
 
 HERE = Path(__file__).parent
 FEW = {"layers": [4, 24], "positions": [10, 14], "progress": False}  # of the indirect object: the name, and the end
@@ -209,14 +210,15 @@ def test_forked_processes_are_refused(lm4, pairs):
 
 
 def test_a_worker_loads_the_model_once_and_only_the_right_one(lm4):
-    plan = dataclasses.replace(plan_for(lm4, {}), home=-1)  # as it is in any other process
+    plan = dataclasses.replace(plan_for(lm4, {}, call="sweep"), home=-1)  # as it is in any other process
     first = plan.model()
     assert first is not lm4
     assert first is plan.model()
-    assert first is dataclasses.replace(plan_for(lm4, {"site": "z"}), home=-1).model()  # for the next sweep as well
+    next_sweep = dataclasses.replace(plan_for(lm4, {"site": "z"}, call="sweep"), home=-1)
+    assert first is next_sweep.model()
     assert (first.name, first.bits, first.dtype) == (lm4.name, lm4.bits, lm4.dtype)
     changed = dataclasses.replace(plan, key="another", weights="0" * 16)
-    with pytest.raises(ValueError, match="with other weights than the model of this sweep"):
+    with pytest.raises(ValueError, match=r"with other weights than the model that lk\.sweep was given"):
         changed.model()
 
 
@@ -239,7 +241,7 @@ def test_a_model_can_be_loaded_where_the_work_is_done(lm4, pairs, swept):
         return lm4
 
     assert same(lk.sweep(here, pairs, **FEW), swept)
-    with pytest.raises(TypeError, match="a sweep needs a model"):
+    with pytest.raises(TypeError, match=r"lk\.sweep needs a model"):
         lk.sweep(7, pairs)
 
 
@@ -258,7 +260,7 @@ def test_each_process_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
 
 
 def test_bad_input_is_refused_before_the_model_runs(lm4, pairs, monkeypatch):
-    monkeypatch.setattr(workers, "each", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(sweep_module, "each", lambda *_: pytest.fail("the model ran"))
     silent = (*pairs[0][:2], "", pairs[0][3])
     for wrong, says in (
         ([], "no pairs"),
@@ -377,6 +379,10 @@ def test_200_pairs_on_dask_survive_a_killed_kernel_and_a_killed_worker(lm4, tmp_
     swept = lk.open_sweep(tmp_path)
     assert swept.complete
     assert swept.pairs == [tuple(pair) for pair in pairs(lm4)]
+    # pairs that share a pass: with others, or alone, rounding in NF4 is another on some processors
+    here = lk.sweep(lm4, swept.pairs[40:44], **SITE, shard=4, progress=False)
+    assert all(np.array_equal(swept.grids[40 + i].values, grid.values) for i, grid in enumerate(here.grids))
     some = range(0, 200, 20)
     here = lk.sweep(lm4, [swept.pairs[i] for i in some], **SITE, progress=False)
-    assert all(np.array_equal(swept.grids[i].values, grid.values) for i, grid in zip(some, here.grids, strict=True))
+    for i, grid in zip(some, here.grids, strict=True):
+        np.testing.assert_allclose(swept.grids[i].values, grid.values, atol=0.25)

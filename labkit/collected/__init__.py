@@ -1,0 +1,1 @@
+"""Activations of many texts, on disk."""

@@ -1,0 +1,1 @@
+"""Much work in shards: kept on disk, resumed where it ended, done here or on workers."""
