@@ -106,6 +106,12 @@ class Wavefront:
         Raises:
             Cancelled: `cancelled()` returned true; it is checked before every block.
         """
+        return self.tails(cells, 1, cancelled=cancelled)[:, 0]
+
+    def tails(
+        self, cells: Sequence[Cell], count: int, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> torch.Tensor:
+        """The same at the last `count` positions, (len(cells), count, d_model); no row may start after the first."""
         joins: dict[int, list[int]] = {}
         for index, cell in enumerate(cells):
             joins.setdefault(cell.layer + (self.site == "resid_post"), []).append(index)
@@ -119,7 +125,7 @@ class Wavefront:
                 if layer < self.lm.n_layers:
                     rows = [groups[key] for key in sorted(groups)]
                     self._block(layer, rows, set(new), cells, RESTARTS[self.lm][layer])
-            last = torch.cat([group.x[:, -1] for group in groups.values()])
+            last = torch.cat([group.x[:, -count:] for group in groups.values()])
             final = torch.empty_like(last)
             final[to_index([index for group in groups.values() for index in group.cells], last.device)] = last
         return final
