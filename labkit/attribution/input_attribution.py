@@ -21,7 +21,7 @@ from labkit.generation.generate import generate
 from labkit.language_model import LanguageModel
 from labkit.results.job import finish
 from labkit.results.recipe import made_with
-from labkit.text.continuation import encode_continuations
+from labkit.text.continuation import Added, encode_continuations
 from labkit.text.encode import encode
 from labkit.text.prompts import as_json, asked
 from labkit.text.tokens import describe
@@ -119,22 +119,23 @@ def _texts(
     replacement: Replacement,
 ) -> tuple[Ids, list[Ids]]:
     """The ids of the prompt, of what was written, and of the foil if there is one."""
-    texts = [_given(text) for text in (written, foil) if text is not None]
     for name, text in (("written", written), ("foil", foil)):
         if text is not None and not len(text):
             raise ValueError(f"{name} is empty; give at least one token, or leave it out")
-    texts = [text if isinstance(text, str) else tuple(text or ()) for text in texts]
+    texts: list[Added] = [
+        text if isinstance(text, str) else tuple(map(int, text)) for text in (written, foil) if text is not None
+    ]
     for id in (id for text in texts if not isinstance(text, str) for id in text):
         if not 0 <= id < lm.n_vocab:
             raise ValueError(f"token ids go from 0 to {lm.n_vocab - 1}; got {id}")
     if isinstance(prompt, str) and prompt and all(isinstance(text, str) for text in texts) and written is not None:
-        pairs = encode_continuations(lm, [(prompt, text) for text in texts])  # type: ignore[misc]
+        pairs = encode_continuations(lm, [(prompt, text) for text in texts])
     else:  # the prompt's ids are what they are
         exact = encode(lm, prompt)
         units_of(lm, prompt, exact[0].tolist(), by)  # before the model has run
         if written is None:
             texts.insert(0, _written(lm, prompt, most))
-        pairs = encode_continuations(lm, [(exact, text) for text in texts])  # type: ignore[misc]
+        pairs = encode_continuations(lm, [(exact, text) for text in texts])
     spans = [span for _, span in pairs]
     if len(spans) == 2 and spans[0] == spans[1]:
         raise ValueError(f"written and foil are the same text, {lm.tokenizer.decode(spans[0])!r:.60}")

@@ -9,13 +9,15 @@ The first token of a prompt keeps its embedding all the way. Heads that have not
 the way to removing it what a model says jumps so often that no number of steps would do.
 
 The path is cut into stretches, each integrated by Gauss and Legendre's rule of four points. How far a stretch misses
-the difference between its own ends is known, so the one that misses most is halved until the sum is complete.
+the difference between its own ends is known, so those that miss most are halved until the sum is complete.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -26,12 +28,14 @@ from labkit.attribution.removal import Ids, Replacement
 from labkit.attribution.units import Unit
 from labkit.engine.batching import in_chunks
 from labkit.language_model import LanguageModel
-from labkit.patching.gradients import of_embeddings
+from labkit.models.handle import Model
+from labkit.patching.gradients import embedded, of_embeddings
 
 POINTS = 4
-POWER = 0.0
 STRETCHES = 5  # to begin with: 20 steps
 TOKENS = 1024, 16384  # of a batch on a CPU and elsewhere; what a backward pass needs is kept for each
+
+_wide: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
 
 
 @dataclass
@@ -83,6 +87,7 @@ class InputGradients:
         self.steps = 0
         self._inputs = [torch.tensor([[*prompt, *span[:-1]]], device=lm.device) for span, _ in self.spans]
         self._paths = [self._path(ids, removed.to(lm.device), replacement) for ids in self._inputs]
+        self.dtype = torch.float32 if self._carries_float32() else lm.dtype
         self.ends = self.values(0.0), self.values(1.0)
 
     @property
@@ -94,11 +99,24 @@ class InputGradients:
         """The log-probability at a place of the path."""
         total = 0.0
         for (span, sign), ids, (start, change) in zip(self.spans, self._inputs, self._paths, strict=True):
-            x = start + at * change
-            edit = {("embed", 0): lambda own, x=x: x.to(own)}
-            with self.lm.busy(), hooked(self.lm, set(), edit):
+            x = (start + at * change).to(self.dtype)
+            with self.lm.busy(), hooked(self.lm, set(), embedded(self.lm, x)):
                 total += sign * float(self._logprobs(measured_tail(self.lm, ids, len(span)), span).double().sum())
         return total
+
+    def _carries_float32(self) -> bool:
+        """Does the model take a residual stream in float32, and say about the same then?"""
+        lm, (ids, *_), ((start, change), *_) = self.lm, self._inputs, self._paths
+        if lm.dtype != torch.float32 and lm not in _wide:
+            said = []
+            try:
+                for dtype in (torch.float32, lm.dtype):
+                    with lm.busy(), hooked(lm, set(), embedded(lm, (start + change).to(dtype))):
+                        said.append(measured_tail(lm, ids, 1).log_softmax(-1))
+                _wide[lm] = float((said[0] - said[1]).mul(said[1].exp()).abs().sum()) < 0.2
+            except (RuntimeError, TypeError, ValueError):  # a layer with weights in 16 bits, such as a router
+                _wide[lm] = False
+        return _wide.get(lm, True)
 
     def times_input(self) -> np.ndarray:
         """The gradient at the prompt times what its embeddings have beyond the replacement, (row, unit), float64."""
@@ -142,12 +160,12 @@ class InputGradients:
                 each = self._logprobs(logits, span)
                 return each if self.per_token else each.sum(-1, keepdim=True)
 
-            x = (start + at * change).to(self.lm.dtype)
+            x = (start + at * change).to(self.dtype)
             _, grads = of_embeddings(self.lm, ids, x, measure, count=len(span))  # (part, place, seq, d_model)
             by_position = (grads.double() * change.double()).sum(-1).cpu().numpy() * sign
             units = [by_position[..., unit.start : unit.stop].sum(-1) for unit in self.units]
             rows.append(np.stack(units, -1).swapaxes(0, 1))  # (place, part, unit)
-        return np.concatenate(rows, 1) if self.per_token else sum(rows)
+        return np.concatenate(rows, 1) if self.per_token else np.sum(rows, 0)
 
 
 class Path:
@@ -174,7 +192,7 @@ class Path:
     def steps(self, *, tolerance: float, most: int) -> Iterator[int]:
         """Integrate until the gap is below `tolerance`, in at most `most` steps; yields how many there are."""
         edges = np.linspace(0, 1, STRETCHES + 1).tolist()
-        self.stretches = self._integrated(list(zip(edges, edges[1:], strict=False)))
+        self.stretches = self._integrated(list(pairwise(edges)))
         yield self.gradients.steps
         while self.gap >= tolerance and self.gradients.steps + 2 * POINTS <= most:
             left = (most - self.gradients.steps) // (2 * POINTS)
@@ -185,7 +203,9 @@ class Path:
 
     def _worst(self, count: int) -> tuple[list[_Stretch], list[_Stretch]]:
         """The stretches to halve, and the others."""
-        order = sorted(self.stretches, key=lambda one: -abs(one.miss) * (one.stop - one.start) ** POWER)
+        # in 16 bits much of a miss is rounding, which more points in wide stretches average out
+        power = 0 if self.gradients.lm.dtype == torch.float32 else 2
+        order = sorted(self.stretches, key=lambda one: -abs(one.miss) * (one.stop - one.start) ** power)
         return order[:count], order[count:]
 
     def _integrated(self, ends: Sequence[tuple[float, float]]) -> list[_Stretch]:

@@ -115,7 +115,7 @@ class Removals:
         self, sets: Sequence[frozenset[int]], *, stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """The same in chunks of about a second: the numbers of some sets, and their rows."""
-        longest = len(self.prompt) + max(len(rest) for rest in map(lambda span: span[:-1], self.spans))
+        longest = len(self.prompt) + max(map(len, self.spans)) - 1
         tokens = lambda n: longest - min(sets[n], default=0)  # noqa: E731
         chunks = chunked(list(range(len(sets))), tokens, budget=tokens_at_once(self.lm))
         yield from in_chunks(chunks, lambda some: self([sets[n] for n in some]), stopped=stopped)

@@ -103,9 +103,9 @@ class InputAttribution(RefersToModel):
         table = self._per_token()
         said = [("written", t) for t in self.written] + [("foil", t) for t in self.foil]
         return pd.DataFrame(
-            {"of": of, "token": token.text, "place": n, **row, "value": table[n, row["unit"]]}
+            {"of": of, "token": token.text, "place": n, **row, "value": value}
             for n, (of, token) in enumerate(said)
-            for row in rows
+            for row, value in zip(rows, table[n], strict=True)
         )
 
     def figure(self, *, per_token: bool = False) -> go.Figure:
@@ -160,10 +160,8 @@ class InputAttribution(RefersToModel):
         said = ", ".join(f"{unit.text!r:.40} {value:+.2f}" for unit, value in self.strongest(3))
         left = f", {int(np.isnan(self.values).sum())} not computed" if np.isnan(self.values).any() else ""
         foil = f" rather than {self._text(self.foil)!r:.40}" if self.foil else ""
-        return (
-            f"InputAttribution({self.method}, {len(self.units)} {self._word}s{left}, of {self._text(self.written)!r:.60}"
-            f"{foil}: {said})"
-        )
+        of = f"{len(self.units)} {self._word}s{left}, of {self._text(self.written)!r:.60}"
+        return f"InputAttribution({self.method}, {of}{foil}: {said})"
 
     @property
     def _word(self) -> str:

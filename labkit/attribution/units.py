@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Literal
 
 import torch
@@ -23,7 +23,7 @@ By = Literal["token", "word", "sentence", "message"] | Sequence[tuple[int, int]]
 NAMES = ("token", "word", "sentence", "message")
 _ENDS = {
     "word": re.compile(r"(?<=\S)(?=\s)"),
-    "sentence": re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])[”’」』）]*|\n\s*"),  # noqa: RUF001
+    "sentence": re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])[”’」』）]*|\n\s*"),
 }
 
 
@@ -101,7 +101,7 @@ def _spans(lm: Model, ids: Sequence[int], by: Sequence[tuple[int, int]]) -> tupl
     if not spans:
         raise ValueError("by is an empty list; give at least one (start, stop)")
     spans.sort()
-    for (_, end), (begin, stop) in zip(spans, spans[1:], strict=False):
+    for (_, end), (begin, stop) in pairwise(spans):
         if begin < end:
             raise ValueError(f"unit {(begin, stop)} overlaps the one before it, which ends at {end}")
     return tuple(Unit(_text(lm, ids[start:stop]), start, stop) for start, stop in spans)

@@ -252,7 +252,8 @@ class PatchscopeJob:
         if text.row is None:
             self.unpatched = wrote
         else:
-            self.rows[text.row] = replace(self.rows[text.row], **{text.name: wrote})
+            row = self.rows[text.row]
+            self.rows[text.row] = replace(row, wrote=wrote) if text.name == "wrote" else replace(row, random=wrote)
 
     def _wrote(self, record: Record, why: str) -> Wrote:
         ids, first = record.ids, record.token(0, self.lm.tokenizer)

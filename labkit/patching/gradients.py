@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from labkit.activations.hooks import hooked
+from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.unembedding import measured_logits, measured_tail
 from labkit.engine.cells import by_unit
 from labkit.language_model import LanguageModel
@@ -61,6 +61,18 @@ def estimates(
     return effects
 
 
+def embedded(lm: LanguageModel, x: torch.Tensor) -> dict[Place, Edit]:
+    """The writes that put embeddings x (rows, seq, d_model) into a run.
+
+    If x is float32 and the model is not, so is the whole residual stream up to the final norm. Quantised layers take
+    that, and the rounding of 16 bits, which gradients have no notion of, is then left out between them.
+    """
+    writes: dict[Place, Edit] = {("embed", 0): lambda own: x}
+    if x.dtype != lm.dtype:
+        writes["resid_post", lm.n_layers - 1] = lambda own: own.to(lm.dtype)
+    return writes
+
+
 def of_embeddings(
     lm: LanguageModel,
     ids: torch.Tensor,
@@ -73,7 +85,7 @@ def of_embeddings(
 
     Args:
         ids: of the prompt (1, seq); layers that look at ids see these.
-        x: what takes the place of the embeddings, (rows, seq, d_model).
+        x: what takes the place of the embeddings, (rows, seq, d_model), as `embedded` puts it there.
         measure: from the logits (rows, count, vocab) of the last `count` positions, float32, to (rows, parts).
 
     Returns:
@@ -81,7 +93,7 @@ def of_embeddings(
     """
     x = x.detach().clone().requires_grad_(True)
     with lm.busy(gradients=True):
-        with hooked(lm, set(), {("embed", 0): lambda own: x.to(own.dtype)}), _differentiable(lm.hf):
+        with hooked(lm, set(), embedded(lm, x)), _differentiable(lm.hf):
             values = measure(measured_tail(lm, ids.expand(len(x), -1), count))
         parts = values.sum(0).unbind()
         grads = [torch.autograd.grad(part, x, retain_graph=part is not parts[-1])[0].float() for part in parts]

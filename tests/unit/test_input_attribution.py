@@ -123,13 +123,13 @@ def test_words_and_sentences_of_a_chat_stay_within_a_message_and_name_what_matte
 
 
 def test_units_cover_a_text_once_in_order_whatever_is_in_it(lm32: lk.LanguageModel) -> None:
-    text = 'One  "two." Three\n\n4.5 größer 😀😀 zum Schluss!  Ende. \n'
+    text = 'One  "two." Three\n\n4.5 größer 😀😀 zum Schluss!  Aus. \n'
     ids = lm32.encode(text)[0].tolist()
     for by in ("token", "word", "sentence"):
         units = units_of(lm32, text, ids, by)
         assert [n for unit in units for n in unit.positions] == list(range(len(ids))), by
     sentences = [u.text.strip() for u in units_of(lm32, text, ids, "sentence")]
-    assert sentences == ['One  "two."', "Three", "4.5 größer 😀😀 zum Schluss!", "Ende."]
+    assert sentences == ['One  "two."', "Three", "4.5 größer 😀😀 zum Schluss!", "Aus."]
 
 
 def test_gradient_times_input_is_the_derivative_of_removing(lm32: lk.LanguageModel) -> None:
