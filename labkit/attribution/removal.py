@@ -206,16 +206,16 @@ class _Pass:
         assert self.readout is not None
         assert self.removed is not None
         own = self.base.resid[0]
+        shape = (-1, *[1] * (own.ndim - 1))
         lanes = [
-            Lane(self.base, {0: torch.where(mask[:, None].to(own.device), self.removed.to(own), own)}, min(some))
+            Lane(self.base, {0: torch.where(mask.view(shape).to(own.device), self.removed.to(own), own)}, min(some))
             for mask, some in zip(self._mask(sets), sets, strict=True)
             if some
         ]
-        tails = self.base.resid[-1][None, -self.count :].expand(len(sets), -1, -1)
+        tails = self.base.resid[-1][None, -self.count :].repeat_interleave(len(sets), 0)
         if lanes:
             wavefront = Wavefront(lanes, site="resid_pre")
             changed = wavefront.tails([Cell(0, lane=n) for n in range(len(lanes))], self.count)
-            tails = tails.clone()
             tails[torch.tensor([bool(some) for some in sets], device=tails.device)] = changed
         step = max(1, LOGITS // (self.count * self.lm.n_vocab))
         with self.lm.busy():

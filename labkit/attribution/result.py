@@ -153,6 +153,7 @@ class InputAttribution(RefersToModel):
         """Write it to one file (`.npz`), in one step; `labkit.open_input_attribution` reads it."""
         about = {name: getattr(self, name) for name in ("score", "without", "steps", "recipe")}
         about |= {name: [vars(one) for one in getattr(self, name)] for name in ("tokens", "units", "written", "foil")}
+        about["each"] = self.per_token is not None
         more = {} if self.per_token is None else {"per_token": self.per_token}
         return save_arrays(path, FILE, about, values=self.values, **more)
 
@@ -188,7 +189,7 @@ def open_input_attribution(path: str | os.PathLike[str], lm: LanguageModel | Non
     with reading(path, FILE):
         tokens, written, foil = (tuple(Token(**one) for one in about[n]) for n in ("tokens", "written", "foil"))
         units = tuple(Unit(**one) for one in about["units"])
-        values, per_token = arrays["values"], arrays.get("per_token")
+        values, per_token = arrays["values"], arrays["per_token"] if about["each"] else None
         return InputAttribution(
             tokens, units, values, per_token, written, foil, about["score"], about["without"], about["steps"],
             about["recipe"], lm,

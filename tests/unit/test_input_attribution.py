@@ -11,7 +11,8 @@ import torch
 from loud import loud
 
 import labkit as lk
-from labkit.attribution.removal import CHECKED, Removals, Replacement
+from labkit.attribution.input_gradients import Path as Integral
+from labkit.attribution.removal import Removals, Replacement
 from labkit.attribution.units import units_of
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -80,7 +81,7 @@ def test_removing_is_what_a_whole_forward_pass_per_unit_gives(
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(result.values, expected, atol=tolerance)
     np.testing.assert_allclose(result.per_token.sum(0), result.values, atol=1e-4)
-    assert "mean" not in CHECKED[lm32] or result.gap > 0  # a removal of all was measured as well
+    assert np.isfinite(result.without)
 
 
 def test_in_four_bits_removing_is_exact_up_to_rounding(lm4: lk.LanguageModel) -> None:
@@ -148,9 +149,9 @@ def test_gradient_times_input_is_the_derivative_of_removing(lm32: lk.LanguageMod
 
 
 @pytest.mark.parametrize("per_token", [False, True])
-def test_integrated_gradients_add_up_to_the_whole_difference(lm32: lk.LanguageModel, per_token: bool) -> None:
+def test_integrated_gradients_add_up_to_the_whole_difference(lm: lk.LanguageModel, per_token: bool) -> None:
     how = {"written": " Paris.", "method": "integrated_gradients", "per_token": per_token}
-    result = lk.input_attribution(lm32, "The capital of France is", **how, progress=False)
+    result = lk.input_attribution(lm, "The capital of France is", **how, progress=False)
     assert abs(result.score - result.without) > 5
     assert result.gap < 0.01
     assert float(result.values.sum()) == pytest.approx(result.score - result.without, rel=0.01)
@@ -207,6 +208,18 @@ def test_what_an_interrupt_leaves_is_kept(lm32: lk.LanguageModel, monkeypatch: p
     assert "not computed" in repr(result)
     with pytest.raises(ValueError, match="was interrupted"):
         lk.deletion(result)
+
+
+def test_what_an_interrupted_path_had_come_to_is_kept(lm32: lk.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Integral, count: int) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Integral, "_worst", interrupted)
+    how = {"written": " Mary", "method": "integrated_gradients", "tolerance": 1e-6}
+    with pytest.warns(UserWarning, match="interrupted: 20 of 20 steps are in the attribution"):
+        result = lk.input_attribution(lm32, PROMPT, **how, progress=False)
+    assert result.finish == "stopped"
+    assert np.isfinite(result.values).all()
 
 
 def test_results_are_saved_drawn_and_repeated(lm32: lk.LanguageModel, tmp_path: Path) -> None:
