@@ -8,6 +8,12 @@ from .attention_maps.file import SavedAttention as SavedAttention
 from .attention_maps.file import open_attention as open_attention
 from .attention_maps.patterns import AttentionPatterns as AttentionPatterns
 from .attention_maps.patterns import attention as attention
+from .attribution.deletion import DeletionCurve as DeletionCurve
+from .attribution.deletion import deletion as deletion
+from .attribution.deletion import open_deletion_curve as open_deletion_curve
+from .attribution.input_attribution import input_attribution as input_attribution
+from .attribution.result import InputAttribution as InputAttribution
+from .attribution.result import open_input_attribution as open_input_attribution
 from .audits.ablation import audit_without as audit_without
 from .audits.ablation_result import AuditAblation as AuditAblation
 from .audits.ablation_result import open_audit_ablation as open_audit_ablation
@@ -62,6 +68,9 @@ from .lens.direct_attribution import direct_logit_attribution as direct_logit_at
 from .lens.logit_lens import LogitLens as LogitLens
 from .lens.logit_lens import logit_lens as logit_lens
 from .lens.logit_lens import open_lens as open_lens
+from .lens.patchscope import patchscope as patchscope
+from .lens.patchscope_result import Patchscope as Patchscope
+from .lens.patchscope_result import open_patchscope as open_patchscope
 from .models.card import Card as Card
 from .models.card import card as card
 from .models.catalog import catalog as catalog

@@ -25,8 +25,8 @@ from labkit.widgets.patch_lab.lab import PatchLab
 FILES = Path(__file__).parents[1] / "files"
 """Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz`,
 `findings.npz`, `benchmark.npz`, `refusal.npz`, `generation.npz`, `injection.npz`, `memorisation.npz`, `choices.npz`,
-`running_cost.npz`, `probe.npz`, `collection` and those of audits by 0.2.0, the first to have them. Never write them
-anew."""
+`running_cost.npz`, `probe.npz`, `collection`, `input_attribution.npz`, `deletion_curve.npz`, `patchscope.npz` and those
+of audits by 0.2.0, the first to have them. Never write them anew."""
 OLD = {
     "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
     "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
@@ -37,6 +37,8 @@ OLD = {
     "choices.npz": "choices", "running_cost.npz": "running cost",
     "generation.npz": "generation", "probe.npz": "probe", "collection": "collection",
     "collection/shard-00000.safetensors": "collection shard",
+    "input_attribution.npz": "input attribution",
+    "deletion_curve.npz": "deletion curve", "patchscope.npz": "patchscope",
 }  # fmt: skip
 
 
@@ -97,6 +99,15 @@ def written(lm: lk.LanguageModel) -> lk.Generation:
     return lm.generate(IDS, max_new_tokens=3, read=["resid_post", "pattern.1"])
 
 
+def inputs(lm: lk.LanguageModel) -> dict[str, Any]:
+    """What the prompt did, and what an activation says."""
+    how = {"written": [ANSWER], "foil": [FOIL], "by": [(0, 4), (4, 8)], "progress": False}
+    attribution = lk.input_attribution(lm, IDS, **how)
+    curve = lk.deletion(attribution, orders=2, progress=False)
+    scope = lk.patchscope(lm, IDS, site="resid_post.0@-1", into=CORRUPT_IDS, max_new_tokens=2, progress=False)
+    return {"input attribution": attribution, "deletion curve": curve, "patchscope": scope}
+
+
 def audited(lm: lk.LanguageModel) -> dict[str, Any]:
     words = [("M", "Mary", "John", True), ("J", "John", "Mary", False)]
     pairs = [
@@ -119,6 +130,8 @@ def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
         "running cost": lk.open_running_cost,
         "audit": lk.open_audit, "audit heads": lk.open_audit_heads, "audit ablation": lk.open_audit_ablation,
         "generation": lk.open_generation, "probe": lk.open_probe, "collection": lk.open_collection,
+        "input attribution": lk.open_input_attribution,
+        "deletion curve": lk.open_deletion_curve, "patchscope": lk.open_patchscope,
         "lab": lambda path: PatchLab.open(lm, path, background=False),
         "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
     }  # fmt: skip
@@ -150,6 +163,7 @@ def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "injection": injected().save(folder / "injection.npz"),
         **{kind: one.save(folder / f"{kind}.npz") for kind, one in asked(lm).items()},
         **{f"audit {kind}".strip(): one.save(folder / f"audit_{kind}.npz") for kind, one in audited(lm).items()},
+        **{kind: one.save(folder / f"{kind}.npz") for kind, one in inputs(lm).items()},
         "generation": written(lm).save(folder / "generation.npz"),
         "quantisation report": reported(lm).save(folder / "report.npz"),
         "sweep": swept, "sweep shard": swept / "shard-00000.npz",
@@ -201,6 +215,12 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
         assert opened["resid_post.1"].shape == (8, 64)
     elif name == "probe.npz":
         assert len(opened.to_frame()) == 1
+    elif name == "input_attribution.npz":
+        assert opened.per_token.shape == (2, 2)
+    elif name == "deletion_curve.npz":
+        assert opened.random.shape == (2, 3)
+    elif name == "patchscope.npz":
+        assert opened.rows[0].random is not None
     elif name == "refusal.npz":
         assert opened.effect("add").controls.shape == (4,)
     else:

@@ -1,0 +1,1 @@
+"""What in a prompt made a model write what it wrote."""
