@@ -87,6 +87,8 @@ def of_patching(
     """
     reach = max(least, float(np.nanmax(np.abs(values - nothing), initial=0.0)))
     rows, columns = values.shape
+    if hatched is not None and hatched.any():
+        title += "<br>Hatched: no partner in the other prompt"
     figure = heatmap(
         values, x=labels[1], y=labels[0], axes=(over[1], over[0]), title=title, unit=unit,
         ends=(nothing - reach, nothing + reach), slanted=over[1] == "position",
@@ -97,19 +99,16 @@ def of_patching(
 
 
 def hatch(figure: go.Figure, where: np.ndarray) -> go.Figure:
-    """Strike out cells (rows, columns) of a heatmap, each run of rows in a column as one box with a pattern."""
-    import plotly.graph_objects as go
+    """Strike out cells (rows, columns) of a heatmap, each run of rows in a column as one box with slanted lines.
 
+    The boxes are shapes: a trace on an axis of categories would add its numbers to them.
+    """
     for column in np.flatnonzero(where.any(0)).tolist():
         edges = np.flatnonzero(np.diff(np.concatenate([[False], where[:, column], [False]]).astype(int)))
+        left, right = column - 0.5, column + 0.5
         for first, stop in edges.reshape(-1, 2).tolist():
-            x, y = [column - 0.5, column + 0.5], [first - 0.5, stop - 0.5]
-            figure.add_trace(
-                go.Scatter(
-                    x=[x[0], x[1], x[1], x[0], x[0]], y=[y[0], y[0], y[1], y[1], y[0]], mode="lines", fill="toself",
-                    line={"width": 0}, fillpattern={"shape": "/", "fgcolor": "#888", "bgcolor": "#eee", "size": 6},
-                    hoverinfo="text", text="no partner in the other prompt", name="no partner in the other prompt",
-                    showlegend=False,
-                )
-            )  # fmt: skip
+            lines = "".join(f"M{left},{row - 0.5}L{right},{row + 0.5}" for row in range(first, stop))
+            ends = {"x0": left, "x1": right, "y0": first - 0.5, "y1": stop - 0.5}
+            figure.add_shape(type="rect", **ends, fillcolor="#eee", line_width=0, name="no partner")
+            figure.add_shape(type="path", path=lines, line={"color": "#888", "width": 1}, name="no partner")
     return figure

@@ -105,9 +105,12 @@ def test_a_cell_without_a_partner_is_nan_and_hatched_and_no_other_is(lm32):
     assert int(np.isnan(grid.values).sum()) == 3 * len(lone)
     assert np.array_equal(grid.unpaired, np.isnan(grid.values))
     assert [token.text for token in grid.tokens] == [token.text for token in lm32.tokens(LONGER)]
-    boxes = [trace for trace in grid.figure().data if trace.type == "scatter"]
-    assert [box.x[0] + 0.5 for box in boxes] == lone
-    assert all(box.fillpattern.shape and box.text == "no partner in the other prompt" for box in boxes)
+    figure = grid.figure()
+    assert [(box.x0 + 0.5, box.y0, box.y1) for box in figure.layout.shapes if box.type == "rect"] == [
+        (column, -0.5, 2.5) for column in lone
+    ]
+    assert len(figure.data) == 1  # on an axis of categories another trace would add columns
+    assert "no partner in the other prompt" in figure.layout.title.text.replace("\u00a0", " ")
     other = lk.patch(lm32, CLEAN, LONGER, " Mary", " John", layers=[20], direction="noise", progress=False)
     assert other.values.shape == (1, 14)
     assert partners(SPANS, "clean", length=14, other=16)[6:8] == [7, 9]
