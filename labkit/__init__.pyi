@@ -84,10 +84,12 @@ from .precision.report import open_report as open_report
 from .sanity.checks import ControlsJob as ControlsJob
 from .sanity.checks import controls as controls
 from .sanity.report import Controls as Controls
-from .steering import Steering as Steering
-from .steering import SteeringVector as SteeringVector
-from .steering import open_steering_vector as open_steering_vector
-from .steering import steering_vector as steering_vector
+from .steering.control_vector import load_control_vector as load_control_vector
+from .steering.control_vector import save_control_vector as save_control_vector
+from .steering.directions import steering_vector as steering_vector
+from .steering.vector import Steering as Steering
+from .steering.vector import SteeringVector as SteeringVector
+from .steering.vector import open_steering_vector as open_steering_vector
 from .sweeps.result import Sweep as Sweep
 from .sweeps.sweep import open_sweep as open_sweep
 from .sweeps.sweep import sweep as sweep
