@@ -35,6 +35,9 @@ from .audits.refusal_report import Refusal as Refusal
 from .audits.refusal_report import open_refusal as open_refusal
 from .audits.result import Audit as Audit
 from .audits.result import open_audit as open_audit
+from .audits.steering_search import steering_search as steering_search
+from .audits.steering_search_result import SteeringSearch as SteeringSearch
+from .audits.steering_search_result import open_steering_search as open_steering_search
 from .circuits.circuit import Circuit as Circuit
 from .circuits.circuit import Faithfulness as Faithfulness
 from .circuits.edge_attribution import edge_attribution as edge_attribution

@@ -39,6 +39,7 @@ KINDS = {
         Kind("attention", "attention patterns", "lk.open_attention(path)"),
         Kind("lens", "a lens", "lk.open_lens(path)", newest=2),  # 1 counted ranks from 0
         Kind("steering vector", "a steering vector", "lk.open_steering_vector(path)"),
+        Kind("steering search", "a search for where to steer", "lk.open_steering_search(path)"),
         Kind("generation", "a generation", "lk.open_generation(path)"),
         Kind("lab", "a PatchLab", "lk.PatchLab.open(lm, path)"),
         Kind("labkit prompt session", "a session of PromptLab", "lk.PromptLab(lm).open_session(path)"),

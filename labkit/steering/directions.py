@@ -8,7 +8,7 @@ the variance has in common rather than the mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, overload
 
 import torch
@@ -76,27 +76,41 @@ def steering_vector(
         name: [asked(lm, prompt) for prompt in prompts_of(side)]
         for name, side in (("positive", positive), ("negative", negative))
     }
+    vectors = vectors_of(lm, sides, layers, at=at, method=method)
+    if missing := [one for one in layers if one not in vectors]:
+        raise ValueError(
+            f"positive and negative give the same activations at layer {missing[0]}; they must differ where they are "
+            "read, " + ("at their last token" if at == "last" else "after their first token")
+        )
+    return vectors[layers[0]] if isinstance(layer, int) else vectors
+
+
+def vectors_of(
+    lm: Model, sides: Mapping[str, Sequence[Prompt]], layers: Sequence[int], *, at: At, method: Method
+) -> dict[int, SteeringVector]:
+    """The vectors of layers by layer, from `positive` and `negative` prompts; none where the two sides are the same.
+
+    Raises:
+        ValueError: a side without prompts, or no pairs for `pca`.
+    """
     for name, prompts in sides.items():
         if not prompts:
             raise ValueError(f"there are no {name} prompts; give at least one, preferably five")
     count = [len(prompts) for prompts in sides.values()]
     if method == "pca" and (count[0] != count[1] or count[0] < 2):
         raise ValueError(
-            f"method='pca' takes the differences of pairs: give as many positive as negative prompts, at least two; "
+            "method='pca' takes the differences of pairs: give as many positive as negative prompts, at least two; "
             f"got {count[0]} and {count[1]}"
         )
     seen = [torch.stack([_leaving(lm, prompt, layers, at) for prompt in prompts]) for prompts in sides.values()]
+    how: dict[str, Any] = {} if at == "last" else {"at": at}
+    how |= {} if method == "mean_difference" else {"method": method}
     vectors = {}
-    for n, one in enumerate(layers):
+    for n, layer in enumerate(layers):
         if torch.equal(seen[0][:, n].mean(0), seen[1][:, n].mean(0)):
-            raise ValueError(
-                f"positive and negative give the same activations at layer {one}; they must differ where they are "
-                "read, " + ("at their last token" if at == "last" else "after their first token")
-            )
-        how: dict[str, Any] = {} if at == "last" else {"at": at}
-        how |= {} if method == "mean_difference" else {"method": method}
+            continue
         recipe = {
-            "code": as_code(lm.code(), "vector = lk.steering_vector", LM, *sides.values(), one, **how),
+            "code": as_code(lm.code(), "vector = lk.steering_vector", LM, *map(list, sides.values()), layer, **how),
             "about": f"{count[0]} positive and {count[1]} negative prompts" + ", PCA" * (method == "pca"),
             **made_with(lm),
             "model_type": str(lm.config.model_type),
@@ -106,8 +120,8 @@ def steering_vector(
             },
         }
         make = of_pairs if method == "pca" else of_means
-        vectors[one] = make(seen[0][:, n], seen[1][:, n], one, recipe)
-    return vectors[layers[0]] if isinstance(layer, int) else vectors
+        vectors[layer] = make(seen[0][:, n], seen[1][:, n], layer, recipe)
+    return vectors
 
 
 def of_means(
