@@ -41,6 +41,9 @@ from .audits.refusal_report import Refusal as Refusal
 from .audits.refusal_report import open_refusal as open_refusal
 from .audits.result import Audit as Audit
 from .audits.result import open_audit as open_audit
+from .audits.steering_search import steering_search as steering_search
+from .audits.steering_search_result import SteeringSearch as SteeringSearch
+from .audits.steering_search_result import open_steering_search as open_steering_search
 from .circuits.circuit import Circuit as Circuit
 from .circuits.circuit import Faithfulness as Faithfulness
 from .circuits.edge_attribution import edge_attribution as edge_attribution
@@ -103,10 +106,12 @@ from .probing.result import open_probe as open_probe
 from .sanity.checks import ControlsJob as ControlsJob
 from .sanity.checks import controls as controls
 from .sanity.report import Controls as Controls
-from .steering import Steering as Steering
-from .steering import SteeringVector as SteeringVector
-from .steering import open_steering_vector as open_steering_vector
-from .steering import steering_vector as steering_vector
+from .steering.control_vector import load_control_vector as load_control_vector
+from .steering.control_vector import save_control_vector as save_control_vector
+from .steering.directions import steering_vector as steering_vector
+from .steering.vector import Steering as Steering
+from .steering.vector import SteeringVector as SteeringVector
+from .steering.vector import open_steering_vector as open_steering_vector
 from .sweeps.result import Sweep as Sweep
 from .sweeps.sweep import open_sweep as open_sweep
 from .sweeps.sweep import sweep as sweep

@@ -43,7 +43,7 @@ analysis.recipe: results.recipe
 analysis.saved: results.file
 analysis.side_by_side: text.alignment
 analysis.statistics: results.bootstrap
-analysis.steering: steering
+analysis.steering: steering.directions steering.steer steering.vector
 analysis.store: sweeps.store shards.store
 analysis.sweep: sweeps.sweep
 analysis.task_words: datasets.words

@@ -21,7 +21,8 @@ from labkit.generation.tree import Tree, tree
 from labkit.models.handle import Model
 from labkit.models.load import loaded, wrapped
 from labkit.models.quantisation import Packing
-from labkit.steering import Manner, SteeringVector, steer
+from labkit.steering.steer import steer
+from labkit.steering.vector import Manner, SteeringVector
 from labkit.text.types import Prompt, Prompts
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class LanguageModel(Model):
 
     def steer(
         self,
-        vector: SteeringVector | torch.Tensor,
+        vector: SteeringVector | Mapping[int, SteeringVector] | torch.Tensor,
         strength: float = 1.0,
         *,
         layer: int | Sequence[int] | None = None,
@@ -142,7 +143,7 @@ class LanguageModel(Model):
         when: tuple[SteeringVector, float] | None = None,
     ) -> AbstractContextManager[None]:
         """Add a vector to the output of a layer, set or clamp what is along it, or project it out of all layers, while
-        a `with` block runs; see `labkit.steering.steer`.
+        a `with` block runs; see `labkit.steering.steer.steer`.
         """
         return steer(self, vector, strength, layer=layer, manner=manner, to=to, low=low, high=high, when=when)
 

@@ -28,7 +28,9 @@ from labkit.patching.metrics import kl
 from labkit.precision.passage import PASSAGE
 from labkit.results.job import finish
 from labkit.results.recipe import made_with
-from labkit.steering import SteeringVector, of_means, steer
+from labkit.steering.directions import of_means
+from labkit.steering.steer import steer
+from labkit.steering.vector import SteeringVector
 from labkit.text.as_code import changed
 from labkit.text.encode import encode
 from labkit.text.prompts import as_json, asked

@@ -13,7 +13,7 @@ import torch
 
 from labkit.results.bootstrap import interval
 from labkit.results.file import open_arrays, reading, save_arrays
-from labkit.steering import SteeringVector
+from labkit.steering.vector import SteeringVector
 from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import from_json
 

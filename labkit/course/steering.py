@@ -7,7 +7,7 @@ from typing import Any
 
 from labkit.course.checks import Verdict, exercise
 from labkit.language_model import LanguageModel
-from labkit.steering import steering_vector
+from labkit.steering.directions import steering_vector
 from labkit.text.encode import single_token
 
 LAYER = 18

@@ -34,7 +34,7 @@ from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
 from labkit.results.recipe import loaded_as, made_with
-from labkit.steering import steering_vector
+from labkit.steering.directions import steering_vector
 from labkit.text.as_code import LM, Name, as_code, as_python, changed
 from labkit.text.prompts import as_json, asked, from_json
 

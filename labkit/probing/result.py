@@ -16,7 +16,7 @@ from labkit.probing.fit import score
 from labkit.results.bootstrap import LEVEL, interval
 from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
-from labkit.steering import SteeringVector
+from labkit.steering.vector import SteeringVector
 from labkit.text.as_code import Name, as_call, changed
 
 if TYPE_CHECKING:

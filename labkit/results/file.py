@@ -45,6 +45,7 @@ KINDS = {
         Kind("attention", "attention patterns", "lk.open_attention(path)"),
         Kind("lens", "a lens", "lk.open_lens(path)", newest=2),  # 1 counted ranks from 0
         Kind("steering vector", "a steering vector", "lk.open_steering_vector(path)"),
+        Kind("steering search", "a search for where to steer", "lk.open_steering_search(path)"),
         Kind("generation", "a generation", "lk.open_generation(path)"),
         Kind("lab", "a PatchLab", "lk.PatchLab.open(lm, path)"),
         Kind("labkit prompt session", "a session of PromptLab", "lk.PromptLab(lm).open_session(path)"),
@@ -232,5 +233,6 @@ def _other(path: Path, error: Exception) -> str:
         return "a zip file that labkit did not write"
     if start.lstrip()[:1] in (b"{", b"["):
         return f"a text file that looks like JSON but is incomplete ({error})"
-    names = {b"GGUF": "the weights of a model (GGUF)", b"\x93NUM": "a bare numpy array", b"\x89PNG": "a picture"}
+    control = "the weights of a model (GGUF), or a control vector, which lk.load_control_vector(lm, path) reads"
+    names = {b"GGUF": control, b"\x93NUM": "a bare numpy array", b"\x89PNG": "a picture"}
     return names.get(start[:4]) or ("a binary file of another kind" if b"\0" in start else "a text file")

@@ -16,7 +16,8 @@ from labkit.engine.wavefront import Cancelled
 from labkit.generation.result import Generation
 from labkit.generation.token_table import GeneratedToken
 from labkit.language_model import LanguageModel
-from labkit.steering import SteeringVector, steering_vector
+from labkit.steering.directions import steering_vector
+from labkit.steering.vector import SteeringVector
 from labkit.text.as_code import LM, as_call, as_code
 from labkit.text.prompts import asked
 from labkit.text.types import Prompt

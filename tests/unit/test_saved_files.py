@@ -25,8 +25,8 @@ from labkit.widgets.patch_lab.lab import PatchLab
 FILES = Path(__file__).parents[1] / "files"
 """Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz`,
 `findings.npz`, `benchmark.npz`, `refusal.npz`, `generation.npz`, `injection.npz`, `memorisation.npz`, `choices.npz`,
-`running_cost.npz`, `probe.npz`, `collection`, `input_attribution.npz`, `deletion_curve.npz`, `patchscope.npz` and those
-of audits by 0.2.0, the first to have them. Never write them anew."""
+`running_cost.npz`, `probe.npz`, `collection`, `input_attribution.npz`, `deletion_curve.npz`, `patchscope.npz`,
+`steering_search.npz` and those of audits by 0.2.0, the first to have them. Never write them anew."""
 OLD = {
     "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
     "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
@@ -37,7 +37,7 @@ OLD = {
     "choices.npz": "choices", "running_cost.npz": "running cost",
     "generation.npz": "generation", "probe.npz": "probe", "collection": "collection",
     "collection/shard-00000.safetensors": "collection shard",
-    "input_attribution.npz": "input attribution",
+    "input_attribution.npz": "input attribution", "steering_search.npz": "steering search",
     "deletion_curve.npz": "deletion curve", "patchscope.npz": "patchscope",
 }  # fmt: skip
 
@@ -65,6 +65,11 @@ def refused(lm: lk.LanguageModel) -> lk.Refusal:
     pairs = [(f"{letter} one", f"{letter} two") for letter in "abcd"]
     settings = {"controls": 2, "new_tokens": 1, "refusals": ["N"], "answers": ["Y"], "progress": False}
     return lk.refusal_direction(lm, pairs, **settings)
+
+
+def searched(lm: lk.LanguageModel) -> lk.SteeringSearch:
+    settings = {"layers": [1], "strengths": [0.5, 1], "neutral": "To Mary", "random": 1, "progress": False}
+    return lk.steering_search(lm, ["To a"], ["To b"], prompts=[("I am", "I do")], **settings)
 
 
 def injected() -> lk.Injection:
@@ -130,7 +135,7 @@ def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
         "running cost": lk.open_running_cost,
         "audit": lk.open_audit, "audit heads": lk.open_audit_heads, "audit ablation": lk.open_audit_ablation,
         "generation": lk.open_generation, "probe": lk.open_probe, "collection": lk.open_collection,
-        "input attribution": lk.open_input_attribution,
+        "input attribution": lk.open_input_attribution, "steering search": lk.open_steering_search,
         "deletion curve": lk.open_deletion_curve, "patchscope": lk.open_patchscope,
         "lab": lambda path: PatchLab.open(lm, path, background=False),
         "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
@@ -165,6 +170,7 @@ def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[
         **{f"audit {kind}".strip(): one.save(folder / f"audit_{kind}.npz") for kind, one in audited(lm).items()},
         **{kind: one.save(folder / f"{kind}.npz") for kind, one in inputs(lm).items()},
         "generation": written(lm).save(folder / "generation.npz"),
+        "steering search": searched(lm).save(folder / "search.npz"),
         "quantisation report": reported(lm).save(folder / "report.npz"),
         "sweep": swept, "sweep shard": swept / "shard-00000.npz",
         "probe": lk.probe(collection, [0, 1] * 4, folds=2, controls=1, progress=False).save(folder / "probe.npz"),
@@ -208,6 +214,9 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
         assert opened.ways == ("raw", "per_token", "per_byte", "prior")
     elif name == "running_cost.npz":
         assert opened.to_frame()["read"].gt(0).all()
+    elif name == "steering_search.npz":
+        assert opened.effects.shape == (1, 2, 2, 1)
+        assert opened.vector(1).values.shape == (64,)
     elif name == "generation.npz":
         assert opened["resid_post"].shape == (2, 3, 64)
         assert len(opened.tokens) == 3

@@ -52,22 +52,22 @@ def readers(files: list[Path]) -> list[Any]:
     for file in files:
         _check_header(file)
     found = [_reader(file) for file in files]
-    declared = int(_value(found[0], "split.count") or 1)
+    declared = int(value_of(found[0], "split.count") or 1)
     if declared > 1 and declared != len(files):
         raise LoadError(
             f"{files[0].name} is one of {declared} parts of a model that was split. Give the parts their original "
             f"names, ...-00001-of-{declared:05d}.gguf and so on, in one folder, and load any of them"
         )
-    order = [int(_value(reader, "split.no") or 0) for reader in found]
+    order = [int(value_of(reader, "split.no") or 0) for reader in found]
     if declared > 1 and order != list(range(declared)):
         raise LoadError(f"the parts of {files[0].name} are out of order: their headers say parts {order}")
     names = {tensor.name for reader in found for tensor in reader.tensors}
-    total = int(_value(found[0], "split.tensors.count") or 0)
+    total = int(value_of(found[0], "split.tensors.count") or 0)
     if declared > 1 and total and len(names) != total:
         raise LoadError(f"the parts of {files[0].name} hold {len(names)} of {total} tensors; they do not match")
-    blocks = _value(found[0], f"{_value(found[0], 'general.architecture')}.block_count")
+    blocks = value_of(found[0], f"{value_of(found[0], 'general.architecture')}.block_count")
     # layers that predict several tokens ahead are counted and may be left out
-    spare = _value(found[0], f"{_value(found[0], 'general.architecture')}.nextn_predict_layers") or 0
+    spare = value_of(found[0], f"{value_of(found[0], 'general.architecture')}.nextn_predict_layers") or 0
     there = {int(name.split(".")[1]) for name in names if re.match(r"blk\.\d+\.", name)}
     missing = sorted(set(range(int(blocks or 0) - int(spare))) - there)
     if there and missing:
@@ -86,6 +86,19 @@ def format_of(path: Path) -> str | None:
         sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_bytes)
     name = max(sizes, key=lambda kind: sizes[kind], default="F32")
     return None if name in ("F64", "F32", "F16", "BF16") else name
+
+
+def opened(file: Path) -> Any:
+    """gguf's reader of one file, whatever it holds, once its header was found to be sound.
+
+    Raises:
+        LoadError: it is not a GGUF file, cut short or damaged.
+    """
+    with file.open("rb") as start:
+        if start.read(4) != b"GGUF":
+            raise LoadError("it is not a GGUF file; it does not begin with the letters GGUF")
+    _check_header(file)
+    return _reader(file)
 
 
 def _check_header(file: Path) -> None:
@@ -113,7 +126,8 @@ def _reader(file: Path) -> Any:
         ) from error
 
 
-def _value(reader: Any, name: str) -> Any:
+def value_of(reader: Any, name: str) -> Any:
+    """What a header says under a key; None if nothing."""
     field = reader.get_field(name)
     return None if field is None else field.contents()
 
@@ -122,7 +136,7 @@ def join(sources: list[Any], target: Path, *, progress: bool) -> None:
     """Write the parts of a split model, by their readers, into one file; a tensor at a time."""
     from gguf import GGUFValueType, GGUFWriter
 
-    writer = GGUFWriter(target, _value(sources[0], "general.architecture"))
+    writer = GGUFWriter(target, value_of(sources[0], "general.architecture"))
     for field in sources[0].fields.values():
         if field.name.startswith(("GGUF.", "split.")) or field.name == "general.architecture":
             continue
