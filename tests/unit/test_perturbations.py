@@ -242,6 +242,7 @@ def test_a_mean_over_prompts_of_other_lengths_is_over_all_positions(lm32):
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_runs(lm4, monkeypatch, how, says):
+    lm4.sites()  # which runs the model, once
     monkeypatch.setattr(type(lm4.hf), "forward", lambda *a, **k: pytest.fail("the model ran"))
     with pytest.raises(ValueError, match=says):
         PatchJob(lm4, CLEAN, how.pop("corrupt", None), " Mary", " John", **how)
