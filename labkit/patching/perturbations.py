@@ -226,7 +226,12 @@ class Noise(Perturbation):
         return sorted({position % length for position in self.subject})
 
     def draws(self, lm: LanguageModel, ids: torch.Tensor, *, whole: int) -> list[Draw]:
-        places = self.positions(lm, ids)
+        try:
+            places = self.positions(lm, ids)
+        except ValueError as error:
+            if ids.shape[1] == whole:
+                raise
+            raise ValueError(f"up to position {ids.shape[1] - 1}, which at= names: {error}") from None
         table = lm.embedding
         spread = self.strength * float(table.float().std())
 
