@@ -145,16 +145,19 @@ def deletion(
 
     Raises:
         ValueError: fewer than two parts, an attribution that is not complete or has no model, or no points or orders.
+        TypeError: it is no attribution.
     """
+    if not isinstance(attribution, InputAttribution):
+        raise TypeError(f"lk.deletion takes what lk.input_attribution gives; got {type(attribution).__name__}")
     if attribution.finish == "stopped":
         raise ValueError("this attribution was interrupted, so what matters most is not known; compute it again")
     if attribution.lm is None:
         raise ValueError("this needs the model; open the file with lk.open_input_attribution(path, lm)")
     if len(attribution.units) < 2:
         raise ValueError("an order needs at least two parts; this attribution has one: choose smaller ones with by=")
-    for name, value in (("points", points), ("orders", orders)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
+    for name, value, least in (("points", points, 1), ("orders", orders, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
     job = DeletionJob(attribution.lm, attribution, points, orders, seed)
     finish(job, "deletion", unit="score", kept="curve", progress=progress)
     return job.curve

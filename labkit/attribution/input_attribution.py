@@ -7,7 +7,7 @@ What is removed together may matter more, or less, than the sum of its parts; th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -81,22 +81,26 @@ def input_attribution(
         raise ValueError(f"method must be {', '.join(map(repr, get_args(Method)))}; got {method!r}")
     if method != "occlusion" and replace == "delete":
         raise ValueError("replace='delete' leaves no embedding to take a gradient at; use it with method='occlusion'")
-    if not 0 < tolerance < 1:
+    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance is a share between 0 and 1, such as 0.01; got {tolerance!r}")
-    if max_steps < 20:
-        raise ValueError(f"max_steps must be at least 20, with which a path begins; got {max_steps}")
+    if not isinstance(max_steps, int) or max_steps < 20:
+        raise ValueError(f"max_steps must be a whole number, at least 20, with which a path begins; got {max_steps!r}")
+    for name, text in (("written", written), ("foil", foil)):
+        if text is not None and not isinstance(text, str | Iterable):
+            raise TypeError(f"{name} must be a text or a list of token ids; got {text!r:.60}")
     prompt = asked(lm, prompt)
     recipe: dict[str, Any] = {
         "prompt": as_json(prompt), "written": _given(written), "foil": _given(foil),
         "method": method, "replace": replace, "per_token": per_token, "max_new_tokens": max_new_tokens,
         "tolerance": tolerance, "max_steps": max_steps,
     }  # fmt: skip
-    ids, spans = _texts(lm, prompt, written, foil, max_new_tokens, by, Replacement.of(lm, replace))
-    units = units_of(lm, prompt, ids, by)
-    recipe["by"] = by if isinstance(by, str) else [[unit.start, unit.stop] for unit in units]
-    job = AttributionJob(lm, ids, spans, units, recipe)
     what = {"occlusion": "removing", "gradient_x_input": "gradient", "integrated_gradients": "integrating"}[method]
-    finish(job, what, unit=job.counts, kept="attribution", progress=progress)
+    with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode could not go into a gradient
+        ids, spans = _texts(lm, prompt, written, foil, max_new_tokens, by, Replacement.of(lm, replace))
+        units = units_of(lm, prompt, ids, by)
+        recipe["by"] = by if isinstance(by, str) else [[unit.start, unit.stop] for unit in units]
+        job = AttributionJob(lm, ids, spans, units, recipe)
+        finish(job, what, unit=job.counts, kept="attribution", progress=progress)
     if method == "integrated_gradients" and job.complete and job.gap >= tolerance:
         warn(
             f"integrated gradients of {job.attribution.steps} steps miss the whole difference by {job.gap:.1%}, more "

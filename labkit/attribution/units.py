@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from typing import Literal
@@ -57,7 +57,10 @@ def units_of(lm: Model, prompt: Prompt, ids: Sequence[int], by: By) -> tuple[Uni
 
     Raises:
         ValueError: there is no such kind of unit, the prompt has none, or a span is out of range or overlaps another.
+        TypeError: `by` is neither a name nor a list.
     """
+    if not isinstance(by, Iterable):
+        raise TypeError(f"by must be {', '.join(map(repr, NAMES))} or a list of (start, stop); got {by!r:.60}")
     tokens = lm.tokens(torch.tensor([list(ids)]))
     chat = not isinstance(prompt, str | torch.Tensor)
     messages = [r for r in lm.regions(prompt) if r.kind != "thinking"] if chat else []
@@ -83,7 +86,7 @@ def units_of(lm: Model, prompt: Prompt, ids: Sequence[int], by: By) -> tuple[Uni
         for first, last in [(start, stop)] if by == "message" else _cut(lm, ids, start, stop, by):
             found.append(Unit(_text(lm, ids[first:last]), first, last, role_at.get(first, "")))
     if not found:
-        raise ValueError(f"this prompt has no {by}s, only special tokens; use by='token'")
+        raise ValueError(f"this prompt has no {by}s, only special tokens or spaces; use by='token'")
     return tuple(found)
 
 

@@ -88,8 +88,8 @@ def collect(
     """
     prompts, columns = _given(texts)
     for name, value in (("batch", batch), ("shard", shard)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1 text; got {value}")
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of texts, at least 1; got {value!r}")
     kept_as = None if dtype is None else str(dtype).removeprefix("torch.")
     if kept_as is not None and kept_as not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {kept_as!r}")
@@ -172,6 +172,8 @@ def _given(texts: Any) -> tuple[list[Prompt], dict[str, list[Any]]]:
     if hasattr(texts, "columns"):
         if "text" not in texts:
             raise ValueError(f"a data frame of texts needs a column 'text'; it has {', '.join(map(repr, texts))}")
+        if double := texts.columns[texts.columns.astype(str).duplicated()].tolist():
+            raise ValueError(f"the data frame has several columns called {double[0]!r}; rename all but one")
         for name in texts.columns:
             if name == "text":
                 continue
@@ -182,7 +184,7 @@ def _given(texts: Any) -> tuple[list[Prompt], dict[str, list[Any]]]:
                 raise ValueError(f"the column {name!r} has {wrong[0]!r:.60}; only texts and numbers can be kept")
             columns[str(name)] = values
         texts = texts["text"]
-    texts = texts.tolist() if hasattr(texts, "columns") or hasattr(texts, "iloc") else texts
+    texts = texts.tolist() if hasattr(texts, "iloc") or isinstance(texts, np.ndarray) else texts
     prompts = several(texts) or prompts_of(texts)
     if not prompts:
         raise ValueError("there are no texts to collect from")

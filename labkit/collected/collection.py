@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
@@ -266,7 +267,8 @@ class Collection:
         before, given = f"{notes['load']}{notes['before']}texts = [\n{texts}]\n", Name("texts")
         if columns:
             before = before.replace("import labkit", "import pandas as pd\n\nimport labkit", 1)
-            before += f"frame = pd.DataFrame({{'text': texts, **{columns!r}}})\n"
+            kept = {name: list(map(_number, values)) for name, values in columns.items()}
+            before += f"frame = pd.DataFrame({{'text': texts, **{kept!r}}})\n"
             given = Name("frame")
         how: dict[str, Any] = {"read": self.store.recipe["read"]}
         how |= changed(USUAL, {"positions": notes["positions"], "dtype": self.store.recipe["stored_dtype"]})
@@ -280,6 +282,11 @@ class Collection:
         n = len(self.store.items)
         texts = f"{n} text{'s' * (n != 1)}" if self.complete else f"{len(self.texts_done)} of {n} texts"
         return f"Collection({', '.join(self.store.recipe['read'])}; {texts}, {len(self)} rows, {self.dtype})"
+
+
+def _number(value: Any) -> Any:
+    """A value of a column whose `repr` is code: nan and infinity have none of their own."""
+    return Name(f"float('{value}')") if isinstance(value, float) and not isfinite(value) else value
 
 
 def _as_numpy(values: torch.Tensor) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any, Literal
 
 from labkit.shards.workers import source_of
@@ -25,7 +26,7 @@ def parsed(positions: Any) -> Any:
     if isinstance(positions, str) and positions == "last":
         return (-1,)
     try:
-        found = tuple(dict.fromkeys(int(one) for one in ([positions] if isinstance(positions, int) else positions)))
+        found = tuple(dict.fromkeys(map(index, [positions] if isinstance(positions, int) else positions)))
     except (TypeError, ValueError):
         found = ()
     if isinstance(positions, str) or not found:
@@ -53,7 +54,7 @@ def chosen(positions: Any, tokenizer: Any, ids: Sequence[int]) -> list[int]:
         return list(range(count))[positions]
     given: Any = positions(describe(tokenizer, ids)) if callable(positions) else positions
     try:
-        asked = [int(one) for one in given]
+        asked = [index(one) for one in given]
     except (TypeError, ValueError):
         raise TypeError(f"positions= must give a list of positions for each text; it gave {given!r:.80}") from None
     for one in asked:

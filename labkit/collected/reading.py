@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -36,8 +36,12 @@ def parsed(read: Sequence[str | Site]) -> list[Site]:
 
     Raises:
         ValueError: none, an unknown one, or one that has no row for each position.
+        TypeError: something else than sites.
     """
-    sites = [Site.parse(one) for one in ([read] if isinstance(read, str | Site) else read)]
+    given = [read] if isinstance(read, str | Site) else list(read) if isinstance(read, Iterable) else [read]
+    if wrong := [one for one in given if not isinstance(one, str | Site)]:
+        raise TypeError(f"read= takes sites, such as read=['resid_post']; got {wrong[0]!r:.60}")
+    sites = [Site.parse(one) for one in given]
     if not sites:
         raise ValueError("read=[] names nothing to collect; give sites, such as read=['resid_post']")
     for site in sites:

@@ -10,7 +10,7 @@ target prompt, not the activation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,7 +82,7 @@ def patchscope(
         ValueError: invalid input, before the model has written: an unknown site, one without a layer, a position that
             a prompt does not have, patterns or routing, models of different widths and no mapping, a value of the wrong
             shape, a target prompt that leaves no room in the context.
-        TypeError: a prompt is none.
+        TypeError: a prompt, a model or a function is none.
     """
     job = PatchscopeJob(
         lm, source_prompt, site, into, at,
@@ -124,10 +124,20 @@ class PatchscopeJob:
         seed: int,
         batch: int | None,
     ) -> None:
+        if source is not None and not isinstance(source, LanguageModel):
+            raise TypeError(f"source= is another model that reads the source prompt; got {source!r:.60}")
+        if mapping is not None and not callable(mapping):
+            raise TypeError(f"mapping= is a function from a tensor to a tensor; got {mapping!r:.60}")
+        for name, some in (("layers", layers), ("positions", positions)):
+            if some is not None and (isinstance(some, str) or not isinstance(some, Iterable)):
+                raise TypeError(f"{name} must be a list of numbers, such as [{some}]; got {some!r:.60}")
+        for name, number in (("at", at), ("seed", seed)):
+            if not isinstance(number, int):
+                raise TypeError(f"{name} must be a whole number; got {number!r:.60}")
+        if batch is not None and (not isinstance(batch, int) or batch < 1):
+            raise ValueError(f"batch must be a whole number of texts, at least 1; got {batch!r}")
         reader = source or lm
         self.lm, self.sampling = lm, Sampling(max_new_tokens)
-        if batch is not None and batch < 1:
-            raise ValueError(f"batch must be at least 1 text; got {batch}")
         source_prompt, into = asked(reader, source_prompt), asked(lm, into)
         ids = reader.encode(source_prompt)
         self.ids = room_for(lm, into, max_new_tokens)
@@ -207,6 +217,8 @@ class PatchscopeJob:
                 value = mapping(value)
                 if not isinstance(value, torch.Tensor):
                     raise TypeError(f"mapping must give a tensor; for {site} it gave {type(value).__name__}")
+                if not value.isfinite().all():
+                    raise ValueError(f"mapping gave numbers that are not finite for {site}")
             values.append(value.detach().to(self.lm.device))
         return values
 

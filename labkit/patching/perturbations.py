@@ -11,8 +11,11 @@ metric over the draws.
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +26,8 @@ from labkit.language_model import LanguageModel
 from labkit.patching.metrics import Metric
 from labkit.text.as_code import Name, as_python
 from labkit.text.encode import encode
-from labkit.text.tokens import Token, describe
+from labkit.text.prompts import as_json, asked, from_json
+from labkit.text.tokens import bytes_of
 from labkit.text.types import Prompt
 from labkit.text.warn import warn
 
@@ -68,9 +72,12 @@ class Perturbation:
         """
         raise NotImplementedError
 
-    def told(self) -> dict[str, Any]:
-        """The arguments, for JSON."""
-        return {"kind": type(self).__name__} | {name: _plain(value) for name, value in asdict(self).items()}
+    def told(self, lm: LanguageModel) -> dict[str, Any]:
+        """The arguments, for JSON; a chat with the date that it has today."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        if "prompts" in own:
+            own["prompts"] = [as_json(asked(lm, prompt)) for prompt in own["prompts"]]
+        return {"kind": type(self).__name__} | {k: list(v) if isinstance(v, tuple) else v for k, v in own.items()}
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class Mean(Perturbation):
                     total[layer][rows] = here / len(read) + (total[layer][rows] if n else 0)
             return {layer: x.to(own[layer].dtype) for layer, x in total.items()}
 
-        return [Draw("mean", instead=mean)]
+        return [Draw(("mean", tuple(tuple(one[0].tolist()) for one in read)), instead=mean)]
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,7 @@ class Resample(Perturbation):
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", _prompts(self.prompts, "Resample"))
         _at_least_one("samples", self.samples)
+        _whole_number("seed", self.seed)
 
     @property
     def name(self) -> str:
@@ -149,6 +157,10 @@ class Resample(Perturbation):
         read = [encode(lm, prompt) for prompt in self.prompts]
         cut = [one[:, : ids.shape[1]].to(ids.device) for one in read if one.shape[1] == whole]
         fit = [one for one in cut if not torch.equal(one, ids)]
+        if not fit and cut:
+            raise ValueError(
+                "the prompts given to Resample that have the clean one's length are the clean one; add others"
+            )
         if not fit:
             lengths = sorted({one.shape[1] for one in read})
             raise ValueError(
@@ -185,12 +197,19 @@ class Noise(Perturbation):
 
     def __post_init__(self) -> None:
         if not isinstance(self.subject, str):
-            object.__setattr__(self, "subject", tuple(map(int, self.subject)))
+            try:
+                object.__setattr__(self, "subject", tuple(map(operator.index, self.subject)))
+            except TypeError:
+                raise ValueError(
+                    "Noise takes a text of the prompt, or a list of positions such as (1, 2, 3); got "
+                    f"{self.subject!r:.60}"
+                ) from None
         if not self.subject:
             raise ValueError("the subject is empty; give a text of the prompt, or positions")
-        if not self.strength > 0:
-            raise ValueError(f"strength must be above 0; got {self.strength}")
+        if not isinstance(self.strength, int | float) or not 0 < self.strength < math.inf:
+            raise ValueError(f"strength must be a number above 0; got {self.strength!r}")
         _at_least_one("samples", self.samples)
+        _whole_number("seed", self.seed)
 
     @property
     def name(self) -> str:
@@ -199,7 +218,7 @@ class Noise(Perturbation):
     def positions(self, lm: LanguageModel, ids: torch.Tensor) -> list[int]:
         """The subject's positions in a prompt (1, seq)."""
         if isinstance(self.subject, str):
-            return positions_of(describe(lm.tokenizer, ids[0].tolist()), self.subject)
+            return positions_of(bytes_of(lm.tokenizer, ids[0].tolist()), self.subject)
         length = ids.shape[1]
         for position in self.subject:
             if not -length <= position < length:
@@ -207,7 +226,12 @@ class Noise(Perturbation):
         return sorted({position % length for position in self.subject})
 
     def draws(self, lm: LanguageModel, ids: torch.Tensor, *, whole: int) -> list[Draw]:
-        places = self.positions(lm, ids)
+        try:
+            places = self.positions(lm, ids)
+        except ValueError as error:
+            if ids.shape[1] == whole:
+                raise
+            raise ValueError(f"up to position {ids.shape[1] - 1}, which at= names: {error}") from None
         table = lm.embedding
         spread = self.strength * float(table.float().std())
 
@@ -241,7 +265,7 @@ def perturbation_of(by: str | Perturbation) -> Perturbation | None:
     if by == "zero":
         return Zero()
     needs = {"mean": "lk.Mean(prompts)", "resample": "lk.Resample(prompts)", "noise": "lk.Noise('the subject')"}
-    if by in needs:
+    if isinstance(by, str) and by in needs:
         raise ValueError(f"by={by!r} needs to know more: write by={needs[by]}")
     raise ValueError(f"by must be 'prompt', 'zero', lk.Mean(...), lk.Resample(...) or lk.Noise(...); got {by!r:.80}")
 
@@ -253,7 +277,9 @@ def code_of(told: Mapping[str, Any]) -> Name | str:
     first, *rest = [name for name in told if name != "kind"]
     kind = KINDS[told["kind"]]
     more = [f", {name}={told[name]!r}" for name in rest if told[name] != getattr(kind, name)]
-    return Name(f"lk.{told['kind']}({as_python(told[first])}{''.join(more)})")
+    given = told[first]
+    given = [from_json(one) for one in given] if first == "prompts" else given
+    return Name(f"lk.{told['kind']}({as_python(given)}{''.join(more)})")
 
 
 def averaged(metric: Metric, draws: int) -> Metric:
@@ -264,23 +290,19 @@ def averaged(metric: Metric, draws: int) -> Metric:
     return replace(metric, function=mean, reads=metric.reads * draws, key=(metric.key, draws))
 
 
-def positions_of(tokens: Sequence[Token], text: str) -> list[int]:
-    """The positions of the tokens that a text of the prompt is in.
+def positions_of(tokens: Sequence[bytes], text: str) -> list[int]:
+    """The positions of the tokens, in UTF-8, that a text of the prompt is in.
 
     Raises:
         ValueError: the prompt does not have that text, or has it more than once.
     """
-    whole = "".join(token.text for token in tokens)
-    if (times := whole.count(text)) != 1:
+    whole, wanted = b"".join(tokens), text.encode()
+    if (times := whole.count(wanted)) != 1:
         said = "is not in the prompt" if not times else f"is in the prompt {times} times"
         raise ValueError(f"{text!r} {said}; name its positions instead, such as (1, 2, 3)")
-    start = whole.index(text)
-    found, at = [], 0
-    for n, token in enumerate(tokens):
-        if at < start + len(text) and start < at + len(token.text):
-            found.append(n)
-        at += len(token.text)
-    return found
+    start = whole.index(wanted)
+    begins = accumulate(map(len, tokens), initial=0)
+    return [n for n, (a, b) in enumerate(pairwise(begins)) if a < start + len(wanted) and start < b]
 
 
 def _prompts(given: Any, name: str) -> tuple[Prompt, ...]:
@@ -289,12 +311,11 @@ def _prompts(given: Any, name: str) -> tuple[Prompt, ...]:
     return tuple(given)
 
 
+def _whole_number(name: str, value: int) -> None:
+    if not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number; got {value!r}")
+
+
 def _at_least_one(name: str, value: int) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number from 1 on; got {value!r}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

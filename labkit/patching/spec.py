@@ -309,7 +309,7 @@ class PreparedPair:
             more["alignment"] = [list(map(list, span)) for span in self.pair.spans]
         if isinstance(self.spec, PatchSpec):
             if (perturbation := self.spec.perturbation) is not None:
-                more["by"] = {**perturbation.told(), "name": perturbation.name}
+                more["by"] = {**perturbation.told(self.lm), "name": perturbation.name}
             if self.spec.window > 1:
                 more["window"] = self.spec.window
         if (code := code_of_own(name)) and not callable(asked):

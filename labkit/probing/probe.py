@@ -10,7 +10,8 @@ vocabulary, which know what the token is and nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,14 +67,18 @@ def probe(
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: before anything is fitted: too few or wrong labels, one label alone, fewer groups than folds, a site
-            or layer that was not collected.
+        TypeError: the first argument is no collection.
+        ValueError: before anything is fitted: too few or wrong labels, one label alone, fewer groups than folds.
+        KeyError: a site or layer was not collected.
     """
     fit.expect_sklearn()
-    if folds < 2 or controls < 1:
-        raise ValueError(f"folds must be at least 2 and controls at least 1; got {folds} and {controls}")
-    if not C > 0:
-        raise ValueError(f"C must be above 0; got {C}")
+    if not isinstance(collected, Collection):
+        raise TypeError(f"lk.probe takes what lk.collect gives; got {type(collected).__name__}")
+    for name, value, least in (("folds", folds, 2), ("controls", controls, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
+    if not isinstance(C, int | float) or not 0 < C < math.inf:
+        raise ValueError(f"C must be a number above 0; got {C!r}")
     if not len(collected):
         raise ValueError("the collection has no rows yet; call lk.collect again to finish it")
     places = _places(collected, site, layers)
@@ -82,7 +87,7 @@ def probe(
     rows = collected.rows
     written = [json.dumps(text, sort_keys=True) for text in collected.store.items]
     text = np.unique(written, return_inverse=True)[1][rows.text.to_numpy()]  # the same for texts that are the same
-    by_row = text if groups is None else [str(one) for one in collected.by_row(groups, what="groups")]
+    by_row = text if groups is None else [str(one) for one in _complete(collected, groups, "groups", "group")]
     names, group = np.unique(by_row, return_inverse=True)
     _check_groups(y, group, classes, folds, len(names))
     settings = {"C": C, "folds": folds, "controls": controls, "seed": seed}
@@ -208,15 +213,14 @@ def _places(collected: Collection, site: str | None, layers: Sequence[int] | Non
             raise ValueError(f"the collection has several kinds of site; name one, such as site={kinds[0]!r}")
         site = kinds[0]
     wanted = Site.parse(site)
-    if wanted.layer is not None:
-        if layers is not None:
-            raise ValueError(f"site={site!r} is of one layer; leave out layers=")
-        return [one for _, one in collected.places(wanted)]
-    if layers is None:
-        return [one for _, one in collected.places(wanted)]
-    if not layers:
+    if wanted.layer is not None and layers is not None:
+        raise ValueError(f"site={site!r} is of one layer; leave out layers=")
+    if layers is not None and (not isinstance(layers, Iterable) or isinstance(layers, str)):
+        raise ValueError(f"layers must be a list of layers, such as [{layers}]")
+    asked = [wanted] if layers is None else [Site(wanted.kind, int(layer)) for layer in layers]
+    if not asked:
         raise ValueError("layers=[] names no layer to probe")
-    return [one for layer in layers for _, one in collected.places(Site(wanted.kind, int(layer)))]
+    return list(dict.fromkeys(one for some in asked for _, one in collected.places(some)))
 
 
 def _positions(collected: Collection, by_position: bool | None) -> list[Any]:
@@ -232,17 +236,30 @@ def _positions(collected: Collection, by_position: bool | None) -> list[Any]:
 
 def _labels(collected: Collection, labels: Labels) -> tuple[np.ndarray, list[Any] | None]:
     """The label of each row as a number: of its class, which are listed, or its own."""
-    import pandas as pd
-
-    given = collected.by_row(labels)
-    if missing := int(pd.isna(given).sum()):
-        raise ValueError(f"{missing} of {len(given)} rows have no label (None or NaN); collect only what has one")
+    given = _complete(collected, labels, "labels", "label")
     classes, y = np.unique(given.astype(str) if given.dtype == object else given, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"all rows have the label {classes.tolist()[0]!r:.60}; there is nothing to tell apart")
     if np.issubdtype(given.dtype, np.floating) and len(classes) > 2:
         return given.astype(np.float64), None
     return y, classes.tolist()
+
+
+def _complete(collected: Collection, values: Labels, what: str, one: str) -> np.ndarray:
+    """Labels or groups by row, of which none is missing.
+
+    Raises:
+        ValueError: some are, or they are not texts or finite numbers, which a file can hold.
+    """
+    import pandas as pd
+
+    given = collected.by_row(values, what=what)
+    if missing := int(pd.isna(given).sum()):
+        raise ValueError(f"{missing} of {len(given)} rows have no {one} (None or NaN); collect only what has one")
+    for value in _plain(given):
+        if not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
+            raise ValueError(f"{what} are texts or finite numbers; got {value!r:.60}")
+    return given
 
 
 def _check_groups(y: np.ndarray, groups: np.ndarray, classes: list[Any] | None, folds: int, count: int) -> None:
@@ -259,4 +276,6 @@ def _check_groups(y: np.ndarray, groups: np.ndarray, classes: list[Any] | None, 
 
 def _plain(values: Any) -> Any:
     """Labels for JSON and code."""
-    return values if isinstance(values, str) else np.asarray(values).tolist()
+    if isinstance(values, str):
+        return values
+    return [one.item() if isinstance(one, np.generic) else one for one in np.asarray(values).tolist()]

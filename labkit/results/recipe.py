@@ -89,17 +89,23 @@ def code_of(recipe: dict[str, Any], call: str, own: dict[str, Any], *, usual: di
     """
     by_id = recipe.get("said_by_id", ())  # those whose text would be taken as other tokens
     words = {name: recipe[f"{name}_id" if name in by_id else name] for name in ("answer", "foil")}
-    asked = {name: recipe[name] for name in ("clean", "corrupt")}
+    asked: dict[str, Any] = {name: _prompt(recipe[name]) for name in ("clean", "corrupt")}
     before = f"{recipe['load']}{recipe.get('metric_code', '')}"
     if "source" in recipe:  # another model's run of the same prompt
         before = recipe["load"] + loaded_as("source", recipe["source"]["load"])
         before += recipe.get("metric_code", "")
-        asked = {"clean": recipe["clean"], "source": Name("source")}
+        asked = {"clean": asked["clean"], "source": Name("source")}
     if "by" in recipe:  # the clean prompt alone
-        asked = {"clean": recipe["clean"]}
+        asked = {"clean": asked["clean"]}
     asked |= {name: word for name, word in words.items() if word is not None}
     how = measured_by(recipe) | changed(usual, recipe)
     return as_code(before, call, LM, **asked, **own, **how)
+
+
+def _prompt(kept: Any) -> Any:
+    """A prompt of a recipe as it is passed: ids are a list there."""
+    ids = isinstance(kept, list) and all(isinstance(one, int) for one in kept)
+    return torch.tensor([kept]) if ids else kept
 
 
 def measured_by(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -313,6 +313,20 @@ def test_without_a_store_the_shards_go_with_the_result(tiny, texts):
 # -- who does the work -------------------------------------------------------------------------------------------------
 
 
+def test_columns_with_gaps_are_in_the_code(tiny):
+    texts = ids_of(0, 3)
+    frame = pd.DataFrame({"text": texts, "score": [0.5, np.nan, np.inf], "name": ["a", None, "b"]})
+    collected = lk.collect(tiny, frame, read=["embed"], **QUIET)
+    space = {"pd": pd, "lk": lk, "lm": tiny, "torch": torch}
+    exec("texts = " + collected.code().split("texts = ", 1)[1], space)
+    assert space["collected"].rows.equals(collected.rows)
+
+
+def test_an_array_of_texts_is_taken(tiny):
+    rows = np.array(["To Mary", "Hello"])
+    assert same(lk.collect(tiny, rows, read=["embed"], **QUIET), lk.collect(tiny, list(rows), read=["embed"], **QUIET))
+
+
 def test_rows_of_ids_are_texts(tiny):
     rows = torch.arange(1, 13).reshape(3, 4)
     collected = lk.collect(tiny, rows, read=["resid_post.1"], **QUIET)
@@ -347,6 +361,7 @@ def test_bad_input_is_refused_before_the_model_runs(lm32, tmp_path, monkeypatch)
     monkeypatch.setattr(collecting, "shard_of", lambda *_: pytest.fail("the model ran"))
     monkeypatch.setattr(collecting, "shapes_of", lambda *_: pytest.fail("the model ran"))
     long = "word " * 9000
+    twice = pd.DataFrame([["a", "b"], ["c", "d"]], columns=["text", "text"])
     for texts, how, says in (
         ([], {}, "no texts"),
         ([*SOME, ""], {}, "1 of 5 texts cannot be collected from; the first, text 4, '': the prompt is empty"),
@@ -363,14 +378,19 @@ def test_bad_input_is_refused_before_the_model_runs(lm32, tmp_path, monkeypatch)
         (SOME, {"positions": lambda tokens: []}, "chooses no position of any text"),
         (SOME, {"positions": lambda tokens: [99]}, "4 of 4 texts .* position 99 is out of range"),
         (SOME, {"dtype": "int8"}, "dtype must be one of float16, bfloat16, float32; got 'int8'"),
-        (SOME, {"batch": 0}, "batch must be at least 1"),
-        (SOME, {"shard": 0}, "shard must be at least 1"),
+        (SOME, {"batch": 0}, "batch must be a whole number of texts, at least 1"),
+        (SOME, {"batch": "a"}, "batch must be a whole number of texts"),
+        (SOME, {"shard": 1.5}, "shard must be a whole number of texts"),
+        (SOME, {"positions": [1.5]}, "positions must be"),
+        (twice, {}, "several columns called 'text'"),
     ):
         with pytest.raises(ValueError, match=says):
             lk.collect(lm32, texts, **{"read": ["resid_post.3"], "store": tmp_path / "store", **how})
     for texts, how, says in (
         ([*SOME, 7], {}, "text 4, 7: a prompt is text"),
         (SOME, {"positions": lambda tokens: None}, "must give a list of positions"),
+        (SOME, {"read": None}, "read= takes sites"),
+        (SOME, {"read": [3]}, "read= takes sites"),
         (SOME, {"executor": 2}, r"concurrent\.futures\.Executor or a distributed\.Client"),
     ):
         with pytest.raises(TypeError, match=says):

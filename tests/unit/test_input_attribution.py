@@ -277,3 +277,25 @@ def test_the_replacement_is_the_mean_of_what_the_embedding_gives(lm: lk.Language
     made = Replacement.of(lm, "mean").embedding
     assert made is not None
     torch.testing.assert_close(made, mean(lm)[: lm.d_model], atol=2e-3, rtol=0.02)
+
+
+@pytest.mark.parametrize("method", ["occlusion", "gradient_x_input", "integrated_gradients"])
+def test_inference_mode_changes_nothing(lm32: lk.LanguageModel, method: Any) -> None:
+    how: dict[str, Any] = {"written": " Mary", "method": method, "max_steps": 20, "progress": False, "tolerance": 0.9}
+    alone = lk.input_attribution(lm32, "To John and", **how)
+    with torch.inference_mode():
+        again = lk.input_attribution(lm32, "To John and", **how)
+    np.testing.assert_allclose(again.values, alone.values, atol=1e-4)
+
+
+def test_what_is_of_the_wrong_type_is_said(lm32: lk.LanguageModel) -> None:
+    for how, says in (({"written": 5}, "written must be a text or a list of token ids"), ({"by": None}, "by must be")):
+        with pytest.raises(TypeError, match=says):
+            lk.input_attribution(lm32, PROMPT, **{"written": " Mary", "progress": False, **how})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"takes what lk\.input_attribution gives; got str"):
+        lk.deletion("x")  # type: ignore[arg-type]
+    one = lk.input_attribution(lm32, "To John", written=" Mary", progress=False)
+    with pytest.raises(ValueError, match="points must be a whole number, at least 1"):
+        lk.deletion(one, points=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed must be a whole number, at least 0"):
+        lk.deletion(one, seed=-1)

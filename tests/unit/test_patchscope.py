@@ -130,8 +130,9 @@ def test_what_an_interrupt_leaves_is_kept(lm32: lk.LanguageModel, monkeypatch: p
         ({"at": 99}, "position at=99 is out of range"),
         ({"layer": 99}, "layer 99 is out of range"),
         ({"layers": []}, "empty list"),
-        ({"batch": 0}, "batch must be at least 1"),
+        ({"batch": 0}, "batch must be a whole number of texts, at least 1"),
         ({"mapping": lambda x: x[:5]}, "cannot be broadcast"),
+        ({"mapping": lambda x: x / 0}, "not finite"),
         ({"max_new_tokens": 10**5}, "more than the .* context"),
         ({"into": ""}, "the prompt is empty"),
     ],
@@ -141,6 +142,21 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(scoping, "extend_records", lambda *args, **kwargs: pytest.fail("the model wrote"))
     with pytest.raises(ValueError, match=says):
+        lk.patchscope(lm32, SOURCE, **how, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"at": "x"}, "at must be a whole number"),
+        ({"seed": "x"}, "seed must be a whole number"),
+        ({"layers": 3}, r"layers must be a list of numbers, such as \[3\]"),
+        ({"mapping": 5}, "mapping= is a function"),
+        ({"source": "gpt2"}, "source= is another model"),
+    ],
+)
+def test_what_is_of_the_wrong_type_is_said(lm32: lk.LanguageModel, how: dict[str, Any], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
         lk.patchscope(lm32, SOURCE, **how, progress=False)
 
 

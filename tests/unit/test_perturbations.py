@@ -157,6 +157,43 @@ def test_code_and_file_carry_it(lm32, tmp_path, by):
     np.testing.assert_array_equal(space["grid"].values, grid.values)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda lm, text: lk.Chat([{"role": "user", "content": text}]),
+        lambda lm, text: [{"role": "user", "content": text}],
+        lambda lm, text: lm.encode(text),
+    ],
+    ids=["chat", "messages", "ids"],
+)
+def test_prompts_of_every_form_are_saved_and_in_the_code(lm32, tmp_path, form):
+    clean, others = form(lm32, "Hello Mary"), [form(lm32, text) for text in ("Hello John", "Good Tom")]
+    for by in (lk.Mean(others), lk.Resample(others)):
+        grid = lk.patch(lm32, clean, None, " Mary", by=by, layers=[4], positions=[-1, -2], progress=False)
+        again = lk.open_grid(grid.save(tmp_path / "grid.npz"))
+        assert again.code() == grid.code()
+        space: dict = {"lk": lk, "lm": lm32, "torch": torch}
+        exec("grid = " + again.code().split("grid = ")[1], space)
+        np.testing.assert_array_equal(space["grid"].values, grid.values)
+
+
+def test_runs_of_another_mean_are_not_reused(lm32):
+    one, two = (lk.Mean([text]) for text in OTHERS[:2])
+    job = PatchJob(lm32, CLEAN, None, " Mary", by=one, layers=[4])
+    with pytest.raises(ValueError, match="belongs to another model or to other prompts"):
+        PatchJob(lm32, CLEAN, None, " Mary", by=two, layers=[4], runs=job.runs)
+    PatchJob(lm32, CLEAN, None, " Mary", by=lk.Mean(OTHERS[:1]), layers=[4], runs=job.runs)
+
+
+def test_a_subject_may_be_characters_that_are_split_over_tokens(lm4):
+    ids = lm4.encode("A 🦊 called Ünï eats")
+    for subject in ("🦊", "Ünï"):
+        places = lk.Noise(subject).positions(lm4, ids)
+        text = lm4.tokenizer.decode(ids[0, places])
+        assert subject in text
+        assert len(text.strip()) == len(subject)
+
+
 def test_estimates_go_with_exact_effects(lm32):
     asked = {"site": "z", "by": lk.Mean(OTHERS), "window": 1, "progress": False}
     exact = lk.patch(lm32, CLEAN, None, " Mary", " John", **asked)
@@ -192,6 +229,8 @@ def test_a_mean_over_prompts_of_other_lengths_is_over_all_positions(lm32):
         ({"by": "mean"}, r"write by=lk\.Mean\(prompts\)"),
         ({"by": "noise"}, r"write by=lk\.Noise\('the subject'\)"),
         ({"by": "gaussian"}, "by must be 'prompt', 'zero'"),
+        ({"by": ["zero"]}, "by must be 'prompt', 'zero'"),
+        ({"by": lk.Resample([CLEAN])}, "are the clean one; add others"),
         ({"by": "zero", "corrupt": CORRUPT}, "leave corrupt out"),
         ({"by": "zero", "alignment": [((0, 2), (0, 2))]}, "leave alignment out"),
         ({"by": "zero", "window": 0}, "window is how many layers"),
@@ -199,10 +238,12 @@ def test_a_mean_over_prompts_of_other_lengths_is_over_all_positions(lm32):
         ({"by": lk.Noise("Eiffel Tower")}, "'Eiffel Tower' is not in the prompt"),
         ({"by": lk.Noise("John")}, "'John' is in the prompt 2 times"),
         ({"by": lk.Noise((40,))}, "position 40 is out of range"),
+        ({"by": lk.Noise("a drink"), "at": 3}, "up to position 3, which at= names: 'a drink' is not in the prompt"),
         ({"by": lk.Resample(["a", "b c"])}, "no other prompt given to Resample has"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_runs(lm4, monkeypatch, how, says):
+    lm4.sites()  # which runs the model, once
     monkeypatch.setattr(type(lm4.hf), "forward", lambda *a, **k: pytest.fail("the model ran"))
     with pytest.raises(ValueError, match=says):
         PatchJob(lm4, CLEAN, how.pop("corrupt", None), " Mary", " John", **how)
@@ -214,8 +255,14 @@ def test_what_cannot_be_done_is_said_before_anything_runs(lm4, monkeypatch, how,
         (lambda: lk.Mean([]), "Mean takes a list of prompts"),
         (lambda: lk.Mean("one text"), "Mean takes a list of prompts"),
         (lambda: lk.Noise(""), "the subject is empty"),
-        (lambda: lk.Noise("a", strength=0), "strength must be above 0"),
+        (lambda: lk.Noise("a", strength=0), "strength must be a number above 0"),
         (lambda: lk.Noise("a", samples=0), "samples must be a whole number"),
+        (lambda: lk.Noise("a", strength=float("inf")), "strength must be a number above 0"),
+        (lambda: lk.Noise("a", strength="3"), "strength must be a number above 0"),
+        (lambda: lk.Noise("a", seed=0.5), "seed must be a whole number"),
+        (lambda: lk.Noise(2), "a text of the prompt, or a list of positions"),
+        (lambda: lk.Noise([1.7]), "a text of the prompt, or a list of positions"),
+        (lambda: lk.Noise(["Eiffel"]), "a text of the prompt, or a list of positions"),
     ],
 )
 def test_a_perturbation_that_makes_no_sense_is_refused(make, says):

@@ -290,9 +290,17 @@ def test_bad_input_is_refused_before_anything_is_fitted(last, collected, labels,
         ("kind", {}, "labels='kind' is no column; there are 'text', 'position', 'token'"),
         (labels, {"groups": [1] * 1200}, "5 folds need as many groups; there are 1"),
         (labels, {"groups": [1] * 7}, "expected one of groups per text"),
-        (labels, {"folds": 1}, "folds must be at least 2"),
-        (labels, {"controls": 0}, "controls at least 1"),
-        (labels, {"C": 0}, "C must be above 0"),
+        (labels, {"folds": 1}, "folds must be a whole number, at least 2"),
+        (labels, {"controls": 0}, "controls must be a whole number, at least 1"),
+        (labels, {"C": 0}, "C must be a number above 0"),
+        (labels, {"C": "a"}, "C must be a number above 0"),
+        (labels, {"folds": 2.5}, "folds must be a whole number"),
+        (labels, {"controls": 1.5}, "controls must be a whole number"),
+        (labels, {"seed": "a"}, "seed must be a whole number"),
+        (labels, {"layers": 0}, r"layers must be a list of layers, such as \[0\]"),
+        (labels, {"groups": [None] * 600 + [1] * 600}, "600 of 1200 rows have no group"),
+        ([np.inf, *range(1199)], {}, "labels are texts or finite numbers; got inf"),
+        ([pd.Timestamp("2020-01-01"), pd.Timestamp("2021-01-01")] * 600, {}, "labels are texts or finite numbers"),
         (labels, {"layers": []}, "names no layer"),
         (
             labels,
@@ -304,6 +312,8 @@ def test_bad_input_is_refused_before_anything_is_fitted(last, collected, labels,
         one = how.pop("collected", lambda: last)()
         with pytest.raises(ValueError, match=says):
             lk.probe(one, given if len(one) == 1200 else [0, 1] * 8, **how)
+    with pytest.raises(TypeError, match=r"takes what lk\.collect gives; got ndarray"):
+        lk.probe(np.zeros((4, 2)), [0, 1, 0, 1])
     for how in ({"layers": [7]}, {"site": "mlp_out"}):
         with pytest.raises(KeyError, match="was not read in this collection"):
             lk.probe(last, labels, **how)
