@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from labkit.activations.hooks import hooked
+from labkit.activations.metrics import Metric
 from labkit.activations.site_kinds import PATCHED
 from labkit.activations.sites import checked
 from labkit.activations.unembedding import measured_logits
@@ -30,7 +31,6 @@ from labkit.language_model import LanguageModel
 from labkit.models.handle import PerModel
 from labkit.patching.axes import axes_of
 from labkit.patching.grid import PatchGrid
-from labkit.patching.metrics import Metric
 from labkit.patching.pair_runs import ENDS, PairRuns, engine_kind
 from labkit.patching.spec import PatchSpec, asks
 from labkit.results.job import finish

@@ -14,10 +14,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from labkit.activations.metrics import Metric, MetricFunction, MetricKind, code_of_own, metric_of, usual_metric
 from labkit.language_model import LanguageModel
-from labkit.patching.metrics import Metric, MetricFunction, MetricKind, code_of_own, metric_of
 from labkit.patching.source_model import check_source
-from labkit.results.recipe import made_with, recipe_of, usual_metric
+from labkit.results.recipe import made_with, recipe_of
 from labkit.text.encode import single_token
 from labkit.text.pair import Pair, align
 from labkit.text.types import Prompt

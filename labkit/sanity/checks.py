@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from labkit.activations.run import run, run_to_measure
+from labkit.activations.site_kinds import BY_QUERY
 from labkit.activations.sites import Site, absent
 from labkit.datasets.words import PLAIN
 from labkit.engine.cells import Cell, put_whole
@@ -278,8 +279,8 @@ class ControlsJob:
         return Check(name, abs(share - 1) <= self._noise, said, {"share": share})
 
     def _random_positions(self, name: str) -> Check:
-        if self.site == "pattern":
-            return Check(name, None, "Not done: a pattern is tied to its positions.", {})
+        if self.site in BY_QUERY:
+            return Check(name, None, f"Not done: {self.site} is tied to its positions.", {})
         length, found = self._source.shape[1], []
         for cell in self._cells:
             right, shares = self._read(self._source, cell), []

@@ -14,9 +14,9 @@ import torch
 from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 
 import labkit as lk
+from labkit.activations import metrics
 from labkit.models.errors import LoadError
 from labkit.models.sources import kinds as sources
-from labkit.patching import metrics
 from labkit.results import file
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from labkit.results.recipe import usual_metric
-
 MetricFunction = Callable[[torch.Tensor], torch.Tensor]
 Need = Literal["answer", "foil", "clean"]
 
@@ -138,6 +136,11 @@ class Metric:
     def of(self, logits: torch.Tensor) -> torch.Tensor:
         """The same from all columns, (rows, vocab) -> (rows,)."""
         return self(logits if self.columns is None else logits[:, list(self.columns)])
+
+
+def usual_metric(foil: object) -> str:
+    """The default metric."""
+    return "logprob" if foil is None else "logit_diff"
 
 
 def label_of(name: str) -> str:
