@@ -45,6 +45,7 @@ def gradients(
     edits, reads, found = edits or {}, reads or {}, {}
 
     def through(place: Place, x: torch.Tensor) -> torch.Tensor:
+        torch.set_grad_enabled(True)
         x = edits[place](x) if place in edits else x
         if not x.requires_grad:
             x = x.detach().requires_grad_(True)
@@ -55,6 +56,7 @@ def gradients(
 
     both: dict[Place, Edit] = {**edits, **{place: partial(through, place) for place in places}}
     with lm.busy(gradients=True), hooked(lm, reads, both), differentiable(lm.hf):
+        torch.set_grad_enabled(False)  # until the first place
         values = measure()
         if not values.requires_grad:
             raise ValueError(

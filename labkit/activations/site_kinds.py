@@ -42,6 +42,7 @@ class SiteKind:
         sent, received: can a path begin or end there (Wang et al. 2022)?
         by_layer: is there one in every layer, or one in the model?
         writable: can it be written? What cannot is not patched either, and has no gradient.
+        fine: is it a part of what another kind shows, for when that has shown where to look? Menus have it last.
     """
 
     name: str
@@ -55,6 +56,7 @@ class SiteKind:
     received: bool = False
     by_layer: bool = True
     writable: bool = True
+    fine: bool = False
 
     @property
     def shape(self) -> str:
@@ -117,6 +119,7 @@ KINDS = {
             lambda block: block.attention,
             at_input=True,
             absent="it has no attention",
+            fine=True,
         ),
         SiteKind(
             "attn_out",
@@ -132,6 +135,7 @@ KINDS = {
             lambda block: block.mlp_in,
             at_input=True,
             absent="it has no MLP",
+            fine=True,
         ),
         SiteKind(
             "mlp_out", "output of the MLP", _STREAM, lambda block: block.mlp_out, absent="it has no MLP", sent=True
@@ -152,6 +156,7 @@ KINDS = {
             lambda block: block.mlp_parts.gate,
             absent=_NO_GATE,
             at_projection=True,
+            fine=True,
         ),
         SiteKind(
             "mlp_up",
@@ -160,6 +165,7 @@ KINDS = {
             lambda block: block.mlp_parts.up,
             absent=_NO_GATE,
             at_projection=True,
+            fine=True,
         ),
         SiteKind(
             "mlp_pre",
@@ -168,9 +174,10 @@ KINDS = {
             lambda block: block.mlp_parts.pre,
             absent="its MLP has gates (read mlp_gate and mlp_up), or no projection outputs what its activation takes",
             at_projection=True,
+            fine=True,
         ),
-        SiteKind("q_pre", "queries by head, right before rotary", _HEADS),
-        SiteKind("k_pre", "keys by head, right before rotary", _KV),
+        SiteKind("q_pre", "queries by head, right before rotary", _HEADS, fine=True),
+        SiteKind("k_pre", "keys by head, right before rotary", _KV, fine=True),
         SiteKind("q", "queries by head, after rotary", _HEADS, received=True),
         SiteKind("k", "keys by head, after rotary", _KV, received=True),
         SiteKind("v", "values by head", _KV, received=True),
@@ -178,6 +185,7 @@ KINDS = {
             "scores",
             "attention scores by head, as the softmax takes them: -inf where nothing is seen",
             ("n_heads", "query", "key"),
+            fine=True,
         ),
         SiteKind("pattern", "attention pattern by head", ("n_heads", "query", "key")),
         SiteKind("z", "pattern times values by head, before the output projection", _HEADS, sent=True),

@@ -91,7 +91,7 @@ def find_anatomy(hf: Any) -> Anatomy:
     return Anatomy(
         embed,
         parts,
-        _final_norm(blocks[-1], unembed, flow),
+        _final_norm(getattr(hf, "base_model", hf), blocks[-1], unembed, flow),
         _tail(blocks[-1], unembed, flow),
         unembed,
         streams_first=flow.last[blocks[0]].shape[:2] != (1, WATCHED),
@@ -113,16 +113,19 @@ def _tail(last: nn.Module, unembed: nn.Module, flow: Flow) -> tuple[nn.Module, .
         at, after = outermost.went_out, outermost.order
 
 
-def _final_norm(last: nn.Module, unembed: nn.Module, flow: Flow) -> nn.Module | None:
-    """The last module between the blocks and the unembedding to which the size of its input is the same."""
-    passes = Counter(call.module for call in flow.calls)
-    left = first_tensor(flow.last[last].output)
-    after = [c for c in flow.calls if c.order > flow.last[last].order and c.module not in flow.hidden]
+def _final_norm(base: nn.Module, last: nn.Module, unembed: nn.Module, flow: Flow) -> nn.Module | None:
+    """The last module between the blocks and the unembedding to which the size of its input is the same.
+
+    It is in the base model; what comes after that, a model may run at some positions only.
+    """
+    passes, width = Counter(call.module for call in flow.calls), flow.last[unembed].shape[-1]
+    inside = set(base.modules()) - flow.hidden - set(unembed.modules())
+    after = [c for c in flow.calls if c.order > flow.last[last].order and c.module in inside]
     for call in sorted(after, key=lambda call: -call.order):
         x, out = hidden_input(call.args, call.kwargs), call.output
-        if unembed in set(call.module.modules()) or passes[call.module] > 1 or x is None or left is None:
+        if passes[call.module] > 1 or x is None or not isinstance(out, torch.Tensor):
             continue
-        if not isinstance(out, torch.Tensor) or not x.shape == out.shape == (1, WATCHED, left.shape[-1]):
+        if not x.shape == out.shape == (1, WATCHED, width):
             continue
         try:
             with torch.no_grad():
