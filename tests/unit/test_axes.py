@@ -27,7 +27,7 @@ HERE = [(site, over) for site, over in GRIDS if layers_with(LLAMA, site)]
 
 
 def size_of(site: str, axis: str) -> int:
-    return {"layer": 2, "position": LENGTH, "neuron": 96, "head": 2 if site in ("k", "v") else 4}[axis]
+    return {"layer": 2, "position": LENGTH, "neuron": 96, "head": 2 if site in ("k_pre", "k", "v") else 4}[axis]
 
 
 def some(draw: Callable[[Any], Any], size: int) -> list[int] | None:
