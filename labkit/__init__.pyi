@@ -1,5 +1,6 @@
 __version__: str
 
+from .activations.metrics import metric as metric
 from .activations.run import Run as Run
 from .activations.sites import Site as Site
 from .attention_maps.ablation import KnockOut as KnockOut
@@ -81,7 +82,6 @@ from .models.scan.report import Scan as Scan
 from .models.scan.scan import scan as scan
 from .patching.attribution import attribution_patch as attribution_patch
 from .patching.grid import PatchGrid as PatchGrid
-from .patching.metrics import metric as metric
 from .patching.pair_runs import PairRuns as PairRuns
 from .patching.patch import PatchJob as PatchJob
 from .patching.patch import patch as patch

@@ -16,7 +16,7 @@ from typing import Any
 _MOVED = """
 analysis.attention: attention_maps.patterns attention_maps.base
 analysis.attention_file: attention_maps.file
-analysis.attribution: patching.gradients
+analysis.attribution: patching.estimates activations.gradients
 analysis.attribution_patching: patching.attribution
 analysis.average: sweeps.result
 analysis.axes: patching.axes
@@ -33,7 +33,7 @@ analysis.inspect: patching.cell_report
 analysis.joint: patching.joint
 analysis.knock_out: attention_maps.ablation
 analysis.lens: lens.logit_lens
-analysis.metrics: patching.metrics
+analysis.metrics: activations.metrics
 analysis.pair_runs: patching.pair_runs
 analysis.patching: patching.patch patching.spec
 analysis.path_ends: patching.path_ends

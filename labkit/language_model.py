@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
+from labkit.activations.metrics import MetricFunction
 from labkit.activations.run import Run, run
 from labkit.activations.sites import describe_sites
 from labkit.generation.generate import generate
@@ -107,9 +108,28 @@ class LanguageModel(Model):
         write: Mapping[Any, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]] | None = None,
         logits: Literal["all", "last", "none"] | Sequence[int] = "all",
         to: str | torch.device | None = None,
+        grad: Sequence[str] = (),
+        of: str | MetricFunction | None = None,
+        answer: str | int | None = None,
+        foil: str | int | None = None,
+        at: int = -1,
     ) -> Run:
-        """One forward pass with sites read and written; see `labkit.activations.run.run`."""
-        return run(self, prompt, read=read, write=write, logits=logits, to=to)
+        """One forward pass with sites read and written, and gradients of a metric at sites; see
+        `labkit.activations.run.run`.
+        """
+        return run(
+            self,
+            prompt,
+            read=read,
+            write=write,
+            logits=logits,
+            to=to,
+            grad=grad,
+            of=of,
+            answer=answer,
+            foil=foil,
+            at=at,
+        )
 
     def sites(self) -> pd.DataFrame:
         """Every kind of site with its shape in this model, and why a kind is absent."""

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("text.tokens", "text.alignment", "patching.axes", "patching.metrics", "results.bootstrap")
+MODULES = ("text.tokens", "text.alignment", "patching.axes", "activations.metrics", "results.bootstrap")
 LEAST = 0.85  # of the faults of each module
 SWAP: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

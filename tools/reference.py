@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from labkit.activations import metrics as metric_kinds
 from labkit.activations import site_kinds
 from labkit.datasets import items, published
 from labkit.datasets.stereotypes import STEREOTYPES
 from labkit.models import openness
 from labkit.models.scan import rules
 from labkit.models.sources import kinds as model_sources
-from labkit.patching import metrics as metric_kinds
 from labkit.results import file
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"

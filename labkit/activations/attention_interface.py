@@ -97,11 +97,8 @@ def shared_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
     return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], 1)
 
 
-def pattern_of(call: AttentionCall) -> torch.Tensor:
-    """The attention pattern (batch, head, query, key), float32.
-
-    Rows sum to 1, less a sink's share, and are zero where masked.
-    """
+def scores_of(call: AttentionCall) -> torch.Tensor:
+    """The scores that the softmax takes (batch, head, query, key), float32: capped, with biases, -inf where masked."""
     n_heads, queries, keys = call.q.shape[1], call.q.shape[2], call.k.shape[2]
     # float32 whatever the model computes in: SDPA accumulates its scores so, too
     scores = call.q.float() @ shared_heads(call.k, n_heads).float().transpose(2, 3) * call.scaling
@@ -113,17 +110,27 @@ def pattern_of(call: AttentionCall) -> torch.Tensor:
     if mask is None:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
     if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    else:
-        scores = scores + mask
+        return scores.masked_fill(~mask, -torch.inf)
+    return (scores + mask).masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+
+
+def softmax_of(call: AttentionCall, scores: torch.Tensor) -> torch.Tensor:
+    """The pattern (batch, head, query, key) that scores give in a call, with its sinks; 0 in rows that see nothing."""
     if (sinks := next((s for name in _SINKS if (s := call.options.get(name)) is not None), None)) is not None:
         column = sinks.float() if sinks.ndim == 4 else sinks.float().view(1, -1, 1, 1)
-        column = column.expand(scores.shape[0], -1, queries, 1)
+        column = column.expand(scores.shape[0], -1, scores.shape[2], 1)
         pattern = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
     else:
         pattern = scores.softmax(-1)
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    return pattern.masked_fill(~seen, 0.0)  # rows of padding, where everything is masked
+    return pattern.masked_fill(scores == -torch.inf, 0.0)  # rows of padding, where everything is masked
+
+
+def pattern_of(call: AttentionCall) -> torch.Tensor:
+    """The attention pattern (batch, head, query, key), float32.
+
+    Rows sum to 1, less a sink's share, and are zero where masked.
+    """
+    return softmax_of(call, scores_of(call))
 
 
 def apply_pattern(pattern: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from labkit.activations.attention_interface import AttentionCall, apply_pattern, attention_tasks, pattern_of
-from labkit.models.anatomy import Flow, first_tensor
+from labkit.models.flow import Flow, first_tensor
 
 if TYPE_CHECKING:
     from labkit.models.handle import Model
 
 LENGTH = 6  # tokens of the prompt that is looked at
-_QKV = ("q", "k", "v", "pattern")
+_QKV = ("q", "k", "v", "scores", "pattern")
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,16 @@ from labkit.activations.attention_interface import (
     apply_pattern,
     attention_tasks,
     needs_pattern,
-    pattern_of,
+    scores_of,
+    softmax_of,
 )
+from labkit.activations.before_rotary import Before, before_rotary
 from labkit.activations.head_layout import Here, heads_of, tracked
-from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, HEAD_KINDS, KINDS
-from labkit.models.anatomy import first_tensor, hidden_input, routing
+from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, HEAD_KINDS, KINDS, ROTATED_KINDS
+from labkit.models.anatomy import routing
 from labkit.models.compiled import HIDDEN, uncompiled
+from labkit.models.flow import first_tensor, hidden_input
+from labkit.models.mlp_parts import Part
 from labkit.models.weights import weight_of
 
 if TYPE_CHECKING:
@@ -70,6 +74,8 @@ def hooked(
     touched = set(reads) | set(edits)
     if watch is not None or any(kind in (*HEAD_KINDS, HEAD_IN) for kind, _ in touched):
         heads_of(lm)  # looked at now, before there are hooks
+    if any(kind in ROTATED_KINDS for kind, _ in touched):
+        before_rotary(lm)
     tasks: dict[int, Task] = {}
     with uncompiled(), ExitStack() as stack:
         here = tracked(lm, stack) if lm.anatomy.shared else Here()
@@ -112,26 +118,31 @@ def _by_module(lm: Model, tasks: Mapping[int, Task], here: Here) -> dict[nn.Modu
     return {module: partial(chosen, of) for module, of in modules.items()}
 
 
-def _module_of(lm: Model, place: Place) -> tuple[nn.Module, bool]:
-    """The module where a site passes, and whether as its input."""
+def _module_of(lm: Model, place: Place) -> tuple[nn.Module, bool, slice | Before | None]:
+    """The module where a site passes, whether as its input, and which part of it that is; None for all of it."""
     kind, block = place[0], lm.anatomy.blocks[place[1]]
-    module: nn.Module | None
+    module: nn.Module | Part | None
     if kind in ("z", "head_out", HEAD_IN):
         module, at_input = block.output_projection, kind != "head_out"
-    elif kind == "router":  # if experts are not called with their numbers: what outputs the weights of all (Llama 4)
-        at_input = block.experts is not None
+    elif kind in ("router", "experts"):  # if experts are not called with their numbers: what outputs the weights of all
+        at_input = block.experts is not None  # (Llama 4)
         module = block.experts if at_input else block.router
+    elif kind in ROTATED_KINDS:
+        before = before_rotary(lm)[place[1]].before[kind]
+        return before.module, False, before
+    elif kind == "final_norm":
+        module, at_input = lm.anatomy.final_norm, False
     else:
         where, at_input = KINDS[kind].where, KINDS[kind].at_input
         module = lm.anatomy.embed if where is None else where(block)
     assert module is not None
-    return module, at_input
+    return (module.module, at_input, module.columns) if isinstance(module, Part) else (module, at_input, None)
 
 
 def _hook(lm: Model, place: Place, through: Edit, here: Here, stack: ExitStack, *, written: bool) -> None:
     """A hook where a site passes that is not seen by the attention function; removed with the stack."""
     kind, layer = place
-    module, at_input = _module_of(lm, place)
+    module, at_input, part = _module_of(lm, place)
     block = lm.anatomy.blocks[layer].module
     streams_first = lm.anatomy.streams_first and kind in ("resid_pre", "resid_post")
     shape: list[int] = []  # rows and positions of the block's input; inside some blocks the two are one axis
@@ -149,11 +160,25 @@ def _hook(lm: Model, place: Place, through: Edit, here: Here, stack: ExitStack, 
             return through(by_head(x)).flatten(-2)
         if streams_first:
             return through(x.movedim(0, 2)).movedim(2, 0)
-        if x.ndim == 2:
+        if x.ndim == 2 and kind != "final_norm":
             return through(x.unflatten(0, shape)).flatten(0, 1)
         if kind == "latent" and x.ndim == 4:  # an axis of one, for the heads to come
             return through(x[:, 0])[:, None]
         return through(x)
+
+    def in_part(x: torch.Tensor) -> torch.Tensor:
+        """The whole output, with what becomes of the part of it that is the site."""
+        if isinstance(part, Before):
+            return part.through(x, through)
+        if part is None or part == slice(None):
+            return passed(x)
+        own = x[..., part]
+        new = passed(own)
+        if not is_used(new, own):
+            return x
+        x = x.clone()
+        x[..., part] = new
+        return x
 
     def is_used(new: torch.Tensor, own: torch.Tensor) -> bool:
         """Does the model have to use it: as it was written, or for a gradient to reach what was read?"""
@@ -163,7 +188,7 @@ def _hook(lm: Model, place: Place, through: Edit, here: Here, stack: ExitStack, 
         x = hidden_input(args, kwargs)
         assert x is not None
         new = passed(x)
-        if kind == "resid_mid" and written:
+        if kind == "resid_mid" and written and new is not x:
             # The block still holds this very tensor for its residual connection, so it is changed where it lies.
             x.copy_(new)
         if kind == "resid_mid" or not is_used(new, x):
@@ -173,7 +198,7 @@ def _hook(lm: Model, place: Place, through: Edit, here: Here, stack: ExitStack, 
     def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         x = first_tensor(output)
         assert x is not None
-        new = passed(x)
+        new = in_part(x)
         if not is_used(new, x):
             return None
         return new if isinstance(output, torch.Tensor) else type(output)(new if item is x else item for item in output)
@@ -183,6 +208,9 @@ def _hook(lm: Model, place: Place, through: Edit, here: Here, stack: ExitStack, 
         chosen = routing(args, kwargs)
         assert chosen is not None
         index, weight = chosen
+        if kind == "experts":
+            passed(index)
+            return None
         new = passed(weight.new_zeros(len(weight), n_experts(module)).scatter_add(1, index.long(), weight))
         if not is_used(new, weight):
             return None
@@ -198,15 +226,22 @@ def _hook(lm: Model, place: Place, through: Edit, here: Here, stack: ExitStack, 
         new = through(own)
         return output + (new - own).sum(-2).to(output.dtype) if written else None
 
-    if kind == "embed":  # before any layer, whichever one ran last
+    def on_router(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """The experts that get a weight, the heaviest first."""
+        weights = first_tensor(output)
+        assert weights is not None
+        passed(weights.topk(max(1, int((weights != 0).sum(-1).max()))).indices)
+
+    if kind in KINDS and not KINDS[kind].by_layer:  # whichever layer ran last
         here = Here()
     if module is not block:
         stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
     if at_input:
-        hook = here.only(layer, on_experts if kind == "router" else on_input)
+        hook = here.only(layer, on_experts if kind in ("router", "experts") else on_input)
         stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
     else:
-        hook = here.only(layer, on_projection if kind == "head_out" else on_output)
+        other = {"head_out": on_projection, "experts": on_router}
+        hook = here.only(layer, other.get(kind, on_output))
         stack.callback(module.register_forward_hook(hook).remove)
 
 
@@ -233,12 +268,16 @@ def _by_head(
         if kind in wants:
             setattr(call, kind, through((kind, layer), getattr(call, kind).transpose(1, 2)).transpose(1, 2))
     z = None
-    if "pattern" in wants:
-        shown = pattern_of(call)
-        new = through(("pattern", layer), shown)
-        # one that is only read leaves z as it is to the last bit, so that reading changes nothing
-        if new is not shown or new.requires_grad or needs_pattern(call.options):
-            z = apply_pattern(new, call.v)
+    if "scores" in wants or "pattern" in wants:
+        scores = scores_of(call)
+        new = through(("scores", layer), scores) if "scores" in wants else scores
+        # what is only read leaves z as it is to the last bit, so that reading changes nothing
+        used = new is not scores or new.requires_grad or needs_pattern(call.options)
+        if "pattern" in wants or used:
+            shown = softmax_of(call, new)
+            pattern = through(("pattern", layer), shown) if "pattern" in wants else shown
+            if used or pattern is not shown:
+                z = apply_pattern(pattern, call.v)
     if z is None:
         z = call.fast()
     return through(("z", layer), z) if "z" in wants else z

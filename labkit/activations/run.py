@@ -15,10 +15,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from labkit.activations.batch import Batch
+from labkit.activations.gradients import gradients
 from labkit.activations.hooks import Edit, Place, hooked
-from labkit.activations.sites import Site
-from labkit.activations.unembedding import measured_end
+from labkit.activations.metrics import Metric, MetricFunction, metric_of
+from labkit.activations.site_kinds import BY_QUERY, KINDS
+from labkit.activations.sites import Site, refuse_written
+from labkit.activations.unembedding import logits_and_measured, measured_end
 from labkit.models.reference import RefersToModel
+from labkit.text.encode import single_token
 from labkit.text.prompts import prompts_of
 
 if TYPE_CHECKING:
@@ -42,6 +46,8 @@ class Run(RefersToModel):
         logits: at the requested positions, by default all; see `logits_at`.
         positions: the positions of `logits`, as requested; None for all.
         activations: what was read, by site and layer.
+        gradients: the gradients that were asked for, by site and layer; see `gradient`.
+        measured: the metric that they are of, (batch,) float32; None without `grad`.
     """
 
     logits: torch.Tensor
@@ -52,15 +58,33 @@ class Run(RefersToModel):
     positions: tuple[int, ...] | None = None
     rows: Batch = field(default_factory=lambda: Batch(0), repr=False)
     asked: tuple[str, ...] = field(default=(), repr=False)
+    gradients: dict[Site, torch.Tensor] = field(default_factory=dict, repr=False)
+    asked_gradients: tuple[str, ...] = field(default=(), repr=False)
+    measured: torch.Tensor | None = field(default=None, repr=False)
 
     def __getitem__(self, site: str | Site) -> torch.Tensor:
+        return self._found(site, self.activations, partial(not_read, site, self.asked, "this run"))
+
+    def gradient(self, site: str | Site) -> torch.Tensor:
+        """The gradient of each row's metric at a site named in `grad`: as the activation itself would be, in its shape
+        and dtype.
+
+        Raises:
+            ValueError: there is no such site.
+            KeyError: its gradient was not asked for.
+        """
+        return self._found(site, self.gradients, partial(no_gradient, site, self.asked_gradients))
+
+    def _found(
+        self, site: str | Site, kept: Mapping[Site, torch.Tensor], missing: Callable[[], KeyError]
+    ) -> torch.Tensor:
         wanted = self.rows.checked(self.lm, site)
         found = []
         for one in by_layer(self.lm, wanted):
-            have = next((kept for kept in self.activations if covers(kept, one)), None)
+            have = next((place for place in kept if covers(place, one)), None)
             if have is None:
-                raise not_read(site, self.asked, "this run")
-            found.append(index(self.activations[have], one, self.rows, taken=have))
+                raise missing()
+            found.append(index(kept[have], one, self.rows, taken=have))
         return stacked(wanted, found)
 
     def logits_at(self, position: int) -> torch.Tensor:
@@ -84,13 +108,18 @@ def not_read(site: str | Site, asked: Sequence[str], by: str) -> KeyError:
     return KeyError(f"{site} was not read in {by} (it read {', '.join(asked) or 'nothing'}); add it to read=[...]")
 
 
+def no_gradient(site: str | Site, asked: Sequence[str]) -> KeyError:
+    """The error of a gradient that was not asked for."""
+    return KeyError(f"this run has no gradient at {site} (it has {', '.join(asked) or 'none'}); add it to grad=[...]")
+
+
 def stacked(wanted: Site, found: Sequence[torch.Tensor]) -> torch.Tensor:
     """What a site has in each layer that it names: as it is for one layer, on a first axis for all.
 
     Raises:
         ValueError: layers differ in shape.
     """
-    if wanted.layer is not None or wanted.kind == "embed":
+    if wanted.layer is not None or not KINDS[wanted.kind].by_layer:
         return found[0]
     if len(shapes := {value.shape for value in found}) > 1:
         raise ValueError(f"{wanted} differs in shape between layers ({shapes}); read them one by one")
@@ -109,7 +138,7 @@ def index(value: torch.Tensor, site: Site, rows: Batch, *, taken: Site | None = 
 
     A view, except for a position in rows of different lengths.
     """
-    axes = ["batch", "head", "position"] if site.kind == "pattern" else ["batch", "position", "head"]
+    axes = ["batch", "head", "position"] if site.kind in BY_QUERY else ["batch", "position", "head"]
     axes = [axis for axis in axes if taken is None or axis == "batch" or getattr(taken, axis) is None]
     if site.position is not None and "position" in axes:
         value = rows.take(value, axes.index("position"), site.position)
@@ -126,6 +155,11 @@ def run(
     logits: Literal["all", "last", "none"] | Sequence[int] | None = "all",
     count: int = 1,
     to: str | torch.device | None = None,
+    grad: Sequence[str | Site] = (),
+    of: str | MetricFunction | None = None,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    at: int = -1,
 ) -> Run:
     """One forward pass over a prompt, or over a list of prompts as one left-padded batch.
 
@@ -139,27 +173,53 @@ def run(
             not computed if the model can skip them. None: the last, as metrics read it (`run_to_measure`).
         count: how many last ones, with `logits=None`.
         to: the device for everything the run keeps, such as `cpu`; activations are moved as they are read.
+        grad: sites at which to take the gradient of a metric, by one backward pass: `run.gradient("z.5.3")`, with the
+            shape and dtype of the activation. It counts all that the site does further up. What is written is taken as
+            given, so the gradient is at the written value.
+        of: the metric: a name (docs/reference.md has them), or a function of the logits, (rows, vocab) -> (rows,); by
+            default `logit_diff` of answer and foil, or `logprob` of the answer. In a batch each row has its own.
+        answer, foil: tokens for the metric, the same for all rows: `" Mary"`, or an id.
+        at: the position whose logits the metric reads.
 
     Raises:
         ValueError: an unknown site, a layer, head or position out of range (in a batch, of the shortest prompt), a
-            value of the wrong shape, a bad prompt.
+            value of the wrong shape, a bad prompt; a gradient at a site of whole numbers, or of a metric without one.
         RuntimeError: the model never reached a site that was to be read or written.
     """
     ids, mask = batch_of(lm, prompt)
     rows = Batch.of(lm, ids, mask)
     positions = tuple(range(-count, 0)) if logits is None else _positions(lm, rows, logits)
     wanted = {str(site): rows.checked(lm, site) for site in read}
+    slopes = {str(site): _with_gradient(rows.checked(lm, site)) for site in grad}
+    metric = _metric(lm, ids, mask, rows, of=of, answer=answer, foil=foil, at=at, asked=bool(slopes))
     kept: dict[Site, torch.Tensor] = {}
     reads = _keeps(lm, list(wanted.values()), rows, kept, to)
     edits = edits_of(lm, {rows.checked(lm, site): value for site, value in (write or {}).items()}, rows)
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     if rows.padding:
         inputs |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-    with lm.busy(), hooked(lm, reads, edits):
-        out = measured_end(lm, ids, count) if logits is None else rows.logits(lm, inputs, positions)
+    found: dict[Site, torch.Tensor] = {}
+    measured = None
+    if metric is None:
+        with lm.busy(), hooked(lm, reads, edits):
+            out = measured_end(lm, ids, count) if logits is None else rows.logits(lm, inputs, positions)
+    else:
+        parts = parts_by_place(lm, list(slopes.values()))
+
+        def measure() -> torch.Tensor:
+            nonlocal out
+            given = {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+            out, last = logits_and_measured(lm, given, rows, positions, at=at, columns=metric.columns)
+            out = out.detach()
+            return metric(last)
+
+        measured, _, at_places = gradients(lm, list(parts), measure, edits=edits, reads=reads)
+        for place, sites in parts.items():
+            _keep(sites, rows, found, to, at_places.pop(place))
     if to is not None:
         out, ids, mask = (x.to(to) for x in (out, ids, mask))
-    return Run(out, ids, mask, kept, lm, positions, rows, tuple(wanted))
+        measured = measured if measured is None else measured.to(to)
+    return Run(out, ids, mask, kept, lm, positions, rows, tuple(wanted), found, tuple(slopes), measured)
 
 
 def run_to_measure(
@@ -192,13 +252,61 @@ def _keeps(
 ) -> dict[Place, Callable[[torch.Tensor], torch.Tensor]]:
     """For each place that is read, a function that keeps only the parts asked for, each once, in its own memory."""
 
-    def keep(sites: list[Site], x: torch.Tensor) -> torch.Tensor:
-        for site in sites:
-            part = index(x, site, rows).detach()
-            kept[site] = part.to(part.device if to is None else to, copy=True)
-        return x
+    return {place: partial(_keep, sites, rows, kept, to) for place, sites in parts_by_place(lm, wanted).items()}
 
-    return {place: partial(keep, sites) for place, sites in parts_by_place(lm, wanted).items()}
+
+def _keep(sites: list[Site], rows: Batch, kept: dict[Site, torch.Tensor], to: Any, x: torch.Tensor) -> torch.Tensor:
+    for site in sites:
+        part = index(x, site, rows).detach()
+        kept[site] = part.to(part.device if to is None else to, copy=True)
+    return x
+
+
+def _with_gradient(site: Site) -> Site:
+    if not KINDS[site.kind].writable:
+        raise ValueError(
+            f"{site} has no gradient: it is whole numbers; take that of router, the weights of the experts"
+        )
+    return site
+
+
+def _metric(
+    lm: Model,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    rows: Batch,
+    *,
+    of: str | MetricFunction | None,
+    answer: str | int | None,
+    foil: str | int | None,
+    at: int,
+    asked: bool,
+) -> Metric | None:
+    """The metric whose gradient is asked for, checked; None without one."""
+    if not asked:
+        given = {"of": of, "answer": answer, "foil": foil, "at": None if at == -1 else at}
+        if named := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{named[0]}= says what a gradient is of, but none is asked for; name sites in grad=[...]")
+        return None
+    rows.position(lm, at, what="the metric's ")
+    end = [(column + 1) for column in rows.columns(at)] * (1 if len(rows.columns(at)) > 1 else len(ids))
+    tokens: dict[str, int | None] = {}
+    for role, word in (("answer", answer), ("foil", foil)):
+        each = {
+            None if word is None else single_token(lm, word, role=role, after=row[:stop][seen[:stop]][None])
+            for row, seen, stop in zip(ids, mask, end, strict=True)
+        }
+        if len(each) > 1:
+            raise ValueError(f"the {role} {word!r} is not the same token after each prompt; give its id")
+        (tokens[role],) = each
+    metric = metric_of(of, reference=torch.zeros(1), **tokens)
+    if metric.kind is not None and "clean" in metric.kind.needs:
+        raise ValueError(
+            f"{metric.name} compares with a clean run, and there is none here; give a function of the logits"
+        )
+    if metric.kind is not None and not metric.kind.has_gradient:
+        raise ValueError(f"{metric.name} has no gradient: it moves in steps")
+    return metric
 
 
 def parts_by_place(lm: Model, wanted: Sequence[Site]) -> dict[Place, list[Site]]:
@@ -235,8 +343,9 @@ def edits_of(lm: Model, write: Mapping[Site, torch.Tensor | Edit], rows: Batch) 
     """One edit per place; several sites of one place (two heads, two positions) follow one another."""
     edits: dict[Place, list[Edit]] = {}
     for site, value in write.items():
+        refuse_written(site)
         for n, layer in enumerate(site.layers(lm)):
-            stacked = site.layer is None and site.kind != "embed" and not callable(value) and value.ndim > 0
+            stacked = site.layer is None and KINDS[site.kind].by_layer and not callable(value) and value.ndim > 0
             edit = partial(_edited, site, value[n] if stacked else value, rows)  # type: ignore[index]
             edits.setdefault((site.kind, layer), []).append(edit)
 
@@ -257,5 +366,5 @@ def _edited(site: Site, value: torch.Tensor | Edit, rows: Batch, x: torch.Tensor
     except RuntimeError:
         raise ValueError(f"{site} has shape {tuple(target.shape)}; the value written has {tuple(new.shape)}") from None
     if site.position is not None:
-        rows.put(x, 2 if site.kind == "pattern" else 1, site.position, part)
+        rows.put(x, 2 if site.kind in BY_QUERY else 1, site.position, part)
     return x

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from labkit.activations.before_rotary import before_rotary
 from labkit.activations.head_layout import heads_of
-from labkit.activations.site_kinds import HEAD_IN, HEAD_KINDS, KINDS
+from labkit.activations.site_kinds import HEAD_IN, HEAD_KINDS, KINDS, ROTATED_KINDS
 from labkit.models.unwrapped import MERGE
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Site:
 
     def layers(self, lm: Model) -> list[int]:
         """The layers this site covers in a model: its own, or all that have such a site."""
-        if self.kind == "embed":
+        if not KINDS[self.kind].by_layer:
             return [0]
         return layers_with(lm, self.kind) if self.layer is None else [self.layer]
 
@@ -75,7 +76,12 @@ class Site:
 def n_heads_of(lm: Model, kind: str, layer: int | None = None) -> int:
     """How many heads a kind has in a layer, or at most: keys and values have fewer where queries are grouped."""
     seen = heads_of(lm) if layer is None else heads_of(lm)[layer : layer + 1]
-    return max(((h.n_kv_heads if kind in ("k", "v") else h.n_heads) for h in seen), default=0)
+    return max(((h.n_kv_heads if of_keys(kind) else h.n_heads) for h in seen), default=0)
+
+
+def of_keys(kind: str) -> bool:
+    """Are the heads of a kind those of keys and values, which several query heads may share?"""
+    return "n_kv_heads" in KINDS[kind].axes
 
 
 def checked(lm: Model, site: str | Site, *, length: int | None = None) -> Site:
@@ -93,7 +99,7 @@ def checked(lm: Model, site: str | Site, *, length: int | None = None) -> Site:
             raise ValueError(f"{site}: {out_of_range(lm, site.kind, what, value, count)}")
         return value % count
 
-    layer = within("layer", site.layer, 1 if site.kind == "embed" else lm.n_layers)
+    layer = within("layer", site.layer, lm.n_layers if KINDS[site.kind].by_layer else 1)
     if (why := absent(lm, site.kind, layer)) is not None:
         where = f" in layer {layer}" if layer is not None and layers_with(lm, site.kind) else ""
         raise ValueError(f"{lm.name} has no {site.kind}{where}: {why}")
@@ -102,10 +108,16 @@ def checked(lm: Model, site: str | Site, *, length: int | None = None) -> Site:
     return Site(site.kind, layer, head, position)
 
 
+def refuse_written(site: Site) -> None:
+    """Raise a ValueError for a site that can only be read."""
+    if not KINDS[site.kind].writable:
+        raise ValueError(f"{site} can be read and not written; write router, the weights of the experts")
+
+
 def out_of_range(lm: Model, kind: str, what: str, value: int, count: int) -> str:
     """The message for a layer, head, neuron or position that a model does not have; it says which heads are counted."""
     shared = f" at {kind}"
-    if what == "head" and kind in ("k", "v"):
+    if what == "head" and of_keys(kind):
         what = "key-value head"
         if (queries := n_heads_of(lm, "q")) != count:
             shared += f", shared by its {queries} query heads"
@@ -115,8 +127,10 @@ def out_of_range(lm: Model, kind: str, what: str, value: int, count: int) -> str
 
 
 def layers_with(lm: Model, kind: str) -> list[int]:
-    """The layers that have a kind of site; [0] for `embed`."""
-    return [0] if kind == "embed" else [n for n in range(lm.n_layers) if _missing(lm, kind, n) is None]
+    """The layers that have a kind of site; [0] for one that is not by layer, such as `embed`."""
+    if kind in KINDS and not KINDS[kind].by_layer:
+        return [0] if absent(lm, kind) is None else []
+    return [n for n in range(lm.n_layers) if _missing(lm, kind, n) is None]
 
 
 def adds_keys(lm: Model, layer: int) -> bool:
@@ -129,6 +143,8 @@ def absent(lm: Model, kind: str, layer: int | None = None) -> str | None:
     """Why a kind of site is absent in a layer, or in all of them; None where it is there."""
     if kind == "embed":
         return None
+    if kind == "final_norm":
+        return None if lm.anatomy.final_norm is not None else KINDS[kind].absent
     reasons = [_missing(lm, kind, n) for n in ([layer] if layer is not None else range(lm.n_layers))]
     return None if None in reasons else reasons[-1]
 
@@ -137,9 +153,11 @@ def _missing(lm: Model, kind: str, layer: int) -> str | None:
     if lm.anatomy.repeated:
         return "its layers run more than once per pass, so a layer is not a single place"
     block = lm.anatomy.blocks[layer]
+    if kind in ROTATED_KINDS:
+        return before_rotary(lm)[layer].missing.get(kind)
     if kind == HEAD_IN or KINDS[kind].unit == "head":
         why = heads_of(lm)[layer].missing.get("head_out" if kind == HEAD_IN else kind)
-    elif kind == "router":
+    elif kind in ("router", "experts"):
         why = None if block.experts is not None or block.router is not None else KINDS[kind].absent
     else:
         where = KINDS[kind].where
@@ -161,7 +179,7 @@ def describe_sites(lm: Model) -> pd.DataFrame:
     rows = []
     for name, kind in KINDS.items():
         layers = layers_with(lm, name)
-        where = "" if name == "embed" else "all" if len(layers) == lm.n_layers else ", ".join(map(str, layers))
+        where = "" if not kind.by_layer else "all" if len(layers) == lm.n_layers else ", ".join(map(str, layers))
         rows.append((name, kind.what, kind.shape, bool(layers), where, "" if layers else absent(lm, name)))
     columns = ["site", "what", "shape", "available", "layers", "why not"]
     return pd.DataFrame(rows, columns=columns).set_index("site")

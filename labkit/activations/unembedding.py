@@ -99,6 +99,35 @@ def measured_end(lm: Model, ids: torch.Tensor, count: int, columns: Sequence[int
     return measured_logits(lm, ids, columns)[:, None] if count == 1 else measured_tail(lm, ids, count)
 
 
+def logits_and_measured(
+    lm: Model,
+    inputs: dict[str, Any],
+    rows: Batch,
+    positions: Sequence[int] | None,
+    *,
+    at: int,
+    columns: Sequence[int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From one pass the model's own logits at some positions (row, position, vocab), None for all, and those at one
+    position (row, vocab) or (row, len(columns)) as metrics read them.
+    """
+    used = [column for position in (*(positions or ()), at) for column in rows.columns(position)]
+    count = rows.length - (0 if positions is None else min(used))
+    with _before_unembedding(lm) as taken:
+        logits = lm.hf(**inputs, **dict.fromkeys(lm.only_last, count)).logits
+
+    def take(x: torch.Tensor, position: int) -> torch.Tensor:
+        """One position of each row, from x (row, last positions, ...)."""
+        columns = torch.tensor(rows.columns(position), device=x.device) - (rows.length - x.shape[1])
+        return x[torch.arange(len(x), device=x.device), columns]
+
+    hidden = [take(taken[0], at)[:, None]] if taken and taken[0].ndim == 3 else []
+    measured = _exactly(lm, hidden, take(logits, at)[:, None], columns)[:, 0]
+    if positions is None:
+        return logits, measured
+    return torch.stack([take(logits, one) for one in positions], 1) if positions else logits[:, :0], measured
+
+
 @contextmanager
 def _before_unembedding(lm: Model) -> Iterator[list[torch.Tensor]]:
     """While a block runs, the last input of the unembedding is kept in a list."""

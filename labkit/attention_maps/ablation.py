@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from labkit.activations.metrics import kl
 from labkit.activations.run import run
 from labkit.activations.sites import checked
 from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
 from labkit.patching.cell_report import likeliest
-from labkit.patching.metrics import kl
 from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token
 from labkit.text.pair import align

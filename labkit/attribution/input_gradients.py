@@ -24,12 +24,12 @@ import torch
 
 from labkit.activations.hooks import hooked
 from labkit.activations.unembedding import measured_tail
+from labkit.attribution.embeddings import embedded, of_embeddings
 from labkit.attribution.removal import Ids, Replacement
 from labkit.attribution.units import Unit
 from labkit.engine.batching import in_chunks
 from labkit.language_model import LanguageModel
 from labkit.models.handle import Model
-from labkit.patching.gradients import embedded, of_embeddings
 
 POINTS = 4
 STRETCHES = 5  # to begin with: 20 steps

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labkit.activations.metrics import kl
 from labkit.activations.run import run
 from labkit.activations.sites import checked
 from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids, uninterrupted
 from labkit.audits.refusal_report import MANNERS, OWN, SIDES, Refusal, code_of
 from labkit.datasets import refusals as built_in
 from labkit.generation.generate import room_for
-from labkit.patching.metrics import kl
 from labkit.precision.passage import PASSAGE
 from labkit.results.job import finish
 from labkit.results.recipe import made_with

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import torch
 
+from labkit.activations.metrics import METRICS, MetricFunction, code_of_own, metric_of
 from labkit.activations.sites import checked
 from labkit.audits.steering_search_result import SteeringSearch
 from labkit.engine.batching import chunked, in_chunks, tokens_at_once
 from labkit.engine.steered_run import Change, Measure, SteeredRun
 from labkit.generation.generate import room_for
-from labkit.patching.metrics import METRICS, MetricFunction, code_of_own, metric_of
 from labkit.precision.passage import PASSAGE
 from labkit.results.job import finish
 from labkit.results.recipe import made_with

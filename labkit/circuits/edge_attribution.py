@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from labkit.activations.gradients import differentiable
 from labkit.circuits.prepare import Prepared, prepared
 from labkit.circuits.scores import EdgeScores
 from labkit.engine.batching import tokens_at_once
 from labkit.engine.block_runner import BlockRunner
 from labkit.language_model import LanguageModel
 from labkit.patching import gap
-from labkit.patching.gradients import _differentiable
 from labkit.patching.spec import PairSpec, asks
 from labkit.results.recipe import code_of
 
@@ -90,7 +90,7 @@ class _Sweep:
             for layer in range(self.lm.n_layers):
                 inputs.append(x)
                 x, _ = self.rows.block(layer, x)
-        with self.lm.busy(gradients=True), _differentiable(self.lm.hf):
+        with self.lm.busy(gradients=True), differentiable(self.lm.hf):
             last = x.detach().requires_grad_(True)
             (grad,) = torch.autograd.grad(self.work.measure(last[:, -1]).sum(), last)
             yield slice(-1, None), self._products(grad.mean(0, dtype=torch.float32)[None])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from labkit.activations.metrics import Metric
 from labkit.circuits.graph import Wiring
 from labkit.engine.block_runner import same_calls
 from labkit.engine.decomposition import ResidualDecomposition, head_counts
@@ -13,7 +14,6 @@ from labkit.engine.readout import Readout
 from labkit.engine.recorded_run import Unsupported
 from labkit.language_model import LanguageModel
 from labkit.patching import gap
-from labkit.patching.metrics import Metric
 from labkit.patching.pair_runs import PairRuns
 from labkit.patching.spec import PairSpec, PreparedPair
 

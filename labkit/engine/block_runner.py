@@ -20,7 +20,7 @@ from labkit.activations.attention_interface import AttentionCall
 from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.sites import layers_with
 from labkit.engine.recorded_run import RecordedRun, Unsupported, expanded, mapped, same_output
-from labkit.models.anatomy import first_tensor
+from labkit.models.flow import first_tensor
 from labkit.models.processors import look_again
 
 if TYPE_CHECKING:

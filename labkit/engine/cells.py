@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from labkit.activations.site_kinds import KINDS, names
+from labkit.activations.site_kinds import BY_QUERY, KINDS, names
 from labkit.models.devices import to_index
 
 UNIT_KINDS = names(kind for kind in KINDS.values() if kind.unit in ("neuron", "expert"))  # on the last axis
@@ -32,9 +32,9 @@ def layers_of(cell: Cell, window: int, n_layers: int) -> range:
 def by_unit(value: torch.Tensor, kind: str) -> torch.Tensor:
     """One layer's activation as (seq, unit, rest): units are heads, neurons or experts, one where there are none.
 
-    Of patterns, seq is the queries.
+    Of patterns and scores, seq is the queries.
     """
-    if kind == "pattern":
+    if kind in BY_QUERY:
         return value.transpose(0, 1)
     if kind in UNIT_KINDS:
         return value[..., None]
@@ -78,8 +78,8 @@ def put_whole(source: torch.Tensor, kind: str, cell: Cell) -> Callable[[torch.Te
 
 
 def put_cell(into: torch.Tensor, source: torch.Tensor, kind: str, cell: Cell) -> None:
-    """Copy a cell's part from one activation to another, both (seq, ...), of patterns (head, seq, seq); in place."""
-    if kind == "pattern":  # positions are queries
+    """Copy a cell's part from one activation to another, both (seq, ...), of patterns and scores (head, seq, seq)."""
+    if kind in BY_QUERY:  # positions are queries
         into, source = into.transpose(0, 1), source.transpose(0, 1)
     span = slice(None) if cell.position is None else slice(cell.position, cell.position + 1)
     if cell.head is None:

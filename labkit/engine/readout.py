@@ -11,7 +11,7 @@ import torch
 
 from labkit.activations.unembedding import End, softcap_of, unembedded
 from labkit.engine.recorded_run import RecordedRun, Unsupported
-from labkit.models.anatomy import first_tensor
+from labkit.models.flow import first_tensor
 from labkit.models.handle import Model
 
 

@@ -16,7 +16,7 @@ from labkit.activations.head_layout import heads_of
 from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.sites import layers_with
 from labkit.activations.unembedding import measured_end
-from labkit.models.anatomy import first_tensor, hidden_input
+from labkit.models.flow import first_tensor, hidden_input
 
 if TYPE_CHECKING:
     from labkit.models.handle import Model

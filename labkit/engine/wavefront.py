@@ -29,14 +29,16 @@ from labkit.activations.attention_interface import (
     attention_tasks,
     needs_pattern,
     pattern_of,
+    scores_of,
+    softmax_of,
 )
 from labkit.activations.head_layout import heads_of
 from labkit.activations.hooks import hooked
-from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, MODULE_KINDS
+from labkit.activations.site_kinds import ATTENTION_KINDS, BY_QUERY, HEAD_IN, MODULE_KINDS, ROTATED_KINDS
 from labkit.engine.cells import Cell, layers_of, put_cell, put_rows
 from labkit.engine.recorded_run import RecordedRun, Unsupported, expanded, mapped, same_output
-from labkit.models.anatomy import first_tensor
 from labkit.models.devices import to_index
+from labkit.models.flow import first_tensor
 from labkit.models.handle import PerModel
 from labkit.models.processors import look_again
 
@@ -45,7 +47,8 @@ class Cancelled(Exception):
     """The caller asked to stop during a pass."""
 
 
-_HOOKED = (*(kind for kind in MODULE_KINDS if kind not in ("resid_pre", "resid_post")), "router", HEAD_IN)
+_MODULES = (kind for kind in MODULE_KINDS if kind not in ("resid_pre", "resid_post"))
+_HOOKED = (*_MODULES, *ROTATED_KINDS, "router", HEAD_IN)
 
 
 RESTARTS: PerModel[dict[int, str]] = PerModel(dict)
@@ -286,8 +289,8 @@ class Wavefront:
             out = _fast(here)  # (rows, length, head, d_head)
             if by_head == "z" and edited:
                 put_rows(out, lane.source[layer][start:], edited)
-            elif by_head == "pattern" and edited:
-                _put_pattern(out, here, lane.source[layer][:, start:], edited)
+            elif by_head in BY_QUERY and edited:
+                _put_by_query(out, here, by_head, lane.source[layer][:, start:], edited)
             z.append(out.flatten(0, 1))
         return _packed(z, call.q.shape[2] - sum(g.tokens for g in groups))
 
@@ -320,8 +323,9 @@ def _parts(groups: list[_Group], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return x[: sum(sizes)].split(sizes)
 
 
-def _put_pattern(z: torch.Tensor, call: AttentionCall, source: torch.Tensor, cells: Sequence[Cell]) -> None:
-    """Recompute z (rows, length, head, d_head) of these cells' rows, the last, with the source's pattern, in place.
+def _put_by_query(z: torch.Tensor, call: AttentionCall, kind: str, source: torch.Tensor, cells: Sequence[Cell]) -> None:
+    """Recompute z (rows, length, head, d_head) of these cells' rows, the last, with the source's pattern or scores, in
+    place.
 
     In chunks of rows whose patterns take at most 256 MB.
     """
@@ -331,9 +335,9 @@ def _put_pattern(z: torch.Tensor, call: AttentionCall, source: torch.Tensor, cel
         some = cells[begin : begin + step]
         rows = slice(first + begin, first + begin + len(some))
         part = replace(call, q=call.q[rows], k=call.k[rows], v=call.v[rows])
-        pattern = pattern_of(part)  # (rows, head, length, seq)
-        put_rows(pattern.transpose(1, 2), source.transpose(0, 1), some)
-        z[rows] = apply_pattern(pattern, part.v)
+        shown = pattern_of(part) if kind == "pattern" else scores_of(part)  # (rows, head, length, seq)
+        put_rows(shown.transpose(1, 2), source.transpose(0, 1), some)
+        z[rows] = apply_pattern(shown if kind == "pattern" else softmax_of(part, shown), part.v)
 
 
 def _fast(call: AttentionCall) -> torch.Tensor:

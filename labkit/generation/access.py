@@ -22,8 +22,9 @@ from torch.nn.functional import pad
 from labkit.activations.batch import Batch
 from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.run import by_layer, edits_of, index, parts_by_place, run
-from labkit.activations.sites import Site, adds_keys, checked, layers_with
-from labkit.generation.readings import Readings, Span, new_folder, token_axis
+from labkit.activations.site_kinds import BY_QUERY, KINDS
+from labkit.activations.sites import Site, adds_keys, checked, layers_with, of_keys, refuse_written
+from labkit.generation.readings import Readings, Span, new_folder, token_axis, unseen
 from labkit.models.handle import Model
 from labkit.text.as_code import as_python
 
@@ -120,7 +121,7 @@ class Access:
                 f"{site}: which positions are read and written while the model writes is said by read_at and write_at; "
                 f"leave out @{found.position}"
             )
-        if found.kind in ("k", "v", "pattern"):
+        if found.kind in BY_QUERY or of_keys(found.kind):
             for layer in found.layers(self.lm):
                 if adds_keys(self.lm, layer):
                     raise ValueError(
@@ -155,8 +156,9 @@ class Access:
             axis = token_axis(site)
             rows = index(x, site, ROWS)[0]
             rows = rows.narrow(axis, rows.shape[axis] - count, count).detach()
-            before = self.prompt + self.step - rows.shape[-1] if site.kind == "pattern" else 0  # out of the window
-            kept.add(site, pad(rows, (before, 0)) if before else rows.clone())
+            before = self.prompt + self.step - rows.shape[-1] if site.kind in BY_QUERY else 0
+            # keys that are out of the window
+            kept.add(site, pad(rows, (before, 0), value=unseen(site)) if before else rows.clone())
         return x
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -165,10 +167,11 @@ class Access:
         values: dict[Site, Any] = {}  # of one layer each
         for name, value in self.write.items():
             site = self._checked(name)
+            refuse_written(site)
             layers = by_layer(self.lm, site)
             if _direction(value) is None and not callable(value):
                 value = _tensor(site, value)
-                if site.layer is None and site.kind != "embed" and value.ndim:
+                if site.layer is None and KINDS[site.kind].by_layer and value.ndim:
                     if len(value) != len(layers):
                         raise ValueError(
                             f"{site} is in {len(layers)} layers, so its value needs a first axis of {len(layers)}; it "
@@ -210,9 +213,9 @@ class Access:
         direction = _direction(value)
         if direction is None:
             room[axis] = count
-            if site.kind == "pattern":
+            if site.kind in BY_QUERY:
                 room[-1] = self.scope[-1].stop
-        elif site.kind == "pattern":
+        elif site.kind in BY_QUERY:
             raise ValueError(f"a steering vector is added to vectors; {site} has none")
         given = value if direction is None else direction.detach()
         try:
@@ -230,7 +233,7 @@ class Access:
                     part += whole.to(part.device, part.dtype)
                     continue
                 rows = whole.narrow(axis, before, part.shape[axis])
-                if site.kind == "pattern":
+                if site.kind in BY_QUERY:
                     end = self.prompt + self.step
                     rows = rows[..., end - part.shape[-1] : end]
                 part.copy_(rows)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch.nn.functional import pad
 
 from labkit.activations.batch import Batch
 from labkit.activations.run import covers, index, not_read, stacked
+from labkit.activations.site_kinds import BY_QUERY
 from labkit.activations.sites import Site
 from labkit.results.file import written_whole
 
@@ -48,8 +50,13 @@ def new_folder(store: str | os.PathLike[str]) -> Path:
 
 
 def token_axis(site: Site) -> int:
-    """The axis of the rows in what is kept of a site: (n_heads, token, key) for patterns, else (token, ...)."""
-    return int(site.kind == "pattern" and site.head is None)
+    """The axis of the rows in what is kept of a site: (n_heads, token, key) by query, else (token, ...)."""
+    return int(site.kind in BY_QUERY and site.head is None)
+
+
+def unseen(site: Site) -> float:
+    """What patterns and scores have at keys that are not seen."""
+    return -inf if site.kind == "scores" else 0.0
 
 
 @dataclass(eq=False, repr=False)
@@ -162,7 +169,7 @@ class Readings:
                 raise not_read(site, self.asked, "this generation")
             rows = self.whole(have)[None]
             if one.head is not None and have.head is None:
-                heads = rows.shape[1 if one.kind == "pattern" else 2]
+                heads = rows.shape[1 if one.kind in BY_QUERY else 2]
                 if not -heads <= one.head < heads:
                     raise ValueError(f"{site}: head {one.head} is out of range; there are heads 0 to {heads - 1}")
             found.append(index(rows, one, Batch(0), taken=have)[0])
@@ -220,10 +227,13 @@ class Readings:
 
 
 def joined(site: Site, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows one after the other; those of patterns, which get longer, are filled up with zeros on the right."""
+    """Rows one after the other; those of patterns and scores, which get longer, are filled up on the right."""
     if not parts:
         return torch.empty(0)
-    if site.kind == "pattern":
+    if site.kind in BY_QUERY:
         keys = max(part.shape[-1] for part in parts)
-        parts = [pad(part, (0, keys - part.shape[-1])) if part.shape[-1] < keys else part for part in parts]
+        parts = [
+            pad(part, (0, keys - part.shape[-1]), value=unseen(site)) if part.shape[-1] < keys else part
+            for part in parts
+        ]
     return torch.cat(list(parts), token_axis(site))

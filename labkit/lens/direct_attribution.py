@@ -23,8 +23,8 @@ from labkit.activations.unembedding import last_logits
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.language_model import LanguageModel
-from labkit.models.anatomy import first_tensor
 from labkit.models.devices import copied, runs_on
+from labkit.models.flow import first_tensor
 from labkit.models.weights import bias_of, is_plain, weight_of
 from labkit.text.as_code import LM, as_code
 from labkit.text.encode import single_token

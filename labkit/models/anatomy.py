@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -23,8 +22,8 @@ import torch
 from torch import nn
 
 from labkit.models.compiled import HIDDEN, original, plain_name
-from labkit.models.devices import runs_on
-from labkit.models.weights import is_linear, size_of
+from labkit.models.flow import WATCHED, Flow, first_tensor, hidden_input, is_projection, watch
+from labkit.models.mlp_parts import MLPParts, mlp_parts
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,9 @@ class Block:
     attn_out: nn.Module | None  # outputs what attention adds: attention, or the last module inside one that adds it
     output_projection: nn.Module | None  # takes z, all heads side by side
     mlp: nn.Module | None
+    mlp_in: nn.Module | None  # takes what the MLP does: the MLP, or the first of a block's own two projections
     mlp_out: nn.Module | None
+    mlp_parts: MLPParts
     down_projection: nn.Module | None  # takes the neurons, mlp_act
     mid: nn.Module | None  # takes resid_mid
     experts: nn.Module | None  # called with (tokens, width), expert numbers (tokens, k) and their weights (tokens, k)
@@ -50,6 +51,7 @@ class Anatomy:
 
     embed: nn.Module
     blocks: tuple[Block, ...]
+    final_norm: nn.Module | None  # the last before the unembedding
     tail: tuple[nn.Module, ...]  # from the last residual stream to the unembedding: the final norm, and what follows it
     unembed: nn.Module
     streams_first: bool  # several residual streams on an axis before batch and position, as in Gemma 3n
@@ -64,23 +66,6 @@ class Anatomy:
         return frozenset(module for module, count in blocks.items() if module is not None and count > 1)
 
 
-def first_tensor(value: Any) -> torch.Tensor | None:
-    """The tensor itself, or the first one of a tuple: the output of a block, attention or MLP."""
-    if isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, tuple | list):
-        return next((item for item in value if isinstance(item, torch.Tensor)), None)
-    return None
-
-
-def hidden_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """The hidden states among a module's arguments."""
-    if args and isinstance(args[0], torch.Tensor):
-        return args[0]
-    value = kwargs.get("hidden_states")
-    return value if isinstance(value, torch.Tensor) else None
-
-
 def find_anatomy(hf: Any) -> Anatomy:
     """The anatomy of a transformers decoder.
 
@@ -93,7 +78,7 @@ def find_anatomy(hf: Any) -> Anatomy:
             f"{type(hf).__name__} has no input embedding or no unembedding; labkit supports decoders that have both"
         )
     blocks = _blocks(hf)
-    flow = _watch(hf, embed, blocks)
+    flow = watch(hf, embed, blocks)
     missing = [n for n, block in enumerate(blocks) if block not in flow.last]
     if len(missing) == len(blocks):
         raise ValueError(f"a forward pass of {type(hf).__name__} reaches none of its layers. {HIDDEN}")
@@ -106,9 +91,10 @@ def find_anatomy(hf: Any) -> Anatomy:
     return Anatomy(
         embed,
         parts,
+        _final_norm(getattr(hf, "base_model", hf), blocks[-1], unembed, flow),
         _tail(blocks[-1], unembed, flow),
         unembed,
-        streams_first=flow.last[blocks[0]].shape[:2] != (1, _WATCHED),
+        streams_first=flow.last[blocks[0]].shape[:2] != (1, WATCHED),
         repeated=sum(call.module in blocks for call in flow.calls) > len(blocks),
         adapted=frozenset(flow.adapted),
     )
@@ -125,6 +111,32 @@ def _tail(last: nn.Module, unembed: nn.Module, flow: Flow) -> tuple[nn.Module, .
             return tuple(tail)
         tail.append(outermost.module)
         at, after = outermost.went_out, outermost.order
+
+
+def _final_norm(base: nn.Module, last: nn.Module, unembed: nn.Module, flow: Flow) -> nn.Module | None:
+    """The last module between the blocks and the unembedding to which the size of its input is the same.
+
+    It is in the base model; what comes after that, a model may run at some positions only.
+    """
+    passes, width = Counter(call.module for call in flow.calls), flow.last[unembed].shape[-1]
+    inside = set(base.modules()) - flow.hidden - set(unembed.modules())
+    after = [c for c in flow.calls if c.order > flow.last[last].order and c.module in inside]
+    for call in sorted(after, key=lambda call: -call.order):
+        x, out = hidden_input(call.args, call.kwargs), call.output
+        if passes[call.module] > 1 or x is None or not isinstance(out, torch.Tensor):
+            continue
+        if not x.shape == out.shape == (1, WATCHED, width):
+            continue
+        try:
+            with torch.no_grad():
+                rms = x.float().square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
+                unit = (x / rms).to(x.dtype)  # of which any eps is a small part
+                some, more = (call.module(size * unit).float() for size in (4, 8))
+        except Exception:  # it needs more than its input, so it is not a norm
+            continue
+        if float((some - more).abs().max()) <= 0.02 * float(some.abs().max()):
+            return call.module
+    return None
 
 
 def _declared(hf: nn.Module, what: str) -> tuple[type, ...]:
@@ -148,102 +160,6 @@ def _blocks(hf: nn.Module) -> list[nn.Module]:
     return max(of_class or stacks, key=len)
 
 
-_WATCHED = 3  # tokens in the watched pass
-
-
-@dataclass(frozen=True)
-class _Call:
-    module: nn.Module
-    order: int  # when it returned
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-    shape: torch.Size  # of what came in
-    came_in: int  # addresses, unique while the calls keep every tensor alive
-    went_out: int
-
-
-class Flow:
-    """What one watched forward pass saw."""
-
-    def __init__(self) -> None:
-        self.calls: list[_Call] = []
-        self.last: dict[nn.Module, _Call] = {}  # of each module
-        self.adapted: set[nn.Module] = set()
-        self.hidden: set[nn.Module] = set()  # what is inside of these
-
-    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        came_in, went_out = hidden_input(args, kwargs), first_tensor(output)
-        if came_in is None or went_out is None:
-            return
-        pointers = came_in.data_ptr(), went_out.data_ptr()
-        self.last[module] = _Call(module, len(self.calls), args, kwargs, output, came_in.shape, *pointers)
-        self.calls.append(self.last[module])
-
-    def gets_the_same(self, module: nn.Module, block: nn.Module) -> bool:
-        """Does a module in a block get the block's own input, or a copy of it on the module's device?"""
-        calls = self.last[module], self.last[block]
-        if calls[0].came_in == calls[1].came_in:
-            return True
-        if not hasattr(block, "_hf_hook"):  # nothing moves it
-            return False
-        ours, its = (hidden_input(call.args, call.kwargs) for call in calls)
-        return ours is not None and its is not None and torch.equal(ours, its.to(ours.device))
-
-    def inside(self, parent: nn.Module) -> Iterator[_Call]:
-        members = set(parent.modules()) - {parent} - self.hidden
-        return (call for call in self.calls if call.module in members)
-
-
-def _watch(hf: Any, embed: Any, blocks: Sequence[nn.Module]) -> Flow:
-    flow = Flow()
-    inside = [m for m in hf.modules() if m is not hf and original(m) is m]
-    handles = [m.register_forward_hook(flow.note, with_kwargs=True) for m in inside]
-    try:
-        with torch.no_grad():
-            ids = torch.arange(_WATCHED, device=runs_on(embed))[None]
-            hf(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    # a whole layer adds so little to a small stream that it may pass for linear
-    layers = {m for m in inside if not set(blocks).isdisjoint(m.modules())}
-    for module in inside:  # outer ones come first
-        if module not in flow.hidden and module not in layers and _is_adapted(module, flow):
-            flow.adapted.add(module)
-            flow.hidden |= set(module.modules()) - {module}
-    return flow
-
-
-def _is_adapted(module: nn.Module, flow: Flow) -> bool:
-    """Does a module with a linear layer in it act as a linear layer of that size, as an adapter with its layer does?
-
-    It does if the change of its input is the change of its output, position by position: tried with the watched input
-    less itself in another order, eight times as large.
-    """
-    if module not in flow.last or not list(module.children()):
-        return False
-    args, kwargs, output = flow.last[module].args, flow.last[module].kwargs, flow.last[module].output
-    given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
-    if len(given) != 1 or not isinstance(output, torch.Tensor) or not args or given[0] is not args[0]:
-        return False
-    x = given[0]
-    if not x.dtype.is_floating_point or x.ndim < 2 or x.shape[:-1] != output.shape[:-1] or x.shape[-2] < 2:
-        return False
-    size = {x.shape[-1], output.shape[-1]}
-    if not any(is_linear(m) and set(size_of(m)) == size for m in module.modules()):
-        return False
-    try:
-        with torch.no_grad():
-            none, changed = (module(8 * y, *args[1:], **kwargs).float() for y in (torch.zeros_like(x), x - x.flip(-2)))
-    except Exception:  # it needs more than its input, so it is not a linear layer
-        return False
-    made = output.float() - none
-    expected = 8 * (made - made.flip(-2))
-    exact = {x.dtype, *(p.dtype for p in module.parameters())} == {torch.float32}
-    return float((changed - none - expected).norm()) <= (1e-3 if exact else 0.05) * float(expected.norm())
-
-
 def _parts(block: nn.Module, attention_classes: tuple[type, ...], flow: Flow, rank: int | None) -> Block:
     named_children = {name: original(child) for name, child in block.named_children()}
     children = [child for child in named_children.values() if child in flow.last]
@@ -253,23 +169,27 @@ def _parts(block: nn.Module, attention_classes: tuple[type, ...], flow: Flow, ra
     if attention is None:
         named = [child for name, child in named_children.items() if "attn" in name or "attention" in name]
         attention = next(
-            (c for c in named if c in flow.last and any(_is_projection(m, flow) for m in c.modules())), None
+            (c for c in named if c in flow.last and any(is_projection(m, flow) for m in c.modules())), None
         )
     rest = [c for c in children if c is not attention and not (attention and attention in set(c.modules()))]
-    mixing = [c for c in rest if any(_is_projection(m, flow) for m in c.modules()) and not _is_positionwise(c, flow)]
+    mixing = [c for c in rest if any(is_projection(m, flow) for m in c.modules()) and not _is_positionwise(c, flow)]
     mixer = attention or max(mixing, key=_size, default=None)
     named_mlp = {m for name, m in named_children.items() if _MLP_NAME.fullmatch(name)}
-    mlp = _mlp([c for c in rest if c not in mixing], named_mlp, mixer, flow)
+    mlp, mlp_in = _mlp([c for c in rest if c not in mixing], named_mlp, mixer, flow)
     experts = next((c.module for c in flow.inside(mlp) if _is_experts(c.module, flow)), None) if mlp else None
     router = next((c.module for c in flow.inside(mlp) if _is_router(c.module, flow)), None) if mlp else None
+    down = None if experts or router else _last_projection(mlp, flow)
+    in_mlp = [flow.last[c] for c in rest] if mlp is not mlp_in else list(flow.inside(mlp)) if mlp else []
     return Block(
         block,
         attention,
         _adds(attention, flow),
         _last_projection(attention, flow),
         mlp,
+        mlp_in,
         _adds(mlp, flow),
-        None if experts or router else _last_projection(mlp, flow),
+        mlp_parts(down, in_mlp, flow),
+        down,
         _mid(block, children, mixer, flow),
         experts,
         router,
@@ -285,7 +205,7 @@ def _adds(part: nn.Module | None, flow: Flow) -> nn.Module | None:
     if part is None or "residual" not in signature(part.forward).parameters:
         return part
     return max(
-        (c.module for c in flow.inside(part) if _is_projection(c.module, flow)),
+        (c.module for c in flow.inside(part) if is_projection(c.module, flow)),
         key=lambda m: flow.last[m].order,
         default=None,
     )
@@ -299,9 +219,9 @@ def _is_positionwise(module: nn.Module, flow: Flow) -> bool:
     """Does a module give the last position the same without the positions before it? An MLP does, a mixer does not."""
     call = flow.last[module]
     before = first_tensor(call.output)
-    if call.shape[:2] != (1, _WATCHED) or before is None or before.numel() // before.shape[-1] != _WATCHED:
+    if call.shape[:2] != (1, WATCHED) or before is None or before.numel() // before.shape[-1] != WATCHED:
         return False
-    last = lambda x: x[:, -1:] if isinstance(x, torch.Tensor) and x.shape[:2] == (1, _WATCHED) else x  # noqa: E731
+    last = lambda x: x[:, -1:] if isinstance(x, torch.Tensor) and x.shape[:2] == (1, WATCHED) else x  # noqa: E731
     try:
         with torch.no_grad():
             again = module(*map(last, call.args), **{name: last(value) for name, value in call.kwargs.items()})
@@ -310,25 +230,26 @@ def _is_positionwise(module: nn.Module, flow: Flow) -> bool:
     after = first_tensor(again)
     if after is None or after.numel() != before.shape[-1]:
         return False
-    last_row = before.reshape(_WATCHED, -1)[-1]  # some hand their tokens on without the batch axis
+    last_row = before.reshape(WATCHED, -1)[-1]  # some hand their tokens on without the batch axis
     return float((after.reshape(-1) - last_row).abs().max()) <= 0.02 * (float(before.abs().max()) or 1.0)
 
 
-def _mlp(rest: list[nn.Module], named: set[nn.Module], mixer: nn.Module | None, flow: Flow) -> nn.Module | None:
-    """The position-wise child with the most weights; where there is none, the last of the block's own projections."""
+def _mlp(
+    rest: list[nn.Module], named: set[nn.Module], mixer: nn.Module | None, flow: Flow
+) -> tuple[nn.Module | None, nn.Module | None]:
+    """The position-wise child with the most weights; where there is none, the last of the block's own projections. And
+    the module that takes what goes into it.
+    """
     with_layers = [
-        c for c in rest if any(_is_projection(m, flow) or _is_experts(m, flow) for m in c.modules() if m is not c)
+        c for c in rest if any(is_projection(m, flow) or _is_experts(m, flow) for m in c.modules() if m is not c)
     ]
     if with_layers:
-        return max([c for c in with_layers if c in named] or with_layers, key=_size)
+        mlp = max([c for c in with_layers if c in named] or with_layers, key=_size)
+        return mlp, mlp
     after = flow.last[mixer].order if mixer is not None else -1
-    own = [flow.last[c] for c in rest if _is_projection(c, flow) and flow.last[c].order > after]
-    return max(own, key=lambda call: call.order).module if len(own) >= 2 else None
-
-
-def _is_projection(module: nn.Module, flow: Flow) -> bool:
-    """Is it a linear layer, or an adapter that stands for one?"""
-    return module in flow.adapted or (module not in flow.hidden and is_linear(module))
+    own = [flow.last[c] for c in rest if is_projection(c, flow) and flow.last[c].order > after]
+    own.sort(key=lambda call: call.order)
+    return (own[-1].module, own[0].module) if len(own) >= 2 else (None, None)
 
 
 def routing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -356,13 +277,13 @@ def _is_router(module: nn.Module, flow: Flow) -> bool:
 def _last_projection(parent: nn.Module | None, flow: Flow) -> nn.Module | None:
     if parent is None or parent not in flow.last:
         return None
-    if _is_projection(parent, flow):
+    if is_projection(parent, flow):
         return parent
     added = _adds(parent, flow)
     if added is not parent:
         return added
     out = flow.last[parent].went_out
-    return next((c.module for c in flow.inside(parent) if c.went_out == out and _is_projection(c.module, flow)), None)
+    return next((c.module for c in flow.inside(parent) if c.went_out == out and is_projection(c.module, flow)), None)
 
 
 def _mid(block: nn.Module, children: list[nn.Module], mixer: nn.Module | None, flow: Flow) -> nn.Module | None:
@@ -382,9 +303,9 @@ def _latent(attention: nn.Module | None, rank: int | None, flow: Flow) -> nn.Mod
     """The projection in attention that takes the compressed keys and values, by the width that the config declares."""
     if attention is None or not rank:
         return None
-    inner = [c.module for c in flow.inside(attention) if _is_projection(c.module, flow)]
+    inner = [c.module for c in flow.inside(attention) if is_projection(c.module, flow)]
     # with an axis of one for the heads to come, in some versions of transformers
-    seen = ((1, _WATCHED, rank), (1, 1, _WATCHED, rank))
+    seen = ((1, WATCHED, rank), (1, 1, WATCHED, rank))
     named = [m for m in inner if tuple(flow.last[m].shape) in seen]
     keys = {plain_name(name).rsplit(".", 1)[-1]: m for name, m in attention.named_modules() if m in named}
     return next((m for name, m in keys.items() if "kv" in name), None)

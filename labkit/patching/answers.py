@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from labkit.patching.metrics import METRICS, Metric, MetricFunction
-from labkit.results.recipe import usual_metric
+from labkit.activations.metrics import METRICS, Metric, MetricFunction, usual_metric
 from labkit.text.encode import following, single_token
 from labkit.text.tokens import describe
 from labkit.text.types import TextModel

@@ -76,9 +76,21 @@ def axes_of(
     for name, numbers in asked.items():
         if name in names:
             index.append((names.index(name), _numbers(lm, site, name, numbers, sizes[name])))
+            if name == "head" and "layer" in names:
+                _in_every_layer(lm, site, index[0][1], index[-1][1])
         elif numbers is not None and name != "layer":
             raise ValueError(f"{name}s={list(numbers)!r} was given, but the grid is over {names!r}")
     return Axes(names, tuple(numbers for _, numbers in sorted(index)), layer, sizes, kind.usual)
+
+
+def _in_every_layer(lm: LanguageModel, site: str, layers: Sequence[int], heads: Sequence[int]) -> None:
+    """Refuse heads that only some of the layers have."""
+    counts = sorted({n_heads_of(lm, site, layer) for layer in layers})
+    if max(heads) >= counts[0]:
+        raise ValueError(
+            f"the layers of {lm.name} have {' or '.join(map(str, counts))} heads at {site}; choose heads that all have "
+            f"with heads=range({counts[0]}), or layers that have as many with layers=[...]"
+        )
 
 
 def neurons_of(lm: LanguageModel, layer: int | None = None) -> int:

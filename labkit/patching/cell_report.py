@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from labkit.activations.metrics import Metric, metric_of
 from labkit.activations.run import Run, run_to_measure
-from labkit.activations.site_kinds import HEAD_KINDS
+from labkit.activations.site_kinds import BY_QUERY, HEAD_KINDS
 from labkit.activations.sites import Site, absent, n_heads_of
 from labkit.engine.cells import UNIT_KINDS
 from labkit.language_model import LanguageModel
 from labkit.patching.answers import Answers
 from labkit.patching.grid import PatchGrid
-from labkit.patching.metrics import Metric, metric_of
 from labkit.patching.pair_runs import ENDS, beside
 from labkit.patching.source_model import check_sizes, run_names
 from labkit.results.recipe import answer_ids
@@ -105,7 +105,7 @@ def transplant(
         ValueError: a cell is not in the grid, or what is read does not fit the site where it is written.
     """
     move = Move(site_of(grid, taken), site_of(grid, target))
-    if grid.site == "pattern" and (move.source.position or 0) > (move.target.position or 0):
+    if grid.site in BY_QUERY and (move.source.position or 0) > (move.target.position or 0):
         raise ValueError(
             f"the attention of position {move.source.position} reaches tokens that position {move.target.position} "
             "cannot see; drag it to a later one"

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from labkit.activations.hooks import hooked
+from labkit.activations.metrics import Metric
 from labkit.activations.unembedding import measured_end
 from labkit.engine.recorded_run import several_alike
 from labkit.language_model import LanguageModel
-from labkit.patching.metrics import Metric
 from labkit.patching.source_model import run_names
 from labkit.text.warn import warn
 

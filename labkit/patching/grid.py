@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from labkit.activations.metrics import in_title
 from labkit.patching import gap, perturbations
-from labkit.patching.metrics import in_title
 from labkit.patching.pair_runs import ENDS
 from labkit.patching.source_model import run_names
 from labkit.results.figures import of_patching

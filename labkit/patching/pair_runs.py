@@ -16,13 +16,13 @@ from functools import partial
 import torch
 
 from labkit.activations.hooks import Edit, Place
+from labkit.activations.metrics import Metric
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported, record, record_together, recorded, several_alike
 from labkit.language_model import LanguageModel
+from labkit.patching.estimates import estimates
 from labkit.patching.gap import Measured, measured
-from labkit.patching.gradients import estimates
-from labkit.patching.metrics import Metric
 from labkit.patching.perturbations import Draw
 from labkit.patching.source_model import alike
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from labkit.activations.hooks import hooked
+from labkit.activations.metrics import Metric
 from labkit.activations.site_kinds import PATCHED
 from labkit.activations.sites import checked
 from labkit.activations.unembedding import measured_end
@@ -32,7 +33,6 @@ from labkit.models.handle import PerModel
 from labkit.patching.answers import on_lane
 from labkit.patching.axes import axes_of
 from labkit.patching.grid import PatchGrid
-from labkit.patching.metrics import Metric
 from labkit.patching.pair_runs import ENDS, PairRuns, engine_kind
 from labkit.patching.spec import PatchSpec, asks
 from labkit.results.job import finish

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from labkit.activations.metrics import in_title
 from labkit.patching.grid import PatchGrid
-from labkit.patching.metrics import in_title
 from labkit.results.recipe import code_of
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from labkit.activations.hooks import Edit, Place
+from labkit.activations.metrics import Metric
 from labkit.activations.run import run, run_to_measure
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.activations.sites import Site, layers_with, n_heads_of
@@ -33,7 +34,6 @@ from labkit.engine.recorded_run import Unsupported, record
 from labkit.language_model import LanguageModel
 from labkit.models.handle import PerModel
 from labkit.patching.gap import measured
-from labkit.patching.metrics import Metric
 from labkit.patching.pair_runs import ENDS
 from labkit.patching.path_ends import RECEIVERS, comes_before, of_head, receivers_of, senders_of
 from labkit.patching.path_grid import PathGrid

@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 import torch
 
 from labkit.activations.hooks import Edit, Place
+from labkit.activations.metrics import Metric
 from labkit.engine.recorded_run import recorded
 from labkit.language_model import LanguageModel
-from labkit.patching.metrics import Metric
 from labkit.text.as_code import Name, as_python
 from labkit.text.encode import encode
 from labkit.text.prompts import as_json, asked, from_json

@@ -14,13 +14,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from labkit.activations.metrics import Metric, MetricFunction, MetricKind, code_of_own, metric_of, usual_metric
 from labkit.language_model import LanguageModel
 from labkit.patching.answers import Answer, Answers, as_given, resolved
-from labkit.patching.metrics import Metric, MetricFunction, MetricKind, code_of_own, metric_of
 from labkit.patching.pair_runs import PairRuns
 from labkit.patching.perturbations import Draw, Perturbation, averaged, perturbation_of
 from labkit.patching.source_model import check_source
-from labkit.results.recipe import made_with, recipe_of, usual_metric
+from labkit.results.recipe import made_with, recipe_of
 from labkit.text.encode import TooLong, single_token
 from labkit.text.pair import Pair, align, align_spans, partners
 from labkit.text.types import Prompt
@@ -96,13 +96,13 @@ class PatchSpec(PairSpec):
     """A grid of patches.
 
     Attributes:
-        site: any kind in `lm.sites()` but `embed`: sites by head over layers x heads, all positions together, the
-            others over layers x positions.
+        site: any kind in `lm.sites()` but `embed`, `final_norm` and `experts`: sites by head over layers x heads, all
+            positions together, the others over layers x positions.
         method: `exact` reruns the model from each patch on; `attribution` is its gradient estimate, from one forward
             and one backward pass (`attribution_patch` gives it for all sites at once).
         direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
         over: other axes: `("layer", "position")` or `("layer", "head", "position")` for a site by head,
-            `("layer", "neuron")` for `mlp_act`; and with one layer in `layers`, `("head", "position")` or
+            `("layer", "neuron")` for `mlp_act` and its kind; and with one layer in `layers`, `("head", "position")` or
             `("neuron", "position")`.
         layers, heads, neurons, positions: only these.
         source: another model of the same architecture, such as this one in other bits. Its run of the prompt takes the

@@ -30,8 +30,8 @@ from labkit.text.as_code import as_python
 if TYPE_CHECKING:
     import pandas as pd
 
+    from labkit.activations.metrics import MetricFunction
     from labkit.language_model import LanguageModel
-    from labkit.patching.metrics import MetricFunction
     from labkit.text.types import Prompt
 
 PARTS = {"attn_out": "attention", "mlp_out": "mlp"}

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labkit.activations.metrics import metric_of
 from labkit.activations.run import run
 from labkit.activations.sites import layers_with
 from labkit.engine.recorded_run import Unsupported
 from labkit.generation.generate import generate
 from labkit.lens.logit_lens import logit_lens
 from labkit.models.weights import matrices_of
-from labkit.patching.metrics import metric_of
 from labkit.patching.source_model import SIZES
 from labkit.patching.spec import PairSpec
 from labkit.text.encode import encode

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from labkit.activations.metrics import kl
 from labkit.activations.run import run, run_to_measure
 from labkit.engine.readout import readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
-from labkit.patching.metrics import kl
 from labkit.patching.source_model import check_source
 from labkit.text.tokens import Token, describe
 

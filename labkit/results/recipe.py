@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from labkit._version import __version__
+from labkit.activations.metrics import usual_metric
 from labkit.models.handle import Model
 from labkit.text.as_code import LM, Name, as_code, changed
 from labkit.text.encode import single_token, word_for
@@ -133,10 +134,3 @@ def answer_ids(lm: Model, recipe: dict[str, Any]) -> tuple[int | None, int | Non
 def versions() -> dict[str, str]:
     """The libraries that a result came from."""
     return {"labkit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def usual_metric(foil: object, *, several: bool = False) -> str:
-    """The default metric, of single tokens or of texts of several."""
-    if foil is None:
-        return "logprob"
-    return "logprob_diff" if several else "logit_diff"

@@ -19,6 +19,7 @@ import torch
 
 from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.run import run, run_to_measure
+from labkit.activations.site_kinds import BY_QUERY
 from labkit.activations.sites import Site, absent
 from labkit.activations.unembedding import measured_end
 from labkit.datasets.words import PLAIN
@@ -305,8 +306,8 @@ class ControlsJob:
         return Check(name, abs(share - 1) <= self._noise, said, {"share": share})
 
     def _random_positions(self, name: str) -> Check:
-        if self.site == "pattern":
-            return Check(name, None, "Not done: a pattern is tied to its positions.", {})
+        if self.site in BY_QUERY:
+            return Check(name, None, f"Not done: {self.site} is tied to its positions.", {})
         length, found = self._base.shape[1], []
         for cell in self._cells:
             right, shares = self._given(cell), []

@@ -14,6 +14,7 @@ from conformance import ANSWER, CORRUPT, FOIL, IDS, conformance, passes, tokeniz
 from shrink import tiny
 
 import labkit as lk
+from labkit.activations.sites import layers_with
 from labkit.models.weights import bias_of, weight_of
 
 TARGETS = {
@@ -96,8 +97,10 @@ def merged(hf):
 
 
 def looks(lm):
-    run = lm.run(IDS, read=["head_out", "mlp_act", "attn_out", "pattern.1", "z.0"])
-    found = {site: run[site] for site in ("head_out", "mlp_act", "attn_out", "pattern.1", "z.0")}
+    asked = ["head_out", "mlp_act", "attn_out", "pattern.1", "z.0", "attn_in", "mlp_in", "final_norm"]
+    asked += [kind for kind in ("q_pre", "k_pre", "mlp_gate", "mlp_up", "mlp_pre") if layers_with(lm, kind)]
+    run = lm.run(IDS, read=asked)
+    found = {site: run[site] for site in asked}
     direct = lk.direct_logit_attribution(lm, IDS, ANSWER, FOIL)
     found |= {"heads": torch.tensor(direct.heads), "mlp": torch.tensor(direct.mlp), "logits": run.logits}
     found["bias of heads"] = torch.tensor(direct.attn_bias)

@@ -27,7 +27,7 @@ HERE = [(site, over) for site, over in GRIDS if layers_with(LLAMA, site)]
 
 
 def size_of(site: str, axis: str) -> int:
-    return {"layer": 2, "position": LENGTH, "neuron": 96, "head": 2 if site in ("k", "v") else 4}[axis]
+    return {"layer": 2, "position": LENGTH, "neuron": 96, "head": 2 if site in ("k_pre", "k", "v") else 4}[axis]
 
 
 def some(draw: Callable[[Any], Any], size: int) -> list[int] | None:
@@ -139,3 +139,12 @@ def test_a_grid_without_a_layer_axis_has_one_layer_in_all_its_cells() -> None:
     assert axes.cells() == [Cell(0, 3), Cell(0, 1)]
     with pytest.raises(dataclasses.FrozenInstanceError):
         axes.layer = 1  # type: ignore[misc]
+
+
+def test_heads_that_some_layers_lack_are_refused_with_those_that_all_have() -> None:
+    lm = loud("mimo_v2_flash")  # 2 and 4 key-value heads
+    with pytest.raises(ValueError, match=r"have 2 or 4 heads at k; choose heads that all have with heads=range\(2\)"):
+        axes_of(lm, "k", length=LENGTH)
+    assert axes_of(lm, "k", length=LENGTH, heads=range(2)).index[1] == [0, 1]
+    assert axes_of(lm, "k", length=LENGTH, layers=[1]).index[1] == [0, 1, 2, 3]
+    assert axes_of(lm, "q", length=LENGTH).index[1] == [0, 1, 2, 3]

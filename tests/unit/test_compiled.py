@@ -11,6 +11,7 @@ from conformance import ANSWER, CORRUPT, FOIL, IDS, tokenizer
 from shrink import tiny
 
 import labkit as lk
+from labkit.activations.sites import layers_with
 
 
 def whole(hf):
@@ -54,8 +55,11 @@ def stack(hf):
 
 def looks(lm):
     """What people look at, with other sites than the last layer's."""
-    run = lm.run(IDS, read=["pattern.0", "mlp_act.1", "head_out.1", "resid_mid.0"], write={"z.0.1": lambda z: z * 0})
-    found = {"logits": run.logits} | {str(site): run[site] for site in ("pattern.0", "mlp_act.1", "head_out.1")}
+    asked = ["pattern.0", "mlp_act.1", "head_out.1", "attn_in.1", "mlp_in.0", "scores.1", "final_norm"]
+    asked += [f"{kind}.1" for kind in ("q_pre", "k_pre", "mlp_gate", "mlp_up", "mlp_pre") if layers_with(lm, kind)]
+    run = lm.run(IDS, read=["resid_mid.0", *asked], write={"z.0.1": lambda z: z * 0})
+    found = {"logits": run.logits} | {site: run[site].masked_fill(run[site] == -torch.inf, 0) for site in asked}
+    found["slope"] = lm.run(IDS, grad=["resid_pre.0"], answer=ANSWER).gradient("resid_pre.0")
     for site in ("resid_mid", "z"):
         found[site] = torch.tensor(lk.patch(lm, IDS, CORRUPT, ANSWER, FOIL, site=site, progress=False).values)
     found["direct"] = torch.tensor(lk.direct_logit_attribution(lm, IDS, ANSWER, FOIL).heads)

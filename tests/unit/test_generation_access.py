@@ -143,6 +143,20 @@ def test_on_disk_are_the_same_activations_and_no_more_than_a_block_waits_in_memo
         assert torch.equal(again[site], memory[site])
 
 
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_scores_and_numbers_of_experts_are_kept_and_saved_as_they_are(tmp_path, where):
+    lm = loud("mixtral")
+    settings = {"max_new_tokens": 5, "read": ["scores.1", "experts.1", "final_norm"], "read_at": "all"}
+    found = lm.generate(IDS, **settings, store=tmp_path / "store" if where == "disk" else None)
+    whole = lm.run(torch.cat([IDS, torch.tensor([found.record.ids])], 1), read=settings["read"])
+    found.save(tmp_path / "one.npz")
+    for one in (found, lk.open_generation(tmp_path / "one.npz")):
+        assert torch.equal(one["experts.1"], whole["experts.1"][0])
+        assert not one["experts.1"].is_floating_point()
+        torch.testing.assert_close(one["scores.1"], whole["scores.1"][0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one["final_norm"], whole["final_norm"][0], rtol=1e-4, atol=1e-4)
+
+
 def test_a_saved_generation_opens_without_a_model_with_all_it_had(lm4, tmp_path):
     settings = {"max_new_tokens": 5, "read": ["resid_post.5", "pattern.3"]}
     memory = lm4.generate("Zoë said: 😀", **settings)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import labkit as lk
-from labkit.patching import metrics
-from labkit.patching.metrics import METRICS, Metric, code_of_own, in_title, label_of, metric_of
+from labkit.activations import metrics
+from labkit.activations.metrics import METRICS, Metric, code_of_own, in_title, label_of, metric_of
 
 VOCAB = 5
 ids = st.integers(0, VOCAB - 1)

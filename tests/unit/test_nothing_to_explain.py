@@ -15,9 +15,9 @@ from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 from pair import CLEAN, CORRUPT
 
 import labkit as lk
+from labkit.activations.metrics import metric_of
 from labkit.engine.cells import Cell
 from labkit.engine.wavefront import Lane, Wavefront
-from labkit.patching.metrics import metric_of
 from labkit.patching.pair_runs import PairRuns
 from labkit.text.encode import single_token
 from labkit.text.pair import align

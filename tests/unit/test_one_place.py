@@ -14,9 +14,9 @@ import torch
 from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 
 import labkit as lk
+from labkit.activations import metrics
 from labkit.models.errors import LoadError
 from labkit.models.sources import kinds as sources
-from labkit.patching import metrics
 from labkit.results import file
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from reference import PAGE, reference  # noqa: E402
 
 SITE = """
-        SiteKind("attn_in", "what attention takes in", _STREAM, lambda block: block.attention, at_input=True,
+        SiteKind("normed_in", "what attention takes in", _STREAM, lambda block: block.attention, at_input=True,
                  absent="it has no attention"),
 """
 SITE_SCRIPT = """
@@ -38,25 +38,25 @@ from labkit.activations.sites import Site
 from reference import reference
 lm = loud("llama")
 assert lk.__file__.startswith(sys.argv[1])
-run = lm.run(IDS, read=["attn_in", "resid_pre"])
+run = lm.run(IDS, read=["normed_in", "resid_pre"])
 block = lm.anatomy.blocks[1].module
-grid = lk.patch(lm, IDS, CORRUPT_IDS, ANSWER, FOIL, site="attn_in", progress=False)
-other = lm.run(CORRUPT_IDS, write={"attn_in.1@4": lm.run(IDS, read=["attn_in.1@4"])["attn_in.1@4"]}).logits[0, -1]
+grid = lk.patch(lm, IDS, CORRUPT_IDS, ANSWER, FOIL, site="normed_in", progress=False)
+other = lm.run(CORRUPT_IDS, write={"normed_in.1@4": lm.run(IDS, read=["normed_in.1@4"])["normed_in.1@4"]}).logits[0, -1]
 grid.save("grid.npz")
 try:
-    lm.run(IDS, read=["attn_im"])
+    lm.run(IDS, read=["normed_im"])
 except ValueError as error:
     said = str(error)
 print(json.dumps({
-    "reads": bool(torch.equal(run["attn_in.1"][0], block.input_layernorm(run["resid_pre.1"][0]))),
+    "reads": bool(torch.equal(run["normed_in.1"][0], block.input_layernorm(run["resid_pre.1"][0]))),
     "patches": abs(float(grid.values[1, 4]) - float(other[ANSWER] - other[FOIL])) < 1e-3,
     "moves": float(np.abs(grid.normalized).max()) > 0.01,
     "opens": lk.open_grid("grid.npz").site,
-    "sites": "attn_in" in lm.sites().index,
+    "sites": "normed_in" in lm.sites().index,
     "says": said,
-    "parses": str(Site.parse("attn_in.1@2")),
+    "parses": str(Site.parse("normed_in.1@2")),
     "menu": list(lk.PatchLab(lm, background=False).what._site.options),
-    "reference": "`attn_in`" in reference(),
+    "reference": "`normed_in`" in reference(),
 }))
 """
 
@@ -79,11 +79,11 @@ def test_a_site(tmp_path: Path) -> None:
     assert found["reads"]
     assert found["patches"]
     assert found["moves"]
-    assert found["opens"] == "attn_in"
+    assert found["opens"] == "normed_in"
     assert found["sites"]
-    assert "did you mean 'attn_in'?" in found["says"]
-    assert found["parses"] == "attn_in.1@2"
-    assert "attn_in" in found["menu"]
+    assert "did you mean 'normed_in'?" in found["says"]
+    assert found["parses"] == "normed_in.1@2"
+    assert "normed_in" in found["menu"]
     assert found["reference"]
 
 

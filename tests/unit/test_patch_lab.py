@@ -60,6 +60,14 @@ def test_the_metric_is_chosen_from_those_there_are_and_kept_with_the_lab(lm4: lk
 # -- the pair ----------------------------------------------------------------------------------------------------------
 
 
+def test_the_menu_of_sites_has_the_usual_ones_first_and_their_parts_last(lm4: lk.LanguageModel) -> None:
+    menu = list(PatchLab(lm4, *PAIR, background=False).what._site.options)
+    usual = ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_act"]
+    by_head = ["q", "k", "v", "pattern", "z", "head_out"]
+    parts = ["attn_in", "mlp_in", "mlp_gate", "mlp_up", "q_pre", "k_pre", "scores"]
+    assert menu == [*usual, *by_head, *parts]
+
+
 def test_words_that_make_prompts_unequal_are_named_and_one_that_fits_is_offered(lm4: lk.LanguageModel) -> None:
     held = side_by_side(lm4, STORE.format("John"), STORE.format("Maryanne"))
     assert not held.fits

@@ -19,8 +19,9 @@ from labkit.patching.joint import steps_together
 from labkit.patching.patch import PatchJob
 
 BY_HEAD = HEAD_KINDS
-BY_POSITION = [site for site in PATCHED if site not in (*BY_HEAD, "router", "latent")]  # no Llama has those
-QUICK = ("resid_pre", "attn_out", "q", "pattern", "head_out")  # one of each way to be patched
+ABSENT = ("mlp_pre", "router", "latent")  # no Llama has those
+BY_POSITION = [site for site in PATCHED if site not in (*BY_HEAD, *ABSENT)]
+QUICK = ("resid_pre", "attn_out", "q", "q_pre", "scores", "pattern", "head_out")  # one of each way to be patched
 
 
 @pytest.mark.parametrize("direction", ["denoise", pytest.param("noise", marks=pytest.mark.long)])
@@ -230,8 +231,8 @@ def test_attribution_is_exact_where_everything_after_the_site_is_linear(site):
 @pytest.mark.parametrize(
     ("name", "sites"),
     [
-        ("llama", [site for site in PATCHED if site not in ("router", "latent")]),
-        ("gpt2", ["head_out", "mlp_act"]),
+        ("llama", [site for site in PATCHED if site not in ABSENT]),
+        ("gpt2", ["head_out", "mlp_act", "mlp_pre"]),
         ("mixtral", ["router"]),
         ("deepseek_v3", ["latent", "head_out"]),
     ],

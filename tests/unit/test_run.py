@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 from pair import CLEAN, CORRUPT
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+import labkit as lk
 from labkit.activations.site_kinds import ATTENTION_KINDS, KINDS
 from labkit.activations.sites import Site
 from labkit.models.bf16_matmul import has_bfloat16
 
-READABLE = [kind for kind in KINDS if kind not in ("router", "latent")]
+ABSENT = ("mlp_pre", "router", "experts", "latent")  # no Llama has those
+READABLE = [kind for kind in KINDS if kind not in ABSENT]
 
 
 def near(lm, exact: float) -> float:
@@ -41,12 +45,15 @@ def test_writing_back_what_was_read_changes_nothing(lm, kind):
 
 @pytest.mark.parametrize("kind", READABLE)
 def test_a_write_is_seen_by_everything_after_it(lm32, kind):
-    layer = "" if kind == "embed" else ".3"
+    layer = ".3" if KINDS[kind].by_layer else ""
     run = lm32.run(CLEAN, read=[kind, "resid_post"], write={kind + layer: lambda x: x * 0.5})
     assert not torch.equal(run.logits, lm32.run(CLEAN).logits)
     plain = lm32.run(CLEAN, read=[kind, "resid_post"])
     place = kind + layer
     assert torch.allclose(run[place], plain[place] * 0.5, atol=1e-6)
+    if kind == "final_norm":
+        assert torch.equal(run["resid_post"], plain["resid_post"])
+        return
     if kind != "embed":
         # reading q, k or z alone leaves SDPA in place; only rounding may differ below the write
         assert torch.allclose(run["resid_post.2"], plain["resid_post.2"], atol=1e-3)
@@ -67,7 +74,14 @@ def test_shapes_are_those_documented(lm):
         "resid_pre": (lm.n_layers, 1, t, d),
         "resid_pre.5": (1, t, d),
         "resid_pre.5@9": (1, d),
+        "attn_in.0": (1, t, d),
         "mlp_act.0": (1, t, lm.config.intermediate_size),
+        "mlp_gate.0@3": (1, lm.config.intermediate_size),
+        "q_pre.5.3": (1, t, d_head),
+        "k_pre.5": (1, t, kv, d_head),
+        "scores.5.3@-1": (1, t),
+        "final_norm": (1, t, d),
+        "final_norm@-1": (1, d),
         "q.5": (1, t, heads, d_head),
         "k.5": (1, t, kv, d_head),
         "v.5": (1, t, kv, d_head),
@@ -105,6 +119,101 @@ def test_patterns_are_those_of_transformers_eager_attention(lm32):
     finally:
         lm32.hf.set_attn_implementation("sdpa")
     assert (ours - torch.stack(theirs)).abs().max() < 1e-5
+
+
+def test_the_parts_of_a_layer_are_what_transformers_code_makes_of_one_another(lm32):
+    """Those of layer 7, by Llama's own norms, rotary embedding, activation function and unembedding."""
+    kinds = ("resid_pre", "attn_in", "q_pre", "k_pre", "q", "k", "scores", "pattern", "resid_mid", "mlp_in", "mlp_gate")
+    run = lm32.run(
+        CLEAN, read=[*(f"{kind}.7" for kind in (*kinds, "mlp_up", "mlp_act")), "final_norm", "resid_post.29"]
+    )
+    x = {site.split(".")[0]: run[site] for site in run.asked if site != "resid_post.29"}
+    layer, near = lm32.hf.model.layers[7], {"rtol": 1e-4, "atol": 1e-4}
+    with torch.no_grad():
+        cos, sin = lm32.hf.model.rotary_emb(x["resid_pre"], torch.arange(14)[None])
+        q, k = apply_rotary_pos_emb(x["q_pre"].transpose(1, 2), x["k_pre"].transpose(1, 2), cos, sin)
+        torch.testing.assert_close(layer.input_layernorm(x["resid_pre"]), x["attn_in"], **near)
+        torch.testing.assert_close(layer.post_attention_layernorm(x["resid_mid"]), x["mlp_in"], **near)
+        torch.testing.assert_close(layer.self_attn.q_proj(x["attn_in"]), x["q_pre"].flatten(-2), **near)
+        torch.testing.assert_close(lm32.hf.model.norm(run["resid_post.29"]), x["final_norm"], **near)
+        torch.testing.assert_close(lm32.hf.lm_head(x["final_norm"]), run.logits, **near)
+    torch.testing.assert_close(q.transpose(1, 2), x["q"], **near)
+    torch.testing.assert_close(k.transpose(1, 2), x["k"], **near)
+    dots = torch.einsum("bqhd,bkhd->bhqk", x["q"], x["k"].repeat_interleave(3, 2)) / 8
+    torch.testing.assert_close(x["scores"].tril(), dots.tril(), **near)
+    assert (x["scores"][..., torch.ones(14, 14).triu(1).bool()] == -torch.inf).all()
+    torch.testing.assert_close(x["scores"].softmax(-1), x["pattern"], **near)
+    torch.testing.assert_close(torch.nn.functional.silu(x["mlp_gate"]) * x["mlp_up"], x["mlp_act"], **near)
+
+
+def test_a_score_of_minus_infinity_cuts_a_token_off(lm32):
+    def cut(scores):
+        scores = scores.clone()
+        scores[..., -1, 1] = -torch.inf
+        return scores
+
+    run = lm32.run(CLEAN, read=["pattern.5", "z.5"], write={"scores.5.3": cut})
+    plain = lm32.run(CLEAN, read=["pattern.5", "z.5"])
+    assert run["pattern.5"][0, 3, -1, 1] == 0
+    assert float(plain["pattern.5"][0, 3, -1, 1]) > 0
+    assert torch.allclose(run["pattern.5"].sum(-1), torch.ones(()), atol=1e-5)
+    changed = (run["z.5"] - plain["z.5"]).abs().amax(-1)[0] > 1e-4
+    assert changed.nonzero().tolist() == [[13, 3]]
+
+
+def test_what_a_sites_part_is_written_to_leaves_the_other_part_alone():
+    """Queries, keys and values, or gate and up projection, from one matmul."""
+    for name, pairs in (("phi3", (("q_pre", "k_pre"), ("mlp_gate", "mlp_up"))), ("gpt_neox", (("k_pre", "q_pre"),))):
+        lm = loud(name)
+        for kind, other in pairs:
+            sites = [f"{kind}.1", f"{other}.1", "v.1"]
+            plain = lm.run(IDS, read=sites)
+            run = lm.run(IDS, read=sites, write={f"{kind}.1": lambda x: 2 * x})
+            torch.testing.assert_close(run[sites[0]], 2 * plain[sites[0]])
+            assert torch.equal(run[sites[1]], plain[sites[1]])
+            assert torch.equal(run["v.1"], plain["v.1"])
+            assert not torch.equal(run.logits, plain.logits)
+
+
+def test_experts_are_those_that_have_weight_and_cannot_be_written():
+    for name in ("mixtral", "llama4_text"):
+        lm = loud(name)
+        run = lm.run(IDS, read=["router.1", "experts.1"])
+        chosen = run["experts.1"]
+        assert run["router.1"].gather(-1, chosen).ne(0).all()
+        assert torch.equal(run["router.1"].ne(0).sum(-1), torch.full(IDS.shape, chosen.shape[-1]))
+        lm.hf.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+        for work in (lm.run, lm.generate):
+            with pytest.raises(ValueError, match=r"experts.1 can be read and not written; write router"):
+                work(IDS, write={"experts.1": chosen})
+        with pytest.raises(ValueError, match="experts cannot be patched as a grid"):
+            lk.patch(lm, IDS, CORRUPT_IDS, ANSWER, FOIL, site="experts")
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "says"),
+    [
+        ("gpt2", "q_pre", "no rotary embedding"),
+        ("gpt2", "mlp_gate", "no gate"),
+        ("llama", "mlp_pre", "read mlp_gate and mlp_up"),
+        ("deepseek_v3", "k_pre", "no one module of its attention outputs all of them"),
+        ("openai-gpt", "final_norm", "no norm comes between its layers and the unembedding"),
+        ("mamba", "attn_in", "it has no attention"),
+        ("bloom", "scores", "does not go through transformers' interface"),
+    ],
+)
+def test_a_site_that_an_architecture_lacks_is_refused_with_the_reason(name, site, says):
+    lm = loud(name)
+    assert says in lm.sites().loc[site, "why not"]
+    with pytest.raises(ValueError, match=f"has no {site}: .*{says}"):
+        lm.run(IDS, read=[site])
+
+
+def test_queries_limited_after_their_projection_are_not_given_as_those_before_rotary():
+    hf = loud("olmo").hf
+    hf.config.clip_qkv = 3.0
+    lm = lk.wrap(hf, loud("olmo").tokenizer)
+    assert "no one module" in lm.sites().loc["q_pre", "why not"]
 
 
 def test_heads_sum_to_attn_out(lm):
@@ -152,7 +261,16 @@ def test_an_exception_in_a_write_leaves_no_hook_and_the_same_logits(lm):
     def fail(x):
         raise RuntimeError("no")
 
-    for site in ("resid_pre.5", "resid_mid.5", "attn_out.5", "mlp_act.5", "z.5.3", "pattern.5"):
+    for site in (
+        "resid_pre.5",
+        "resid_mid.5",
+        "attn_out.5",
+        "mlp_act.5",
+        "z.5.3",
+        "pattern.5",
+        "q_pre.5",
+        "final_norm",
+    ):
         with pytest.raises(RuntimeError, match="no"):
             lm.run(CLEAN, write={site: fail})
     assert torch.equal(lm.run(CLEAN).logits, before)

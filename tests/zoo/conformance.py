@@ -14,12 +14,14 @@ import torch
 from naive_texts import naive_texts
 from shrink import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedTokenizerFast
+from transformers.activations import ACT2FN
 
 import labkit as lk
 from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import Site, adds_keys, layers_with
-from labkit.activations.unembedding import SOFTCAPS
+from labkit.activations.unembedding import SOFTCAPS, End, softcap_of
 from labkit.engine.cells import layers_of
 from labkit.models.weights import bias_of
 from labkit.patching.patch import PatchJob
@@ -29,6 +31,13 @@ CORRUPT = IDS.clone()
 CORRUPT[0, 5] = 140
 ANSWER, FOIL = 9, 10
 ABSENT = "-"
+GRIDS = (
+    "resid_pre", "attn_in", "mlp_out", "mlp_up", "mlp_pre", "q_pre", "scores", "z", "pattern", "head_out", "router",
+)  # fmt: skip
+SINKS = ("deepseek_v4", "flint", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4", "inkling2_text", "mimo_v2_flash")
+# what attention takes is mixed of several residual streams or layers, or has the embeddings beside it
+OTHER_INPUTS = ("deepseek_v4", "gemma3n_text", "hy_v4", "inkling2_text", "qwen4_exp_text", "zamba", "zamba2")
+NORM = re.compile(r"norm|ln|layernorm")
 MIXES_ROWS = ("rwkv",)  # transformers' own, with a state and one token per row
 
 
@@ -45,7 +54,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> None:
-    worst = float((a - b).abs().max())
+    assert a.shape == b.shape
+    off = (a - b).abs().masked_fill(a == b, 0)  # the same infinity
+    worst = float(off.max())
+    b = b.masked_fill(b.isinf(), 0)
     assert worst <= tolerance * max(1.0, float(b.abs().max())), f"off by {worst:.1e}"
 
 
@@ -73,7 +85,7 @@ def written_back(lm: lk.LanguageModel, *kinds: str) -> None:
     plain = lm.run(IDS).logits
     for kind in here(lm, *kinds):
         for layer in layers_with(lm, kind):
-            site = f"{kind}.{layer}"
+            site = f"{kind}.{layer}" if KINDS[kind].by_layer else kind
             run = lm.run(IDS, read=[site])
             close(run.logits, plain)
             close(lm.run(IDS, write={site: run[site]}).logits, plain)
@@ -113,6 +125,93 @@ def pattern(lm: lk.LanguageModel) -> None:
         close(torch.einsum("bhqk,bkhd->bqhd", shown, shared), z)
 
 
+def inputs(lm: lk.LanguageModel) -> None:
+    """What attention takes is the norm of resid_pre, or resid_pre itself where norms come later; write-back."""
+    written_back(lm, "attn_in", "mlp_in")
+    run = lm.run(IDS, read=here(lm, "attn_in", "resid_pre", "mlp_in"))
+    for layer in layers_with(lm, "attn_in"):
+        taken, stream = run[f"attn_in.{layer}"], run[f"resid_pre.{layer}"]
+        norms = [m for name, m in lm.anatomy.blocks[layer].module.named_modules() if NORM.search(name)]
+        normed = list(made_of(norms, stream))
+        normed += [twice for once in normed for twice in made_of(norms, once)]  # RWKV's first layer has two
+        if lm.config.model_type not in OTHER_INPUTS:
+            assert any(same(made, taken) for made in (stream, *normed)), f"attn_in.{layer} is no norm of resid_pre"
+
+
+def made_of(modules: Iterable[nn.Module], *given: torch.Tensor) -> Iterable[torch.Tensor]:
+    for module in modules:
+        try:
+            with torch.no_grad():
+                yield module(*given)
+        except Exception:
+            continue
+
+
+def same(a: object, b: torch.Tensor) -> bool:
+    if not isinstance(a, torch.Tensor) or a.shape != b.shape:
+        return False
+    return float((a - b).abs().max()) <= 1e-4 * max(1e-3, float(b.abs().max()))
+
+
+def gates(lm: lk.LanguageModel) -> None:
+    """act(gate) * up, or act(pre), are the neurons; write-back."""
+    written_back(lm, "mlp_gate", "mlp_up", "mlp_pre")
+    run = lm.run(IDS, read=here(lm, "mlp_gate", "mlp_up", "mlp_pre", "mlp_act"))
+    for kind in here(lm, "mlp_gate", "mlp_pre"):
+        for layer in layers_with(lm, kind):
+            parts = [m for m in lm.anatomy.blocks[layer].module.modules() if m not in lm.anatomy.adapted]
+            acts = [*ACT2FN.values(), *(m for m in parts if "act" in type(m).__name__.lower())]
+            acts = [
+                act() if isinstance(act, type) else act[0](**act[1]) if isinstance(act, tuple) else act for act in acts
+            ]
+            made = [
+                x * (run[f"mlp_up.{layer}"] if kind == "mlp_gate" else 1) for x in made_of(acts, run[f"{kind}.{layer}"])
+            ]
+            norms = [m for m in parts if "norm" in type(m).__name__.lower()] if lm.config.model_type == "bitnet" else []
+            made += [y for x in made for y in made_of(norms, x)]
+            assert any(same(x, run[f"mlp_act.{layer}"]) for x in made), f"{kind}.{layer} does not make the neurons"
+
+
+def before_rotary(lm: lk.LanguageModel) -> None:
+    """Turning a head's query or key keeps its length, up to one factor for all; write-back."""
+    written_back(lm, "q_pre", "k_pre")
+    for kind in here(lm, "q_pre", "k_pre"):
+        for layer in layers_with(lm, kind):
+            sites = [f"{kind}.{layer}", f"{kind[0]}.{layer}"]
+            run = lm.run(IDS, read=sites)
+            before, after = (run[site].norm(dim=-1) for site in sites)
+            assert not same(run[sites[0]], run[sites[1]])
+            close(before * (after.sum() / before.sum()), after)
+
+
+def scores(lm: lk.LanguageModel) -> None:
+    """Their softmax is the pattern, less a sink's share; write-back."""
+    written_back(lm, "scores")
+    for layer in layers_with(lm, "scores"):
+        run = lm.run(IDS, read=[f"scores.{layer}", f"pattern.{layer}"])
+        shown, pattern = run[f"scores.{layer}"].softmax(-1), run[f"pattern.{layer}"]
+        if lm.config.model_type in SINKS:
+            pattern = pattern / pattern.sum(-1, keepdim=True)
+        close(shown, pattern)
+        ahead = torch.ones(shown.shape[-2:]).triu(1).bool()
+        ahead[:, IDS.shape[1] :] = False
+        assert bool((run[f"scores.{layer}"][..., ahead] == -torch.inf).all())
+
+
+def final_norm(lm: lk.LanguageModel) -> None:
+    """Unembedded it gives the logits, up to a scale and a soft cap; write-back."""
+    written_back(lm, *here(lm, "final_norm"))
+    run = lm.run(IDS, read=["final_norm"])
+    x, tail = run["final_norm"], list(lm.anatomy.tail)
+    with torch.no_grad():
+        if lm.anatomy.final_norm in tail:
+            for module in tail[tail.index(lm.anatomy.final_norm) + 1 :]:
+                x = module(x)
+        made = lm.anatomy.unembed(x).float()
+    end = End(softcap=softcap_of(lm))
+    close(End(end.fitted(made[0, -1], run.logits[0, -1]), end.softcap)(made), run.logits, 1e-3)
+
+
 def head_out(lm: lk.LanguageModel) -> None:
     """The heads' outputs and the bias add up to attention's; write-back."""
     written_back(lm, *here(lm, "head_out"))
@@ -131,6 +230,12 @@ def router(lm: lk.LanguageModel) -> None:
         assert 0 < int(taken.sum(-1).min()) <= int(taken.sum(-1).max()) < taken.shape[-1]
         turned = lm.run(IDS, write={f"router.{layer}": lambda x: x.roll(1, -1)}).logits
         assert not torch.equal(turned, lm.run(IDS).logits), "turning the experts round changes nothing"
+        run = lm.run(IDS, read=[f"router.{layer}", f"experts.{layer}"])
+        weights, chosen = run[f"router.{layer}"], run[f"experts.{layer}"]
+        assert not chosen.is_floating_point()
+        heaviest = weights.topk(chosen.shape[-1]).indices.sort(-1).values
+        zero = weights.gather(-1, heaviest) == 0  # which of those without weight come last in topk is by chance
+        assert bool((zero | (heaviest == chosen.sort(-1).values)).all()), "the experts are not those with weight"
 
 
 def direct(lm: lk.LanguageModel) -> None:
@@ -155,7 +260,7 @@ def direct(lm: lk.LanguageModel) -> None:
 def grid(lm: lk.LanguageModel) -> None:
     """Fast grid = naive grid, also of unequal prompts, texts, zero and noise; identical prompts have no effect."""
     slow = False
-    for site in here(lm, "resid_pre", "mlp_out", "z", "pattern", "head_out", "router"):
+    for site in here(lm, *GRIDS):
         job = PatchJob(lm, IDS, CORRUPT, ANSWER, FOIL, site=site)
         list(job.steps())
         fast = torch.tensor(job.grid.values).flatten()
@@ -250,27 +355,30 @@ def while_writing(lm: lk.LanguageModel) -> None:
     are those that are written alone.
     """
     plain = lm.generate(IDS, max_new_tokens=5)
-    by_key = ("k", "v", "pattern")
+    by_key = ("k_pre", "k", "v", "scores", "pattern")
     sites = []
-    for site in (f"{kind}.{n}" for kind in KINDS if kind != "embed" for n in layers_with(lm, kind)):
+    for site in (f"{kind}.{n}" for kind in KINDS if KINDS[kind].by_layer for n in layers_with(lm, kind)):
         kind, layer = site.split(".")
         if kind in by_key and adds_keys(lm, int(layer)):
             with pytest.raises(ValueError, match=f"{re.escape(site)}: layer {layer} of .* adds compressed keys"):
                 lm.generate(IDS, read=[site])
         else:
             sites.append(site)
-    sites.append("embed")
+    sites += here(lm, "embed", "final_norm")
     read = lm.generate(IDS, max_new_tokens=5, read=sites, read_at="all")
     assert read.record.ids == plain.record.ids
     whole = lm.run(torch.cat([IDS, torch.tensor([read.record.ids])], 1), read=sites)
     for site in sites:
         assert read[site].shape == whole[site][0].shape
         close(read[site], whole[site][0])
+    writable = [site for site in sites if KINDS[Site.parse(site).kind].writable]
     for nothing in (lambda x: x, None):
-        same = lm.generate(IDS, max_new_tokens=len(plain.record), write={site: nothing or read[site] for site in sites})
-        assert same.record.ids == plain.record.ids
-        close(*(torch.tensor(one.record.rows["logprob"].copy()) for one in (same, plain)))
-    for site in dict.fromkeys([*(s for s in sites if s.startswith(("k.", "pattern.", "z."))), sites[-1]]):
+        write = {site: nothing or read[site] for site in writable}
+        again = lm.generate(IDS, max_new_tokens=len(plain.record), write=write)
+        assert again.record.ids == plain.record.ids
+        close(*(torch.tensor(one.record.rows["logprob"].copy()) for one in (again, plain)))
+    some = ("k.", "pattern.", "z.", "k_pre.", "scores.", "mlp_in.", "mlp_up.")
+    for site in dict.fromkeys([*(s for s in sites if s.startswith(some)), sites[-1]]):
         write = {site: lambda x: x * 0.5}
         other = lm.generate(IDS, max_new_tokens=5, write=write).record
         logits = lm.run(torch.cat([IDS, torch.tensor([other.ids])], 1), write=write).logits[0, IDS.shape[1] - 1 : -1]
@@ -308,11 +416,16 @@ PROMISES: dict[str, Callable[[lk.LanguageModel], None]] = {
     "logits": logits,
     "resid": resid,
     "attn/mlp out": lambda lm: written_back(lm, "attn_out", "mlp_out", "mlp_act", "latent"),
+    "attn/mlp in": inputs,
+    "gates": gates,
+    "before rotary": before_rotary,
     "q/k/v": lambda lm: written_back(lm, "q", "k", "v"),
+    "scores": scores,
     "pattern": pattern,
     "z": lambda lm: written_back(lm, "z"),
     "head_out": head_out,
     "router": router,
+    "final norm": final_norm,
     "direct": direct,
     "fast = naive": grid,
     "generation": generation,

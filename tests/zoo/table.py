@@ -28,17 +28,24 @@ against the models again.
 - `yes`: kept. `-`: the architecture has no such site, and `lm.sites()` says so. `no`: not kept, see below.
 - *logits*: a run that reads gives the plain forward's logits.
 - *resid*, *attn/mlp out*, *q/k/v*, *z*: writing back what was read changes nothing, writing something else does.
+- *attn/mlp in*: the same, and what attention takes is a norm of `resid_pre`, or `resid_pre` itself where norms come
+  later; where it is mixed of several streams or layers (DeepSeek-V4, Gemma 3n, Zamba, ...) only the former.
+- *gates*: the same, and act(`mlp_gate`) * `mlp_up`, or act(`mlp_pre`), is `mlp_act` (in BitNet under a norm).
+- *before rotary*: the same, and `q_pre` and `k_pre` differ from `q` and `k` by a rotation.
+- *scores*: the same, and their softmax is `pattern`, less what an attention sink takes (gpt-oss and its like).
 - *pattern*: rows sum to at most 1, no token looks ahead, pattern @ v = z.
 - *head_out*: the heads add up to `attn_out`.
-- *router*: which experts take each token, read and written.
+- *router*: which experts take each token, read and written; `experts` are their numbers.
+- *final norm*: the same, and unembedded it gives the logits, up to a scale and a soft cap.
 - *direct*: the parts of direct logit attribution add up to the logit difference, heads to their attention.
 - *fast = naive*: grids by the wavefront equal one full forward pass per cell (`slow`: run that way, because layers or
   readout cannot be restarted alone).
 - *generation*: transformers' own tokens. *clean up*: an error leaves no hook.
 - *while writing*: what is read while the model writes with its cache is what one pass over prompt and text has, at
   every site; writing what is there changes nothing, and another value does what it does in that pass; texts of a batch
-  are those that are written alone. Refused, with the reason: `k`, `v` and `pattern` in layers that add compressed keys
-  to those of the positions (DeepSeek-V4), and batches where transformers mixes their rows (RWKV).
+  are those that are written alone. Refused, with the reason: `k`, `v` and what is by key in
+  layers that add compressed keys to those of the positions (DeepSeek-V4), and batches where transformers mixes their
+  rows (RWKV).
 - *4 bits*: the same, or what differs.
 
 """

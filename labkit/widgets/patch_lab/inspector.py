@@ -10,10 +10,10 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
+from labkit.activations.metrics import label_of
 from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import CellReport, JointReport, Place, inspect, together, transplant
 from labkit.patching.grid import PatchGrid
-from labkit.patching.metrics import label_of
 from labkit.patching.pair_runs import ENDS
 from labkit.patching.source_model import run_names
 from labkit.results.recipe import answer_ids

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from labkit.activations.metrics import label_of
 from labkit.activations.sites import layers_with
 from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import Place, cone
 from labkit.patching.grid import PatchGrid
-from labkit.patching.metrics import label_of
 from labkit.patching.pair_runs import ENDS, PairRuns
 from labkit.patching.patch import PatchJob
 from labkit.patching.source_model import run_names

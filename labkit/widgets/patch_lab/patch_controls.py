@@ -8,10 +8,10 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from labkit.activations.metrics import METRICS
 from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import absent
 from labkit.language_model import LanguageModel
-from labkit.patching.metrics import METRICS
 from labkit.patching.spec import DIRECTIONS
 from labkit.widgets.base.tool import choice, labelled, link, shown
 from labkit.widgets.patch_lab.state import OVER, SITES, PatchState, into

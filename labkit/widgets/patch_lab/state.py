@@ -13,7 +13,8 @@ from labkit.patching.spec import DIRECTIONS, PatchSpec
 from labkit.widgets.base.block import cell
 
 Over = tuple[str, str]
-SITES = tuple(sorted(PATCHED, key=lambda name: KINDS[name].unit == "head"))  # those by head after the others
+SITES = tuple(sorted(PATCHED, key=lambda name: (KINDS[name].fine, KINDS[name].unit == "head")))
+"""In the order of the menu: those by head after the others, and fine parts of them last."""
 OVER: dict[str, Over] = {
     "layers × positions": ("layer", "position"),
     "layers × heads": ("layer", "head"),

@@ -15,10 +15,10 @@ import ipywidgets as widgets
 import numpy as np
 import traitlets as t
 
+from labkit.activations.metrics import code_of_own
 from labkit.activations.site_kinds import KINDS
 from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
-from labkit.patching.metrics import code_of_own
 from labkit.patching.source_model import check_source, run_names
 from labkit.precision.next_tokens import NextTokens, next_tokens
 from labkit.results.recipe import loaded_as, made_with

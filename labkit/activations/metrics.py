@@ -15,8 +15,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from labkit.results.recipe import usual_metric
-
 MetricFunction = Callable[[torch.Tensor], torch.Tensor]
 Need = Literal["answer", "foil", "clean"]
 
@@ -146,6 +144,13 @@ class Metric:
     def of(self, logits: torch.Tensor) -> torch.Tensor:
         """The same from all columns, (rows, vocab) -> (rows,)."""
         return self(logits if self.columns is None else logits[:, list(self.columns)])
+
+
+def usual_metric(foil: object, *, several: bool = False) -> str:
+    """The default metric, of single tokens or of texts of several."""
+    if foil is None:
+        return "logprob"
+    return "logprob_diff" if several else "logit_diff"
 
 
 def label_of(name: str) -> str:
