@@ -114,7 +114,7 @@ KINDS = {
         SiteKind("resid_post", "residual stream leaving a layer", _STREAM, lambda block: block.module, received=True),
         SiteKind(
             "attn_in",
-            "what attention takes, after the norm if one is before it",
+            "input of attention, after the norm before it",
             _STREAM,
             lambda block: block.attention,
             at_input=True,
@@ -130,7 +130,7 @@ KINDS = {
         ),
         SiteKind(
             "mlp_in",
-            "what the MLP takes, after the norm if one is before it",
+            "input of the MLP, after the norm before it",
             _STREAM,
             lambda block: block.mlp_in,
             at_input=True,
@@ -151,7 +151,7 @@ KINDS = {
         ),
         SiteKind(
             "mlp_gate",
-            "gates of the neurons, before their activation function: mlp_act is act(mlp_gate) * mlp_up",
+            "gates of the neurons: mlp_act is act(mlp_gate) * mlp_up",
             _NEURONS,
             lambda block: block.mlp_parts.gate,
             absent=_NO_GATE,
@@ -169,7 +169,7 @@ KINDS = {
         ),
         SiteKind(
             "mlp_pre",
-            "neurons without gates, before their activation function: mlp_act is act(mlp_pre)",
+            "neurons without gates: mlp_act is act(mlp_pre)",
             _NEURONS,
             lambda block: block.mlp_parts.pre,
             absent="its MLP has gates (read mlp_gate and mlp_up), or no projection outputs what its activation takes",
@@ -183,7 +183,7 @@ KINDS = {
         SiteKind("v", "values by head", _KV, received=True),
         SiteKind(
             "scores",
-            "attention scores by head, as the softmax takes them: -inf where nothing is seen",
+            "attention scores by head, -inf where masked",
             ("n_heads", "query", "key"),
             fine=True,
         ),
@@ -204,7 +204,7 @@ KINDS = {
         ),
         SiteKind(
             "experts",
-            "numbers of the experts that the router chose for a token; to be read only",
+            "numbers of the experts chosen for a token",
             ("position", "k"),
             absent=_NO_EXPERTS,
             writable=False,

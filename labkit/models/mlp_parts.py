@@ -7,7 +7,7 @@ every second column of it, is what gives the very numbers that the down projecti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,13 @@ class Part:
     """Some columns of what a module outputs, on the last axis."""
 
     module: nn.Module
-    columns: slice = field(default_factory=lambda: slice(None))
+    first: int | None = None
+    end: int | None = None
+    step: int | None = None
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.first, self.end, self.step)
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,13 @@ def mlp_parts(down: nn.Module | None, calls: Sequence[Call], flow: Flow) -> MLPP
 
 def _pieces(calls: Sequence[Call], width: int) -> Iterator[tuple[Part, torch.Tensor]]:
     """What may be a gate or the like, with its values (token, width)."""
-    whole, halves = (slice(None),), (slice(0, width), slice(width, None), slice(0, None, 2), slice(1, None, 2))
+    whole, halves = ((),), ((0, width), (width, 2 * width), (0, 2 * width, 2), (1, 2 * width, 2))
     for call in calls:
         out = call.output
         if isinstance(out, torch.Tensor) and out.shape[-1] in (width, 2 * width):
             for columns in whole if out.shape[-1] == width else halves:
-                yield Part(call.module, columns), out[..., columns]
+                part = Part(call.module, *columns)
+                yield part, out[..., part.columns]
 
 
 def _acted(x: torch.Tensor, calls: Sequence[Call]) -> list[torch.Tensor]:
