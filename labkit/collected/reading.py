@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from labkit.activations.run import Run, parts_by_place, run
+from labkit.activations.site_kinds import BY_QUERY
 from labkit.activations.sites import Site, adds_keys, checked
 from labkit.collected.batches import batches
 from labkit.collected.positions import chosen
@@ -47,10 +48,10 @@ def parsed(read: Sequence[str | Site]) -> list[Site]:
     for site in sites:
         if site.position is not None:
             raise ValueError(f"{site}: positions= says which positions are collected; leave out @{site.position}")
-        if site.kind == "pattern":
+        if site.kind in BY_QUERY:
             raise ValueError(
-                f"{site}: a pattern has one number per key, so its rows are as long as their text and do not fit into "
-                "one array; lk.attention has the patterns of a text, and q, k and z have one row per position"
+                f"{site}: {site.kind} has one number per key, so its rows are as long as their text and do not fit "
+                "into one array; lk.attention has the patterns of a text, and q, k and z have one row per position"
             )
     return sites
 

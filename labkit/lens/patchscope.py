@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from labkit.activations.run import run
-from labkit.activations.site_kinds import KINDS
+from labkit.activations.site_kinds import BY_QUERY, KINDS
 from labkit.activations.sites import Site, checked, layers_with
 from labkit.generation.access import Access, written_as_code
 from labkit.generation.generate import room_for
@@ -186,7 +186,7 @@ class PatchscopeJob:
         if not read:
             raise ValueError("layers or positions is an empty list; name at least one of each, or leave it out")
         site = read[0]
-        if site.kind == "pattern" or KINDS[site.kind].unit == "expert":
+        if site.kind in BY_QUERY or KINDS[site.kind].unit == "expert":
             raise ValueError(f"a patchscope moves vectors; {site.kind} has none: use a site such as 'resid_post.10@-1'")
         if site.layer is None and site.kind != "embed":
             first = layers_with(reader, site.kind)[0]

@@ -22,6 +22,7 @@ import torch
 
 from labkit.activations.hooks import Edit, Place
 from labkit.activations.metrics import Metric
+from labkit.activations.site_kinds import BY_QUERY
 from labkit.engine.recorded_run import recorded
 from labkit.language_model import LanguageModel
 from labkit.text.as_code import Name, as_python
@@ -85,7 +86,10 @@ class Zero(Perturbation):
     """Zeros in the place of the clean activation."""
 
     def draws(self, lm: LanguageModel, ids: torch.Tensor, *, whole: int) -> list[Draw]:
-        zeros: Activation = lambda lm, kind, own: {layer: torch.zeros_like(x) for layer, x in own.items()}  # noqa: E731
+        def zeros(lm: LanguageModel, kind: str, own: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+            """Zeros; scores of what a token cannot see stay -inf."""
+            return {layer: torch.zeros_like(x).masked_fill(x == -torch.inf, -torch.inf) for layer, x in own.items()}
+
         return [Draw("zero", instead=zeros)]
 
 
@@ -111,14 +115,14 @@ class Mean(Perturbation):
         by_position = all(one.shape[1] == whole for one in read)
 
         def mean(lm: LanguageModel, kind: str, own: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-            if kind == "pattern" and not (by_position and next(iter(own.values())).shape[1] == ids.shape[1]):
-                raise ValueError("the mean of a pattern needs prompts with as many tokens as the clean one")
+            if kind in BY_QUERY and not (by_position and next(iter(own.values())).shape[1] == ids.shape[1]):
+                raise ValueError(f"the mean of {kind} needs prompts with as many tokens as the clean one")
             total = {layer: x.float().clone() for layer, x in own.items()}  # what is forced keeps its own
             for n, one in enumerate(read):
                 ((_, found),) = recorded(lm, one[:, : ids.shape[1]] if by_position else one, sites=[kind])
                 for layer, x in found[kind].items():
                     here = x.float() if by_position else x.float().mean(0, keepdim=True)
-                    rows = slice(None) if kind == "pattern" else slice(0, ids.shape[1])
+                    rows = slice(None) if kind in BY_QUERY else slice(0, ids.shape[1])
                     total[layer][rows] = here / len(read) + (total[layer][rows] if n else 0)
             return {layer: x.to(own[layer].dtype) for layer, x in total.items()}
 

@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from labkit.activations.metrics import Metric, MetricFunction, MetricKind, code_of_own, metric_of, usual_metric
+from labkit.activations.site_kinds import BY_QUERY
 from labkit.language_model import LanguageModel
 from labkit.patching.answers import Answer, Answers, as_given, resolved
 from labkit.patching.pair_runs import PairRuns
@@ -179,10 +180,10 @@ class PatchSpec(PairSpec):
         """The pair along its alignment, with answers of any number of tokens."""
         pair = align_spans(lm, self.clean, self.corrupt, self.alignment)
         ids = self._read(pair)
-        if pair.spans is not None and self.site == "pattern":
+        if pair.spans is not None and self.site in BY_QUERY:
             raise ValueError(
-                "a pattern has one key for each position of its own prompt, so it cannot be put into a prompt that is "
-                "paired along an alignment; use z, or q and k"
+                f"{self.site} has one key for each position of its own prompt, so it cannot be put into a prompt that "
+                "is paired along an alignment; use z, or q and k"
             )
         found = resolved(lm, self.answer, self.foil, after={"answer": ids["clean"], "foil": ids["corrupt"]})
         if not isinstance(found, Answers):

@@ -370,7 +370,7 @@ def test_bad_input_is_refused_before_the_model_runs(lm32, tmp_path, monkeypatch)
         (SOME, {"read": []}, "names nothing to collect"),
         (SOME, {"read": ["resid_post.99"]}, "layer 99 is out of range"),
         (SOME, {"read": ["router"]}, "has no router"),
-        (SOME, {"read": ["pattern.3"]}, r"pattern\.3: a pattern has one number per key"),
+        (SOME, {"read": ["pattern.3"]}, r"pattern\.3: pattern has one number per key"),
         (SOME, {"read": ["resid_post.3@-1"]}, "positions= says which"),
         (SOME, {"positions": [3]}, r"2 of 4 texts .* text 1, 'Hello': position 3 is out of range; it has 1 token"),
         (SOME, {"positions": "first"}, "positions must be 'all', 'last', a list"),

@@ -260,7 +260,7 @@ def test_attribution_goes_through_four_bit_layers(lm4):
     [
         ({"clean": "", "corrupt": ""}, "the prompt is empty"),
         ({"clean": CLEAN + " Bob", "at": 13}, r"at=13 is another place in each of two prompts of 15 and 14 tokens"),
-        ({"clean": CLEAN + " Bob", "site": "pattern"}, "a pattern has one key for each position of its own prompt"),
+        ({"clean": CLEAN + " Bob", "site": "pattern"}, "pattern has one key for each position of its own prompt"),
         ({"clean": "Bob", "corrupt": " and Mary"}, "no span of them is equal; say which positions belong together"),
         ({"alignment": [((0, 2), (0, 3))]}, "pairs 2 positions of clean with 3 of corrupt"),
         ({"alignment": [((0, 2), (13, 15))]}, "is out of range: corrupt has positions 0 to 13"),
