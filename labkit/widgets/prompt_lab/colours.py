@@ -43,6 +43,8 @@ class Colours(Panel):
         self.menu.observe(lambda change: self._clicked(partial(self.colour, change["new"])), "value")
         self.children = [self._line]
         lab.observe(lambda _: self.forget(), "measure")
+        for one in lab.columns:
+            one.strip.observe(lambda _, one=one: self.offer(one), "selection")
         shown(self.menu, False)
         shown(self._line, False)
 

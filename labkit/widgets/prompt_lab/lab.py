@@ -134,7 +134,7 @@ class PromptLab(Sampled, Coloured, Tool):
             one.branches.on_action(partial(tend, self, one))
             one.branches.observe(lambda _: self._note_result(), "selection")
             one.strip.observe(lambda _, one=one: self._beside.point(one), "hovered")
-            one.strip.observe(lambda _, one=one: (self.look.offer(one), self.colours.offer(one)), "selection")
+            one.strip.observe(lambda _, one=one: self.look.offer(one), "selection")
         self.children = [
             row(self._mode, self._measure, self.colours.menu),
             self.turns,
