@@ -100,6 +100,7 @@ class Column(Panel):
     def _lay_out(self, prompt: Sequence[Token]) -> None:
         self._fresh, self._ids, self._due = [], [], 0.0
         self.strip.clear()
+        self._look()
         with self.strip.hold_sync():
             self.strip.tokens = [token.display for token in prompt]
             self.strip.marks = self._prompt_marks(prompt)
@@ -246,6 +247,7 @@ class Column(Panel):
         low, high, unit = LOOKS[self.measure]
         for strip in (self.strip, self.compared):
             with strip.hold_sync():
+                strip.scale, strip.centre = "surprise", None
                 strip.low, strip.high, strip.unit = low, high, unit
 
     # -- comparing ---------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.prompt_lab.branch_actions import take, tend
 from labkit.widgets.prompt_lab.chat_turns import ChatTurns, as_asked, with_answers
 from labkit.widgets.prompt_lab.code import written_code
+from labkit.widgets.prompt_lab.colours import Coloured, Colours
 from labkit.widgets.prompt_lab.column import Column
 from labkit.widgets.prompt_lab.look_inside import LookInside
 from labkit.widgets.prompt_lab.pane_diff import PaneDiff
@@ -49,7 +50,7 @@ BOXES = {
 }
 
 
-class PromptLab(Sampled, Tool):
+class PromptLab(Sampled, Coloured, Tool):
     """Prompt a model, or several side by side.
 
     Tokens appear as they come, warm where the model was unsure. Hover over one for its alternatives, click it to branch
@@ -118,9 +119,8 @@ class PromptLab(Sampled, Tool):
         self._measure = choice("Colour by", MEASURES, "180px")
         longest = min(lm.context or 100_000 for lm in self.lms)
         self.settings = Settings(self, longest=longest, before=[self.run_button, self.stop_button])
-        self._shorten = button("", self._run_shortened, button_style="warning")
-        self.sessions = Sessions(self)
-        self.look = LookInside(self.status, background=self.queue.background)
+        self._shorten, self.sessions = button("", self._run_shortened, button_style="warning"), Sessions(self)
+        self.look, self.colours = LookInside(self.status, background=self.queue.background), Colours(self)
 
     def _compose(self) -> None:
         """Every part has a fixed place; `_arrange` shows and hides them."""
@@ -136,12 +136,13 @@ class PromptLab(Sampled, Tool):
             one.strip.observe(lambda _, one=one: self._beside.point(one), "hovered")
             one.strip.observe(lambda _, one=one: self.look.offer(one), "selection")
         self.children = [
-            row(self._mode, self._measure),
+            row(self._mode, self._measure, self.colours.menu),
             self.turns,
             self.box,
             self.settings,
             row(self.status, self._shorten),
             row(*self.columns, wide=True) if len(self.columns) > 1 else self.columns[0],
+            self.colours,
             self.look,
             self.sessions,
         ]
@@ -285,8 +286,8 @@ class PromptLab(Sampled, Tool):
         return f" · no effect at temperature 0: {idle}" if idle else ""
 
     def _note_result(self) -> None:
-        result = self.columns[0].branch or self.columns[0].score
-        if result is not None:
+        self.colours.forget()
+        if (result := self.columns[0].branch or self.columns[0].score) is not None:
             self.generation = result
 
     def answered(self) -> None:
@@ -381,15 +382,14 @@ class PromptLab(Sampled, Tool):
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def code(self) -> str:
-        return written_code(self)
+        return written_code(self) + self.colours.code()
 
     def snapshot(self) -> str:
         title = f"PromptLab · {' | '.join(one.name for one in self.columns)}"
         if not any(one.strip.tokens for one in self.columns):
             return card(note(self.prompt or "no prompt yet"), title=title)
-        higher = "the less probable it was" if self.measure == "probability" else f"the higher its {self.measure}"
         parts = (f'<div style="flex:1 1 380px">{one.picture()}</div>' for one in self.columns)
-        return card(side_by_side(*parts), note(f"the warmer a token, {higher}"), title=title)
+        return card(side_by_side(*parts), note(self.colours.said()), title=title)
 
     def __repr__(self) -> str:
         names = repr(self.lm.name)
