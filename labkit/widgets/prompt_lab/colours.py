@@ -34,7 +34,7 @@ class Colours(Panel):
         self.lab, self.shown_by = lab, ""
         self._read: dict[str, tuple[str, np.ndarray | None]] = {}  # name: a site, and a direction (d_model,)
         self._lines: list[str] = []  # the Python of what is shown
-        self._from: Column | None = None
+        self._from: tuple[Column, int] | None = None  # the written token that was selected last
         self.menu = choice("or by", [(PLAIN, "")], "260px")
         self.head = labelled(widgets.Text, "Head or layer", "240px", value=f"pattern.{lab.lm.n_layers // 2}")
         self.looked_button = button("Where it looked", partial(self._clicked, self.looked), "Its attention")
@@ -66,15 +66,16 @@ class Colours(Panel):
         shown(self.menu, True)
 
     def offer(self, column: Column) -> None:
-        """A token was selected, or let go: only one that was written has reasons."""
+        """A token was selected: one that was written has reasons. It stays when its menu closes, over the buttons."""
         at = column.strip.selection
-        if at is not None or self._from is column:
-            self._from = column if at is not None and column.branch is not None and at >= column.offset else None
+        if at is not None:
+            self._from = (column, at) if column.branch is not None and at >= column.offset else None
         shown(self._line, self._from is not None)
 
     def forget(self) -> None:
         """Another text is shown, by the measure."""
-        self.shown_by, self._lines = "", []
+        self.shown_by, self._lines, self._from = "", [], None
+        shown(self._line, False)
         self.menu.value = ""
 
     def colour(self, name: str) -> None:
@@ -153,11 +154,9 @@ class Colours(Panel):
         return f"\n# {self.shown_by}\nimport torch\n\nids = torch.tensor({ids})\nvalues = {self._lines[0]}\n"
 
     def _selected(self) -> tuple[Column, int]:
-        column = self._from
-        at = column.strip.selection if column is not None else None
-        if column is None or at is None:
+        if self._from is None or self._from[1] >= _ids(self._from[0]).shape[1]:
             raise ValueError("no written token is selected; click one first")
-        return column, at
+        return self._from
 
     def _done(self, name: str, lines: list[str]) -> None:
         self.shown_by, self._lines = name, lines
