@@ -15,6 +15,7 @@ import numpy as np
 from labkit.circuits.circuit import Circuit
 from labkit.circuits.graph import Wiring
 from labkit.results.file import open_arrays, reading, save_arrays
+from labkit.text.as_code import TORCH, with_imports
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,11 +92,12 @@ class EdgeScores:
         """
         if not several or any(one.wiring != several[0].wiring for one in several):
             raise ValueError("the mean needs at least one EdgeScores, all of the same model")
-        calls = [one.code().removeprefix(one.recipe["load"]).removeprefix("edges = ").rstrip() for one in several]
+        alone = lambda one: one.code().removeprefix(TORCH).removeprefix(one.recipe["load"])  # noqa: E731
+        calls = [alone(one).removeprefix("edges = ").rstrip() for one in several]
         mean: np.ndarray = np.stack([one.values for one in several]).mean(0, dtype=np.float64)
         clean, corrupt = (float(np.mean([getattr(one, name) for one in several])) for name in ("clean", "corrupt"))
         inner = ",\n    ".join(call.replace("\n", "\n    ") for call in calls)
-        code = f"{several[0].recipe['load']}edges = lk.EdgeScores.mean([\n    {inner},\n])\n"
+        code = with_imports(f"{several[0].recipe['load']}edges = lk.EdgeScores.mean([\n    {inner},\n])\n")
         return replace(
             several[0],
             values=mean.astype(np.float32),

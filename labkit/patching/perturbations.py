@@ -183,7 +183,7 @@ class Noise(Perturbation):
 
     Args:
         subject: the text of the prompt to be noised, or its positions.
-        strength: standard deviation of the noise, in standard deviations of the embeddings.
+        strength: standard deviation of the noise, in standard deviations of the prompt's embeddings.
         samples: how many times noise is drawn.
         seed: which noise.
 
@@ -236,20 +236,20 @@ class Noise(Perturbation):
             if ids.shape[1] == whole:
                 raise
             raise ValueError(f"up to position {ids.shape[1] - 1}, which at= names: {error}") from None
-        table = lm.embedding
-        spread = self.strength * float(table.float().std())
+        length, strength = ids.shape[1], self.strength
 
         def noised(sample: int) -> Edit:
             def edit(x: torch.Tensor) -> torch.Tensor:
                 draw = torch.Generator().manual_seed(1_000_003 * self.seed + sample)
-                noise = spread * torch.randn((len(places), *x.shape[2:]), generator=draw)
+                noise = torch.randn((len(places), *x.shape[2:]), generator=draw).to(x.device)
+                spread = strength * x[:, :length].float().std()  # without what is forced after the prompt
                 x = x.clone()
-                x[:, places] += noise.to(x)
+                x[:, places] += (spread * noise).to(x.dtype)
                 return x
 
             return edit
 
-        key = ("noise", tuple(places), spread, self.seed)
+        key = ("noise", tuple(places), strength, self.seed)
         return [Draw((*key, sample), edits={("embed", 0): noised(sample)}) for sample in range(self.samples)]
 
 

@@ -54,7 +54,11 @@ def as_code(before: str, call: str, /, *given: Any, **settings: Any) -> str:
         call: what is called, and the name of what it gives: `lens = lk.logit_lens`.
         given, settings: its arguments.
     """
-    code = before + as_call(call, *given, **settings)
+    return with_imports(before + as_call(call, *given, **settings))
+
+
+def with_imports(code: str) -> str:
+    """Code, with the import first that token ids in it take."""
     return TORCH + code if "torch.tensor(" in code and not code.startswith(TORCH) else code
 
 

@@ -148,7 +148,9 @@ def test_without_room_nothing_is_kept(fresh, monkeypatch):
             patch.setattr(fast, name, value)
             packed = fresh.run(many).logits
             assert fresh.fast.size == 0
-        assert float((packed - kept).abs().max()) <= 1  # logits of about 20, in bfloat16, 30 layers up
+        # logits of about 20, in bfloat16, 30 layers up; 1.45 at most was seen, on a processor with AMX
+        assert float((packed - kept).abs().max()) <= 2
+        assert float((packed - kept).float().abs().mean()) <= 0.2
 
 
 def _slow_or_not(lm):

@@ -29,12 +29,12 @@ def puts(lm, by, site, n_draws) -> list[dict]:
     clean = lm.run(CLEAN, read=read)
     whole = lambda run: [run[name] for name in read]  # noqa: E731
     if isinstance(by, lk.Noise):
-        table = lm.embedding
+        own = lm.run(CLEAN, read=["embed"])["embed"]
         places = by.positions(lm, lm.encode(CLEAN))
         draws = []
         for sample in range(n_draws):
             draw = torch.Generator().manual_seed(1_000_003 * by.seed + sample)
-            noise = by.strength * spread(table) * torch.randn((len(places), lm.d_model), generator=draw)
+            noise = by.strength * spread(own) * torch.randn((len(places), lm.d_model), generator=draw)
 
             def noised(x, noise=noise):
                 x = x.clone()
