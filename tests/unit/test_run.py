@@ -236,9 +236,8 @@ def test_a_left_padded_batch_gives_the_numbers_of_single_rows(lm):
         single = lm.run(text, read=["resid_post.29", "pattern.4"])
         n = single.ids.shape[1]
         assert (batch.logits[row, -n:] - single.logits[0]).abs().max() <= near(lm, 1e-3)
-        assert torch.allclose(
-            batch["pattern.4"][row, :, -n:, -n:], single["pattern.4"][0], atol=1e-5 if n == 14 else 2e-2
-        )
+        atol = 1e-5 if lm.bits == 32 else 2e-2  # in bfloat16 some processors round two rows unlike one
+        assert torch.allclose(batch["pattern.4"][row, :, -n:, -n:], single["pattern.4"][0], atol=atol)
     assert batch.mask.sum().item() == 14 + len(lm.tokens(short))
 
 
