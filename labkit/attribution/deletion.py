@@ -22,6 +22,7 @@ from labkit.results.bootstrap import ends
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
 from labkit.text.as_code import Name, as_call, changed
+from labkit.text.whole import whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,9 +156,8 @@ def deletion(
         raise ValueError("this needs the model; open the file with lk.open_input_attribution(path, lm)")
     if len(attribution.units) < 2:
         raise ValueError("an order needs at least two parts; this attribution has one: choose smaller ones with by=")
-    for name, value, least in (("points", points, 1), ("orders", orders, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
+    points, orders = whole("points", points, least=1), whole("orders", orders, least=1)
+    seed = whole("seed", seed, least=0)
     job = DeletionJob(attribution.lm, attribution, points, orders, seed)
     finish(job, "deletion", unit="score", kept="curve", progress=progress)
     return job.curve

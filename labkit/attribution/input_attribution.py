@@ -27,6 +27,7 @@ from labkit.text.prompts import as_json, asked
 from labkit.text.tokens import describe
 from labkit.text.types import Prompt
 from labkit.text.warn import warn
+from labkit.text.whole import whole
 
 Method = Literal["occlusion", "gradient_x_input", "integrated_gradients"]
 
@@ -83,8 +84,7 @@ def input_attribution(
         raise ValueError("replace='delete' leaves no embedding to take a gradient at; use it with method='occlusion'")
     if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance is a share between 0 and 1, such as 0.01; got {tolerance!r}")
-    if not isinstance(max_steps, int) or max_steps < 20:
-        raise ValueError(f"max_steps must be a whole number, at least 20, with which a path begins; got {max_steps!r}")
+    max_steps = whole("max_steps", max_steps, least=20)  # a path begins with as many
     for name, text in (("written", written), ("foil", foil)):
         if text is not None and not isinstance(text, str | Iterable):
             raise TypeError(f"{name} must be a text or a list of token ids; got {text!r:.60}")

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from labkit.results.bootstrap import interval
 from labkit.results.file import open_arrays, reading, save_arrays
-from labkit.steering.vector import SteeringVector
+from labkit.steering.vector import SteeringVector, from_arrays, to_arrays
 from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import from_json
 
@@ -268,14 +267,11 @@ class Refusal:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it to one file (`.npz`), in one step; `labkit.open_refusal` reads it."""
-        vectors = list(self.directions.values())
+        vectors, values = to_arrays(self.directions.values())
         about = {
             "layer": self.layer, "conditions": self.conditions, "written": self.written, "recipe": self.recipe,
-            "directions": [
-                {"layer": v.layer, "typical": v.typical, "spread": v.spread, "recipe": v.recipe} for v in vectors
-            ],
+            "directions": vectors,
         }  # fmt: skip
-        values = np.stack([v.values.numpy() for v in vectors]) if vectors else np.zeros((0, 0), np.float32)
         return save_arrays(
             path, FILE, about, values=values, choice=self.choice, log_odds=self.log_odds, refused=self.refused,
             damage=self.damage, apart=self.apart,
@@ -317,12 +313,8 @@ def open_refusal(path: str | os.PathLike[str]) -> Refusal:
     """
     about, arrays = open_arrays(path, FILE)
     with reading(path, FILE):
-        directions = {
-            one["layer"]: SteeringVector(
-                torch.from_numpy(values), one["layer"], one["typical"], tuple(one["spread"]), one["recipe"]
-            )
-            for one, values in zip(about["directions"], arrays.pop("values"), strict=True)
-        }
+        vectors = from_arrays(about["directions"], arrays.pop("values"))
+        directions = {vector.layer: vector for vector in vectors}
         conditions = tuple((manner, vector) for manner, vector in about["conditions"])
         written = tuple(tuple(texts) for texts in about["written"])
         return Refusal(

@@ -32,6 +32,7 @@ from labkit.steering.directions import At, Method, vectors_of
 from labkit.text.as_code import changed
 from labkit.text.encode import encode
 from labkit.text.prompts import as_json, asked, prompts_of
+from labkit.text.whole import whole
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
@@ -90,8 +91,7 @@ def steering_search(
             context; before anything is measured.
     """
     numbers = _numbers(strengths)
-    if isinstance(random, bool) or not isinstance(random, int) or random < 1:
-        raise ValueError(f"random directions judge the effect; give at least 1, not {random!r}")
+    random = whole("random", random, least=1, of=" of directions, which judge the effect")
     if method not in get_args(Method) or at not in get_args(At):
         raise ValueError(f"method must be 'mean_difference' or 'pca', and at 'last' or 'mean'; got {method!r}, {at!r}")
     some = np.linspace(0, lm.n_layers - 1, min(LAYERS, lm.n_layers)).round() if layers is None else layers

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from labkit.results.bootstrap import interval
 from labkit.results.file import open_arrays, reading, save_arrays
-from labkit.steering.vector import SteeringVector
+from labkit.steering.vector import SteeringVector, from_arrays, to_arrays
 from labkit.text.as_code import LM, Name, as_code
 from labkit.text.prompts import from_json
 
@@ -227,14 +226,11 @@ class SteeringSearch:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it to one file (`.npz`), in one step; `labkit.open_steering_search` reads it."""
-        vectors = list(self.directions.values())
+        vectors, values = to_arrays(self.directions.values())
         about = {
             "strengths": self.strengths, "perplexity": self.perplexity, "recipe": self.recipe,
-            "directions": [
-                {"layer": v.layer, "typical": v.typical, "spread": v.spread, "recipe": v.recipe} for v in vectors
-            ],
+            "directions": vectors,
         }  # fmt: skip
-        values = np.stack([v.values.numpy() for v in vectors])
         return save_arrays(path, FILE, about, values=values, effects=self.effects, damage=self.damage, plain=self.plain)
 
     @property
@@ -272,12 +268,8 @@ def open_steering_search(path: str | os.PathLike[str]) -> SteeringSearch:
     """
     about, arrays = open_arrays(path, FILE)
     with reading(path, FILE):
-        directions = {
-            one["layer"]: SteeringVector(
-                torch.from_numpy(values), one["layer"], one["typical"], tuple(one["spread"]), one["recipe"]
-            )
-            for one, values in zip(about["directions"], arrays.pop("values"), strict=True)
-        }
+        vectors = from_arrays(about["directions"], arrays.pop("values"))
+        directions = {vector.layer: vector for vector in vectors}
         strengths = tuple(about["strengths"])
         return SteeringSearch(directions, strengths, perplexity=about["perplexity"], recipe=about["recipe"], **arrays)
 

@@ -29,6 +29,7 @@ from labkit.shards.executors import Workers, shards_done, workers_of
 from labkit.shards.workers import ModelSource, Plan, load_code, plan_for, recipe_of
 from labkit.text.prompts import as_json, asked, prompts_of, several
 from labkit.text.types import Prompt
+from labkit.text.whole import whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,9 +88,10 @@ def collect(
         TypeError: a text is no prompt, or the executor none.
     """
     prompts, columns = _given(texts)
-    for name, value in (("batch", batch), ("shard", shard)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of texts, at least 1; got {value!r}")
+    batch, shard = (
+        None if value is None else whole(name, value, least=1, of=" of texts")
+        for name, value in (("batch", batch), ("shard", shard))
+    )
     kept_as = None if dtype is None else str(dtype).removeprefix("torch.")
     if kept_as is not None and kept_as not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {kept_as!r}")

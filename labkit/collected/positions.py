@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from operator import index
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ def parsed(positions: Any) -> Any:
     if isinstance(positions, str) and positions == "last":
         return (-1,)
     try:
-        found = tuple(dict.fromkeys(map(index, [positions] if isinstance(positions, int) else positions)))
+        found = tuple(dict.fromkeys(map(index, [positions] if isinstance(positions, Integral) else positions)))
     except (TypeError, ValueError):
         found = ()
     if isinstance(positions, str) or not found:

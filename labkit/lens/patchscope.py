@@ -32,6 +32,7 @@ from labkit.results.job import finish
 from labkit.results.recipe import loaded_as, made_with
 from labkit.text.prompts import as_json, asked
 from labkit.text.types import Prompt
+from labkit.text.whole import whole
 
 ROWS = 16  # texts that are written at once, where a model keeps the rows of a batch apart
 INTO = str(USUAL["into"])
@@ -131,11 +132,8 @@ class PatchscopeJob:
         for name, some in (("layers", layers), ("positions", positions)):
             if some is not None and (isinstance(some, str) or not isinstance(some, Iterable)):
                 raise TypeError(f"{name} must be a list of numbers, such as [{some}]; got {some!r:.60}")
-        for name, number in (("at", at), ("seed", seed)):
-            if not isinstance(number, int):
-                raise TypeError(f"{name} must be a whole number; got {number!r:.60}")
-        if batch is not None and (not isinstance(batch, int) or batch < 1):
-            raise ValueError(f"batch must be a whole number of texts, at least 1; got {batch!r}")
+        at, seed = whole("at", at), whole("seed", seed)
+        batch = None if batch is None else whole("batch", batch, least=1, of=" of texts")
         reader = source or lm
         self.lm, self.sampling = lm, Sampling(max_new_tokens)
         source_prompt, into = asked(reader, source_prompt), asked(lm, into)

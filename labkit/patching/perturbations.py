@@ -31,6 +31,7 @@ from labkit.text.prompts import as_json, asked, from_json
 from labkit.text.tokens import bytes_of
 from labkit.text.types import Prompt
 from labkit.text.warn import warn
+from labkit.text.whole import whole
 
 Activation = Callable[[LanguageModel, str, dict[int, torch.Tensor]], dict[int, torch.Tensor]]
 """From a model, a kind of site and its clean activation by layer (seq, ...) to what is put there."""
@@ -150,8 +151,8 @@ class Resample(Perturbation):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", _prompts(self.prompts, "Resample"))
-        _at_least_one("samples", self.samples)
-        _whole_number("seed", self.seed)
+        object.__setattr__(self, "samples", whole("samples", self.samples, least=1))
+        object.__setattr__(self, "seed", whole("seed", self.seed))
 
     @property
     def name(self) -> str:
@@ -212,8 +213,8 @@ class Noise(Perturbation):
             raise ValueError("the subject is empty; give a text of the prompt, or positions")
         if not isinstance(self.strength, int | float) or not 0 < self.strength < math.inf:
             raise ValueError(f"strength must be a number above 0; got {self.strength!r}")
-        _at_least_one("samples", self.samples)
-        _whole_number("seed", self.seed)
+        object.__setattr__(self, "samples", whole("samples", self.samples, least=1))
+        object.__setattr__(self, "seed", whole("seed", self.seed))
 
     @property
     def name(self) -> str:
@@ -313,13 +314,3 @@ def _prompts(given: Any, name: str) -> tuple[Prompt, ...]:
     if isinstance(given, str) or not isinstance(given, Sequence) or not len(given):
         raise ValueError(f"{name} takes a list of prompts; got {given!r:.60}")
     return tuple(given)
-
-
-def _whole_number(name: str, value: int) -> None:
-    if not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number; got {value!r}")
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number from 1 on; got {value!r}")

@@ -25,6 +25,7 @@ from labkit.results.recipe import made_with, recipe_of
 from labkit.text.encode import TooLong, single_token
 from labkit.text.pair import Pair, align, align_spans, partners
 from labkit.text.types import Prompt
+from labkit.text.whole import whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -147,8 +148,7 @@ class PatchSpec(PairSpec):
                 object.__setattr__(self, name, tuple(given))
         if self.alignment is not None:  # hashable, as the rest is
             object.__setattr__(self, "alignment", _as_tuples(self.alignment))
-        if not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window is how many layers a cell patches, from 1 on; got {self.window!r}")
+        object.__setattr__(self, "window", whole("window", self.window, least=1, of=" of layers"))
         self._check_perturbation()
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {self.direction!r}")

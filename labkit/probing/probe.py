@@ -23,6 +23,7 @@ from labkit.probing import fit
 from labkit.probing.result import Probe
 from labkit.results.job import finish
 from labkit.results.recipe import versions
+from labkit.text.whole import whole
 
 Labels = str | Sequence[Any] | np.ndarray
 """One per text or per row of a collection, or the name of a column of its `rows`."""
@@ -74,9 +75,8 @@ def probe(
     fit.expect_sklearn()
     if not isinstance(collected, Collection):
         raise TypeError(f"lk.probe takes what lk.collect gives; got {type(collected).__name__}")
-    for name, value, least in (("folds", folds, 2), ("controls", controls, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
+    folds, controls = whole("folds", folds, least=2), whole("controls", controls, least=1)
+    seed = whole("seed", seed, least=0)
     if not isinstance(C, int | float) or not 0 < C < math.inf:
         raise ValueError(f"C must be a number above 0; got {C!r}")
     if not len(collected):

@@ -8,7 +8,7 @@ the variance has in common rather than the mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, overload
 
 import torch
@@ -64,7 +64,7 @@ def steering_vector(
         ValueError: no prompts, a bad one, a layer out of range, a model without a residual stream to read, no pairs for
             `pca`, or two equal sides.
     """
-    found = [checked(lm, f"resid_post.{one}").layer for one in ([layer] if isinstance(layer, int) else layer)]
+    found = [checked(lm, f"resid_post.{one}").layer for one in (layer if isinstance(layer, Iterable) else [layer])]
     layers = list(dict.fromkeys(one for one in found if one is not None))
     if not layers:
         raise ValueError("layer=[] names no layer; give at least one")
@@ -82,7 +82,7 @@ def steering_vector(
             f"positive and negative give the same activations at layer {missing[0]}; they must differ where they are "
             "read, " + ("at their last token" if at == "last" else "after their first token")
         )
-    return vectors[layers[0]] if isinstance(layer, int) else vectors
+    return vectors if isinstance(layer, Iterable) else vectors[layers[0]]
 
 
 def vectors_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -116,7 +116,7 @@ def _edits(
     after = vector.layer if layer is None and isinstance(vector, SteeringVector) else layer
     if after is None:
         raise ValueError("a plain tensor has no layer to be added after; give layer=...")
-    found = [checked(lm, f"resid_post.{one}").layer for one in ([after] if isinstance(after, int) else after)]
+    found = [checked(lm, f"resid_post.{one}").layer for one in (after if isinstance(after, Iterable) else [after])]
     if not found:
         raise ValueError("layer=[] names no layer to steer after")
     return {("resid_post", one): edit for one in found if one is not None}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
 from labkit.results import gguf_vectors
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.text.as_code import Name, as_call
+from labkit.text.whole import whole
 
 Manner = Literal["add", "project_out", "set", "clamp"]
 
@@ -56,9 +59,7 @@ class SteeringVector:
             raise ValueError(f"a steering vector has shape (d_model,); these values have {tuple(found.shape)}")
         if not bool(torch.isfinite(found).all()):
             raise ValueError("the values of a steering vector must be finite")
-        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-            raise ValueError(f"layer must be a whole number from 0; got {layer!r}")
-        return cls(found, layer, float(typical), recipe=dict(recipe or {}))
+        return cls(found, whole("layer", layer, least=0), float(typical), recipe=dict(recipe or {}))
 
     @property
     def norm(self) -> float:
@@ -101,8 +102,8 @@ class SteeringVector:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it to one file (`.npz`), in one step; `labkit.open_steering_vector` reads it."""
-        about = {"layer": self.layer, "typical": self.typical, "spread": self.spread}
-        return save_arrays(path, "steering vector", {**about, "recipe": self.recipe}, values=self.values.numpy())
+        (about,), values = to_arrays([self])
+        return save_arrays(path, "steering vector", about, values=values[0])
 
     def to_gguf(self, path: str | os.PathLike[str], *, model_type: str | None = None) -> Path:
         """Write it as a control vector for llama.cpp; `labkit.save_control_vector` says more, and takes several layers.
@@ -201,6 +202,21 @@ class Steering:
         return lines, as_call("vector.edit", self.manner, self.strength, **settings).strip()
 
 
+def to_arrays(vectors: Iterable[SteeringVector]) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Vectors as a file keeps them: what each is about, for JSON, and the values (vectors, d_model)."""
+    some = list(vectors)
+    about = [{"layer": v.layer, "typical": v.typical, "spread": v.spread, "recipe": v.recipe} for v in some]
+    return about, np.stack([v.values.numpy() for v in some]) if some else np.zeros((0, 0), np.float32)
+
+
+def from_arrays(about: Iterable[dict[str, Any]], values: np.ndarray) -> list[SteeringVector]:
+    """The vectors that `to_arrays` took apart."""
+    return [
+        SteeringVector(torch.from_numpy(row), one["layer"], one["typical"], tuple(one["spread"]), one["recipe"])
+        for one, row in zip(about, values, strict=True)
+    ]
+
+
 def open_steering_vector(path: str | os.PathLike[str]) -> SteeringVector:
     """Open a vector that `SteeringVector.save` wrote.
 
@@ -210,5 +226,4 @@ def open_steering_vector(path: str | os.PathLike[str]) -> SteeringVector:
     """
     about, arrays = open_arrays(path, "steering vector")
     with reading(path, "steering vector"):
-        values = torch.from_numpy(arrays["values"])
-        return SteeringVector(values, about["layer"], about["typical"], tuple(about["spread"]), about["recipe"])
+        return from_arrays([about], arrays["values"][None])[0]

@@ -120,7 +120,7 @@ def test_any_values_make_a_vector(lm4):
     [
         (np.zeros((2, 3, 4)), 1, r"has shape \(d_model,\); these values have \(2, 3, 4\)"),
         ([1.0, float("nan")], 1, "must be finite"),
-        ([1.0], -1, "layer must be a whole number from 0; got -1"),
+        ([1.0], -1, "layer must be a whole number, at least 0; got -1"),
     ],
 )
 def test_values_that_make_no_vector_are_refused(values, layer, says):

@@ -130,6 +130,8 @@ def test_what_an_interrupt_leaves_is_kept(lm32: lk.LanguageModel, monkeypatch: p
         ({"at": 99}, "position at=99 is out of range"),
         ({"layer": 99}, "layer 99 is out of range"),
         ({"layers": []}, "empty list"),
+        ({"at": "x"}, "at must be a whole number"),
+        ({"seed": "x"}, "seed must be a whole number"),
         ({"batch": 0}, "batch must be a whole number of texts, at least 1"),
         ({"mapping": lambda x: x[:5]}, "cannot be broadcast"),
         ({"mapping": lambda x: x / 0}, "not finite"),
@@ -148,8 +150,6 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ({"at": "x"}, "at must be a whole number"),
-        ({"seed": "x"}, "seed must be a whole number"),
         ({"layers": 3}, r"layers must be a list of numbers, such as \[3\]"),
         ({"mapping": 5}, "mapping= is a function"),
         ({"source": "gpt2"}, "source= is another model"),

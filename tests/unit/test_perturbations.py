@@ -233,7 +233,7 @@ def test_a_mean_over_prompts_of_other_lengths_is_over_all_positions(lm32):
         ({"by": lk.Resample([CLEAN])}, "are the clean one; add others"),
         ({"by": "zero", "corrupt": CORRUPT}, "leave corrupt out"),
         ({"by": "zero", "alignment": [((0, 2), (0, 2))]}, "leave alignment out"),
-        ({"by": "zero", "window": 0}, "window is how many layers"),
+        ({"by": "zero", "window": 0}, "window must be a whole number of layers, at least 1"),
         ({}, "give a corrupt prompt, or another model"),
         ({"by": lk.Noise("Eiffel Tower")}, "'Eiffel Tower' is not in the prompt"),
         ({"by": lk.Noise("John")}, "'John' is in the prompt 2 times"),

@@ -225,7 +225,7 @@ def test_the_effect_can_be_any_metric_of_the_logits(lm4):
         ({"strengths": [True]}, "other than 0; got True"),
         ({"layers": [3, 30]}, "layers 0 to 29"),
         ({"layers": []}, "names no layer"),
-        ({"random": 0}, "give at least 1, not 0"),
+        ({"random": 0}, "random must be a whole number of directions, which judge the effect, at least 1; got 0"),
         ({"method": "svm"}, "'mean_difference' or 'pca'"),
         ({"method": "pca", "positive": POSITIVE[:4]}, "as many positive as negative prompts"),
         ({"effect": "logit_diff", "prompts": ["My week was"]}, "needs an answer, which differs between prompts"),

@@ -1,0 +1,17 @@
+"""Arguments that are whole numbers: Python's own and numpy's."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+
+def whole(name: str, value: object, *, least: int | None = None, of: str = "") -> int:
+    """An argument as an int; numpy's integers count, True and 2.0 do not.
+
+    Raises:
+        ValueError: it is something else, or below `least`; `of` says what is counted, such as " of texts".
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and (least is None or int(value) >= least):
+        return int(value)
+    least_of = "" if least is None else f", at least {least}"
+    raise ValueError(f"{name} must be a whole number{of}{least_of}; got {value!r:.60}")
