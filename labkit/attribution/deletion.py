@@ -22,7 +22,7 @@ from labkit.results.bootstrap import ends
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
 from labkit.text.as_code import Name, as_call, changed
-from labkit.text.whole import whole
+from labkit.text.whole_numbers import whole
 
 if TYPE_CHECKING:
     import pandas as pd

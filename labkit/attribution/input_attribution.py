@@ -27,7 +27,7 @@ from labkit.text.prompts import as_json, asked
 from labkit.text.tokens import describe
 from labkit.text.types import Prompt
 from labkit.text.warn import warn
-from labkit.text.whole import whole
+from labkit.text.whole_numbers import whole
 
 Method = Literal["occlusion", "gradient_x_input", "integrated_gradients"]
 

@@ -32,7 +32,7 @@ from labkit.steering.directions import At, Method, vectors_of
 from labkit.text.as_code import changed
 from labkit.text.encode import encode
 from labkit.text.prompts import as_json, asked, prompts_of
-from labkit.text.whole import whole
+from labkit.text.whole_numbers import whole
 
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel

@@ -29,7 +29,7 @@ from labkit.shards.executors import Workers, shards_done, workers_of
 from labkit.shards.workers import ModelSource, Plan, load_code, plan_for, recipe_of
 from labkit.text.prompts import as_json, asked, prompts_of, several
 from labkit.text.types import Prompt
-from labkit.text.whole import whole
+from labkit.text.whole_numbers import whole
 
 if TYPE_CHECKING:
     import pandas as pd

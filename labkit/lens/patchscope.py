@@ -32,7 +32,7 @@ from labkit.results.job import finish
 from labkit.results.recipe import loaded_as, made_with
 from labkit.text.prompts import as_json, asked
 from labkit.text.types import Prompt
-from labkit.text.whole import whole
+from labkit.text.whole_numbers import whole
 
 ROWS = 16  # texts that are written at once, where a model keeps the rows of a batch apart
 INTO = str(USUAL["into"])

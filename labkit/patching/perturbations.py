@@ -31,7 +31,7 @@ from labkit.text.prompts import as_json, asked, from_json
 from labkit.text.tokens import bytes_of
 from labkit.text.types import Prompt
 from labkit.text.warn import warn
-from labkit.text.whole import whole
+from labkit.text.whole_numbers import whole
 
 Activation = Callable[[LanguageModel, str, dict[int, torch.Tensor]], dict[int, torch.Tensor]]
 """From a model, a kind of site and its clean activation by layer (seq, ...) to what is put there."""

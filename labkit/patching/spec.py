@@ -25,7 +25,7 @@ from labkit.results.recipe import made_with, recipe_of
 from labkit.text.encode import TooLong, single_token
 from labkit.text.pair import Pair, align, align_spans, partners
 from labkit.text.types import Prompt
-from labkit.text.whole import whole
+from labkit.text.whole_numbers import whole
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -23,7 +23,7 @@ from labkit.probing import fit
 from labkit.probing.result import Probe
 from labkit.results.job import finish
 from labkit.results.recipe import versions
-from labkit.text.whole import whole
+from labkit.text.whole_numbers import whole
 
 Labels = str | Sequence[Any] | np.ndarray
 """One per text or per row of a collection, or the name of a column of its `rows`."""

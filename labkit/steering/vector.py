@@ -14,7 +14,7 @@ import torch
 from labkit.results import gguf_vectors
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.text.as_code import Name, as_call
-from labkit.text.whole import whole
+from labkit.text.whole_numbers import whole
 
 Manner = Literal["add", "project_out", "set", "clamp"]
 
