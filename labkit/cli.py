@@ -39,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     looked.add_argument("name", help="hub id, folder or .gguf file")
     looked.add_argument("--revision", default=None, help="branch, tag or commit on the hub")
     looked.add_argument("--json", action="store_true", help="print JSON, for other programs")
+    course = commands.add_parser("course", help="which exercises are right, yours or those of a class")
+    report = course.add_subparsers(dest="what", metavar="WHAT", required=True).add_parser(
+        "report", help="how many exercises of each notebook are right"
+    )
+    report.add_argument("files", nargs="*", help="progress files of a class, or folders that hold them; omit for yours")
+    report.add_argument("--csv", action="store_true", help="print every exercise that was tried, for a spreadsheet")
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.command != "lab":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -48,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _doctor()
     if parsed.command == "card":
         return _card(parsed.name)
+    if parsed.command == "course":
+        return _course(parsed.files, as_csv=parsed.csv)
     if parsed.command == "scan":
         return _scan(parsed.name, revision=parsed.revision, as_json=parsed.json)
     return _models() if parsed.command == "models" else _pull(parsed.name, bits=parsed.bits)
@@ -160,6 +168,26 @@ def _card(name: str | None) -> int:
         return 1
     print(page.to_markdown(), end="")
     return 0
+
+
+def _course(places: list[str], *, as_csv: bool) -> int:
+    """0: all was read; 1: some file could not be, or there is none."""
+    from labkit.course.checks import exercises
+    from labkit.course.progress import class_report, files_in, progress_file
+
+    files = files_in(places or [progress_file()])
+    if not files:
+        print(f"There is no progress.json in {', '.join(places)}.", file=sys.stderr)
+        return 1
+    if not places and not files[0].exists():
+        print("No exercise was checked yet; `check` in the notebooks keeps your progress.", file=sys.stderr)
+        return 1
+    found = class_report(files, exercises())
+    print(found.to_csv() if as_csv else found, end="" if as_csv else "\n")
+    if as_csv:
+        for person, why in found.unread.items():
+            print(f"Not read: {person}: {why}", file=sys.stderr)
+    return 1 if found.unread else 0
 
 
 def _doctor() -> int:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ FIRST = ("test_200_pairs_on_dask_survive_a_killed_kernel_and_a_killed_worker",)
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.name not in FIRST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def progress(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever runs the tests keeps their own progress in the course."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABKIT_PROGRESS", str(tmp_path_factory.mktemp("course") / "progress.json"))
+        yield
 
 
 @pytest.fixture(scope="session")

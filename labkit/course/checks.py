@@ -10,6 +10,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from labkit.course.progress import note
+
 if TYPE_CHECKING:
     from labkit.language_model import LanguageModel
 
@@ -39,7 +41,7 @@ CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 
 
 def check(name: str, answer: Any, lm: LanguageModel) -> None:
-    """Print whether an answer to an exercise is right, and why.
+    """Print whether an answer to an exercise is right, and why; note it in the file of one's progress.
 
     Raises:
         ValueError: there is no such exercise.
@@ -53,6 +55,7 @@ def check(name: str, answer: Any, lm: LanguageModel) -> None:
         verdict = EXERCISES[name](answer, lm)
     except (ValueError, TypeError, IndexError) as error:
         verdict = Verdict(False, str(error))
+    note(name, right=verdict.right)
     print(f"{name}: {'Right.' if verdict.right else 'Not yet.'} {verdict.why}")
 
 
