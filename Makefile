@@ -143,7 +143,7 @@ links:  ## Colab, Binder and nbgitpuller links and first cells: make links REPO=
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	touch $@
 
-bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run (about 25 minutes on two cores); DATA=... adds harness.py
+bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run (about 40 minutes on two cores); DATA=... adds harness.py
 	.venv-peers/bin/python benchmarks/peer_zoo.py benchmarks/results/zoo.json
 	$(BIN)/python tests/zoo/table.py
 	$(BIN)/python benchmarks/agreement.py
@@ -151,6 +151,7 @@ bench: $(VENV)/.test .venv-peers/.ready  ## labkit beside its peers, in one run 
 	$(BIN)/python benchmarks/null_audits.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/compare.py $(ARGS)
+	$(BIN)/python benchmarks/answers.py
 	$(BIN)/python benchmarks/attention.py
 	$(if $(DATA),$(BIN)/python benchmarks/harness.py "$(DATA)")
 

@@ -25,6 +25,7 @@ from labkit.activations.attention_interface import (
 )
 from labkit.activations.before_rotary import Before, before_rotary
 from labkit.activations.head_layout import Here, heads_of, tracked
+from labkit.activations.recurrent_states import state_in
 from labkit.activations.site_kinds import ATTENTION_KINDS, HEAD_IN, HEAD_KINDS, KINDS, ROTATED_KINDS
 from labkit.models.anatomy import routing
 from labkit.models.compiled import HIDDEN, uncompiled
@@ -142,8 +143,12 @@ def _module_of(lm: Model, place: Place) -> tuple[nn.Module, bool, slice | Before
 def _hook(lm: Model, place: Place, through: Edit, here: Here, stack: ExitStack, *, written: bool) -> None:
     """A hook where a site passes that is not seen by the attention function; removed with the stack."""
     kind, layer = place
-    module, at_input, part = _module_of(lm, place)
     block = lm.anatomy.blocks[layer].module
+    if kind == "state":
+        in_cache = here.only(layer, _on_cache(layer, through))
+        stack.callback(block.register_forward_hook(in_cache, with_kwargs=True).remove)
+        return
+    module, at_input, part = _module_of(lm, place)
     streams_first = lm.anatomy.streams_first and kind in ("resid_pre", "resid_post")
     shape: list[int] = []  # rows and positions of the block's input; inside some blocks the two are one axis
 
@@ -243,6 +248,17 @@ def _hook(lm: Model, place: Place, through: Edit, here: Here, stack: ExitStack, 
         other = {"head_out": on_projection, "experts": on_router}
         hook = here.only(layer, other.get(kind, on_output))
         stack.callback(module.register_forward_hook(hook).remove)
+
+
+def _on_cache(layer: int, through: Edit) -> Callable[..., None]:
+    """A hook on a block that is given a cache: the state that the block leaves there."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        state = state_in((*args, *kwargs.values()), layer)
+        if state is not None:
+            through(state)
+
+    return hook
 
 
 def n_experts(experts: nn.Module) -> int:

@@ -183,7 +183,7 @@ def run(
 
     Raises:
         ValueError: an unknown site, a layer, head or position out of range (in a batch, of the shortest prompt), a
-            value of the wrong shape, a bad prompt; a gradient at a site of whole numbers, or of a metric without one.
+            value of the wrong shape, a bad prompt; a gradient at a site that is only read, or of a metric without one.
         RuntimeError: the model never reached a site that was to be read or written.
     """
     ids, mask = batch_of(lm, prompt)
@@ -195,7 +195,7 @@ def run(
     kept: dict[Site, torch.Tensor] = {}
     reads = _keeps(lm, list(wanted.values()), rows, kept, to)
     edits = edits_of(lm, {rows.checked(lm, site): value for site, value in (write or {}).items()}, rows)
-    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": any(kind == "state" for kind, _ in reads)}
     if rows.padding:
         inputs |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
     found: dict[Site, torch.Tensor] = {}
@@ -264,9 +264,7 @@ def _keep(sites: list[Site], rows: Batch, kept: dict[Site, torch.Tensor], to: An
 
 def _with_gradient(site: Site) -> Site:
     if not KINDS[site.kind].writable:
-        raise ValueError(
-            f"{site} has no gradient: it is whole numbers; take that of router, the weights of the experts"
-        )
+        raise ValueError(f"{site} has no gradient: it can only be read; take that of {KINDS[site.kind].instead}")
     return site
 
 

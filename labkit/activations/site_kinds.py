@@ -42,6 +42,7 @@ class SiteKind:
         sent, received: can a path begin or end there (Wang et al. 2022)?
         by_layer: is there one in every layer, or one in the model?
         writable: can it be written? What cannot is not patched either, and has no gradient.
+        instead: of what cannot be written, what can, and what that is.
         fine: is it a part of what another kind shows, for when that has shown where to look? Menus have it last.
     """
 
@@ -56,6 +57,7 @@ class SiteKind:
     received: bool = False
     by_layer: bool = True
     writable: bool = True
+    instead: str = ""
     fine: bool = False
 
     @property
@@ -78,6 +80,11 @@ class SiteKind:
     def by_query(self) -> bool:
         """Are its axes heads, queries and keys, so that its positions are those of the queries?"""
         return "query" in self.axes
+
+    @property
+    def by_position(self) -> bool:
+        """Is there one for each position, or one for all of them?"""
+        return "position" in self.axes or self.by_query
 
     @property
     def usual(self) -> tuple[str, str]:
@@ -208,6 +215,7 @@ KINDS = {
             ("position", "k"),
             absent=_NO_EXPERTS,
             writable=False,
+            instead="router, the weights of the experts",
         ),
         SiteKind(
             "latent",
@@ -216,6 +224,15 @@ KINDS = {
             lambda block: block.latent,
             at_input=True,
             absent="its keys and values are not compressed",
+        ),
+        SiteKind(
+            "state",
+            "recurrent state after the last position, as the layer leaves it in the cache",
+            ("...",),
+            absent="no layer leaves a recurrent state in the cache: it is no state-space model and has no linear "
+            "attention, or keeps its state elsewhere",
+            writable=False,
+            instead="resid_pre, what the layer takes",
         ),
         SiteKind(
             "final_norm",

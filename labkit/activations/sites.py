@@ -14,6 +14,7 @@ from torch import nn
 
 from labkit.activations.before_rotary import before_rotary
 from labkit.activations.head_layout import heads_of
+from labkit.activations.recurrent_states import layers_with_state
 from labkit.activations.site_kinds import HEAD_IN, HEAD_KINDS, KINDS, ROTATED_KINDS
 from labkit.models.unwrapped import MERGE
 
@@ -91,6 +92,10 @@ def checked(lm: Model, site: str | Site, *, length: int | None = None) -> Site:
         ValueError: the layer, head or position is out of range, or this architecture has no such site.
     """
     site = Site.parse(site)
+    if site.position is not None and not KINDS[site.kind].by_position:
+        raise ValueError(
+            f"{site}: {site.kind} has no positions; run the prompt up to a position to read what it is there"
+        )
 
     def within(what: str, value: int | None, count: int) -> int | None:
         if value is None:
@@ -111,7 +116,13 @@ def checked(lm: Model, site: str | Site, *, length: int | None = None) -> Site:
 def refuse_written(site: Site) -> None:
     """Raise a ValueError for a site that can only be read."""
     if not KINDS[site.kind].writable:
-        raise ValueError(f"{site} can be read and not written; write router, the weights of the experts")
+        raise ValueError(f"{site} can be read and not written; write {KINDS[site.kind].instead}")
+
+
+def refuse_without_positions(site: Site) -> None:
+    """Raise a ValueError for a site that has no row for each position."""
+    if not KINDS[site.kind].by_position:
+        raise ValueError(f"{site} has no row for each position; lm.run reads it after the last one of a prompt")
 
 
 def out_of_range(lm: Model, kind: str, what: str, value: int, count: int) -> str:
@@ -157,6 +168,8 @@ def _missing(lm: Model, kind: str, layer: int) -> str | None:
         return before_rotary(lm)[layer].missing.get(kind)
     if kind == HEAD_IN or KINDS[kind].unit == "head":
         why = heads_of(lm)[layer].missing.get("head_out" if kind == HEAD_IN else kind)
+    elif kind == "state":
+        why = None if layer in layers_with_state(lm) else KINDS[kind].absent
     elif kind in ("router", "experts"):
         why = None if block.experts is not None or block.router is not None else KINDS[kind].absent
     else:

@@ -17,7 +17,7 @@ import torch
 
 from labkit.activations.run import Run, parts_by_place, run
 from labkit.activations.site_kinds import BY_QUERY
-from labkit.activations.sites import Site, adds_keys, checked
+from labkit.activations.sites import Site, adds_keys, checked, refuse_without_positions
 from labkit.collected.batches import batches
 from labkit.collected.positions import chosen
 from labkit.engine.batching import in_chunks
@@ -53,6 +53,7 @@ def parsed(read: Sequence[str | Site]) -> list[Site]:
                 f"{site}: {site.kind} has one number per key, so its rows are as long as their text and do not fit "
                 "into one array; lk.attention has the patterns of a text, and q, k and z have one row per position"
             )
+        refuse_without_positions(site)
     return sites
 
 

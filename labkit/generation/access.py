@@ -23,7 +23,15 @@ from labkit.activations.batch import Batch
 from labkit.activations.hooks import Edit, Place, hooked
 from labkit.activations.run import by_layer, edits_of, index, parts_by_place, run
 from labkit.activations.site_kinds import BY_QUERY, KINDS
-from labkit.activations.sites import Site, adds_keys, checked, layers_with, of_keys, refuse_written
+from labkit.activations.sites import (
+    Site,
+    adds_keys,
+    checked,
+    layers_with,
+    of_keys,
+    refuse_without_positions,
+    refuse_written,
+)
 from labkit.generation.readings import Readings, Span, new_folder, token_axis, unseen
 from labkit.models.handle import Model
 from labkit.text.as_code import as_python
@@ -116,6 +124,7 @@ class Access:
 
     def _checked(self, site: str | Site) -> Site:
         found = checked(self.lm, site)
+        refuse_without_positions(found)
         if found.position is not None:
             raise ValueError(
                 f"{site}: which positions are read and written while the model writes is said by read_at and write_at; "

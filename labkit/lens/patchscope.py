@@ -184,7 +184,7 @@ class PatchscopeJob:
         if not read:
             raise ValueError("layers or positions is an empty list; name at least one of each, or leave it out")
         site = read[0]
-        if site.kind in BY_QUERY or KINDS[site.kind].unit == "expert":
+        if site.kind in BY_QUERY or KINDS[site.kind].unit == "expert" or not KINDS[site.kind].by_position:
             raise ValueError(f"a patchscope moves vectors; {site.kind} has none: use a site such as 'resid_post.10@-1'")
         if site.layer is None and site.kind != "embed":
             first = layers_with(reader, site.kind)[0]

@@ -205,6 +205,8 @@ class PatchJob:
         if self._metric is not None:
             return
         base, kind = ENDS[self.direction][1], engine_kind(self.site)
+        # activations first: the run that they are read in has the logits as well
+        taken = [(lane.put_in(self.direction, kind), lane.activations(base, kind)) for lane in self.runs.lanes]
         logits = {name: self.runs.logits(name) for name in ("clean", "corrupt")}
         metric = self.pair.metric(logits["clean"][0])
         self.grid.clean, self.grid.corrupt = (float(metric.of(rows)[0]) for rows in logits.values())
@@ -213,8 +215,7 @@ class PatchJob:
         self.grid.measured_in(metric.unit, self.runs.noise(metric))
         flat, first = self.grid.values.reshape(-1), self.runs.first(self.direction)
         moved: dict[int, np.ndarray] = {}
-        for lane in self.runs.lanes:
-            activations, own = lane.put_in(self.direction, kind), lane.activations(base, kind)
+        for activations, own in taken:
             for layer in {layer for cell in self.cells for layer in self._layers(cell) if layer in own}:
                 here = by_unit(own[layer] != activations[layer], kind).any(-1).cpu().numpy()[: self.at + 1]
                 moved[layer] = moved[layer] | here if layer in moved else here

@@ -10,6 +10,7 @@ from naive import close
 from pair import CLEAN, CORRUPT, LONG, PAIR
 
 import labkit as lk
+from labkit.activations.hooks import hooked
 from labkit.models.handle import PerModel
 from labkit.patching import pair_runs
 from labkit.patching import patch as patching
@@ -205,3 +206,14 @@ def test_a_wrong_fast_path_is_found_out_and_not_used(lm32, monkeypatch):
     with pytest.warns(UserWarning, match="where whole runs gave"):
         grid = lk.patch(lm32, *PAIR, layers=[5], site="attn_out", progress=False)
     assert np.abs(grid.values - right.values).max() < 1e-4
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z", "scores"])
+def test_both_prompts_of_a_grid_are_run_once(lm32, site):
+    """Their logits and what is put in come from the same pass."""
+    ask = {"site": site, "layers": [20, 21], "progress": False}
+    lk.patch(lm32, *PAIR, **ask)  # the first grid of a site checks some cells by whole passes
+    rows: list[int] = []
+    with hooked(lm32, set(), {("embed", 0): lambda x: rows.append(len(x)) or x}):
+        lk.patch(lm32, *PAIR, **ask)
+    assert rows == [2]

@@ -11,7 +11,7 @@ from labkit.activations.site_kinds import ATTENTION_KINDS, KINDS
 from labkit.activations.sites import Site
 from labkit.models.bf16_matmul import has_bfloat16
 
-ABSENT = ("mlp_pre", "router", "experts", "latent")  # no Llama has those
+ABSENT = ("mlp_pre", "router", "experts", "latent", "state")  # no Llama has those
 READABLE = [kind for kind in KINDS if kind not in ABSENT]
 
 
@@ -190,9 +190,36 @@ def test_experts_are_those_that_have_weight_and_cannot_be_written():
             lk.patch(lm, IDS, CORRUPT_IDS, ANSWER, FOIL, site="experts")
 
 
+def test_states_are_those_after_the_last_position_and_can_only_be_read():
+    lm = loud("qwen3_next")
+    run = lm.run(IDS, read=["state", "z"])
+    assert run["state"].shape == (1, *run["state.0"].shape)  # the layers that have one
+    assert torch.equal(run.logits, lm.run(IDS, read=["z"]).logits)
+    earlier = lm.run(IDS[:, :-1], read=["state.0"])["state.0"]
+    assert float((run["state.0"] - earlier).abs().max()) > 0.01 * float(earlier.abs().max())
+    halved = lm.run(IDS, read=["state.0"], write={"resid_pre.0": lambda x: x.flip(-1)})["state.0"]
+    assert not torch.allclose(halved, run["state.0"])
+    lm.hf.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    for work in (lm.run, lm.generate):
+        with pytest.raises(ValueError, match=r"state.0.* (not written; write resid_pre|no row for each position)"):
+            work(IDS, write={"state.0": earlier})
+    for site, says in (("state.0@-1", "state has no positions; run the prompt up to"), ("state.1", "has no state in")):
+        with pytest.raises(ValueError, match=says):
+            lm.run(IDS, read=[site])
+    with pytest.raises(ValueError, match=r"state.0 has no gradient: it can only be read; take that of resid_pre"):
+        lm.run(IDS, grad=["state.0"], answer=ANSWER)
+    with pytest.raises(ValueError, match="state has no row for each position"):
+        lk.collect(lm, ["a"], read=["state"])
+    with pytest.raises(ValueError, match="state cannot be patched as a grid"):
+        lk.patch(lm, IDS, CORRUPT_IDS, ANSWER, FOIL, site="state")
+    with pytest.raises(ValueError, match="a patchscope moves vectors; state has none"):
+        lk.patchscope(lm, IDS, site="state.0", into=IDS)
+
+
 @pytest.mark.parametrize(
     ("name", "site", "says"),
     [
+        ("rwkv", "state", "keeps its state elsewhere"),
         ("gpt2", "q_pre", "no rotary embedding"),
         ("gpt2", "mlp_gate", "no gate"),
         ("llama", "mlp_pre", "read mlp_gate and mlp_up"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ SINKS = ("deepseek_v4", "flint", "gpt_oss", "granite_swa", "granitemoe_swa", "hy
 # what attention takes is mixed of several residual streams or layers, or has the embeddings beside it
 OTHER_INPUTS = ("deepseek_v4", "gemma3n_text", "hy_v4", "inkling2_text", "qwen4_exp_text", "zamba", "zamba2")
 NORM = re.compile(r"norm|ln|layernorm")
+CACHES = ("past_key_values", "cache_params")
 MIXES_ROWS = ("rwkv",)  # transformers' own, with a state and one token per row
 
 
@@ -342,6 +344,39 @@ class Slow(Exception):
     """The promise holds, one whole run a cell."""
 
 
+def state(lm: lk.LanguageModel) -> None:
+    """What the cache has after a plain pass over any beginning of the prompt, and after one token at a time; read
+    beside other sites, it leaves the logits as they are. In a batch each row has that of its prompt alone."""
+    (kind,) = here(lm, "state")
+    sites = [f"{kind}.{layer}" for layer in layers_with(lm, kind)]
+    plain = lm.run(IDS).logits
+    stepped: dict[str, Any] = {}  # what the cache is called, and the cache
+    for n in range(IDS.shape[1]):  # as a text is written
+        with torch.no_grad():
+            out = lm.hf(IDS[:, n : n + 1], use_cache=True, **stepped)
+        stepped = {name: out[name] for name in CACHES if name in out}
+        if n in (0, 4, IDS.shape[1] - 1):
+            run = lm.run(IDS[:, : n + 1], read=[*sites, "resid_post"])
+            with torch.no_grad():
+                whole = cache_of(lm.hf(IDS[:, : n + 1], use_cache=True))
+            for layer, site in zip(layers_with(lm, kind), sites, strict=True):
+                assert torch.equal(run[site], whole.layers[layer].recurrent_states[0])
+                close(run[site], cache_of(stepped).layers[layer].recurrent_states[0])
+            close(run.logits, plain[:, : n + 1])
+    lm.tokenizer.pad_token = lm.tokenizer.convert_ids_to_tokens(0)  # a type's own is beyond a tiny vocabulary
+    both = lm.run([IDS[0], IDS[0, :5]], read=sites)
+    for site in sites:
+        for row, ids in enumerate((IDS, IDS[:, :5])):
+            close(both[site][row], lm.run(ids, read=[site])[site][0])
+        with pytest.raises(ValueError, match=f"{site} has no row for each position"):
+            lm.generate(IDS, read=[site])
+
+
+def cache_of(out: Any) -> Any:
+    """The cache that a pass has made, which transformers' Mamba calls otherwise."""
+    return next(out[name] for name in CACHES if name in out)
+
+
 def generation(lm: lk.LanguageModel) -> None:
     """The same tokens as transformers' own greedy generation."""
     ours = lm.generate(IDS, max_new_tokens=6)
@@ -357,7 +392,8 @@ def while_writing(lm: lk.LanguageModel) -> None:
     plain = lm.generate(IDS, max_new_tokens=5)
     by_key = ("k_pre", "k", "v", "scores", "pattern")
     sites = []
-    for site in (f"{kind}.{n}" for kind in KINDS if KINDS[kind].by_layer for n in layers_with(lm, kind)):
+    kinds = [name for name, kind in KINDS.items() if kind.by_layer and kind.by_position]
+    for site in (f"{kind}.{n}" for kind in kinds for n in layers_with(lm, kind)):
         kind, layer = site.split(".")
         if kind in by_key and adds_keys(lm, int(layer)):
             with pytest.raises(ValueError, match=f"{re.escape(site)}: layer {layer} of .* adds compressed keys"):
@@ -425,6 +461,7 @@ PROMISES: dict[str, Callable[[lk.LanguageModel], None]] = {
     "z": lambda lm: written_back(lm, "z"),
     "head_out": head_out,
     "router": router,
+    "state": state,
     "final norm": final_norm,
     "direct": direct,
     "fast = naive": grid,

@@ -36,6 +36,14 @@ against the models again.
 - *pattern*: rows sum to at most 1, no token looks ahead, pattern @ v = z.
 - *head_out*: the heads add up to `attn_out`.
 - *router*: which experts take each token, read and written; `experts` are their numbers.
+- *state*: `state` is what transformers' cache has after a plain pass over any beginning of the prompt, and after one
+  token at a time. Its shape is the layer's own, such as (batch, head, d_head, d_state) in Mamba 2 and (batch, head,
+  d_key, d_value) in gated delta nets; it is read by `lm.run` and never written. RWKV, Griffin, xLSTM and MiniMax keep
+  theirs outside of that cache, and convolutions (LFM2) keep their last tokens and no more. There is no site for the
+  attention that such layers amount to. It is defined, as their scans are linear in the values: a matrix per head, in
+  Mamba 1 per channel. But no hook reaches a scan: it is a plain function in the file of its model
+  (`mamba2_chunk_scan`, `torch_chunk_gated_delta_rule`, ...), takes what it needs in another form in each family, and
+  could only be exchanged for all models of the process at once.
 - *final norm*: the same, and unembedded it gives the logits, up to a scale and a soft cap.
 - *direct*: the parts of direct logit attribution add up to the logit difference, heads to their attention.
 - *fast = naive*: grids by the wavefront equal one full forward pass per cell (`slow`: run that way, because layers or
