@@ -19,7 +19,7 @@ OPTIONAL = {
     "jinja2", "jupyterlab", "peft", "psutil", "pynvml", "safetensors", "sklearn", "tokenizers", "tqdm",
 }  # fmt: skip
 LIGHT = {"labkit.cli", "labkit.course.checks", "labkit.doctor", "labkit.models.catalog"}
-"""What is imported before torch: the command line, which has to answer at once, what it lists, and what also answers where torch is missing."""
+"""What is imported before torch: the command line, which has to answer at once, what it lists, and the doctor."""
 
 
 def imports(name: str) -> Iterator[tuple[str, bool]]:
