@@ -202,7 +202,7 @@ def _report(
     source, base = ENDS[grid.direction]
     if "by" in grid.recipe:
         raise ValueError("a cell of a grid with by= is not one run; see it with lm.run(..., write=...)")
-    models = _models(lm, grid, other)
+    models = models_of(lm, grid, other)
     patched_lm = models[base]
     end = None if grid.recipe["at"] == -1 else grid.recipe["at"] + 1
     ids = {name: torch.tensor([grid.recipe[f"{name}_ids"][:end]], device=models[name].device) for name in models}
@@ -248,7 +248,7 @@ def _report(
     return CellReport(before, after, effect, normalized, *attention)
 
 
-def _models(lm: LanguageModel, grid: PatchGrid, other: LanguageModel | None) -> dict[str, LanguageModel]:
+def models_of(lm: LanguageModel, grid: PatchGrid, other: LanguageModel | None) -> dict[str, LanguageModel]:
     """The models of the clean and of the corrupt run.
 
     Raises:
