@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,11 +12,14 @@ from labkit.language_model import LanguageModel
 from labkit.lens.patchscope_result import Patchscope
 from labkit.patching.continued import Continued
 from labkit.text.tokens import describe
+from labkit.widgets.base.job_queue import Work
 from labkit.widgets.base.snapshot import note
 from labkit.widgets.base.status_line import StatusLine
 from labkit.widgets.base.tool import Panel, button, row, shown
 from labkit.widgets.blocks.token_strip import TokenStrip
 
+RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
+"""What a patchscope reads here; `lk.patchscope` itself takes other vectors, too."""
 PATCHSCOPE = (
     "Patchscope",
     "Put the activation of this cell into another prompt, and see what the model writes then (lk.patchscope)",
@@ -52,25 +56,13 @@ class CellWriting(Panel):
         one = self.buttons[name]
         one.disabled, one.tooltip = bool(why_not), why_not or self._tips[name]
 
-    def begin(self, words: str) -> object:
-        """Something is being written; what is given back goes to `show`."""
-        self.clear()
-        self.line.say(words)
-        shown(self.line, True)
-        return self._turn
-
-    def clear(self, turn: object | None = None) -> None:
-        """Show nothing; with a `turn` only if nothing else was asked for since."""
-        if turn is not None and turn is not self._turn:
-            return
+    def clear(self) -> None:
+        """Show nothing."""
         self._turn, self.result = object(), None
         for part in (self.line, *self.strips):
             shown(part, False)
 
-    def show(self, lm: LanguageModel, found: Continued | Patchscope, turn: object) -> None:
-        """Show what was written, unless something else was asked for since."""
-        if turn is not self._turn:
-            return
+    def _show(self, lm: LanguageModel, found: Continued | Patchscope) -> None:
         texts = _under_a_patch(found) if isinstance(found, Continued) else _with_activation(lm, found)
         for strip, (title, how) in zip(self.strips, texts.items(), strict=False):
             strip.clear()
@@ -81,7 +73,28 @@ class CellWriting(Panel):
         for n, strip in enumerate(self.strips):
             shown(strip, n < len(texts) and bool(strip.tokens))
         self.line.say(_about(found))
+        shown(self.line, True)
         self.result = found
+
+    def work(self, lm: LanguageModel, words: str, make: Callable[[threading.Event], Continued | Patchscope]) -> Work:
+        """Say that something is being written, and give back the work that writes and shows it."""
+        self.clear()
+        self.line.say(words)
+        shown(self.line, True)
+        turn = self._turn
+
+        def work(stop: threading.Event) -> None:
+            found = None
+            try:
+                if not stop.is_set():
+                    found = make(stop)
+            finally:
+                if turn is self._turn:  # nothing else was asked for since
+                    self.clear()
+                    if found is not None:
+                        self._show(lm, found)
+
+        return work
 
     def picture(self) -> str:
         """What is shown as HTML, for the snapshot of a tool."""
@@ -126,6 +139,6 @@ def _about(found: Continued | Patchscope) -> str:
     (one,) = found.rows
     into, token = "".join(token.text for token in found.target), found.target[found.at].display
     return (
-        f"{found.recipe['site']}.{one.layer} of {one.token}, put in the place of {token} in layer {one.target_layer} "
-        f"after “{into}”"
+        f"{found.recipe['site']}.{one.layer} of {one.token}, in the place of {token} in layer {one.target_layer} of "
+        f"“{into}”"
     )

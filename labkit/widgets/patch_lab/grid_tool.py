@@ -20,11 +20,10 @@ from labkit.patching.patch import PatchJob
 from labkit.patching.spec import PatchSpec
 from labkit.widgets.base.job_queue import JobQueue, Work
 from labkit.widgets.base.tool import Tool, button
+from labkit.widgets.cell_writing import RESIDUAL
 from labkit.widgets.patch_lab.inspector import Inspector
 from labkit.widgets.patch_lab.live_grid import Known, LiveGrid, gap_words
 from labkit.widgets.patch_lab.state import ASKED, PAIRED, POINTED, PatchState
-
-RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
 
 
 class GridTool(Tool, PatchState):
@@ -219,22 +218,8 @@ class GridTool(Tool, PatchState):
         self._write(lambda stop: patchscope(models[base], prompt, site=site, source=reader, stop=stop, progress=False))
 
     def _write(self, make: Callable[[threading.Event], Continued | Patchscope]) -> None:
-        writing = self.inspector.writing
         self._writing.stop()
-        turn = writing.begin("Writing…")
-
-        def work(stop: threading.Event) -> None:
-            if stop.is_set():
-                writing.clear(turn)
-                return
-            try:
-                found = make(stop)
-            except Exception:
-                writing.clear(turn)
-                raise
-            writing.show(self.lm, found, turn)
-
-        self._before_the_grid(work, self._writing)
+        self._before_the_grid(self.inspector.writing.work(self.lm, "Writing…", make), self._writing)
 
     def _offer_to_write(self) -> None:
         for name, why_not in self._why_not().items():
