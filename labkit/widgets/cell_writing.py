@@ -106,7 +106,8 @@ class CellWriting(Panel):
 
 def _under_a_patch(found: Continued) -> dict[str, dict[str, Any]]:
     """Both texts, with the likeliest tokens at each place; where they part is marked."""
-    texts = {f"Before: {found.recipe['base']}": found.before, "After the patch": found.after}
+    base = found.recipe["base"] + ("" if found.recipe["source"] else " prompt")
+    texts = {f"Before: {base}": found.before, "After the patch": found.after}
     parts = {} if found.parts is None else {"differs": [found.parts]}
     return {
         title: {

@@ -46,7 +46,7 @@ def test_the_text_under_the_patch_is_beside_the_one_without_it(lab: PatchLab, lm
     lab.wait(300)
     same = lk.continue_under(lm4, lab.grid, layer=29, position=13)
     assert lab.written.after.record.ids == same.after.record.ids
-    assert shown(writing) == {"Before: corrupt": same.before.text, "After the patch": same.after.text}
+    assert shown(writing) == {"Before: corrupt prompt": same.before.text, "After the patch": same.after.text}
     assert same.after.text.startswith(" Mary")
     assert writing.strips[1].marks == {"differs": [0]}
     assert writing.strips[1].alternatives[0][0][0] == "·Mary"
