@@ -200,6 +200,7 @@ class LensView(Tool):
     def begin_patchscope(self) -> None:
         """Begin to put the selected cell's activation into the usual prompt of `lk.patchscope`."""
         lens, prompt = self.lens, self.prompt
+        assert lens is not None  # the button waits for it
         layer, position = self.selection
         site = Site(lens.site, layer, position=position)
         make = lambda stop: patchscope(self.lm, prompt, site=site, stop=stop, progress=False)  # noqa: E731
