@@ -81,6 +81,9 @@ from .models.catalog import catalog as catalog
 from .models.scan.report import Scan as Scan
 from .models.scan.scan import scan as scan
 from .patching.attribution import attribution_patch as attribution_patch
+from .patching.continued import Continued as Continued
+from .patching.continued import continue_under as continue_under
+from .patching.continued import open_continued as open_continued
 from .patching.grid import PatchGrid as PatchGrid
 from .patching.pair_runs import PairRuns as PairRuns
 from .patching.patch import PatchJob as PatchJob

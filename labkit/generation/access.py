@@ -55,6 +55,8 @@ Written: TypeAlias = (
 class Access:
     """The sites that one generation reads and writes, checked.
 
+    `edits` are made at their places in the prompt, each of the prompt's whole activation, (1, seq, ...).
+
     Attributes:
         readings: what is read; None if nothing is.
         step: of the pass that runs: 0 for the prompt's, n for that of the n-th token written.
@@ -75,6 +77,7 @@ class Access:
         write: Mapping[Any, Any] | None = None,
         write_at: Span | slice | Sequence[int] = "all",
         store: str | os.PathLike[str] | None = None,
+        edits: Mapping[Place, Edit] | None = None,
     ) -> None:
         self.lm, self.ids, self.prompt, self.most, self.step = lm, ids, ids.shape[1], most, 0
         read = (read,) if isinstance(read, str | Site) else tuple(read)
@@ -89,7 +92,9 @@ class Access:
         self.write, self.write_at, self.scope = dict(write or {}), write_at, self._scope(write_at)
         wanted = [self._checked(site) for site in read]
         self.parts = parts_by_place(lm, wanted)
-        self.edits = self._edits()
+        self.edits = self._edits() | {
+            place: partial(self._in_prompt, place[0], edit) for place, edit in (edits or {}).items()
+        }
         self.readings: Readings | None = None
         self.over = False
         if wanted:
@@ -198,6 +203,16 @@ class Access:
             for site, value in values.items()
         }
         return edits_of(self.lm, edits, ROWS)
+
+    def _in_prompt(self, kind: str, edit: Edit, x: torch.Tensor) -> torch.Tensor:
+        """What passes, with its part in the prompt edited; a model without a cache passes over that each time."""
+        axis = 2 if kind in BY_QUERY else 1
+        if (count := x.shape[axis] - self.step) <= 0:
+            return x
+        x = x.clone()
+        part = x.narrow(axis, 0, count)
+        part.copy_(edit(part))
+        return x
 
     def _scope(self, at: Span | slice | Sequence[int]) -> list[range]:
         """The positions that are written, in prompt and text, as ranges."""

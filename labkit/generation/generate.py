@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from labkit.activations.hooks import Edit, Place
 from labkit.activations.sites import Site
 from labkit.generation.access import Access, Written
 from labkit.generation.loop import Draft, OnToken, extend_records
@@ -104,7 +105,10 @@ def generate(
 
 
 class Begun:
-    """A generation that has not been written yet: everything checked, and its recipe. Arguments as in `generate`."""
+    """A generation that has not been written yet: everything checked, and its recipe.
+
+    Arguments as in `generate`, and `edits` as in `Access`, of which the recipe says nothing.
+    """
 
     def __init__(
         self,
@@ -119,6 +123,7 @@ class Begun:
         write: Mapping[Any, Written] | None = None,
         write_at: Span | slice | Sequence[int] = "all",
         store: str | os.PathLike[str] | None = None,
+        edits: Mapping[Place, Edit] | None = None,
     ) -> None:
         self.lm, sampling = lm, sampling.drawn()
         record = Record(min(alternatives, lm.n_vocab))
@@ -128,8 +133,10 @@ class Begun:
         if truncate_left:
             self.recipe["truncate_left"] = True
         access = None
-        if read or write or store is not None or read_at != "written" or write_at != "all":
-            access = Access(lm, ids, most, read=read, read_at=read_at, write=write, write_at=write_at, store=store)
+        if read or write or edits or store is not None or read_at != "written" or write_at != "all":
+            access = Access(
+                lm, ids, most, read=read, read_at=read_at, write=write, write_at=write_at, store=store, edits=edits
+            )
             self.recipe |= access.recipe()
         self.draft = Draft(ids, record, sampling, access)
 

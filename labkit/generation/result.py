@@ -73,11 +73,16 @@ class Generation(Transcript):
 
         Activations that were kept in a folder (`store`) stay there; the file says where, relative to itself.
         """
-        path, ids = Path(path), self.record.ids
+        arrays = {} if self.readings is None else self.readings.arrays()
+        return save_arrays(path, "generation", self.about(Path(path)), **arrays)
+
+    def about(self, path: Path) -> dict[str, Any]:
+        """Everything about it but the arrays that were read, for JSON in a file at this path."""
+        ids = self.record.ids
         known = SavedTokens.of(
             self.tokenizer, [*(token.id for token in self.prompt), *ids, *self.record.rows["top_ids"].flat]
         )
-        about = {
+        return {
             "prompt": [vars(token) for token in self.prompt],
             "text": self.text,
             "vocabulary": vars(known),
@@ -88,7 +93,6 @@ class Generation(Transcript):
             "record": self.record.to_dict(),
             "readings": None if self.readings is None else self.readings.about(path),
         }
-        return save_arrays(path, "generation", about, **({} if self.readings is None else self.readings.arrays()))
 
     def __repr__(self) -> str:
         return f"Generation({len(self.record)} tokens, finish={self.finish!r}: {self.text!r:.80})"
@@ -108,13 +112,18 @@ def open_generation(path: str | os.PathLike[str]) -> Generation:
     """
     about, arrays = open_arrays(path, "generation")
     with reading(path, "generation"):
-        record = Record.from_dict(about["record"])
-        known = SavedTokens(**about["vocabulary"])
-        known.whole[" ".join(map(str, record.ids))] = about["text"]
-        readings = None if about["readings"] is None else Readings.opened(Path(path), about["readings"], arrays)
-        recipe = {**about["recipe"], "prompt": from_json(about["recipe"]["prompt"])}
-        prompt, seconds = [Token(**token) for token in about["prompt"]], (about["seconds"], about["first_seconds"])
-        return Generation(prompt, record, about["finish"], *seconds, recipe, known, readings)
+        return generation_of(about, Path(path), arrays)
+
+
+def generation_of(about: dict[str, Any], path: Path, arrays: dict[str, Any]) -> Generation:
+    """The generation that `Generation.about` described, in a file at this path with these arrays."""
+    record = Record.from_dict(about["record"])
+    known = SavedTokens(**about["vocabulary"])
+    known.whole[" ".join(map(str, record.ids))] = about["text"]
+    readings = None if about["readings"] is None else Readings.opened(path, about["readings"], arrays)
+    recipe = {**about["recipe"], "prompt": from_json(about["recipe"]["prompt"])}
+    prompt, seconds = [Token(**token) for token in about["prompt"]], (about["seconds"], about["first_seconds"])
+    return Generation(prompt, record, about["finish"], *seconds, recipe, known, readings)
 
 
 @dataclass

@@ -10,6 +10,7 @@ target prompt, not the activation.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,6 +55,7 @@ def patchscope(
     controls: bool = True,
     seed: int = 0,
     batch: int | None = None,
+    stop: threading.Event | None = None,
     progress: bool = True,
 ) -> Patchscope:
     """What the model writes after a prompt that has an activation of another prompt in it.
@@ -74,6 +76,7 @@ def patchscope(
         seed: of the random vectors.
         batch: how many texts to write at once; by default 16, or one where a model mixes the rows of a batch. In less
             than float32 rounding can turn a text into another; with 1 each is what `lm.generate(write=...)` gives.
+        stop: an event that, once set from any thread, ends the writing within one token.
         progress: show a progress bar.
 
     Returns:
@@ -88,7 +91,7 @@ def patchscope(
     job = PatchscopeJob(
         lm, source_prompt, site, into, at,
         layer=layer, layers=layers, positions=positions, source=source, mapping=mapping,
-        max_new_tokens=max_new_tokens, controls=controls, seed=seed, batch=batch,
+        max_new_tokens=max_new_tokens, controls=controls, seed=seed, batch=batch, stop=stop,
     )  # fmt: skip
     finish(job, "patchscope", unit="text", kept="patchscope", progress=progress)
     return job.patchscope
@@ -124,6 +127,7 @@ class PatchscopeJob:
         controls: bool,
         seed: int,
         batch: int | None,
+        stop: threading.Event | None = None,
     ) -> None:
         if source is not None and not isinstance(source, LanguageModel):
             raise TypeError(f"source= is another model that reads the source prompt; got {source!r:.60}")
@@ -163,7 +167,7 @@ class PatchscopeJob:
                 noise = noise * (self._values[n].float().cpu().norm() / noise.norm())
                 self._texts.append(_Text(n, "random", row.target_layer, noise.to(self._values[n])))
         self._access([text for text in self._texts if text.row is not None][:1])  # shapes, before the model writes
-        self.done, self._batch = 0, batch
+        self.done, self._batch, self._stop = 0, batch, stop
         given = {
             "source_prompt": as_json(source_prompt), "site": str(site), "into": as_json(into), "at": at, "layer": layer,
             "layers": layers if layers is None else [int(one) for one in layers],
@@ -233,7 +237,7 @@ class PatchscopeJob:
                 Draft(self.ids, Record(1), self.sampling, access)
                 for access in (self._access(some) if any(t.row is not None for t in some) else [None] * len(some))
             ]
-            ends = extend_records(self.lm, drafts)
+            ends = extend_records(self.lm, drafts, stop=self._stop)
             stopped = False
             for text, draft, (why, *_) in zip(some, drafts, ends, strict=True):
                 stopped |= why == "stopped"

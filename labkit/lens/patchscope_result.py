@@ -12,7 +12,7 @@ import numpy as np
 
 from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
-from labkit.text.as_code import LM, Name, as_code, changed
+from labkit.text.as_code import Name, as_call, changed, with_imports
 from labkit.text.prompts import from_json
 from labkit.text.tokens import Token
 
@@ -156,10 +156,15 @@ class Patchscope:
 
     def code(self) -> str:
         """The Python that repeats it; a mapping without a source of its own is only named there."""
-        asked, before = self.recipe["asked"], self.recipe["load"] + self.recipe["before"]
+        return with_imports(self.recipe["load"] + self.recipe["before"] + self.call())
+
+    def call(self, writer: str = "lm", reader: str = "source") -> str:
+        """The Python of the call alone, with the names of the model that writes and of another one that reads."""
+        asked = self.recipe["asked"]
         more = {name: from_json(value) for name, value in changed(USUAL, asked).items()}
-        more |= {name: Name(self.recipe[name]) for name in ("source", "mapping") if self.recipe.get(name)}
-        return as_code(before, "scope = lk.patchscope", LM, from_json(asked["source_prompt"]), **more)
+        more |= {"source": Name(reader)} if self.recipe.get("source") else {}
+        more |= {"mapping": Name(self.recipe["mapping"])} if self.recipe.get("mapping") else {}
+        return as_call("scope = lk.patchscope", Name(writer), from_json(asked["source_prompt"]), **more)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it to one file (`.npz`), in one step; `labkit.open_patchscope` reads it."""

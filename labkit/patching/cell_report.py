@@ -167,7 +167,7 @@ def cone(grid: PatchGrid, cell: Place) -> np.ndarray:
 def code_of(grid: PatchGrid, moves: Sequence[Move]) -> str:
     """The Python of these moves, given `lm`, and `source` where the grid is between two models."""
     source, base = ENDS[grid.direction]
-    moves = [Move(_beside(grid, move.source), move.target) for move in moves]
+    moves = [Move(partner_of(grid, move.source), move.target) for move in moves]
     if grid.alignment is not None and any(move.source.position is None for move in moves):
         raise ValueError(
             "no code is written for a whole head between prompts of unequal length; take the code of the grid"
@@ -202,7 +202,7 @@ def _report(
     source, base = ENDS[grid.direction]
     if "by" in grid.recipe:
         raise ValueError("a cell of a grid with by= is not one run; see it with lm.run(..., write=...)")
-    models = _models(lm, grid, other)
+    models = models_of(lm, grid, other)
     patched_lm = models[base]
     end = None if grid.recipe["at"] == -1 else grid.recipe["at"] + 1
     ids = {name: torch.tensor([grid.recipe[f"{name}_ids"][:end]], device=models[name].device) for name in models}
@@ -211,7 +211,7 @@ def _report(
     looks = len(moves) == 1 and target.layer is not None and absent(patched_lm, "pattern", target.layer) is None
     read = [f"pattern.{target.layer}"] if looks else []
     beside_base = None if grid.alignment is None else grid.partners
-    moves_in = [Move(_beside(grid, move.source), move.target) for move in moves]
+    moves_in = [Move(partner_of(grid, move.source), move.target) for move in moves]
     reads = list({str(_whole(move.source)): None for move in moves_in})
 
     def of(forced: tuple[int, ...] = ()) -> dict[str, Run]:
@@ -248,7 +248,7 @@ def _report(
     return CellReport(before, after, effect, normalized, *attention)
 
 
-def _models(lm: LanguageModel, grid: PatchGrid, other: LanguageModel | None) -> dict[str, LanguageModel]:
+def models_of(lm: LanguageModel, grid: PatchGrid, other: LanguageModel | None) -> dict[str, LanguageModel]:
     """The models of the clean and of the corrupt run.
 
     Raises:
@@ -272,7 +272,7 @@ def _whole(site: Site) -> Site:
     return replace(site, head=None) if site.kind in UNIT_KINDS else site
 
 
-def _beside(grid: PatchGrid, site: Site) -> Site:
+def partner_of(grid: PatchGrid, site: Site) -> Site:
     """Where the source run has a site of the patched run.
 
     Raises:

@@ -275,6 +275,14 @@ def perturbation_of(by: str | Perturbation) -> Perturbation | None:
     raise ValueError(f"by must be 'prompt', 'zero', lk.Mean(...), lk.Resample(...) or lk.Noise(...); got {by!r:.80}")
 
 
+def perturbation_from(told: Mapping[str, Any]) -> Perturbation:
+    """The perturbation whose `told` this is."""
+    given = {name: value for name, value in told.items() if name not in ("kind", "name")}
+    if "prompts" in given:
+        given["prompts"] = [from_json(one) for one in given["prompts"]]
+    return KINDS[told["kind"]](**given)
+
+
 def code_of(told: Mapping[str, Any]) -> Name | str:
     """A perturbation's `told` as the Python that makes it."""
     if told["kind"] == "Zero":

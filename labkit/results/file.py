@@ -62,6 +62,7 @@ KINDS = {
         Kind("input attribution", "what in a prompt made a text likely", "lk.open_input_attribution(path)"),
         Kind("deletion curve", "a deletion curve", "lk.open_deletion_curve(path)"),
         Kind("patchscope", "a patchscope", "lk.open_patchscope(path)"),
+        Kind("continued", "what is written under a patch", "lk.open_continued(path)"),
         Kind("running cost", "what models cost to run", "lk.open_running_cost(path)"),
         Kind("probe", "a probe", "lk.open_probe(path)"),
         Kind("sweep", "a sweep", "lk.open_sweep(folder)", manifest="sweep.json"),

@@ -26,7 +26,7 @@ FILES = Path(__file__).parents[1] / "files"
 """Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz`,
 `findings.npz`, `benchmark.npz`, `refusal.npz`, `generation.npz`, `injection.npz`, `memorisation.npz`, `choices.npz`,
 `running_cost.npz`, `probe.npz`, `collection`, `input_attribution.npz`, `deletion_curve.npz`, `patchscope.npz`,
-`steering_search.npz` and those of audits by 0.2.0, the first to have them. Never write them anew."""
+`continued.npz`, `steering_search.npz` and those of audits by 0.2.0, the first to have them. Never write them anew."""
 OLD = {
     "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
     "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
@@ -38,7 +38,7 @@ OLD = {
     "generation.npz": "generation", "probe.npz": "probe", "collection": "collection",
     "collection/shard-00000.safetensors": "collection shard",
     "input_attribution.npz": "input attribution", "steering_search.npz": "steering search",
-    "deletion_curve.npz": "deletion curve", "patchscope.npz": "patchscope",
+    "deletion_curve.npz": "deletion curve", "patchscope.npz": "patchscope", "continued.npz": "continued",
 }  # fmt: skip
 
 
@@ -110,7 +110,9 @@ def inputs(lm: lk.LanguageModel) -> dict[str, Any]:
     attribution = lk.input_attribution(lm, IDS, **how)
     curve = lk.deletion(attribution, orders=2, progress=False)
     scope = lk.patchscope(lm, IDS, site="resid_post.0@-1", into=CORRUPT_IDS, max_new_tokens=2, progress=False)
-    return {"input attribution": attribution, "deletion curve": curve, "patchscope": scope}
+    grid = lk.patch(lm, IDS, CORRUPT_IDS, ANSWER, FOIL, layers=[1], positions=[5, 6], progress=False)
+    under = lk.continue_under(lm, grid, layer=1, position=5, max_new_tokens=3)
+    return {"input attribution": attribution, "deletion curve": curve, "patchscope": scope, "continued": under}
 
 
 def audited(lm: lk.LanguageModel) -> dict[str, Any]:
@@ -137,6 +139,7 @@ def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
         "generation": lk.open_generation, "probe": lk.open_probe, "collection": lk.open_collection,
         "input attribution": lk.open_input_attribution, "steering search": lk.open_steering_search,
         "deletion curve": lk.open_deletion_curve, "patchscope": lk.open_patchscope,
+        "continued": lk.open_continued,
         "lab": lambda path: PatchLab.open(lm, path, background=False),
         "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
     }  # fmt: skip
@@ -230,6 +233,8 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
         assert opened.random.shape == (2, 3)
     elif name == "patchscope.npz":
         assert opened.rows[0].random is not None
+    elif name == "continued.npz":
+        assert len(opened.after.record) == 3
     elif name == "refusal.npz":
         assert opened.effect("add").controls.shape == (4,)
     else:

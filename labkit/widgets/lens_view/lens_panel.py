@@ -23,6 +23,7 @@ from labkit.widgets.base.tool import Panel, choice, labelled, link, row, shown
 from labkit.widgets.blocks.curve import Curve
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
+from labkit.widgets.cell_writing import PATCHSCOPE, RESIDUAL, CellWriting
 
 AT_FIRST = 20  # positions of a long prompt that are read at first: the last ones
 MOST_WORDS = 64  # positions beyond which cells are too narrow for words
@@ -40,7 +41,11 @@ _SHADE_WORDS = {
 
 
 class LensPanel(Panel):
-    """Controls, map, bars and curve of a logit lens; `ask` is called when the model has to be read again.
+    """Controls, map, bars and curve of a logit lens, and what the model writes from a cell.
+
+    Args:
+        ask: called when the model has to be read again.
+        patchscope: called by the button that puts the selected cell's activation into another prompt.
 
     Traits:
         site, shade, follow: the settings; an empty `follow` is the token that the model predicts.
@@ -56,8 +61,9 @@ class LensPanel(Panel):
     lens = t.Any(None)
     selection = cell()
 
-    def __init__(self, lm: LanguageModel, ask: Callable[[], None]) -> None:
+    def __init__(self, lm: LanguageModel, ask: Callable[[], None], patchscope: Callable[[], None]) -> None:
         self.lm = lm
+        self.writing = CellWriting({"patchscope": (*PATCHSCOPE, patchscope)})
         self._reading = False
         self._followed: Any = None
         site, shade = choice("Site", _SITE_WORDS, "250px"), choice("Colour", _SHADE_WORDS, "234px")
@@ -74,11 +80,12 @@ class LensPanel(Panel):
         self.observe(lambda _: None if self._reading else ask(), ["site", "follow", "window"])
         self.observe(lambda _: self.draw(), ["lens", "shade"])
         self.observe(lambda _: self._look(), "selection")
+        self.observe(lambda _: self._offer_to_write(), ["lens", "selection"])
         self._window.observe(self._moved, "value")
         self.heatmap.observe(self._clicked, "selection")
         self.curve.observe(self._climbed, "selection")
         controls = row(site, shade, self._follow, self._window)
-        self.children = [controls, self.heatmap, row(self.bars, self.curve, wide=True)]
+        self.children = [controls, self.heatmap, row(self.bars, self.curve, wide=True), self.writing]
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -200,6 +207,21 @@ class LensPanel(Panel):
             self.curve.height = 230
             self.curve.values = np.log10(ranks)
 
+    # -- writing from a cell -----------------------------------------------------------------------------------------
+
+    def _offer_to_write(self) -> None:
+        """Another cell or another lens: what was written from the last one is gone."""
+        self.writing.clear()
+        self.writing.offer("patchscope", self.why_not())
+
+    def why_not(self) -> str:
+        """Why a patchscope cannot read the selected cell; empty where it can."""
+        if self.lens is None or self.selection is None:
+            return "Read a text and click a cell first"
+        if self.lens.site not in RESIDUAL:
+            return f"A patchscope reads the residual stream, not {self.lens.site}: choose resid_post"
+        return ""
+
     def _clicked(self, change: Any) -> None:
         if self._reading or self.lens is None or change["new"] is None:
             return
@@ -216,7 +238,8 @@ class LensPanel(Panel):
         if self.lens is None:
             return ""
         curve = f"<div>{note(self.curve.title)}{self.curve.picture()}</div>"
-        return self.heatmap.picture() + side_by_side(f"<div>{self.bars.picture()}</div>", curve)
+        both = side_by_side(f"<div>{self.bars.picture()}</div>", curve)
+        return self.heatmap.picture() + both + self.writing.picture()
 
 
 def rank_ticks(n_vocab: int) -> list[tuple[float, str]]:

@@ -9,8 +9,11 @@ from typing import Any
 import ipywidgets as widgets
 import traitlets as t
 
+from labkit.activations.sites import Site
 from labkit.language_model import LanguageModel
 from labkit.lens.logit_lens import SHADES, SITES, LensSite, LogitLens
+from labkit.lens.patchscope import patchscope
+from labkit.lens.patchscope_result import Patchscope
 from labkit.text.prompts import asked
 from labkit.text.types import Prompt
 from labkit.widgets.base.block import cell
@@ -28,8 +31,9 @@ class LensView(Tool):
     """A prompt under three lenses.
 
     *Lens*: what each layer would predict next (logit lens, nostalgebraist 2020). Click a cell for its ten likeliest
-    tokens and the rank of one token by layer. *Direct attribution*: what every head, attention and MLP writes to the
-    logit of an answer less that of a foil (Elhage et al. 2021). *Steering*: a `SteerLab` on the same prompt.
+    tokens and the rank of one token by layer; *Patchscope* lets the model say what it finds there. *Direct
+    attribution*: what every head, attention and MLP writes to the logit of an answer less that of a foil (Elhage et al.
+    2021). *Steering*: a `SteerLab` on the same prompt.
 
     Args:
         lm: the model.
@@ -70,6 +74,7 @@ class LensView(Tool):
         background: bool | None = None,
     ) -> None:
         super().__init__(lm, background=background)
+        self._writing = self.another_queue()
         self._quiet = True  # settings that come now are the first ones
         self._fresh: set[str] = set()  # the faces that show the present prompt
         self._steering: SteerLab | None = None
@@ -78,7 +83,7 @@ class LensView(Tool):
         )
         self._face = widgets.ToggleButtons(options=[(word, name) for name, word in FACES.items()])
         self._face.style.button_width = "auto"
-        self.lens_face = LensPanel(lm, self._again)
+        self.lens_face = LensPanel(lm, self._again, self.begin_patchscope)
         self.direct_face = AttributionPanel(lm, self._again)
         link(self, face=self._face, answer=self.direct_face, foil=self.direct_face)
         link(self, **dict.fromkeys(("site", "shade", "follow", "selection"), self.lens_face))
@@ -173,6 +178,35 @@ class LensView(Tool):
         self._fresh.add(face)
         self.status.say(f"{size} in {time.monotonic() - began:.1f} s")
 
+    # -- writing from a cell -----------------------------------------------------------------------------------------
+
+    @property
+    def written(self) -> Patchscope | None:
+        """What a model wrote from the selected cell, if it is shown."""
+        return self.lens_face.writing.result
+
+    def patchscope(self, timeout: float | None = None) -> Patchscope | None:
+        """Put the selected cell's activation into the usual prompt of `lk.patchscope`, and wait for what is written.
+
+        Raises:
+            ValueError: there is no selected cell, or it is not one of the residual stream.
+        """
+        if why_not := self.lens_face.why_not():
+            raise ValueError(why_not)
+        self.begin_patchscope()
+        self._writing.wait(timeout)
+        return self.written
+
+    def begin_patchscope(self) -> None:
+        """Begin to put the selected cell's activation into the usual prompt of `lk.patchscope`."""
+        lens, prompt = self.lens, self.prompt
+        assert lens is not None  # the button waits for it
+        layer, position = self.selection
+        site = Site(lens.site, layer, position=position)
+        make = lambda stop: patchscope(self.lm, prompt, site=site, stop=stop, progress=False)  # noqa: E731
+        self._writing.stop()
+        self.do(self.lens_face.writing.work(self.lm, "Writing…", make), queue=self._writing)
+
     # -- the rest ----------------------------------------------------------------------------------------------------
 
     def code(self) -> str:
@@ -180,7 +214,9 @@ class LensView(Tool):
             return self.steering.code()
         if self.face == "lens" and self.lens is not None:
             shade = "" if self.shade == "probability" else repr(self.shade)
-            return f"{self.lens.code()}lens.figure({shade})\nlens.top{self.selection or (-1, -1)}\n"
+            return f"{self.lens.code()}lens.figure({shade})\nlens.top{self.selection or (-1, -1)}\n" + (
+                f"\n{self.written.call()}" if self.written is not None else ""
+            )
         if self.face == "direct" and self.attribution is not None:
             return f"{self.attribution.code()}found.figure()\n"
         return f"{self.lm.code()}lk.LensView(lm, {self.box.value!r})\n"

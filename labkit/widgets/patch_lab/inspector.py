@@ -23,6 +23,7 @@ from labkit.widgets.base.snapshot import note
 from labkit.widgets.base.tool import Panel, minus, shown
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
+from labkit.widgets.cell_writing import CONTINUE, PATCHSCOPE, CellWriting
 
 HINT = (
     "Click a cell to see what the model would predict after that patch. Shift+click several to patch them together. "
@@ -32,12 +33,15 @@ TOKENS = 6  # in each column
 
 
 class Inspector(Panel):
-    """Token bars before and after a patch, the effect in words, and the attention at the cell before and after.
+    """Token bars before and after a patch, the effect in words, what the model writes, and the attention at the cell.
+
+    Args:
+        continue_under, patchscope: called by the buttons that let the model write.
 
     Without anything to show it takes no room, and `invitation`, which its owner places, says what can be done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, continue_under: Callable[[], Any], patchscope: Callable[[], Any]) -> None:
         super().__init__()
         self._turn = threading.RLock()  # of whoever shows something: work, or what is pointed at
         self.bars = TokenBars()
@@ -49,11 +53,13 @@ class Inspector(Panel):
         self.which.style.button_width = "64px"
         self.which.observe(lambda _: self._draw_attention(), "value")
         self._looks: dict[str, np.ndarray] = {}
-        self.children = [self.bars, self.which, self.attention]
+        self.writing = CellWriting({"continue": (*CONTINUE, continue_under), "patchscope": (*PATCHSCOPE, patchscope)})
+        self.children = [self.bars, self.writing, self.which, self.attention]
         self.hint()
 
     def hint(self) -> None:
         """Show what can be done."""
+        self.writing.clear()
         self._show("", "")
 
     def look(
@@ -85,6 +91,7 @@ class Inspector(Panel):
         else:
             self.hint()
             return None
+        self.writing.clear()
         self._show(title, "Computing…")
 
         def work(stop: threading.Event) -> None:
@@ -157,7 +164,7 @@ class Inspector(Panel):
         if not self.bars.columns:
             return ""
         looks = note(self.attention.title) + self.attention.picture() if self._looks else ""
-        return note(self.bars.title) + self.bars.picture() + note(self.bars.note) + looks
+        return note(self.bars.title) + self.bars.picture() + note(self.bars.note) + self.writing.picture() + looks
 
 
 def _report_words(grid: PatchGrid, report: CellReport) -> str:
