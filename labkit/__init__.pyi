@@ -58,6 +58,10 @@ from .datasets.tasks import PromptPair as PromptPair
 from .datasets.tasks import Task as Task
 from .datasets.tasks import task as task
 from .datasets.tasks import tasks as tasks
+from .features.examples import examples as examples
+from .features.result import Example as Example
+from .features.result import Examples as Examples
+from .features.result import open_examples as open_examples
 from .generation.result import Generation as Generation
 from .generation.result import open_generation as open_generation
 from .generation.score import Score as Score

@@ -64,6 +64,7 @@ KINDS = {
         Kind("patchscope", "a patchscope", "lk.open_patchscope(path)"),
         Kind("running cost", "what models cost to run", "lk.open_running_cost(path)"),
         Kind("probe", "a probe", "lk.open_probe(path)"),
+        Kind("examples", "examples of a unit", "lk.open_examples(path)"),
         Kind("sweep", "a sweep", "lk.open_sweep(folder)", manifest="sweep.json"),
         Kind("sweep shard", "a part of a sweep", "lk.open_sweep(its folder)"),
         Kind("collection", "a collection", "lk.open_collection(folder)", manifest="collection.json"),
