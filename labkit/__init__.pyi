@@ -59,6 +59,9 @@ from .datasets.tasks import Task as Task
 from .datasets.tasks import task as task
 from .datasets.tasks import tasks as tasks
 from .features.examples import examples as examples
+from .features.head_circuit import HeadCircuit as HeadCircuit
+from .features.head_circuit import head_circuit as head_circuit
+from .features.head_circuit import open_head_circuit as open_head_circuit
 from .features.result import Example as Example
 from .features.result import Examples as Examples
 from .features.result import open_examples as open_examples
