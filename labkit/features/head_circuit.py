@@ -205,13 +205,13 @@ def head_circuit(
     weights = HeadWeights(lm, offset=offset or 0)
     written = weights.output(layer)[number]  # (d_head, d_model)
     drawn = evenly(lm, sample)
-    values = values_of(weights, layer, number, drawn)  # (sample, d_head)
+    values = _values(weights, layer, number, drawn)  # (sample, d_head)
     to_logits = Unembedding(lm, weights.readout)(written)  # (d_head, vocab)
-    copying, eigen = copies(values, to_logits, drawn)
+    copying, eigen = copied_share(values, to_logits, drawn), eigen_score(values, to_logits[:, drawn])
     if ids is None:
         ids = drawn[(values @ written).norm(dim=1).topk(min(10, len(drawn))).indices].tolist()
     chosen = torch.tensor(ids)
-    logits = values_of(weights, layer, number, chosen) @ to_logits  # (token, vocab)
+    logits = _values(weights, layer, number, chosen) @ to_logits  # (token, vocab)
     own = 1 + (logits > logits.gather(1, chosen[:, None])).sum(1)
     scores = _scores(weights, layer, number, chosen, logits.shape[1])
     count = min(top, logits.shape[1])
@@ -233,36 +233,39 @@ def evenly(lm: LanguageModel, count: int) -> torch.Tensor:
     return torch.linspace(0, n - 1, min(count, n)).round().long()
 
 
-def values_of(weights: HeadWeights, layer: int, head: int, ids: torch.Tensor) -> torch.Tensor:
-    """What a head gets from each token (rows, d_head), without what it gets from none."""
-    x = weights.embedded(ids)
-    values = weights.attention(layer, torch.cat([x, torch.zeros_like(x[:1])]))["v"]
-    mine = values[:, shared(weights, layer, head, values.shape[1])]
-    return mine[:-1] - mine[-1]
+def _values(weights: HeadWeights, layer: int, head: int, ids: torch.Tensor) -> torch.Tensor:
+    """What a head gets from each token (rows, d_head)."""
+    every = weights.values(layer, ids)
+    return every[:, weights.shared(layer, head, every.shape[1])]
 
 
-def shared(weights: HeadWeights, layer: int, head: int, count: int) -> int:
-    """Which of `count` key and value heads a query head uses."""
-    return head // (weights.n_heads(layer) // count)
-
-
-def copies(values: torch.Tensor, to_logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, float]:
-    """The share of tokens that are among the five they promote most, and the score by eigenvalues.
-
-    The matrix from token to token (sample, sample) has the rank of d_head, so those of its eigenvalues that are not 0
-    are those of a matrix (d_head, d_head).
+def copied_share(values: torch.Tensor, to_logits: torch.Tensor, ids: torch.Tensor) -> float:
+    """The share of tokens that are among the five they promote most.
 
     Args:
         values: (sample, d_head).
         to_logits: (d_head, vocab).
+        ids: (sample,).
     """
     among = 0
     for some, own in zip(values.split(256), ids.split(256), strict=True):
         logits = some @ to_logits
         among += int(((logits > logits.gather(1, own[:, None])).sum(1) < OWN).sum())
-    small = (values.T.double() @ to_logits[:, ids].T.double()).numpy()
-    eigenvalues = np.linalg.eigvals(small)
-    return among / len(ids), float(eigenvalues.sum().real / max(float(np.abs(eigenvalues).sum()), 1e-30))
+    return among / len(ids)
+
+
+def eigen_score(values: torch.Tensor, to_logits: torch.Tensor) -> float:
+    """The sum of the eigenvalues of OV from token to token, over the sum of their sizes.
+
+    The matrix (sample, sample) has the rank of d_head, so those of its eigenvalues that are not 0 are those of a matrix
+    (d_head, d_head).
+
+    Args:
+        values: (sample, d_head).
+        to_logits: of the same tokens (d_head, sample).
+    """
+    eigenvalues = np.linalg.eigvals((values.T.double() @ to_logits.T.double()).numpy())
+    return float(eigenvalues.sum().real / max(float(np.abs(eigenvalues).sum()), 1e-30))
 
 
 def _scores(weights: HeadWeights, layer: int, head: int, ids: torch.Tensor, vocab: int) -> torch.Tensor:
@@ -271,6 +274,6 @@ def _scores(weights: HeadWeights, layer: int, head: int, ids: torch.Tensor, voca
     lm, found = weights.lm, []
     for some in torch.arange(min(vocab, len(lm.embedding))).split(8192):
         k = weights.attention(layer, weights.embedded(some))["k"]
-        found.append(q @ k[:, shared(weights, layer, head, k.shape[1])].T * weights.scaling(layer))
+        found.append(q @ k[:, weights.shared(layer, head, k.shape[1])].T * weights.scaling(layer))
     scores = torch.cat(found, 1)
     return scores - scores.mean(1, keepdim=True)

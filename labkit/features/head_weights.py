@@ -26,6 +26,7 @@ from labkit.models.weights import is_plain, weight_of
 
 Head = str | tuple[int, int] | Site
 """A head: `"5.3"`, `"z.5.3"` or `(5, 3)`, its layer and its number."""
+NEEDED = ("v", "z", "head_out")
 ROWS = 1024  # that a block takes at once
 
 
@@ -70,12 +71,28 @@ class HeadWeights:
         except Unsupported as error:
             raise ValueError(f"{lm.name} has no circuits of heads: {error}") from None
 
+    def layers(self) -> list[int]:
+        """Those whose heads have weights of their own."""
+        every = range(self.lm.n_layers)
+        return [n for n in every if all(absent(self.lm, kind, n) is None for kind in NEEDED)]
+
+    def layer(self, layer: int) -> int:
+        """A layer, counted from 0.
+
+        Raises:
+            ValueError: there is none, or its heads have no weights of their own.
+        """
+        found = checked(self.lm, Site("resid_post", layer)).layer
+        assert found is not None
+        self.check(found)
+        return found
+
     def check(self, layer: int) -> None:
         """
         Raises:
             ValueError: this layer's heads have no weights of their own; the message says why.
         """
-        for kind in ("v", "z", "head_out"):
+        for kind in NEEDED:
             if (why := absent(self.lm, kind, layer)) is not None:
                 raise ValueError(
                     f"layer {layer} of {self.lm.name} has no circuits of heads, for it has no {kind}: {why}"
@@ -93,6 +110,35 @@ class HeadWeights:
             except Unsupported as error:
                 raise ValueError(f"{self.lm.name} has no circuits of heads: {error}") from None
         return {kind: torch.cat([one[kind] for one in found]) for kind in ("q", "k", "v")}
+
+    def values(self, layer: int, ids: torch.Tensor) -> torch.Tensor:
+        """What each value head gets from each token (rows, kv_head, d_head), without what it gets from none."""
+        x = self.embedded(ids)
+        found = self.attention(layer, torch.cat([x, torch.zeros_like(x[:1])]))["v"]
+        return found[:-1] - found[-1]
+
+    def shared(self, layer: int, head: int, count: int) -> int:
+        """Which of `count` key and value heads a query head uses."""
+        return head // (self.n_heads(layer) // count)
+
+    def inputs(self, layer: int) -> dict[str, torch.Tensor]:
+        """What q, k and v take from the residual stream, (head, d_head, d_model), float32: as linear maps, without
+        biases, with the gain of the norm before them, and but for a factor that all heads of the layer share.
+
+        A kind is missing where it is no linear map: where queries or keys are normed head by head, or compressed.
+        """
+        lm = self.lm
+        draw = torch.randn((1, lm.d_model), generator=torch.Generator().manual_seed(layer))
+        # large, so that the norm's epsilon is nothing
+        x = 1e3 * torch.cat([torch.eye(lm.d_model), draw, torch.zeros_like(draw)])
+        found = {}
+        for kind, made in self.attention(layer, x).items():
+            free = made[:-1] - made[-1]
+            weight, seen = free[:-1].permute(1, 2, 0), free[-1]
+            expected = weight @ draw[0]
+            if float(torch.cosine_similarity(expected.flatten(), seen.flatten(), dim=0)) > 0.999:
+                found[kind] = weight
+        return found
 
     def n_heads(self, layer: int) -> int:
         """Query heads of a layer."""
@@ -187,15 +233,16 @@ class Unembedding:
         # made large, so that the norm's epsilon is nothing
         return (self._norm(x * (1e3 / scale)) - self._zero) * scale
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits (rows, vocab), float32, on the CPU, of what is written (rows, d_model)."""
+    def __call__(self, x: torch.Tensor, columns: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (rows, vocab) or (rows, len(columns)), float32, on the CPU, of what is written (rows, d_model)."""
         with self.lm.busy():
             unembed = self.readout.unembed
             made = self.through(x.to(runs_on(unembed)))
             if is_plain(unembed):
-                logits = linear(made, unembed.weight)
+                weight = unembed.weight
+                logits = linear(made, weight if columns is None else weight[columns.to(weight.device)])
             else:  # packed or adapted: it computes as it does, biases and all
                 rows = torch.cat([made, torch.zeros_like(made[:1])]).to(self.lm.dtype)
                 logits = unembed(rows).float()
-                logits = logits[:-1] - logits[-1]
+                logits = (logits[:-1] - logits[-1])[:, slice(None) if columns is None else columns]
             return (logits * self.readout.scale).cpu()

@@ -65,6 +65,7 @@ KINDS = {
         Kind("running cost", "what models cost to run", "lk.open_running_cost(path)"),
         Kind("probe", "a probe", "lk.open_probe(path)"),
         Kind("head circuit", "what a head reads and writes", "lk.open_head_circuit(path)"),
+        Kind("head circuits", "how heads compose", "lk.open_head_circuits(path)"),
         Kind("examples", "examples of a unit", "lk.open_examples(path)"),
         Kind("sweep", "a sweep", "lk.open_sweep(folder)", manifest="sweep.json"),
         Kind("sweep shard", "a part of a sweep", "lk.open_sweep(its folder)"),
