@@ -65,8 +65,8 @@ class HeadWeights:
         ids = torch.zeros((1, offset + 1), dtype=torch.long, device=lm.device)
         try:
             base = record(lm, ids)[0]
-            self._keys = BlockRunner(record(lm, ids[:, :1])[0] if offset else base)
-            self._queries = BlockRunner(base, start=offset) if offset else self._keys
+            self.runner = BlockRunner(record(lm, ids[:, :1])[0] if offset else base)
+            self._queries = BlockRunner(base, start=offset) if offset else self.runner
             self.readout = readout_of(base)
         except Unsupported as error:
             raise ValueError(f"{lm.name} has no circuits of heads: {error}") from None
@@ -100,7 +100,7 @@ class HeadWeights:
 
     def attention(self, layer: int, x: torch.Tensor, *, query: bool = False) -> dict[str, torch.Tensor]:
         """q, k and v (rows, head, d_head), float32 on the CPU, of residual streams (rows, d_model) before a layer."""
-        runner, found = self._queries if query else self._keys, []
+        runner, found = self._queries if query else self.runner, []
         at = runner.resid[layer]
         with self.lm.busy():
             try:
@@ -146,7 +146,7 @@ class HeadWeights:
 
     def scaling(self, layer: int) -> float:
         """What q @ k is multiplied by."""
-        return float(self._keys.base.attention[layer].scaling)
+        return float(self.runner.base.attention[layer].scaling)
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """The embeddings (rows, d_model), float32, of ids (rows,)."""
@@ -163,7 +163,7 @@ class HeadWeights:
             ValueError: something lies between that is no such scale.
         """
         self.check(layer)
-        lm, runner = self.lm, self._keys
+        lm, runner = self.lm, self.runner
         kinds = ["attn_out", "z", HEAD_IN] + ["resid_mid"] * (absent(lm, "resid_mid", layer) is None)
         places: list[Place] = [(kind, layer) for kind in kinds]
         at = runner.resid[layer]

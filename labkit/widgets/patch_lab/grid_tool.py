@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from labkit.collected.collection import Collection
 from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import Move, code_of, site_of
 from labkit.patching.grid import PatchGrid
@@ -21,7 +22,9 @@ from labkit.widgets.patch_lab.state import ASKED, PAIRED, POINTED, PatchState
 class GridTool(Tool, PatchState):
     """A live grid, an inspector of its cells, and the buttons that run it; tools put their own parts around these."""
 
-    def __init__(self, lm: LanguageModel, *, background: bool | None = None) -> None:
+    def __init__(
+        self, lm: LanguageModel, *, collection: Collection | None = None, background: bool | None = None
+    ) -> None:
         super().__init__(lm, background=background)
         # Queues of their own: a click or a keystroke does not cancel the grid.
         self._close_look, self._offers = (self.another_queue() for _ in range(2))
@@ -29,7 +32,7 @@ class GridTool(Tool, PatchState):
         self._asked: PatchSpec | None = None
         self._computing = 0  # requested grids that have not ended
         self.live = LiveGrid(lm, self)
-        self.inspector = Inspector()
+        self.inspector = Inspector(lm, collection)
         self.heatmap, self.bars = self.live.heatmap, self.inspector.bars
         self.pause_button = button(
             "Pause", lambda: self.start() if self._paused else self.pause(), "Pause; Resume continues", disabled=True
