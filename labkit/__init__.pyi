@@ -58,6 +58,16 @@ from .datasets.tasks import PromptPair as PromptPair
 from .datasets.tasks import Task as Task
 from .datasets.tasks import task as task
 from .datasets.tasks import tasks as tasks
+from .features.examples import examples as examples
+from .features.head_circuit import HeadCircuit as HeadCircuit
+from .features.head_circuit import head_circuit as head_circuit
+from .features.head_circuit import open_head_circuit as open_head_circuit
+from .features.head_circuits import HeadCircuits as HeadCircuits
+from .features.head_circuits import head_circuits as head_circuits
+from .features.head_circuits import open_head_circuits as open_head_circuits
+from .features.result import Example as Example
+from .features.result import Examples as Examples
+from .features.result import open_examples as open_examples
 from .generation.result import Generation as Generation
 from .generation.result import open_generation as open_generation
 from .generation.score import Score as Score

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,33 @@ from labkit.shards import store
 from labkit.text.warn import warn
 
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard's file, of which collection it is, and the numbers of its texts."""
+
+    path: str
+    hash: str
+    start: int
+    stop: int
+
+
+@contextmanager
+def opened(shard: ShardFile) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A shard and its description; the arrays taken from it stay mapped.
+
+    Raises:
+        FileNotFoundError: it is not there, or this machine does not see it.
+        ValueError: it belongs to another collection.
+    """
+    with safe_open(shard.path, framework="pt") as file:
+        about = json.loads((file.metadata() or {})["about"])
+        if about["hash"] != shard.hash:
+            raise ValueError("it belongs to another collection")
+        if about["texts"] != [shard.start, shard.stop]:
+            raise ValueError("it holds other texts")
+        yield file, about
 
 
 class Store(store.Store):
@@ -33,14 +61,13 @@ class Store(store.Store):
         Raises:
             ValueError: it belongs to another collection.
         """
-        with safe_open(self.path(number), framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            if about["hash"] != self.hash:
-                raise ValueError("it belongs to another collection")
-            texts = self.shards[number]
-            if about["texts"] != [texts.start, texts.stop]:
-                raise ValueError("it holds other texts")
-            yield file, about
+        with opened(self.shard_file(number)) as found:
+            yield found
+
+    def shard_file(self, number: int) -> ShardFile:
+        """Where a shard is, for work on it elsewhere, without the texts of the whole collection."""
+        texts = self.shards[number]
+        return ShardFile(str(self.path(number)), self.hash, texts.start, texts.stop)
 
     def tensor(self, number: int, name: str) -> torch.Tensor:
         """An array of a shard, mapped."""

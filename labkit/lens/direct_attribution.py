@@ -137,12 +137,14 @@ def direct_logit_attribution(
     heads = np.full((lm.n_layers, n_heads), np.nan, np.float32)
     for layer in range(lm.n_layers):
         added = found["resid_post", layer].float() - found["resid_pre", layer].float()
-        by_attention = _by_attention(found, layer)
+        by_attention = by_attention_of(found, layer)
         mlp[layer] = way(added[-1] if by_attention is None else (added - by_attention)[-1])
         if by_attention is None:
             continue
         attn[layer] = way(by_attention[-1])
-        if (HEAD_IN, layer) in found and (turn := _on_the_way(found["attn_out", layer], by_attention)) is not None:
+        if (HEAD_IN, layer) in found and (
+            turn := factors_on_the_way(found["attn_out", layer], by_attention)
+        ) is not None:
             with lm.busy():
                 outs = _heads_out(lm, layer, found[HEAD_IN, layer][-1])
             heads[layer, : len(outs)] = [way(turn * out) for out in outs]
@@ -164,10 +166,10 @@ def logit_path(
     found, way, words = _way_of(lm, ids, answer, foil)
     directions = {}
     for layer in range(lm.n_layers):
-        by_attention = _by_attention(found, layer)
+        by_attention = by_attention_of(found, layer)
         if by_attention is None or (HEAD_IN, layer) not in found:
             continue
-        if (turn := _on_the_way(found["attn_out", layer], by_attention)) is not None:
+        if (turn := factors_on_the_way(found["attn_out", layer], by_attention)) is not None:
             directions[layer] = way.direction * turn
     return directions, words
 
@@ -199,7 +201,7 @@ def _way_of(
     return found, way, (text([chosen]), None if against is None else text([against]))
 
 
-def _by_attention(found: dict[Place, torch.Tensor], layer: int) -> torch.Tensor | None:
+def by_attention_of(found: dict[Place, torch.Tensor], layer: int) -> torch.Tensor | None:
     """What attention added to the residual stream (positions, d_model), float32; None where a layer has none.
 
     That is attention's output, unless something lies between (a norm, a multiplier): then the change of the stream.
@@ -215,7 +217,7 @@ def _by_attention(found: dict[Place, torch.Tensor], layer: int) -> torch.Tensor 
     return out if float((seen - out).norm()) <= float(limit) else seen
 
 
-def _on_the_way(out: torch.Tensor, added: torch.Tensor) -> torch.Tensor | None:
+def factors_on_the_way(out: torch.Tensor, added: torch.Tensor) -> torch.Tensor | None:
     """The factors (d_model,) from attention's output to what it added, at the last position.
 
     None if they are not factors, that is, if the same ones, up to a scale, do not fit another position.

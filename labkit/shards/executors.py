@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from labkit.models.processors import usable
-from labkit.shards.workers import Plan
 from labkit.text.warn import warn
 
+P = TypeVar("P")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -64,7 +64,7 @@ def workers_of(executor: Any) -> Workers | None:
 
 
 def shards_done(
-    workers: Workers, work: Callable[[Plan, T], R], plan: Plan, todo: Mapping[int, T], *, all_at_once: bool = True
+    workers: Workers, work: Callable[[P, T], R], plan: P, todo: Mapping[int, T], *, all_at_once: bool = True
 ) -> Iterator[tuple[int, R | Exception]]:
     """The shards' numbers with their results, in whichever order they come back.
 
@@ -72,6 +72,7 @@ def shards_done(
 
     Args:
         work: what is done with a shard, on a worker.
+        plan: what it needs besides; the same for every shard.
         todo: what each shard is made of.
         all_at_once: submit every shard now. Otherwise two per worker wait, so that few results are in memory.
     """

@@ -26,7 +26,8 @@ FILES = Path(__file__).parents[1] / "files"
 """Written by labkit 0.1.0 from `loud("llama")`; `grid_without_a_kind.npz` by an earlier one, `report.npz`,
 `findings.npz`, `benchmark.npz`, `refusal.npz`, `generation.npz`, `injection.npz`, `memorisation.npz`, `choices.npz`,
 `running_cost.npz`, `probe.npz`, `collection`, `input_attribution.npz`, `deletion_curve.npz`, `patchscope.npz`,
-`continued.npz`, `steering_search.npz` and those of audits by 0.2.0, the first to have them. Never write them anew."""
+`continued.npz`, `steering_search.npz`, `examples.npz`, `head_circuit.npz`, `head_circuits.npz` and those of audits by
+0.2.0, the first to have them. Never write them anew."""
 OLD = {
     "grid.npz": "grid", "grid_without_a_kind.npz": "grid", "paths.npz": "grid", "edges.npz": "edges",
     "attention.npz": "attention", "lens.npz": "lens", "vector.npz": "steering vector", "lab.npz": "lab",
@@ -39,6 +40,7 @@ OLD = {
     "collection/shard-00000.safetensors": "collection shard",
     "input_attribution.npz": "input attribution", "steering_search.npz": "steering search",
     "deletion_curve.npz": "deletion curve", "patchscope.npz": "patchscope", "continued.npz": "continued",
+    "examples.npz": "examples", "head_circuit.npz": "head circuit", "head_circuits.npz": "head circuits",
 }  # fmt: skip
 
 
@@ -138,8 +140,9 @@ def openers(lm: lk.LanguageModel) -> dict[str, Callable[[Any], Any]]:
         "audit": lk.open_audit, "audit heads": lk.open_audit_heads, "audit ablation": lk.open_audit_ablation,
         "generation": lk.open_generation, "probe": lk.open_probe, "collection": lk.open_collection,
         "input attribution": lk.open_input_attribution, "steering search": lk.open_steering_search,
-        "deletion curve": lk.open_deletion_curve, "patchscope": lk.open_patchscope,
         "continued": lk.open_continued,
+        "deletion curve": lk.open_deletion_curve, "patchscope": lk.open_patchscope, "examples": lk.open_examples,
+        "head circuit": lk.open_head_circuit, "head circuits": lk.open_head_circuits,
         "lab": lambda path: PatchLab.open(lm, path, background=False),
         "labkit prompt session": lambda path: lk.PromptLab(lm, background=False).open_session(path),
     }  # fmt: skip
@@ -176,6 +179,9 @@ def new(lm: lk.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "steering search": searched(lm).save(folder / "search.npz"),
         "quantisation report": reported(lm).save(folder / "report.npz"),
         "sweep": swept, "sweep shard": swept / "shard-00000.npz",
+        "head circuits": lk.head_circuits(lm, sample=16, progress=False).save(folder / "circuits.npz"),
+        "head circuit": lk.head_circuit(lm, "1.2", tokens=[5, 6], top=3).save(folder / "circuit.npz"),
+        "examples": lk.examples(collection, "resid_post.1", progress=False).save(folder / "examples.npz"),
         "probe": lk.probe(collection, [0, 1] * 4, folds=2, controls=1, progress=False).save(folder / "probe.npz"),
         "collection": folder / "collection", "collection shard": folder / "collection" / "shard-00000.safetensors",
     }  # fmt: skip
@@ -231,6 +237,12 @@ def test_files_of_earlier_versions_open(name: str, openers: dict[str, Any]) -> N
         assert opened.per_token.shape == (2, 2)
     elif name == "deletion_curve.npz":
         assert opened.random.shape == (2, 3)
+    elif name == "head_circuits.npz":
+        assert opened.eigen.shape == (2, 4)
+    elif name == "head_circuit.npz":
+        assert opened.promoted.shape == (2, 3)
+    elif name == "examples.npz":
+        assert [len(some) for some in opened.deciles] == [0, 1, 1, 1, 1, 0, 1, 1, 1, 1]
     elif name == "patchscope.npz":
         assert opened.rows[0].random is not None
     elif name == "continued.npz":

@@ -1,21 +1,25 @@
-"""HeadAction: ablate or freeze the chosen heads and see what the model predicts, or send them to PatchLab."""
+"""HeadAction: ablate or freeze the chosen heads, see what a head writes, or send heads to PatchLab."""
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import ipywidgets as widgets
 import traitlets as t
 
 from labkit.attention_maps.ablation import HOW, KnockOut, knock_out
+from labkit.features.writes import Writes
 from labkit.language_model import LanguageModel
+from labkit.text.tokens import Token
 from labkit.text.types import Prompt
 from labkit.widgets.base.tool import Panel, choice, labelled, link, row
 from labkit.widgets.blocks.token_bars import TokenBars
+from labkit.widgets.blocks.unit_panel import UnitPanel
 
 
 class HeadAction(Panel):
-    """Actions on the chosen heads. The owner wires the buttons: `knock_button`, `send_button`.
+    """Actions on the chosen heads. The owner wires the buttons: `knock_button`, `writes_button`, `send_button`.
 
     Traits:
         heads: list of (layer, head).
@@ -28,12 +32,16 @@ class HeadAction(Panel):
     answer = t.Unicode()
     foil = t.Unicode()
 
-    def __init__(self, **traits: Any) -> None:
+    def __init__(self, lm: LanguageModel, **traits: Any) -> None:
         self.found: KnockOut | None = None
-        self.bars = TokenBars()
+        self.written: Writes | None = None
+        self.bars, self.unit = TokenBars(), UnitPanel(lm)
         self._names = widgets.Label()
         how = choice("Replace with", HOW)
         self.knock_button = widgets.Button(description="Knock out", tooltip="The next token without these heads")
+        self.writes_button = widgets.Button(
+            description="What it writes", tooltip="Which tokens the head writes for when it looks at the selected token"
+        )
         self.send_button = widgets.Button(description="Send to PatchLab", tooltip="Patch these heads, exactly")
         answer, foil = (
             labelled(widgets.Text, name, "136px", placeholder=example, continuous_update=False)
@@ -42,7 +50,8 @@ class HeadAction(Panel):
         super().__init__(**traits)
         link(self, how=how, answer=answer, foil=foil)
         self.observe(lambda _: self._name(), "heads")
-        self.children = [row(self._names, answer, foil), row(how, self.knock_button, self.send_button), self.bars]
+        buttons = row(how, self.knock_button, self.writes_button, self.send_button)
+        self.children = [row(self._names, answer, foil), buttons, self.bars, self.unit]
         self._name()
 
     def _name(self) -> None:
@@ -50,6 +59,8 @@ class HeadAction(Panel):
         more = f" and {len(self.heads) - 8} more" if len(self.heads) > 8 else ""
         self._names.value = f"Heads {names}{more}:" if len(self.heads) > 1 else f"Head {names}:" if names else "No head"
         self.bars.show({}, note="")
+        self.written = None
+        self.unit.clear()
 
     def act(self, lm: LanguageModel, prompt: Prompt, other: Prompt | None) -> KnockOut:
         """Do it, and show the next token before and after."""
@@ -64,3 +75,7 @@ class HeadAction(Panel):
             {"the whole model": before, HOW[self.how]: after}, title=f"Next token without {names}", note=said
         )
         return found
+
+    def write(self, head: tuple[int, int], token: Token, stop: threading.Event) -> None:
+        """Show what a head writes when it looks at a token."""
+        self.written = self.unit.write(lambda writer: writer.head(*head, token), stop)

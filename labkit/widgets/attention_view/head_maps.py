@@ -14,6 +14,7 @@ from labkit.attention_maps.weighting import LogitContribution
 from labkit.widgets.base.tool import link, row
 from labkit.widgets.blocks.head_picture import attention_map, put, put_window
 
+THUMBNAIL_BYTES = 560_000  # all thumbnails together, so that the first payload stays below a megabyte
 KEPT = 6  # matrices shown last
 Side = tuple[str, list[str], np.ndarray]  # title, token labels, (query, key)
 
@@ -88,3 +89,20 @@ class HeadMaps:
         for heatmap, matrix in zip((self.heatmap, self.other, self.difference), self._shown, strict=False):
             with heatmap.hold_sync():
                 put_window(heatmap, matrix)
+
+
+def telling_head(thumbnails: np.ndarray) -> tuple[int, int]:
+    """A head worth seeing first: it looks at something, and not only at the first token or at itself."""
+    size = thumbnails.shape[-1]
+    elsewhere = np.tril(np.ones((size, size), bool), -1)
+    elsewhere[:, 0] = False
+    if not elsewhere.any():
+        return (0, 0)
+    strength = thumbnails[..., elsewhere].mean(-1)
+    layer, head = np.unravel_index(int(strength.argmax()), strength.shape)
+    return int(layer), int(head)
+
+
+def thumbnail_side(layers: int, heads: int) -> int:
+    """Rows and columns of a thumbnail: as many as all heads together leave room for."""
+    return max(4, min(24, int(np.sqrt(THUMBNAIL_BYTES / (layers * heads)))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -16,13 +17,14 @@ from labkit.attention_maps.head_scores import HeadScore
 from labkit.attention_maps.patterns import AttentionPatterns, attention
 from labkit.attention_maps.weighting import LogitContribution
 from labkit.engine.wavefront import Cancelled
+from labkit.features.writes import Writes
 from labkit.language_model import LanguageModel
 from labkit.text.as_code import LM, as_code, as_python, changed
 from labkit.text.prompts import asked
 from labkit.text.types import Prompt
 from labkit.widgets.attention_view.head_actions import HeadAction
 from labkit.widgets.attention_view.head_finder import HeadFinder
-from labkit.widgets.attention_view.head_maps import HeadMaps, Side
+from labkit.widgets.attention_view.head_maps import HeadMaps, Side, telling_head, thumbnail_side
 from labkit.widgets.base.block import cell
 from labkit.widgets.base.snapshot import card, note, side_by_side
 from labkit.widgets.base.tool import Panel, Tool, choice, headed, labelled, link, row
@@ -30,7 +32,6 @@ from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks
 from labkit.widgets.patch_lab.lab import PatchLab
 
-THUMBNAIL_BYTES = 560_000  # all thumbnails together, so that the first payload stays below a megabyte
 WEIGHTINGS = {
     "pattern": "attention", "value": "value-weighted attention", "logit": "contribution to a logit",
     "rollout": "rollout (all heads up to the layer)",
@@ -133,7 +134,7 @@ class AttentionView(Tool):
         self.heatmap, self.other_map, self.difference = self.maps.heatmap, self.maps.other, self.maps.difference
         self.looks = TokenLooks()
         self.strip = self.looks.strip
-        self.action = HeadAction()
+        self.action = HeadAction(self.lm)
         others = {k: v for k, v in COMPARE.items() if k != "model" or self.other_lm is not None}
         self._choices = {"weighting": choice("Values", WEIGHTINGS), "compare": choice("Compare with", others)}
         self._sink = widgets.Checkbox(description="Hide the first token", indent=False, layout={"width": "auto"})
@@ -168,6 +169,7 @@ class AttentionView(Tool):
         self.heatmap.observe(lambda change: self.looks.point(change["new"] and change["new"][0]), "hovered")
         t.dlink((self.heatmap, "selection"), (self.strip, "selection"), lambda at: at and at[0])  # locks its row
         self.action.knock_button.on_click(lambda _: self.start_knock_out())
+        self.action.writes_button.on_click(lambda _: self.start_writes())
         self.action.send_button.on_click(lambda _: self.do(lambda stop: self._open_patch_lab(), queue=self._acting))
         self._arrange()
         self._name_heads()
@@ -233,7 +235,7 @@ class AttentionView(Tool):
         self.looks.begin(patterns.tokens)
         head = self.selection
         if head is None or head[0] not in patterns.layers or head[1] >= patterns.n_heads:
-            telling = _telling(thumbnails)
+            telling = telling_head(thumbnails)
             self.selection = telling if telling[0] in patterns.layers else (patterns.layers[0], 0)
         tokens = "token" if len(patterns.tokens) == 1 else "tokens"
         self.status.say(f"{len(patterns.tokens)} {tokens} · {patterns.n_layers} layers × {patterns.n_heads} heads")
@@ -333,6 +335,19 @@ class AttentionView(Tool):
         assert self.action.found is not None
         return self.action.found
 
+    def start_writes(self) -> None:
+        """Ask what the large head writes when it looks at the selected token, or at the last."""
+        if self.patterns is not None and self.selection is not None:
+            token = self.patterns.tokens[-1 if self.token is None else self.token]
+            self.do(partial(self.action.write, self.selection, token), queue=self._acting)
+
+    def what_it_writes(self, timeout: float | None = None) -> Writes:
+        """The tokens that the large head writes for and against, looking at the selected token, or the last; waits."""
+        self.start_writes()
+        self._acting.wait(timeout)
+        assert self.action.written is not None
+        return self.action.written
+
     def patch_lab(self) -> PatchLab:
         """A PatchLab of this prompt as clean and the other as corrupt, with these heads chosen.
 
@@ -364,6 +379,8 @@ class AttentionView(Tool):
             code += as_code("", "patterns.figure", layer, head, **how)
         if self.action.found is not None:
             code += self.action.found.code().split(self.lm.code(), 1)[1]
+        if self.action.written is not None:
+            code += self.action.written.code.split(self.lm.code(), 1)[1]
         return code
 
     def snapshot(self) -> str:
@@ -374,24 +391,8 @@ class AttentionView(Tool):
         pictures = [("all heads: layers up, heads across", self.heads), *((one.title, one) for one in large)]
         sides = (f"<div>{note(name)}{one.picture()}</div>" for name, one in pictures)
         done = note(self.action.bars.title) + self.action.bars.picture() if self.action.found else ""
+        done += self.action.unit.picture()
         return card(self.strip.picture(), side_by_side(*sides), done, title=title)
 
     def __repr__(self) -> str:
         return f"AttentionView({self.lm.name!r}, {self.text!r}, selection={self.selection})"
-
-
-def thumbnail_side(layers: int, heads: int) -> int:
-    """Rows and columns of a thumbnail: as many as all heads together leave room for."""
-    return max(4, min(24, int(np.sqrt(THUMBNAIL_BYTES / (layers * heads)))))
-
-
-def _telling(thumbnails: np.ndarray) -> tuple[int, int]:
-    """A head worth seeing first: it looks at something, and not only at the first token or at itself."""
-    size = thumbnails.shape[-1]
-    elsewhere = np.tril(np.ones((size, size), bool), -1)
-    elsewhere[:, 0] = False
-    if not elsewhere.any():
-        return (0, 0)
-    strength = thumbnails[..., elsewhere].mean(-1)
-    layer, head = np.unravel_index(int(strength.argmax()), strength.shape)
-    return int(layer), int(head)

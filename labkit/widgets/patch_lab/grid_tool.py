@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from labkit.collected.collection import Collection
 from labkit.language_model import LanguageModel
 from labkit.lens.patchscope import patchscope
 from labkit.lens.patchscope_result import Patchscope
@@ -29,7 +30,9 @@ from labkit.widgets.patch_lab.state import ASKED, PAIRED, POINTED, PatchState
 class GridTool(Tool, PatchState):
     """A live grid, an inspector of its cells, and the buttons that run it; tools put their own parts around these."""
 
-    def __init__(self, lm: LanguageModel, *, background: bool | None = None) -> None:
+    def __init__(
+        self, lm: LanguageModel, *, collection: Collection | None = None, background: bool | None = None
+    ) -> None:
         super().__init__(lm, background=background)
         # Queues of their own: a click or a keystroke does not cancel the grid.
         self._close_look, self._writing, self._offers = (self.another_queue() for _ in range(3))
@@ -37,7 +40,9 @@ class GridTool(Tool, PatchState):
         self._asked: PatchSpec | None = None
         self._computing = 0  # requested grids that have not ended
         self.live = LiveGrid(lm, self)
-        self.inspector = Inspector(continue_under=self.begin_continuation, patchscope=self.begin_patchscope)
+        self.inspector = Inspector(
+            lm, collection, continue_under=self.begin_continuation, patchscope=self.begin_patchscope
+        )
         self.heatmap, self.bars = self.live.heatmap, self.inspector.bars
         self.pause_button = button(
             "Pause", lambda: self.start() if self._paused else self.pause(), "Pause; Resume continues", disabled=True

@@ -11,8 +11,9 @@ import ipywidgets as widgets
 import numpy as np
 
 from labkit.activations.metrics import label_of
+from labkit.collected.collection import Collection
 from labkit.language_model import LanguageModel
-from labkit.patching.cell_report import CellReport, JointReport, Place, inspect, together, transplant
+from labkit.patching.cell_report import CellReport, JointReport, Place, inspect, site_of, together, transplant
 from labkit.patching.grid import PatchGrid
 from labkit.patching.pair_runs import ENDS
 from labkit.patching.source_model import run_names
@@ -23,6 +24,7 @@ from labkit.widgets.base.snapshot import note
 from labkit.widgets.base.tool import Panel, minus, shown
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.token_bars import TokenBars
+from labkit.widgets.blocks.unit_panel import UnitPanel
 from labkit.widgets.cell_writing import CONTINUE, PATCHSCOPE, CellWriting
 
 HINT = (
@@ -30,10 +32,12 @@ HINT = (
     "Drag a cell onto another to put its activation there."
 )
 TOKENS = 6  # in each column
+OF_HEADS = ("z", "head_out", "pattern", "q")  # whose heads are those that write
 
 
 class Inspector(Panel):
-    """Token bars before and after a patch, the effect in words, what the model writes, and the attention at the cell.
+    """Token bars before and after a patch, the effect in words, what the model writes, the attention at the cell before
+    and after, and of a head or a neuron what it writes and where it is strongest in a collection.
 
     Args:
         continue_under, patchscope: called by the buttons that let the model write.
@@ -41,8 +45,16 @@ class Inspector(Panel):
     Without anything to show it takes no room, and `invitation`, which its owner places, says what can be done.
     """
 
-    def __init__(self, *, continue_under: Callable[[], Any], patchscope: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        collection: Collection | None = None,
+        *,
+        continue_under: Callable[[], Any],
+        patchscope: Callable[[], Any],
+    ) -> None:
         super().__init__()
+        self.unit = UnitPanel(lm, collection)
         self._turn = threading.RLock()  # of whoever shows something: work, or what is pointed at
         self.bars = TokenBars()
         self.invitation = widgets.HTML(HINT)
@@ -54,7 +66,7 @@ class Inspector(Panel):
         self.which.observe(lambda _: self._draw_attention(), "value")
         self._looks: dict[str, np.ndarray] = {}
         self.writing = CellWriting({"continue": (*CONTINUE, continue_under), "patchscope": (*PATCHSCOPE, patchscope)})
-        self.children = [self.bars, self.writing, self.which, self.attention]
+        self.children = [self.bars, self.writing, self.which, self.attention, self.unit]
         self.hint()
 
     def hint(self) -> None:
@@ -112,6 +124,8 @@ class Inspector(Panel):
                 if not stop.is_set():  # something else, or nothing, was pointed at meanwhile
                     self._show(title, _report_words(grid, report), columns, marked)
                     self._show_attention(grid, place, report)
+            if arrow is None and not chosen:
+                self._show_unit(grid, place, report, stop)
 
         return work
 
@@ -127,6 +141,7 @@ class Inspector(Panel):
             shown(self.invitation, not title)
             self._looks = {}
             self._draw_attention()
+            self.unit.clear()
             self.bars.marked = list(marked)
             self.bars.show(columns or {}, title=title, note=words)
 
@@ -148,6 +163,26 @@ class Inspector(Panel):
                 self.attention.row_labels, self.attention.row_axis, self.attention.square = tokens, "query", True
         self._draw_attention()
 
+    def _show_unit(self, grid: PatchGrid, place: Place, report: CellReport, stop: threading.Event) -> None:
+        """What the head or neuron of a cell writes, and where it is strongest."""
+        site = site_of(grid, place)
+        if site.head is None or site.kind not in (*OF_HEADS, "mlp_act") or stop.is_set():
+            return
+        kind = "z" if site.kind in OF_HEADS else site.kind
+        layer, number = site.layer, site.head
+        assert layer is not None
+        try:
+            if kind == "mlp_act":
+                self.unit.write(lambda writer: writer.neuron(layer, number), stop)
+            elif report.attention_after is not None:
+                looks = report.attention_after  # (query, key), or (head, key) at a position
+                row = looks[0 if len(looks) == 1 else number] if "position" in grid.over else looks[-1]
+                token = grid.tokens[int(np.argmax(row))]
+                self.unit.write(lambda writer: writer.head(layer, number, token), stop)
+        except ValueError:
+            pass  # weights that say nothing; the patch itself is shown
+        self.unit.exemplify(f"{kind}.{layer}.{number}", stop)
+
     def _draw_attention(self) -> None:
         pattern = self._looks.get(self.which.value)
         for part in (self.which, self.attention):
@@ -164,7 +199,8 @@ class Inspector(Panel):
         if not self.bars.columns:
             return ""
         looks = note(self.attention.title) + self.attention.picture() if self._looks else ""
-        return note(self.bars.title) + self.bars.picture() + note(self.bars.note) + self.writing.picture() + looks
+        bars = note(self.bars.title) + self.bars.picture() + note(self.bars.note)
+        return bars + self.writing.picture() + looks + self.unit.picture()
 
 
 def _report_words(grid: PatchGrid, report: CellReport) -> str:

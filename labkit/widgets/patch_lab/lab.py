@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.activations.site_kinds import KINDS
+from labkit.collected.collection import Collection
 from labkit.datasets.tasks import task
 from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import Place
@@ -59,6 +60,8 @@ class PatchLab(GridTool):
         layer: the layer of a grid over a single one; by default the middle one, or that of the last cell selected.
         direction: `denoise` puts clean into corrupt, `noise` corrupt into clean.
         chosen: cells to patch together, such as `[(23, 3), (20, 0)]`.
+        collection: activations of many texts, from `lk.collect`: of a selected head (`z`) or neuron (`mlp_act`) the
+            inspector then shows where in them it is strongest.
         background: work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
@@ -84,9 +87,10 @@ class PatchLab(GridTool):
         layer: int | None = None,
         direction: str = "denoise",
         chosen: Sequence[Place] = (),
+        collection: Collection | None = None,
         background: bool | None = None,
     ) -> None:
-        super().__init__(lm, background=background)
+        super().__init__(lm, collection=collection, background=background)
         self._doubts = self.another_queue()
         self.site, self.direction, self.metric = site, direction, metric or ""
         self.over = over or KINDS[site].usual
