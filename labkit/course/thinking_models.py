@@ -129,7 +129,7 @@ def _a_sentence_that_needs_another(answer: Any, lm: LanguageModel) -> Verdict:
         return Verdict(False, "Those stand next to each other. Look for two with another sentence between them.")
     less = needs(lm, *NEW, steps(*NEW))[early - 1, late - 1]
     said = f"With sentence {early} hidden, sentence {late} changes by {-less:+.1f} nats."
-    return Verdict(bool(less > 3), said if less > 3 else said + " Look for a loss of more than 3.")
+    return Verdict(bool(less > 2), said if less > 2 else said + " Look for a loss of more than 2.")
 
 
 @exercise("11.3")

@@ -48,7 +48,7 @@ RIGHT = {
     "10.2": 160,
     "11.1": steps(17, 8)[:4],
     "11.2": (2, 4),
-    "11.3": "Wait, 80 plus 56 is 136.",
+    "11.3": "So 17 times 8 is 136.",
 }
 WRONG = {
     "00.1": (6, "does not see 6 tokens"),
@@ -86,7 +86,7 @@ WRONG = {
     "05.2": ("q", "Try the others"),
     "05.3": (1500, "must be a circuit"),
     "11.1": (steps(17, 8), "Look for one without which it is more than 20 times less likely"),
-    "11.2": ((1, 4), "Look for a loss of more than 3"),
+    "11.2": ((1, 4), "Look for a loss of more than 2"),
     "11.3": ("Wait, that is wrong.", "Look for 136 to be more than twice as likely"),
 }
 ALSO_RIGHT = [
