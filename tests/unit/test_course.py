@@ -86,7 +86,7 @@ WRONG = {
     "05.2": ("q", "Try the others"),
     "05.3": (1500, "must be a circuit"),
     "11.1": (steps(17, 8), "Look for one without which it is more than 20 times less likely"),
-    "11.2": ((1, 4), "Look for a loss of more than 2"),
+    "11.2": ((2, 5), "Look for a loss of more than 2"),
     "11.3": ("Wait, that is wrong.", "Look for 136 to be more than twice as likely"),
 }
 ALSO_RIGHT = [
