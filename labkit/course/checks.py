@@ -35,6 +35,7 @@ NOTEBOOKS = (
     "open_models",
     "scrutiny",
     "scaling_out",
+    "thinking_models",
 )
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"

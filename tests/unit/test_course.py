@@ -1,11 +1,13 @@
 """The exercises: right answers pass, wrong ones are told what is wrong, none is not answered."""
 
+import numpy as np
 import pytest
 
 import labkit as lk
 from labkit.course import check
 from labkit.course.checks import CLEAN, CORRUPT, exercises
 from labkit.course.pictures_of_open_models import STARTED_FROM, shaded
+from labkit.course.thinking_models import ask, chances, hide, needs, sentences, steps
 
 RIGHT = {
     "00.1": 7,
@@ -44,6 +46,9 @@ RIGHT = {
     ),
     "04.2": [(23, 3), (29, 1), (19, 2), (23, 0), (20, 0), (17, 4)],
     "10.2": 160,
+    "11.1": steps(17, 8)[:4],
+    "11.2": (2, 4),
+    "11.3": "So 17 times 8 is 136.",
 }
 WRONG = {
     "00.1": (6, "does not see 6 tokens"),
@@ -80,6 +85,9 @@ WRONG = {
     "05.1": ((23, 3), "Look for the smallest number"),
     "05.2": ("q", "Try the others"),
     "05.3": (1500, "must be a circuit"),
+    "11.1": (steps(17, 8), "Look for one without which it is more than 20 times less likely"),
+    "11.2": ((2, 5), "Look for a loss of more than 2"),
+    "11.3": ("Wait, that is wrong.", "Look for 136 to be more than twice as likely"),
 }
 ALSO_RIGHT = [
     ("08.1", ("Qwen/Qwen2.5-7B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B")),
@@ -112,6 +120,12 @@ ALSO_WRONG = [
     ("09.4", "{% for m in messages %}{{ m.__class__ }}{{ m.content }}{% endfor %}", "The scan says"),
     ("09.4", "{% for m in messages %}{{ m.content }}", "The template fails"),
     ("09.4", "{% for n in range(10**9) %}{{ messages[0].content }}{% endfor %}", "The scan says"),
+    ("11.1", "17 is 10 plus 7.", "must be a list of sentences"),
+    ("11.1", ["17 times 8 is 136.", "It is."], "at least 3 sentences are needed; got 2"),
+    ("11.1", ["17 is odd.", "8 is even.", "10 times 8 is 80."], "Look for more than 0.1"),
+    ("11.2", (3, 4), "stand next to each other"),
+    ("11.2", (4, 2), "the earlier one first"),
+    ("11.3", ["80 plus 56 is 136."], "must be one sentence"),
 ]
 
 
@@ -202,3 +216,36 @@ def test_the_messages_in_a_written_chat_are_shaded(lm4):
     assert said.split() == ["Name", "a", "colour.", "Blue."]
     with pytest.raises(ValueError, match="not found"):
         shaded(lm4, "[INST] Name a colour. [/INST]", chat)
+
+
+def test_the_sentences_of_a_trace_are_found_without_the_marks_around_them(lm4):
+    trace = steps(17, 8)
+    chat = ask(17, 8, trace)
+    ids = lm4.encode(chat)[0].tolist()
+    found = sentences(lm4, chat)
+    assert [lm4.tokenizer.decode(ids[one.start : one.stop]).strip() for one in found] == trace
+    assert sentences(lm4, ask(17, 8, None)) == []
+
+
+def test_a_hidden_sentence_is_attended_to_by_nothing_after_it(lm4):
+    chat = ask(17, 8, steps(17, 8))
+    sentence = sentences(lm4, chat)[1]
+    shown, run = lm4.run(chat, read=["pattern"]), lm4.run(chat, read=["pattern"], write={"scores": hide(sentence)})
+    for one, is_zero in ((shown, False), (run, True)):
+        after = one["pattern"][..., sentence.stop :, sentence.start : sentence.stop]
+        assert bool((after == 0).all()) == is_zero
+    assert (run["pattern"][..., : sentence.stop, :].sum(-1) - 1).abs().max() < 1e-3  # rows before it are as they were
+
+
+def test_a_later_sentence_needs_the_one_whose_numbers_it_repeats(lm4):
+    table = needs(lm4, 17, 8, steps(17, 8))
+    assert np.isnan(table[np.tril_indices(5)]).all()
+    assert not np.isnan(table[np.triu_indices(5, 1, 6)]).any()
+    assert table[1, 3] > table[0, 3] + 2  # 80 plus 56 needs the 80
+
+
+def test_a_planted_mistake_in_the_last_sentence_is_followed(lm4):
+    right, off = chances(lm4, 17, 8, steps(17, 8, fifth=146))
+    assert off > 5 * right
+    right, off = chances(lm4, 17, 8, steps(17, 8, fourth=146))
+    assert right > 2 * off
