@@ -17,6 +17,8 @@ RIGHT = {
     "02.3": (24, 4),
     "06.1": 18,
     "06.2": 0.5,
+    "06.4": (24, 0.75),
+    "06.5": 15,
     "07.1": {"bits": 8},
     "07.2": ("mlp_out", 18),
     "07.3": ["v_proj"],
@@ -56,6 +58,8 @@ WRONG = {
     "06.1": (0, "Look for more than +4"),
     "06.2": (3.0, "That costs too much"),
     "06.3": ((["one"], ["two"]), "At least four pairs"),
+    "06.4": ((24, 2.0), "That is too much damage"),
+    "06.5": (-10, "That moves too little"),
     "07.1": ({"bits": 4, "quant_type": "fp4"}, "Look for less than half of NF4's KL"),
     "07.2": (("attn_out", 0), "One moves it by more than"),
     "07.3": (["down_proj"], "Stay below 10 MB"),
@@ -82,6 +86,7 @@ WRONG = {
     "05.3": (1500, "must be a circuit"),
 }
 ALSO_RIGHT = [
+    ("06.4", [20, 0.45]),
     ("08.1", ("Qwen/Qwen2.5-7B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B")),
     ("08.1", ["DeepSeek-R1-Distill-Llama-8B", "Llama-3.1-8B"]),
     ("08.2", "openai/gpt-oss-20b"),
@@ -89,6 +94,11 @@ ALSO_RIGHT = [
     ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour. [/INST] "),
 ]
 ALSO_WRONG = [
+    ("06.4", (18, 0.5), "Look for more than +4.5"),
+    ("06.4", (18, -1), "has an effect of -"),
+    ("06.4", (99, 1), "layer"),
+    ("06.4", 24, "(layer, strength)"),
+    ("06.5", 100, "That costs too much"),
     ("08.1", ("Llama-2-7b-hf", "Llama-2-7b-chat-hf"), "both are under Llama 2 Community"),
     ("08.1", ("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-7B"), "qwen2 and qwen2, with 3.086 and 7.616 billion"),
     ("08.1", ("DeepSeek-R1", "DeepSeek-R1"), "the same model twice"),
