@@ -38,6 +38,8 @@ RIGHT = {
     "01.2": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, Monday, Tuesday, Wednesday",
     "01.3": (1, " when"),
     "01.4": "ꙮꙮꙮꙮ",
+    "01.5": "The keys to the old cabinet",
+    "03.4": (18, 7),
     "04.3": (
         "When Tom and James went to the park, James gave a ball to",
         "When Tom and James went to the park, Tom gave a ball to",
@@ -73,6 +75,8 @@ WRONG = {
     "01.2": ("Purple seven runs the quietly of because green to and a", "Look for less than 2"),
     "01.3": ((0, "."), "Greedy has log-probability"),
     "01.4": ("word", "tokens. Text that is rare"),
+    "01.5": ("The key to the old cabinets", "Look for a lead of more than 1"),
+    "03.4": ((18, 6), "Find another"),
     "03.1": ((0, 40), "heads from 0 to 8"),
     "03.2": ((0, 0), "Look for more than two fifths"),
     "03.3": ((0, 0), "goes from"),
@@ -94,6 +98,9 @@ ALSO_RIGHT = [
     ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour. [/INST] "),
 ]
 ALSO_WRONG = [
+    ("01.5", "The keys", "use at least four"),
+    ("01.5", "Yesterday I saw that the dogs", "Put a word in the singular"),
+    ("03.4", (0, 0), "Look for more than half"),
     ("06.4", (18, 0.5), "Look for more than +4.5"),
     ("06.4", (18, -1), "has an effect of -"),
     ("06.4", (99, 1), "layer"),
