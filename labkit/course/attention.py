@@ -39,3 +39,20 @@ def _head_that_matters(answer: Any, lm: LanguageModel) -> Verdict:
     after = logit_diff(lm, CLEAN, " Mary", " John", write={f"z.{layer}.{head}": torch.zeros(1)})
     said = f"Without layer {layer} head {head} the logit difference goes from {before:.1f} to {after:.1f}."
     return Verdict(before - after > 1, said if before - after > 1 else said + " Look for a drop of more than 1.")
+
+
+@exercise("03.4")
+def _head_that_copies(answer: Any, lm: LanguageModel) -> Verdict:
+    layer, head = a_head(answer, lm)
+    if (layer, head) == (18, 6):
+        return Verdict(False, "That is the head of this section. Find another.")
+    prompt = "Our cities: Rome, Oslo, Paris, London, Berlin, Madrid. I repeat, our cities: Rome,"
+    site = f"pattern.{layer}.{head}"
+    written = lm.generate(prompt, max_new_tokens=10, read=[site])
+    ids = [token.id for token in written.prompt]
+    rows = zip(written[site].float(), written.record.ids, written.record.ids[1:], strict=False)
+    comma = ids[-1]
+    shares = [float(row[ids.index(after)]) for row, id, after in rows if id == comma and after in ids]
+    share = sum(shares) / max(1, len(shares))
+    said = f"While the model writes another list, layer {layer}, head {head} gives {share:.0%} to the word to copy."
+    return Verdict(share > 0.5, said if share > 0.5 else said + " Look for more than half.")

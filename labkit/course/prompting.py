@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from labkit.attribution.input_attribution import input_attribution
 from labkit.course.checks import Verdict, exercise
 from labkit.generation.score import score
 from labkit.language_model import LanguageModel
@@ -58,3 +59,18 @@ def _costly_text(answer: Any, lm: LanguageModel) -> Verdict:
     return Verdict(
         False, f"That is {len(tokens)} tokens. Text that is rare on English web pages costs more: try other scripts."
     )
+
+
+@exercise("01.5")
+def _a_word_far_away(answer: Any, lm: LanguageModel) -> Verdict:
+    words = str(answer).split()
+    if len(words) < 4:
+        return Verdict(False, f"That is {len(words)} words; use at least four.")
+    found = input_attribution(lm, str(answer), written=" are", foil=" is", by="word", progress=False)
+    unit, value = found.strongest(1)[0]
+    said = f"' are' is ahead of ' is' by {found.score:+.1f} nats; the word that matters most is {unit.text.strip()!r}."
+    if found.score < 1:
+        return Verdict(False, said + " Look for a lead of more than 1.")
+    if unit.stop == len(found.tokens):
+        return Verdict(False, said + " That is the last one. Put a word in the singular after it.")
+    return Verdict(value > 0, said)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from labkit.audits.steering_search import steering_search
 from labkit.course.checks import Verdict, exercise
 from labkit.language_model import LanguageModel
 from labkit.steering.directions import steering_vector
@@ -22,16 +24,18 @@ NEGATIVE = [
 OPENINGS = ["My week at work was", "The weather today is", "The book that I read was", "Her new job is"]
 GOOD = [" good", " great", " wonderful", " beautiful", " perfect", " amazing", " lovely"]
 BAD = [" bad", " terrible", " awful", " horrible", " poor", " worse", " difficult"]
+GLOOMY = [f"It was a terrible, cruel disaster. {opening}" for opening in OPENINGS]
+PAIRS = [(f"{opening} wonderful", f"{opening} terrible") for opening in OPENINGS]
 PLAIN = (
     "The sun rises in the east and sets in the west. Water boils at one hundred degrees. "
     "A week has seven days, and a year has twelve months."
 )
 
 
-def mood(lm: LanguageModel) -> float:
-    """How much likelier a good word is than a bad one after some neutral openings: mean log odds, in nats."""
+def mood(lm: LanguageModel, openings: Sequence[str] = OPENINGS) -> float:
+    """How much likelier a good word is than a bad one after some openings: mean log odds, in nats."""
     found = []
-    for opening in OPENINGS:
+    for opening in openings:
         ids = lm.encode(opening)
         logits = lm.run(ids).logits[0, -1].float()
         good, bad = (
@@ -98,3 +102,40 @@ def _pairs_of_ones_own(answer: Any, lm: LanguageModel) -> Verdict:
     said = f"{agree} of {len(positive)} pairs point in the same direction as the others."
     right = agree == len(positive)
     return Verdict(right, said if right else said + " Make every pair differ in the same single thing.")
+
+
+@exercise("06.4")
+def _much_effect_for_little_damage(answer: Any, lm: LanguageModel) -> Verdict:
+    if not isinstance(answer, list | tuple) or len(answer) != 2:
+        raise ValueError("the answer must be a layer and a strength: (layer, strength)")
+    layer, strength = int(answer[0]), float(answer[1])
+    search = steering_search(
+        lm, POSITIVE, NEGATIVE, prompts=PAIRS, layers=[layer], strengths=[strength], random=2, neutral=PLAIN,
+        progress=False,
+    )  # fmt: skip
+    effect, damage = float(search.effects[0, 0, 0].mean()), float(search.damage[0, 0, 0, 1])
+    said = f"Layer {layer} at strength {strength:g} has an effect of {effect:+.2f} for a damage of {damage:.2f}."
+    if effect <= 4.5:
+        return Verdict(False, said + " Look for more than +4.5.")
+    if damage >= 0.18:
+        return Verdict(False, said + " That is too much damage.")
+    random = float(search.effects[0, 0, 1:].mean(-1).max())
+    return Verdict(effect > random, f"{said} The better of two random directions has {random:+.2f}.")
+
+
+@exercise("06.5")
+def _a_floor(answer: Any, lm: LanguageModel) -> Verdict:
+    low = float(answer)
+    vector = steering_vector(lm, POSITIVE, NEGATIVE, LAYER)
+    found = []
+    for block in (nullcontext(), lm.steer(vector, manner="clamp", low=low, when=(vector, -500))):
+        with block:
+            found.append((mood(lm, GLOOMY), cost(lm)))
+    moved, more = found[1][0] - found[0][0], found[1][1] - found[0][1]
+    said = (
+        f"With a floor of {low:g} the gloomy openings move by {moved:+.1f}, and plain text costs {more:+.2f} nats per "
+        "token more."
+    )
+    if moved > 5.5 and more < 0.2:
+        return Verdict(True, said)
+    return Verdict(False, said + (" That moves too little." if moved <= 5.5 else " That costs too much."))

@@ -19,6 +19,8 @@ RIGHT = {
     "02.3": (24, 4),
     "06.1": 18,
     "06.2": 0.5,
+    "06.4": (24, 0.75),
+    "06.5": 15,
     "07.1": {"bits": 8},
     "07.2": ("mlp_out", 18),
     "07.3": ["v_proj"],
@@ -38,6 +40,8 @@ RIGHT = {
     "01.2": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, Monday, Tuesday, Wednesday",
     "01.3": (1, " when"),
     "01.4": "ꙮꙮꙮꙮ",
+    "01.5": "The keys to the old cabinet",
+    "03.4": (18, 7),
     "04.3": (
         "When Tom and James went to the park, James gave a ball to",
         "When Tom and James went to the park, Tom gave a ball to",
@@ -61,6 +65,8 @@ WRONG = {
     "06.1": (0, "Look for more than +4"),
     "06.2": (3.0, "That costs too much"),
     "06.3": ((["one"], ["two"]), "At least four pairs"),
+    "06.4": ((24, 2.0), "That is too much damage"),
+    "06.5": (-10, "That moves too little"),
     "07.1": ({"bits": 4, "quant_type": "fp4"}, "Look for less than half of NF4's KL"),
     "07.2": (("attn_out", 0), "One moves it by more than"),
     "07.3": (["down_proj"], "Stay below 10 MB"),
@@ -74,6 +80,8 @@ WRONG = {
     "01.2": ("Purple seven runs the quietly of because green to and a", "Look for less than 2"),
     "01.3": ((0, "."), "Greedy has log-probability"),
     "01.4": ("word", "tokens. Text that is rare"),
+    "01.5": ("The key to the old cabinets", "Look for a lead of more than 1"),
+    "03.4": ((18, 6), "Find another"),
     "03.1": ((0, 40), "heads from 0 to 8"),
     "03.2": ((0, 0), "Look for more than two fifths"),
     "03.3": ((0, 0), "goes from"),
@@ -90,6 +98,7 @@ WRONG = {
     "11.3": ("Wait, that is wrong.", "Look for 136 to be more than twice as likely"),
 }
 ALSO_RIGHT = [
+    ("06.4", [20, 0.45]),
     ("08.1", ("Qwen/Qwen2.5-7B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B")),
     ("08.1", ["DeepSeek-R1-Distill-Llama-8B", "Llama-3.1-8B"]),
     ("08.2", "openai/gpt-oss-20b"),
@@ -97,6 +106,14 @@ ALSO_RIGHT = [
     ("08.3", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nName a colour. [/INST] "),
 ]
 ALSO_WRONG = [
+    ("01.5", "The keys", "use at least four"),
+    ("01.5", "Yesterday I saw that the dogs", "Put a word in the singular"),
+    ("03.4", (0, 0), "Look for more than half"),
+    ("06.4", (18, 0.5), "Look for more than +4.5"),
+    ("06.4", (18, -1), "has an effect of -"),
+    ("06.4", (99, 1), "layer"),
+    ("06.4", 24, "(layer, strength)"),
+    ("06.5", 100, "That costs too much"),
     ("08.1", ("Llama-2-7b-hf", "Llama-2-7b-chat-hf"), "both are under Llama 2 Community"),
     ("08.1", ("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-7B"), "qwen2 and qwen2, with 3.086 and 7.616 billion"),
     ("08.1", ("DeepSeek-R1", "DeepSeek-R1"), "the same model twice"),
