@@ -208,11 +208,12 @@ def test_what_makes_no_sense_is_refused_in_words(head, more, error) -> None:
         lk.head_circuit(loud("llama"), head, **more)
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "mamba", "qwen3", "gemma2"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "mamba", "bloom", "qwen3_next", "qwen3", "gemma2"])
 def test_architectures_say_what_their_heads_lack(name) -> None:
     lm = loud(name)
-    if name == "mamba":
-        with pytest.raises(ValueError, match="no attention"):
+    lacks = {"mamba": "no attention", "bloom": "does not go through transformers' interface", "qwen3_next": "is gated"}
+    if name in lacks:
+        with pytest.raises(ValueError, match=lacks[name]):
             lk.head_circuits(lm, progress=False)
     elif name == "deepseek_v3":
         with pytest.raises(ValueError, match="its values are no linear map"):
