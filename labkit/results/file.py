@@ -63,7 +63,7 @@ KINDS = {
         Kind("deletion curve", "a deletion curve", "lk.open_deletion_curve(path)"),
         Kind("patchscope", "a patchscope", "lk.open_patchscope(path)"),
         Kind("running cost", "what models cost to run", "lk.open_running_cost(path)"),
-        Kind("probe", "a probe", "lk.open_probe(path)"),
+        Kind("probe", "a probe", "lk.open_probe(path)", newest=2),  # 1 had no biases
         Kind("sweep", "a sweep", "lk.open_sweep(folder)", manifest="sweep.json"),
         Kind("sweep shard", "a part of a sweep", "lk.open_sweep(its folder)"),
         Kind("collection", "a collection", "lk.open_collection(folder)", manifest="collection.json"),
