@@ -73,6 +73,11 @@ def weights_of(probe: Any) -> np.ndarray:
     return np.atleast_2d(linear.coef_) / scaler.scale_
 
 
+def bias_of(probe: Any) -> np.ndarray:
+    """What a probe adds to its weights' dot products with activations as they are, (outputs,)."""
+    return np.atleast_1d(probe[-1].intercept_) - weights_of(probe) @ probe[0].mean_
+
+
 def sums(y: np.ndarray, predicted: np.ndarray, groups: np.ndarray, count: int, *, numbers: bool) -> np.ndarray:
     """What the score of any choice of groups can be computed from, (groups, ...), float64.
 

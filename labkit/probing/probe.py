@@ -156,17 +156,22 @@ class ProbeJob:
 
     def _layer(self, x: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         """The probes of one layer: the sums of their scores, those of shuffled labels, and their weights."""
-        own, control, weights, typical = [], [], [], []
+        own, control, weights, biases, typical = [], [], [], [], []
         for p, rows in enumerate(self._rows):
             some, y = x[rows], self.y[rows]
             own.append(self._sums(some, y, rows, self._folds[p]))
             control.append([self._sums(some, other, rows, folds) for other, folds in self._shuffled[p]])
             whole = fit.fitted(some, y, numbers=self.numbers, penalty=self.recipe["C"])
-            weights.append(_lengthened(fit.weights_of(whole), some, y, self.numbers).reshape(-1, *shape))
+            found = fit.weights_of(whole)
+            longer = _lengthened(found, some, y, self.numbers)
+            weights.append(longer.reshape(-1, *shape))
+            sizes = np.linalg.norm(longer, axis=1) / np.maximum(np.linalg.norm(found, axis=1), 1e-30)
+            biases.append(fit.bias_of(whole) * sizes)
             typical.append(np.linalg.norm(some, axis=1).mean())
         return {
             "own": np.stack(own), "shuffled": np.stack(control),
             "directions": np.stack(weights).astype(np.float32), "typical": np.array(typical),
+            "biases": np.stack(biases),
         }  # fmt: skip
 
     def _sums(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray, folds: fit.Splits) -> np.ndarray:

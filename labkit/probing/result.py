@@ -27,7 +27,7 @@ FILE = "probe"
 USUAL = {
     "site": None, "groups": None, "layers": None, "by_position": None, "C": 0.01, "folds": 5, "controls": 2, "seed": 0,
 }  # fmt: skip
-ARRAYS = ("own", "shuffled", "random", "directions", "typical", "chance")
+ARRAYS = ("own", "shuffled", "random", "directions", "typical", "chance", "biases")
 CONTROLS = {"shuffled": "shuffled labels", "random": "random features of the token"}
 
 
@@ -50,6 +50,9 @@ class Probe:
         random: of random features of the tokens, (control, position, group, sums).
         directions: the weights of a probe of all rows, for activations as they are, as long as these differ along them;
             float32 (layer, position, output, d_model), one output per class or one for two, or for numbers.
+        biases: what is added to the dot product of an activation and a direction so that 0 is where the probe is
+            undecided, or of numbers where it predicts 0; float64 (layer, position, output). Empty in files from before
+            it was kept.
         typical: the mean norm of the activations, (layer, position).
         chance: the score of the best constant answer, (position,).
     """
@@ -65,6 +68,7 @@ class Probe:
     directions: np.ndarray = field(default_factory=_none)
     typical: np.ndarray = field(default_factory=_none)
     chance: np.ndarray = field(default_factory=_none)
+    biases: np.ndarray = field(default_factory=_none)
 
     @property
     def measure(self) -> str:
@@ -144,6 +148,22 @@ class Probe:
         }
         values = torch.from_numpy(sign * self.directions[n, p, output])
         return SteeringVector(values, after, float(self.typical[n, p]), (), recipe)
+
+    def bias(self, layer: int, *, position: int | str | None = None, label: Any = None) -> float:
+        """What to add to the dot product of an activation and `direction(...)`, so that 0 is where the probe is
+        undecided, or of numbers where it predicts 0.
+
+        Args:
+            layer, position, label: as in `direction`.
+
+        Raises:
+            ValueError: there is no such layer, position or label, or the probe was saved before biases were kept.
+        """
+        n, p = self._layer(layer), self._position(position)
+        output, sign, _ = self._output(label)
+        if not self.biases.size:
+            raise ValueError("this probe was saved without its biases; probe again, or use probe.direction alone")
+        return float(sign * self.biases[n, p, output])
 
     def _output(self, label: Any) -> tuple[int, float, str]:
         """Which of the weights leads towards a label, with which sign, and that in words."""
@@ -281,5 +301,6 @@ def open_probe(path: str | os.PathLike[str]) -> Probe:
         classes = about["classes"]
         return Probe(
             about["site"], tuple(about["layers"]), tuple(about["positions"]),
-            None if classes is None else tuple(classes), about["recipe"], **{name: arrays[name] for name in ARRAYS},
+            None if classes is None else tuple(classes), about["recipe"],
+            **{name: arrays[name] for name in (ARRAYS if about.get("format", 1) > 1 else ARRAYS[:-1])},
         )  # fmt: skip

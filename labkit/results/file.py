@@ -64,7 +64,7 @@ KINDS = {
         Kind("patchscope", "a patchscope", "lk.open_patchscope(path)"),
         Kind("continued", "what is written under a patch", "lk.open_continued(path)"),
         Kind("running cost", "what models cost to run", "lk.open_running_cost(path)"),
-        Kind("probe", "a probe", "lk.open_probe(path)"),
+        Kind("probe", "a probe", "lk.open_probe(path)", newest=2),  # 1 had no biases
         Kind("head circuit", "what a head reads and writes", "lk.open_head_circuit(path)"),
         Kind("head circuits", "how heads compose", "lk.open_head_circuits(path)"),
         Kind("examples", "examples of a unit", "lk.open_examples(path)"),

@@ -102,6 +102,9 @@ def test_numbers_are_found_along_the_direction_they_were_planted_on(last, number
     found = probed.direction(1)
     assert cosine(found.values, direction) > 0.95
     assert found.norm == pytest.approx(2 * float(direction.norm()), rel=0.1)  # per unit of the number
+    said = last["resid_post.1"].astype(np.float64) @ found.values.numpy() + probed.bias(1)
+    slope, start = np.polyfit(numbers, said, 1)
+    assert abs(start) < 0.1 * slope  # 0 is where it predicts 0
     frame = probed.to_frame()
     assert (frame.shuffled < 0.1).all()
     assert (frame.random < 0.1).all()
@@ -122,6 +125,9 @@ def test_a_direction_is_the_weights_of_the_probe_with_its_standardisation_undone
     whole = fit.fitted(x, np.array([label == "low" for label in labels]), numbers=False, penalty=0.01)
     along = x @ probed.directions[0, 0, 0]
     assert np.corrcoef(along, whole.decision_function(x))[0, 1] > 0.9999
+    sure = along + probed.bias(0)
+    np.testing.assert_array_equal(sure > 0, whole.decision_function(x) > 0)
+    assert probed.bias(0, label="high") == -probed.bias(0)
     far = x[np.array(labels) == "low"].mean(0) - x[np.array(labels) == "high"].mean(0)
     unit = probed.directions[0, 0, 0] / np.linalg.norm(probed.directions[0, 0, 0])
     assert far @ unit == pytest.approx(np.linalg.norm(probed.directions[0, 0, 0]), rel=1e-4)

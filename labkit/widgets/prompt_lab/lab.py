@@ -255,6 +255,7 @@ class PromptLab(Sampled, Coloured, Tool):
         for column, one in zip(self.columns, scores, strict=True):
             column.show_score(one)
         self._note_result()
+        self.colours.again(*self.columns)
         self.status.say(self.columns[0].said())
         self._compare()
 
@@ -279,6 +280,7 @@ class PromptLab(Sampled, Coloured, Tool):
             if branch is not None:
                 column.finish(branch)
                 self._note_result()
+        self.colours.again(column)
         self.status.say(column.said() + self._waiting())
 
     def _waiting(self) -> str:
@@ -286,14 +288,13 @@ class PromptLab(Sampled, Coloured, Tool):
         return f" · no effect at temperature 0: {idle}" if idle else ""
 
     def _note_result(self) -> None:
-        self.colours.forget()
+        self.colours.follow()
         if (result := self.columns[0].branch or self.columns[0].score) is not None:
             self.generation = result
 
     def answered(self) -> None:
         """The columns show the models' answers: each one's own answer joins the chat."""
-        now = self.now
-        if now is not None and now.mode == "chat":
+        if (now := self.now) is not None and now.mode == "chat":
             answered = with_answers(self.messages, now.messages, [one.branch for one in self.columns])
             self.messages = self.messages if answered is None else answered
         self._compare()

@@ -24,6 +24,7 @@ class Lab(Protocol):
     runs: list[Run]
     now: Run | None
     status: StatusLine
+    colours: Any
     mode: Any
     prompt: Any
     seed: Any

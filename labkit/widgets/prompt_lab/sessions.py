@@ -9,9 +9,11 @@ from typing import Any
 import ipywidgets as widgets
 
 from labkit.generation.sampling import DEFAULTS
+from labkit.results.file import reading
 from labkit.widgets.base.tool import button, choice, in_words, labelled, shown
 from labkit.widgets.prompt_lab.parts import Lab
-from labkit.widgets.prompt_lab.session_file import Run, read, save
+from labkit.widgets.prompt_lab.session_file import KIND, Run, read, save
+from labkit.widgets.prompt_lab.shades import Shade
 
 
 class Sessions(widgets.HBox):
@@ -47,6 +49,10 @@ class Sessions(widgets.HBox):
     def keep(self, path: str | Path) -> Path:
         lab = self.lab
         settings = {name: getattr(lab, name) for name in (*DEFAULTS, "measure", "template_arguments")}
+        if lab.colours.shades:
+            kept = {name: shade.to_dict() for name, shade in lab.colours.shades.items()}
+            chosen = lab.colours.menu.value
+            settings["colours"] = {"chosen": chosen if chosen in kept else "", "shades": kept}
         file = save(path, lab.lms, settings, lab.runs)
         lab.status.say(f"Saved {_count(lab.runs)} to {file}.")
         return file
@@ -54,13 +60,26 @@ class Sessions(widgets.HBox):
     def bring(self, path: str | Path) -> None:
         lab = self.lab
         settings, runs, apart = read(path, lab.lms)
+        with reading(path, KIND):
+            colours = settings.pop("colours", {"chosen": "", "shades": {}})
+            shades = {str(name): Shade.from_dict(kept) for name, kept in colours["shades"].items()}
+            chosen = str(colours["chosen"])
         for name, value in settings.items():
             if lab.has_trait(name):
                 setattr(lab, name, value)
         lab.runs.extend(runs)
         if runs:
             lab.show_run(len(lab.runs) - 1)
-        lab.status.say(f"Opened {_count(runs)}{', ' * bool(apart)}{apart}.")
+        lost = []
+        for name, shade in shades.items():
+            try:
+                lab.colours.register(name, shade)
+            except ValueError:  # of another model
+                lost.append(name)
+        if chosen in lab.colours.shades and runs:
+            lab.colours.colour(chosen)
+        notes = [apart] * bool(apart) + [f"without the colours {', '.join(lost)}, which do not fit"] * bool(lost)
+        lab.status.say(f"Opened {', '.join([_count(runs), *notes])}.")
 
     def _with_file(self, act: Callable[[str], Any]) -> None:
         try:
