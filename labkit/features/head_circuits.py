@@ -214,10 +214,10 @@ class _Job:
         self.weights, self.layers = weights, layers
         lm, n = weights.lm, max(weights.n_heads(layer) for layer in layers)
         shape = len(layers), n
-        arrays = {name: np.full((*shape, *shape), np.nan, np.float32) for name in READS}
+        q, k, v = (np.full((*shape, *shape), np.nan, np.float32) for _ in READS)
         eigen = np.full(shape, np.nan, np.float32)
         recipe = {**made_with(lm), "asked": asked}
-        self.circuits = HeadCircuits(tuple(layers), **arrays, eigen=eigen, chance=lm.d_model**-0.5, recipe=recipe)
+        self.circuits = HeadCircuits(tuple(layers), q, k, v, eigen, lm.d_model**-0.5, recipe=recipe)
         self.total, self.done = len(layers), 0
         self._ids = evenly(lm, sample)
         self._unembedding = Unembedding(lm, weights.readout)

@@ -73,12 +73,13 @@ class UnitPanel(Panel):
         """Show where a unit is strongest in the collection; a unit that was not collected gives a line that says so."""
         if self.collection is None:
             return
+        found: Examples | None = None
         try:
             if unit not in self._known:
                 self._known[unit] = examples(self.collection, unit, top=TOP, each=0, context=CONTEXT, progress=False)
             found = self._known[unit]
         except (KeyError, ValueError) as error:
-            words, found = str(error.args[0]) if error.args else str(error), None
+            words = str(error.args[0]) if error.args else str(error)
         else:
             words = f"Strongest in {found.texts} texts ({found.measure})"
         if stop is not None and stop.is_set():

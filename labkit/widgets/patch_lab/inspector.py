@@ -177,7 +177,8 @@ class Inspector(Panel):
             elif report.attention_after is not None:
                 looks = report.attention_after  # (query, key), or (head, key) at a position
                 row = looks[0 if len(looks) == 1 else number] if "position" in grid.over else looks[-1]
-                token = grid.tokens[int(np.argmax(row))]
+                rest = row[1:] if len(row) > 1 and row[1:].any() else row  # most heads rest on the first token
+                token = grid.tokens[len(row) - len(rest) + int(np.argmax(rest))]
                 self.unit.write(lambda writer: writer.head(layer, number, token), stop)
         except ValueError:
             pass  # weights that say nothing; the patch itself is shown
