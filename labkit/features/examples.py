@@ -29,6 +29,7 @@ from labkit.results.recipe import versions
 from labkit.shards.executors import Workers, shards_done, workers_of
 from labkit.steering.vector import SteeringVector
 from labkit.text.as_code import as_call, as_python
+from labkit.text.whole_numbers import whole
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -79,9 +80,8 @@ def examples(
     """
     if not isinstance(collected, Collection):
         raise TypeError(f"lk.examples takes a collection, from lk.collect or lk.open_collection; got {collected!r:.60}")
-    for name, value, least in (("top", top, 1), ("each", each, 0), ("context", context, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number from {least}; got {value!r}")
+    top, each, context = whole("top", top, least=1), whole("each", each, least=0), whole("context", context, least=0)
+    seed = whole("seed", seed)
     if not collected.done or not len(collected):
         raise ValueError("this collection has no rows yet, so there are no examples of anything")
     one = unit_of(collected, unit, of)

@@ -24,6 +24,7 @@ from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code, changed
 from labkit.text.encode import single_token
 from labkit.text.tokens import Token, describe
+from labkit.text.whole_numbers import whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,9 +196,8 @@ def head_circuit(
             residual streams, an output that is gated or mixed); the message says which.
     """
     layer, number = head_of(lm, head)
-    for name, value in (("top", top), ("sample", sample), ("offset", 1 if offset is None else offset)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1; got {value!r}")
+    top, sample = whole("top", top, least=1), whole("sample", sample, least=1)
+    offset = None if offset is None else whole("offset", offset, least=1)
     given = [tokens] if isinstance(tokens, str | int) else tokens
     ids = None if given is None else [single_token(lm, one, role="token") for one in given]
     if ids is not None and not ids:

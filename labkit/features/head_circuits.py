@@ -26,6 +26,7 @@ from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
 from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code, changed
+from labkit.text.whole_numbers import whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,8 +186,7 @@ def head_circuits(
     Raises:
         ValueError: no such layer, or one whose heads have no weights of their own; the message says why.
     """
-    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
-        raise ValueError(f"sample must be a whole number from 1; got {sample!r}")
+    sample = whole("sample", sample, least=1)
     weights = HeadWeights(lm)
     chosen = [weights.layer(one) for one in layers] if layers is not None else weights.layers()
     chosen = sorted(dict.fromkeys(chosen))

@@ -9,6 +9,8 @@ it and the residual stream.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 
 from labkit.activations.hooks import Place
@@ -37,7 +39,7 @@ def head_of(lm: LanguageModel, head: Head) -> tuple[int, int]:
         ValueError: it is no head, or one that this model does not have.
     """
     if isinstance(head, tuple):
-        if len(head) != 2 or not all(isinstance(one, int) and not isinstance(one, bool) for one in head):
+        if len(head) != 2 or not all(isinstance(one, Integral) and not isinstance(one, bool) for one in head):
             raise ValueError(f"a head is (layer, head), such as (5, 3), or '5.3'; got {head!r}")
         head = f"z.{head[0]}.{head[1]}"
     words = str(head).strip()

@@ -267,7 +267,7 @@ def test_markup_in_tokens_is_text_in_the_figure(lm4) -> None:
         (torch.ones(63), {"of": "resid_post.1"}, r"64 numbers per row; the direction has shape \(63,\)"),
         (torch.zeros(64), {"of": "resid_post.1"}, "not all zero"),
         (torch.ones(64), {"of": "resid_post"}, "of one layer"),
-        ("z.1.2", {"top": 0}, "top must be a whole number from 1"),
+        ("z.1.2", {"top": 0}, "top must be a whole number, at least 1"),
         ("z.1.2", {"context": 1.5}, "context must be"),
     ],
 )
