@@ -14,7 +14,7 @@ from test_widgets_in_jupyterlab import CLEAN, CORRUPT, LOAD, choose_theme
 TEXTS = ["Mary gave a drink to John.", "The weather in Paris was <b>fine</b>.", "One two three four five"]
 CELLS = {
     "load": f"{LOAD}\ncollected = lk.collect(lm, {TEXTS!r}, read=['z.20'], progress=False)",
-    "view": f"view = lk.AttentionView(lm, {CLEAN!r}, selection=(20, 3))\nview",
+    "view": f"view = lk.AttentionView(lm, {CLEAN!r}, selection=(20, 3), collection=collected)\nview",
     "lab": (
         f"lab = lk.PatchLab(lm, {CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', site='z', collection=collected)\n"
         "lab.wait()\nlab"
@@ -40,7 +40,7 @@ def test_a_button_shows_what_a_head_writes_for_the_token_that_is_locked(page: Pa
     writes = button(view, "What it writes")
     writes.focus()
     page.keyboard.press("Enter")
-    strip = strips(view).last
+    strip = strips(view).filter(has_text="writes for and against")
     expect(strip.locator(".labkit-title")).to_have_text("Head 20.3, looking at ·Mary, writes for and against")
     expect(strip.locator(".labkit-token")).to_have_count(16)
     said = kernel_says(page, "print(view.action.written.tokens[0])")
@@ -49,6 +49,7 @@ def test_a_button_shows_what_a_head_writes_for_the_token_that_is_locked(page: Pa
     page.keyboard.press("ArrowRight")  # along the tokens by keyboard
     label = page.evaluate("document.activeElement.ariaLabel")
     assert "logits" in label
+    expect(view.get_by_text("Strongest in 3 texts (norm)")).to_be_visible()
 
 
 def test_the_inspector_shows_a_head_and_its_strongest_texts_in_both_themes(page: Page) -> None:

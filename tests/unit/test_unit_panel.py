@@ -42,6 +42,21 @@ def test_a_view_shows_what_its_head_writes_for_the_selected_token(lm4) -> None:
     assert strip.layout.display == "none"
 
 
+def test_a_view_with_a_collection_shows_where_its_head_is_strongest(lm4, collection) -> None:
+    view = lk.AttentionView(lm4, TEXT, selection=(20, 3), collection=collection, background=False)
+    assert view.action.unit.found is None  # until it is asked for
+    view.what_it_writes()
+    found = view.action.unit.found
+    assert found is not None
+    assert found.top == lk.examples(collection, "z.20.3", top=4, context=6, **QUIET).top
+    assert "Strongest in 3 texts" in view.snapshot()
+    view.against, view.answer, view.foil = CORRUPT, " Mary", " John"
+    assert view.patch_lab().inspector.unit.collection is collection
+    view.selection = (19, 1)
+    view.wait()
+    assert view.action.unit.found is None
+
+
 def test_the_inspector_shows_what_a_head_writes_and_where_it_is_strongest(lm4, collection) -> None:
     lab = lk.PatchLab(lm4, TEXT, CORRUPT, " Mary", " John", site="z", collection=collection, background=False)
     lab.selection = (20, 3)

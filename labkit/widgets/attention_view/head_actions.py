@@ -9,6 +9,7 @@ import ipywidgets as widgets
 import traitlets as t
 
 from labkit.attention_maps.ablation import HOW, KnockOut, knock_out
+from labkit.collected.collection import Collection
 from labkit.features.writes import Writes
 from labkit.language_model import LanguageModel
 from labkit.text.tokens import Token
@@ -32,10 +33,10 @@ class HeadAction(Panel):
     answer = t.Unicode()
     foil = t.Unicode()
 
-    def __init__(self, lm: LanguageModel, **traits: Any) -> None:
+    def __init__(self, lm: LanguageModel, collection: Collection | None = None, **traits: Any) -> None:
         self.found: KnockOut | None = None
         self.written: Writes | None = None
-        self.bars, self.unit = TokenBars(), UnitPanel(lm)
+        self.bars, self.unit = TokenBars(), UnitPanel(lm, collection)
         self._names = widgets.Label()
         how = choice("Replace with", HOW)
         self.knock_button = widgets.Button(description="Knock out", tooltip="The next token without these heads")
@@ -77,5 +78,6 @@ class HeadAction(Panel):
         return found
 
     def write(self, head: tuple[int, int], token: Token, stop: threading.Event) -> None:
-        """Show what a head writes when it looks at a token."""
+        """Show what a head writes when it looks at a token, and where it is strongest in the collection."""
         self.written = self.unit.write(lambda writer: writer.head(*head, token), stop)
+        self.unit.exemplify(f"z.{head[0]}.{head[1]}", stop)

@@ -16,6 +16,7 @@ from labkit.attention_maps.base import UNITS
 from labkit.attention_maps.head_scores import HeadScore
 from labkit.attention_maps.patterns import AttentionPatterns, attention
 from labkit.attention_maps.weighting import LogitContribution
+from labkit.collected.collection import Collection
 from labkit.engine.wavefront import Cancelled
 from labkit.features.writes import Writes
 from labkit.language_model import LanguageModel
@@ -48,6 +49,7 @@ class AttentionView(Tool):
         selection: the head to begin with, (layer, head); by default one that looks beyond the first token.
         against: another prompt, to compare with and to take heads from.
         scores: scores of your own by name, each from a head's pattern (query, key) to a number.
+        collection: activations of many texts, from `lk.collect`: beside what a head writes, where its `z` is strongest.
         background: work in a thread of its own; the default everywhere but in Colab.
 
     Traits:
@@ -85,6 +87,7 @@ class AttentionView(Tool):
         selection: tuple[int, int] | None = None,
         against: str = "",
         scores: Mapping[str, HeadScore] | None = None,
+        collection: Collection | None = None,
         background: bool | None = None,
         **traits: Any,
     ) -> None:
@@ -103,7 +106,7 @@ class AttentionView(Tool):
         self._contributed: tuple[tuple[str, str], LogitContribution] | None = None  # of an answer and a foil
         self._reading = False
         self._finding, self._acting = self.another_queue(), self.another_queue()
-        self._build(scores)
+        self._build(scores, collection)
         self.text, self.selection, self.against = text, selection, against
         for name, value in traits.items():
             setattr(self, name, value)
@@ -121,7 +124,7 @@ class AttentionView(Tool):
 
     # -- its parts -------------------------------------------------------------------------------------------------
 
-    def _build(self, scores: Mapping[str, HeadScore] | None) -> None:
+    def _build(self, scores: Mapping[str, HeadScore] | None, collection: Collection | None) -> None:
         self.box = PromptBox(label="Text", placeholder="Write a text for the model to read. Ctrl+Enter runs it.")
         self.against_box = PromptBox(label="Another prompt", placeholder="To compare with, and to take heads from.")
         self.finder = HeadFinder(
@@ -134,7 +137,7 @@ class AttentionView(Tool):
         self.heatmap, self.other_map, self.difference = self.maps.heatmap, self.maps.other, self.maps.difference
         self.looks = TokenLooks()
         self.strip = self.looks.strip
-        self.action = HeadAction(self.lm)
+        self.action = HeadAction(self.lm, collection)
         others = {k: v for k, v in COMPARE.items() if k != "model" or self.other_lm is not None}
         self._choices = {"weighting": choice("Values", WEIGHTINGS), "compare": choice("Compare with", others)}
         self._sink = widgets.Checkbox(description="Hide the first token", indent=False, layout={"width": "auto"})
@@ -357,7 +360,10 @@ class AttentionView(Tool):
         if not self.against or not self.answer:
             raise ValueError("PatchLab takes two prompts and an answer: write another prompt and an answer first")
         words = (self.text, self.against, self.answer, self.foil)
-        return PatchLab(self.lm, *words, site="z", chosen=self.action.heads, background=self.queue.background)
+        return PatchLab(
+            self.lm, *words, site="z", chosen=self.action.heads, collection=self.action.unit.collection,
+            background=self.queue.background,
+        )  # fmt: skip
 
     def _open_patch_lab(self) -> None:
         if not self.against:
