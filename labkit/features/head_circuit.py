@@ -1,8 +1,9 @@
 """One head as two circuits, from its weights alone (Elhage et al. 2021, "A Mathematical Framework for Transformer
 Circuits"): what it writes when it looks at a token (OV), and at which tokens a token would look (QK).
 
-A token stands here for its embedding, as if nothing had been added to it yet: of what earlier layers write, and of
+A token by itself stands for its embedding, as if nothing had been added to it yet: of what earlier layers write, and of
 position embeddings, nothing is in it. In the first layers that is close to what a head gets; later it is less and less.
+A token of a text stands for the residual stream that reaches the layer there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code, changed
 from labkit.text.encode import single_token
+from labkit.text.prompts import as_json, asked, from_json
 from labkit.text.tokens import Token, describe
+from labkit.text.types import Prompt
 from labkit.text.whole_numbers import whole
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FILE = "head circuit"
-USUAL = {"tokens": None, "top": 10, "offset": None, "sample": 1024}
+USUAL = {"tokens": None, "prompt": None, "positions": None, "top": 10, "offset": None, "sample": 1024}
 CIRCUITS = {"promotes": "writes for", "suppresses": "writes against", "looks at": "looks at"}
 OWN = 5  # a token is copied if it is among so many promoted ones, as Wang et al. 2022 count it
 _ARRAYS = ("promoted_ids", "promoted", "suppressed_ids", "suppressed", "keys_ids", "keys", "own_ranks")
@@ -39,7 +42,8 @@ _ARRAYS = ("promoted_ids", "promoted", "suppressed_ids", "suppressed", "keys_ids
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadCircuit:
-    """What one head writes when it looks at a token, and at which tokens a token looks, by its weights alone.
+    """What one head writes when it looks at a token, and at which tokens a token looks: by its weights alone, or with
+    the tokens of a text.
 
     Attributes:
         layer, head: which.
@@ -115,7 +119,7 @@ class HeadCircuit:
             x=list(range(1, values.shape[1] + 1)),
             y=labels,
             axes=("rank", "token that looks" if circuit == "looks at" else "token looked at"),
-            title=f"Head {self.layer}.{self.head}, by its weights alone: {titles[circuit]}",
+            title=f"Head {self.layer}.{self.head}, {self._by}: {titles[circuit]}",
             unit="score above the mean" if circuit == "looks at" else "logits",
             hover="%{y}<br>%{text}<br>%{z:.3f}",
             size=(max(620, 200 + 84 * values.shape[1]), max(320, 180 + 24 * len(values))),
@@ -125,12 +129,17 @@ class HeadCircuit:
             texttemplate="%{text}",
         ).update_yaxes(autorange="reversed")
 
+    @property
+    def _by(self) -> str:
+        return "by its weights alone" if self.recipe["asked"].get("prompt") is None else "in a text"
+
     def code(self) -> str:
         """The Python that repeats it."""
         head = f"{self.layer}.{self.head}"
-        return as_code(
-            self.recipe["load"], "circuit = lk.head_circuit", LM, head, **changed(USUAL, self.recipe["asked"])
-        )
+        asked = {**USUAL, **self.recipe["asked"]}
+        if asked["prompt"] is not None:
+            asked["prompt"] = from_json(asked["prompt"])
+        return as_code(self.recipe["load"], "circuit = lk.head_circuit", LM, head, **changed(USUAL, asked))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it to one file (`.npz`), in one step; `labkit.open_head_circuit` reads it."""
@@ -172,28 +181,34 @@ def head_circuit(
     head: Head,
     *,
     tokens: Sequence[str | int] | str | int | None = None,
+    prompt: Prompt | None = None,
+    positions: Sequence[int] | None = None,
     top: int = 10,
     offset: int | None = None,
     sample: int = 1024,
 ) -> HeadCircuit:
-    """What a head writes when it looks at a token, and at which tokens a token would look, by its weights alone.
+    """What a head writes when it looks at a token, and at which tokens a token would look.
 
-    Each token is its embedding, through the norm and the projections of the layer as the model has them: packed weights
-    stay packed, and only this layer's output projection is dequantised. What earlier layers would add, position
-    embeddings, biases of what is written, and the scale of the last norm are left out.
+    By weights alone each token is its embedding, through the norm and the projections of the layer as the model has
+    them: packed weights stay packed, and only this layer's output projection is dequantised. What earlier layers would
+    add, position embeddings, biases of what is written, and the scale of the last norm are left out. With `prompt` the
+    tokens are those of a text, with all that earlier layers wrote there; what is looked at stays the vocabulary by its
+    embeddings.
 
     Args:
         lm: the model, in any bits.
         head: `"5.3"` or `(5, 3)`: layer and head.
         tokens: one token each, as text or id; by default the ten of the sample for which the head writes most.
+        prompt: instead of `tokens`, a text in which they stand.
+        positions: which of its tokens, counted from the end if negative; by default all.
         top: how many others are named for each.
         offset: look that many tokens back, with the turn that rotary embedding gives keys and queries; by default
             without it.
         sample: how many tokens, evenly spaced in the vocabulary, copying is judged by.
 
     Raises:
-        ValueError: no such head or token, or heads that have no weights of their own (no softmax attention, several
-            residual streams, an output that is gated or mixed); the message says which.
+        ValueError: no such head, token or position, or heads that have no weights of their own (no softmax attention,
+            several residual streams, an output that is gated or mixed); the message says which.
     """
     layer, number = head_of(lm, head)
     top, sample = whole("top", top, least=1), whole("sample", sample, least=1)
@@ -202,28 +217,41 @@ def head_circuit(
     ids = None if given is None else [single_token(lm, one, role="token") for one in given]
     if ids is not None and not ids:
         raise ValueError("tokens=[] names no token; leave it out for those that the head writes most for")
+    if prompt is None and positions is not None:
+        raise ValueError("positions= are those of a text; give prompt=, too")
+    if prompt is not None:
+        if ids is not None:
+            raise ValueError("give tokens= or prompt=, not both")
+        prompt = asked(lm, prompt)
+        every = lm.encode(prompt)[0].tolist()
+        positions = _places(positions, len(every))
+        ids = [every[n] for n in positions]
     weights = HeadWeights(lm, offset=offset or 0)
     written = weights.output(layer)[number]  # (d_head, d_model)
     drawn = evenly(lm, sample)
-    values = _values(weights, layer, number, drawn)  # (sample, d_head)
+    values = _values(weights, layer, number, weights.embedded(drawn))  # (sample, d_head)
     to_logits = Unembedding(lm, weights.readout)(written)  # (d_head, vocab)
     copying, eigen = copied_share(values, to_logits, drawn), eigen_score(values, to_logits[:, drawn])
     if ids is None:
         ids = drawn[(values @ written).norm(dim=1).topk(min(10, len(drawn))).indices].tolist()
     chosen = torch.tensor(ids)
-    logits = _values(weights, layer, number, chosen) @ to_logits  # (token, vocab)
+    x = weights.embedded(chosen) if prompt is None else weights.streams(layer, prompt, positions or ())
+    logits = _values(weights, layer, number, x) @ to_logits  # (token, vocab)
     own = 1 + (logits > logits.gather(1, chosen[:, None])).sum(1)
-    scores = _scores(weights, layer, number, chosen, logits.shape[1])
+    scores = _scores(weights, layer, number, x, logits.shape[1])
     count = min(top, logits.shape[1])
     best, worst, keys = logits.topk(count), (-logits).topk(count), scores.topk(count)
     named = sorted({*ids, *(int(id) for part in (best, worst, keys) for id in part.indices.flatten())})
     words = dict(zip(named, describe(lm.tokenizer, named), strict=True))
-    asked = {"tokens": None if given is None else list(given), "top": top, "offset": offset, "sample": sample}
+    how = {
+        "tokens": None if given is None else list(given), "prompt": None if prompt is None else as_json(prompt),
+        "positions": None if positions is None else list(positions), "top": top, "offset": offset, "sample": sample,
+    }  # fmt: skip
     return HeadCircuit(
         layer, number, tuple(words[id] for id in ids),
         best.indices.numpy(), best.values.numpy(), worst.indices.numpy(), -worst.values.numpy(),
         keys.indices.numpy(), keys.values.numpy(), own.numpy(), copying, eigen, offset, words,
-        {**made_with(lm), "asked": asked},
+        {**made_with(lm), "asked": how},
     )  # fmt: skip
 
 
@@ -233,9 +261,19 @@ def evenly(lm: LanguageModel, count: int) -> torch.Tensor:
     return torch.linspace(0, n - 1, min(count, n)).round().long()
 
 
-def _values(weights: HeadWeights, layer: int, head: int, ids: torch.Tensor) -> torch.Tensor:
-    """What a head gets from each token (rows, d_head)."""
-    every = weights.values(layer, ids)
+def _places(positions: Sequence[int] | None, count: int) -> list[int]:
+    """Positions of a text of so many tokens, counted from its beginning."""
+    found = [whole("a position", one) for one in (range(count) if positions is None else positions)]
+    if wrong := [one for one in found if not -count <= one < count]:
+        raise ValueError(f"position {wrong[0]} is out of range; the prompt has {count} tokens")
+    if not found:
+        raise ValueError("positions=[] names no token; leave it out for all")
+    return [one % count for one in found]
+
+
+def _values(weights: HeadWeights, layer: int, head: int, x: torch.Tensor) -> torch.Tensor:
+    """What a head gets (rows, d_head) from residual streams before its layer."""
+    every = weights.values(layer, x)
     return every[:, weights.shared(layer, head, every.shape[1])]
 
 
@@ -268,9 +306,9 @@ def eigen_score(values: torch.Tensor, to_logits: torch.Tensor) -> float:
     return float(eigenvalues.sum().real / max(float(np.abs(eigenvalues).sum()), 1e-30))
 
 
-def _scores(weights: HeadWeights, layer: int, head: int, ids: torch.Tensor, vocab: int) -> torch.Tensor:
-    """How each token would look at every other (rows, vocab), above the mean."""
-    q = weights.attention(layer, weights.embedded(ids), query=True)["q"][:, head]
+def _scores(weights: HeadWeights, layer: int, head: int, x: torch.Tensor, vocab: int) -> torch.Tensor:
+    """How residual streams before a layer would look at each token of the vocabulary (rows, vocab), above the mean."""
+    q = weights.attention(layer, x, query=True)["q"][:, head]
     lm, found = weights.lm, []
     for some in torch.arange(min(vocab, len(lm.embedding))).split(8192):
         k = weights.attention(layer, weights.embedded(some))["k"]

@@ -244,7 +244,7 @@ class _Job:
         grams = {kind: weight @ weight.transpose(1, 2) for kind, weight in reads.items()}
         written, values = output @ output.transpose(1, 2), grams["v"][mine]
         ov = (written * values).sum((1, 2)).clamp(min=0).sqrt()  # (head,)
-        tokens = weights.values(layer, self._ids)
+        tokens = weights.values(layer, weights.embedded(self._ids))
         for head in range(n_heads):
             to_logits = self._unembedding(output[head], self._ids)
             circuits.eigen[n, head] = eigen_score(tokens[:, mine[head]], to_logits)

@@ -9,11 +9,13 @@ it and the residual stream.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 
 import torch
 
 from labkit.activations.hooks import Place
+from labkit.activations.run import run
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.activations.sites import Site, absent, checked, n_heads_of
 from labkit.engine.block_runner import BlockRunner
@@ -25,6 +27,7 @@ from labkit.models.bf16_matmul import linear
 from labkit.models.devices import copied, runs_on
 from labkit.models.flow import first_tensor
 from labkit.models.weights import is_plain, weight_of
+from labkit.text.types import Prompt
 
 Head = str | tuple[int, int] | Site
 """A head: `"5.3"`, `"z.5.3"` or `(5, 3)`, its layer and its number."""
@@ -113,9 +116,9 @@ class HeadWeights:
                 raise ValueError(f"{self.lm.name} has no circuits of heads: {error}") from None
         return {kind: torch.cat([one[kind] for one in found]) for kind in ("q", "k", "v")}
 
-    def values(self, layer: int, ids: torch.Tensor) -> torch.Tensor:
-        """What each value head gets from each token (rows, kv_head, d_head), without what it gets from none."""
-        x = self.embedded(ids)
+    def values(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """What each value head gets (rows, kv_head, d_head), of residual streams (rows, d_model) before a layer, beyond
+        what it gets of none."""
         found = self.attention(layer, torch.cat([x, torch.zeros_like(x[:1])]))["v"]
         return found[:-1] - found[-1]
 
@@ -154,6 +157,12 @@ class HeadWeights:
         """The embeddings (rows, d_model), float32, of ids (rows,)."""
         with self.lm.busy():
             return self.lm.anatomy.embed(ids.to(self.lm.device)).float().cpu()
+
+    def streams(self, layer: int, prompt: Prompt, positions: Sequence[int]) -> torch.Tensor:
+        """The residual streams (positions, d_model), float32, that reach a layer at some positions of a text."""
+        site = f"resid_pre.{layer}"
+        found = run(self.lm, prompt, read=[site], logits="none", to="cpu")[site]
+        return found[0, list(positions)].float()
 
     def output(self, layer: int) -> torch.Tensor:
         """What each head adds to the residual stream per number of its z: (head, d_head, d_model), float32.

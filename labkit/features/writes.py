@@ -12,7 +12,8 @@ from labkit.language_model import LanguageModel
 from labkit.lens.direct_attribution import factors_on_the_way
 from labkit.models.weights import weight_of
 from labkit.text.as_code import LM, as_code
-from labkit.text.tokens import Token, describe
+from labkit.text.tokens import describe
+from labkit.text.types import Prompt
 
 TOP = 8
 
@@ -42,16 +43,18 @@ class Writer:
         self._weights = HeadWeights(lm)
         self._to_logits = Unembedding(lm, self._weights.readout)
 
-    def head(self, layer: int, head: int, token: Token, *, top: int = TOP) -> Writes:
-        """What a head writes when it looks at a token, as `lk.head_circuit` has it.
+    def head(self, layer: int, head: int, prompt: Prompt, position: int, *, top: int = TOP) -> Writes:
+        """What a head writes when it looks at a token of a text, as `lk.head_circuit` has it.
 
         Raises:
             ValueError: its layer's heads have no weights of their own.
         """
         output = self._weights.output(layer)[head]  # (d_head, d_model)
-        values = self._weights.values(layer, torch.tensor([token.id]))[0]  # (kv_head, d_head)
+        values = self._weights.values(layer, self._weights.streams(layer, prompt, [position]))[0]  # (kv_head, d_head)
         written = values[self._weights.shared(layer, head, len(values))] @ output
-        code = as_code(self.lm.code(), "circuit = lk.head_circuit", LM, f"{layer}.{head}", tokens=[token.id])
+        asked = {"prompt": prompt, "positions": [position]}
+        code = as_code(self.lm.code(), "circuit = lk.head_circuit", LM, f"{layer}.{head}", **asked)
+        token = self.lm.tokens(prompt)[position]
         return self._named(
             f"Head {layer}.{head}, looking at {token.display}, writes for and against", written, top, code
         )

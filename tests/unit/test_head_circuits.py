@@ -83,6 +83,38 @@ def test_what_a_head_writes_and_where_it_looks_are_products_of_its_matrices(tiny
             assert close(circuit.keys, (scores - scores.mean(1, keepdim=True)).topk(6).values)
 
 
+def test_in_a_text_a_token_stands_for_what_reaches_the_layer_there(tiny) -> None:
+    ids = torch.tensor([[5, 40, 77, 3]])
+    circuit = lk.head_circuit(tiny, (1, 3), prompt=ids, positions=[1, -1], top=6, sample=64)
+    assert [token.id for token in circuit.tokens] == [40, 3]
+    with torch.no_grad():
+        w = matrices(tiny, 1, 3)
+        v = tiny.run(ids, read=["v.1"])["v.1"][0, [1, 3]]  # (position, kv_head, d_head)
+        bias = tiny.hf.transformer.h[1].attn.c_attn.bias if tiny.config.model_type == "gpt2" else None
+        v = v[:, 3 // (tiny.n_heads // v.shape[1])]
+        if bias is not None:  # what a head gets of no token at all
+            v = v - bias.split(tiny.d_model)[2][3 * v.shape[1] : 4 * v.shape[1]]
+            v = v - tiny.hf.transformer.h[1].ln_1.bias @ w["v"].T
+        logits = centred(tiny, v @ w["o"].T) * w["final"] @ tiny.hf.get_output_embeddings().weight.T
+    assert close(circuit.promoted, logits.topk(6).values)
+    assert (circuit.promoted_ids == logits.topk(6).indices.numpy()).all()
+    whole = lk.head_circuit(tiny, (1, 3), prompt=ids, top=6, sample=64)
+    assert np.allclose(whole.promoted[[1, 3]], circuit.promoted, rtol=1e-4, atol=1e-5)
+    assert whole.copying == circuit.copying
+
+
+@pytest.mark.parametrize("bits", [4, 32])
+def test_one_head_knows_that_mary_is_she_and_john_he(bits, lm4, lm32) -> None:
+    lm = lm4 if bits == 4 else lm32
+    text = "When Mary and John went to the store, John gave a drink to"
+    circuit = lk.head_circuit(lm, "26.0", prompt=text, positions=[1, 9], top=40)
+    mary, john = ({word.strip("\u00b7").lower() for word, _ in circuit.rows("suppresses", n)[:12]} for n in (0, 1))
+    assert {"she", "her"} <= mary
+    assert {"he", "his"} <= john
+    assert not {"he", "his"} & mary
+    assert not {"she", "her"} & john
+
+
 def test_composition_scores_are_those_of_whole_matrices(tiny) -> None:
     circuits = lk.head_circuits(tiny, sample=64, progress=False)
     n = tiny.n_heads
@@ -187,6 +219,10 @@ def test_results_show_save_and_repeat_themselves(tmp_path) -> None:
     for name in ("promotes", "suppresses", "looks at"):
         assert circuit.figure(name).data[0].z.shape == (2, 3)
     assert not any("<" in word for row in circuit.figure().data[0].text for word in row)
+    in_text = lk.head_circuit(lm, "1.2", prompt="To Mary", positions=[-1], top=3)
+    opened = lk.open_head_circuit(in_text.save(tmp_path / "circuit.npz"))
+    assert "lk.head_circuit(lm, '1.2', prompt='To Mary', positions=[6], top=3)" in opened.code()
+    assert "in a text" in opened.figure().layout.title.text
 
 
 @pytest.mark.parametrize(
@@ -201,6 +237,11 @@ def test_results_show_save_and_repeat_themselves(tmp_path) -> None:
         ("1.2", {"tokens": ["two words"]}, "the token"),
         ("1.2", {"top": 0}, "top must be"),
         ("1.2", {"offset": -1}, "offset must be"),
+        ("1.2", {"positions": [1]}, "give prompt="),
+        ("1.2", {"prompt": "a b", "tokens": ["a"]}, "not both"),
+        ("1.2", {"prompt": "a b", "positions": [3]}, "position 3 is out of range; the prompt has 3 tokens"),
+        ("1.2", {"prompt": "a b", "positions": []}, "names no token"),
+        ("1.2", {"prompt": "a b", "positions": [0.5]}, "a position must be a whole number"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(head, more, error) -> None:

@@ -12,7 +12,6 @@ from labkit.attention_maps.ablation import HOW, KnockOut, knock_out
 from labkit.collected.collection import Collection
 from labkit.features.writes import Writes
 from labkit.language_model import LanguageModel
-from labkit.text.tokens import Token
 from labkit.text.types import Prompt
 from labkit.widgets.base.tool import Panel, choice, labelled, link, row
 from labkit.widgets.blocks.token_bars import TokenBars
@@ -77,7 +76,7 @@ class HeadAction(Panel):
         )
         return found
 
-    def write(self, head: tuple[int, int], token: Token, stop: threading.Event) -> None:
+    def write(self, head: tuple[int, int], prompt: Prompt, position: int, stop: threading.Event) -> None:
         """Show what a head writes when it looks at a token, and where it is strongest in the collection."""
-        self.written = self.unit.write(lambda writer: writer.head(*head, token), stop)
+        self.written = self.unit.write(lambda writer: writer.head(*head, prompt, position), stop)
         self.unit.exemplify(f"z.{head[0]}.{head[1]}", stop)

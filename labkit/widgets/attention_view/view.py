@@ -341,8 +341,8 @@ class AttentionView(Tool):
     def start_writes(self) -> None:
         """Ask what the large head writes when it looks at the selected token, or at the last."""
         if self.patterns is not None and self.selection is not None:
-            token = self.patterns.tokens[-1 if self.token is None else self.token]
-            self.do(partial(self.action.write, self.selection, token), queue=self._acting)
+            at = len(self.patterns.tokens) - 1 if self.token is None else self.token
+            self.do(partial(self.action.write, self.selection, self.prompt, at), queue=self._acting)
 
     def what_it_writes(self, timeout: float | None = None) -> Writes:
         """The tokens that the large head writes for and against, looking at the selected token, or the last; waits."""

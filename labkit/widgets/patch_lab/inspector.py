@@ -9,6 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+import torch
 
 from labkit.activations.metrics import label_of
 from labkit.collected.collection import Collection
@@ -178,8 +179,9 @@ class Inspector(Panel):
                 looks = report.attention_after  # (query, key), or (head, key) at a position
                 row = looks[0 if len(looks) == 1 else number] if "position" in grid.over else looks[-1]
                 rest = row[1:] if len(row) > 1 and row[1:].any() else row  # most heads rest on the first token
-                token = grid.tokens[len(row) - len(rest) + int(np.argmax(rest))]
-                self.unit.write(lambda writer: writer.head(layer, number, token), stop)
+                looked = len(row) - len(rest) + int(np.argmax(rest))
+                ids = torch.tensor([[token.id for token in grid.tokens]])  # of the run that is patched
+                self.unit.write(lambda writer: writer.head(layer, number, ids, looked), stop)
         except ValueError:
             pass  # weights that say nothing; the patch itself is shown
         self.unit.exemplify(f"{kind}.{layer}.{number}", stop)
