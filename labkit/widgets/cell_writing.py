@@ -46,9 +46,9 @@ class CellWriting(Panel):
         for one in self.buttons.values():
             one.layout.width = "auto"
         self.line = StatusLine()
-        self.strips = [TokenStrip() for _ in range(3)]
+        self.strips: list[TokenStrip] = []  # made when there is something to show: most cells are never asked
         self._turn = object()
-        self.children = [row(*self.buttons.values()), self.line, *self.strips]
+        self.children = [row(*self.buttons.values()), self.line]
         self.clear()
 
     def offer(self, name: str, why_not: str = "") -> None:
@@ -64,6 +64,9 @@ class CellWriting(Panel):
 
     def _show(self, lm: LanguageModel, found: Continued | Patchscope) -> None:
         texts = _under_a_patch(found) if isinstance(found, Continued) else _with_activation(lm, found)
+        if len(texts) > len(self.strips):
+            self.strips += [TokenStrip() for _ in range(len(texts) - len(self.strips))]
+            self.children = [*self.children[:2], *self.strips]
         for strip, (title, how) in zip(self.strips, texts.items(), strict=False):
             strip.clear()
             with strip.hold_sync():

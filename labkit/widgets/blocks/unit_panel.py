@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cached_property
 
 import ipywidgets as widgets
 import numpy as np
@@ -29,23 +30,33 @@ class UnitPanel(Panel):
 
     def __init__(self, lm: LanguageModel, collection: Collection | None = None) -> None:
         self.lm, self.collection = lm, collection
-        self.writes = TokenStrip(unit="logits", scale="effect", centre=0.0)
-        self.strips = [TokenStrip(scale="amount") for _ in range(TOP if collection is not None else 0)]
+        self.strips: list[TokenStrip] = []  # as `writes`, made when there is something to show
         self.about = widgets.Label()
         self.about.add_class("labkit-muted")
         self.found: Examples | None = None
         self._writer: Writer | None = None
         self._known: dict[str, Examples] = {}
-        super().__init__(self.writes, self.about, *self.strips)
-        for strip in (self.writes, *self.strips):
-            strip.add_class("labkit-short")
+        super().__init__(self.about)
         self.clear()
+
+    @cached_property
+    def writes(self) -> TokenStrip:
+        """What is written, from the most promoted token to the most suppressed."""
+        made = TokenStrip(unit="logits", scale="effect", centre=0.0)
+        made.add_class("labkit-short")
+        self.children = [made, self.about, *self.strips]
+        return made
+
+    @property
+    def _written(self) -> list[TokenStrip]:
+        """`writes`, if it has been made."""
+        return [self.writes] if "writes" in vars(self) else []
 
     def clear(self) -> None:
         """Nothing to show."""
         self.found = None
         self.about.value = ""
-        for part in (self, self.about, self.writes, *self.strips):
+        for part in (self, self.about, *self._written, *self.strips):
             shown(part, False)
 
     def write(self, look: Callable[[Writer], Writes], stop: threading.Event | None = None) -> Writes | None:
@@ -90,6 +101,11 @@ class UnitPanel(Panel):
         top: tuple[Example, ...] = () if found is None else found.top
         reach = max([abs(value) for one in top for value in one.values], default=0.0) or 1.0
         signed = any(value < 0 for one in top for value in one.values)
+        if len(top) > len(self.strips):
+            self.strips += [TokenStrip(scale="amount") for _ in range(len(top) - len(self.strips))]
+            for strip in self.strips:
+                strip.add_class("labkit-short")
+            self.children = [*self._written, self.about, *self.strips]
         for n, strip in enumerate(self.strips):
             shown(strip, n < len(top))
             if n >= len(top):
@@ -106,8 +122,8 @@ class UnitPanel(Panel):
 
     def picture(self) -> str:
         """What is shown as HTML, for the snapshot of a tool."""
-        visible = [one for one in (self.writes, *self.strips) if one.layout.display != "none"]
+        visible = [one for one in (*self._written, *self.strips) if one.layout.display != "none"]
         parts = [note(one.title) + one.picture() for one in visible]
         if self.about.value:
-            parts.insert(1 if self.writes in visible else 0, note(self.about.value))
+            parts.insert(len([one for one in visible if one not in self.strips]), note(self.about.value))
         return "".join(parts) if self.layout.display != "none" else ""
