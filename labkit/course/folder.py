@@ -45,14 +45,14 @@ def notebooks(*, shipped: Path = SHIPPED, checkout: Path = CHECKOUT) -> Course |
         new, target = source.read_bytes(), folder / source.name
         there = _digest(target.read_bytes()) if target.exists() else None
         if there is None or (there == before.get(source.name) != _digest(new)):
-            _write(target, new)
+            write_whole(target, new)
             copied.append(source.name)
         elif there != _digest(new) and before.get(source.name) != _digest(new):
             kept.append(source.name)  # the user's, and labkit has a newer one
             continue
         came[source.name] = _digest(new)
     if came != before:
-        _write(note, json.dumps(came, indent=1).encode())
+        write_whole(note, json.dumps(came, indent=1).encode())
     return Course(folder, tuple(copied), tuple(kept))
 
 
@@ -68,7 +68,7 @@ def _read(note: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _write(file: Path, content: bytes) -> None:
+def write_whole(file: Path, content: bytes) -> None:
     """Whole or not at all."""
     part = file.with_name(f".{file.name}.part")
     part.write_bytes(content)

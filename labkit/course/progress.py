@@ -20,6 +20,7 @@ from statistics import median
 from filelock import FileLock
 from platformdirs import user_data_dir
 
+from labkit.course.folder import write_whole
 from labkit.text.warn import warn
 
 FILE = "progress.json"
@@ -66,10 +67,8 @@ def note(exercise: str, *, right: bool) -> None:
                 warn(f"{error}. It is now called {file.with_suffix('.broken.json').name}, and a new one begins")
                 before = {}
             after = before | {exercise: before.get(exercise, Tried()).again(right)}
-            written = file.with_suffix(f".{os.getpid()}.tmp")
             kept = {name: asdict(tried) for name, tried in sorted(after.items())}
-            written.write_text(json.dumps({"labkit progress": FORMAT, "exercises": kept}, indent=1), "utf-8")
-            os.replace(written, file)
+            write_whole(file, json.dumps({"labkit progress": FORMAT, "exercises": kept}, indent=1).encode())
     except (OSError, TimeoutError) as error:
         warn(f"your progress could not be kept in {file}: {error}. LABKIT_PROGRESS names another file")
 

@@ -27,7 +27,7 @@ from labkit.text.encode import single_token
 from labkit.text.prompts import as_json, asked, from_json
 from labkit.text.tokens import Token, describe
 from labkit.text.types import Prompt
-from labkit.text.whole_numbers import whole
+from labkit.text.whole_numbers import from_start, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -264,11 +264,9 @@ def evenly(lm: LanguageModel, count: int) -> torch.Tensor:
 def _places(positions: Sequence[int] | None, count: int) -> list[int]:
     """Positions of a text of so many tokens, counted from its beginning."""
     found = [whole("a position", one) for one in (range(count) if positions is None else positions)]
-    if wrong := [one for one in found if not -count <= one < count]:
-        raise ValueError(f"position {wrong[0]} is out of range; the prompt has {count} tokens")
     if not found:
         raise ValueError("positions=[] names no token; leave it out for all")
-    return [one % count for one in found]
+    return from_start(found, count)
 
 
 def _values(weights: HeadWeights, layer: int, head: int, x: torch.Tensor) -> torch.Tensor:

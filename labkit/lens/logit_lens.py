@@ -38,6 +38,7 @@ from labkit.text.encode import single_token
 from labkit.text.prompts import asked, each_prompt
 from labkit.text.tokens import Token, describe
 from labkit.text.types import Prompt
+from labkit.text.whole_numbers import from_start
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -377,9 +378,7 @@ def _positions(positions: Sequence[int] | None, length: int) -> list[int]:
         return list(range(length))
     if len(positions) == 0:
         raise ValueError("no positions to read; leave positions out for all of them")
-    if wrong := [p for p in positions if not -length <= p < length]:
-        raise ValueError(f"position {wrong[0]} is out of range; the prompt has {length} tokens")
-    return sorted({int(p) % length for p in positions})
+    return sorted(set(from_start(positions, length)))
 
 
 def _span(numbers: list[int]) -> str:
