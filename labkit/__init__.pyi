@@ -48,6 +48,7 @@ from .audits.steering_search_result import open_steering_search as open_steering
 from .circuits.circuit import Circuit as Circuit
 from .circuits.circuit import Faithfulness as Faithfulness
 from .circuits.edge_attribution import edge_attribution as edge_attribution
+from .circuits.load_mib import load_mib as load_mib
 from .circuits.scores import EdgeScores as EdgeScores
 from .circuits.scores import open_edges as open_edges
 from .collected.collect import collect as collect

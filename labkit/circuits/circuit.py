@@ -8,15 +8,18 @@ same kept senders share a row; those with none are as in the corrupt run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from labkit.circuits.graph import Wiring
+from labkit.circuits.mib import write_mib
 from labkit.circuits.prepare import Prepared, prepared
 from labkit.language_model import LanguageModel
 from labkit.patching.spec import PAIR, PairSpec
@@ -33,6 +36,7 @@ class Scores(Protocol):
     """What a circuit needs of the scores it was chosen by: `EdgeScores`."""
 
     wiring: Wiring
+    values: np.ndarray
     recipe: dict[str, Any]
 
     @property
@@ -124,6 +128,11 @@ class Circuit:
     def code(self) -> str:
         """The Python that makes this circuit again."""
         return self.scores.code() + self.made_by
+
+    def save_mib(self, path: str | os.PathLike[str], *, d_model: int | None = None) -> Path:
+        """Write the circuit and its scores as MIB's JSON; see `EdgeScores.save_mib`. `lk.load_mib` opens it."""
+        width = d_model or self.scores.recipe.get("d_model")
+        return write_mib(path, self.wiring, self.scores.values, self.kept, width)
 
     def __repr__(self) -> str:
         share = self.n_edges / int(self.wiring.exists.sum())

@@ -61,7 +61,7 @@ def edge_attribution(lm: LanguageModel, spec: EdgeSpec) -> EdgeScores:
             values[:, receivers] = part
             bar.update()
     values[~wiring.exists] = np.nan
-    recipe = work.asked.recipe(steps=spec.steps, unit=work.metric.unit, kind="edges")
+    recipe = work.asked.recipe(steps=spec.steps, unit=work.metric.unit, kind="edges", d_model=lm.d_model)
     recipe["code"] = code_of(recipe, "edges = lk.edge_attribution", {}, usual={"steps": 5, "at": -1})
     if work.noise is not None:
         recipe |= {"noise": work.noise.noise, "least_gap": work.noise.least}

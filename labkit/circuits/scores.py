@@ -14,6 +14,7 @@ import numpy as np
 
 from labkit.circuits.circuit import Circuit
 from labkit.circuits.graph import Wiring
+from labkit.circuits.mib import write_mib
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.text.as_code import TORCH, with_imports
 
@@ -114,6 +115,19 @@ class EdgeScores:
         """Write scores and recipe to one file (`.npz`), in one step: the file is whole or not there."""
         about = {"edges": asdict(self.wiring), "clean": self.clean, "corrupt": self.corrupt, "recipe": self.recipe}
         return save_arrays(path, "edges", about, values=self.values)
+
+    def save_mib(self, path: str | os.PathLike[str], *, d_model: int | None = None) -> Path:
+        """Write the scores as MIB's JSON, with no edge chosen, for its tools and others; see `labkit.circuits.mib`.
+
+        Args:
+            path: the file, usually `.json`.
+            d_model: width of the model; only for scores that a labkit before 0.3 saved.
+
+        Raises:
+            ValueError: layers that differ in ways the format cannot say.
+        """
+        width = d_model or self.recipe.get("d_model")
+        return write_mib(path, self.wiring, self.values, np.zeros_like(self.wiring.exists), width)
 
     def __repr__(self) -> str:
         """How many edges there are, and the five that carry most."""

@@ -13,6 +13,7 @@ from labkit.activations.metrics import in_title
 from labkit.patching import gap, perturbations
 from labkit.patching.pair_runs import ENDS
 from labkit.patching.source_model import run_names
+from labkit.results.exchange import labelled
 from labkit.results.figures import of_patching
 from labkit.results.file import save_arrays
 from labkit.results.recipe import code_of
@@ -22,6 +23,7 @@ from labkit.text.tokens import Token
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+    import xarray as xr
 
 USUAL = {"direction": "denoise", "method": "exact", "at": -1}
 """Defaults that the code of a grid or a sweep leaves out."""
@@ -157,6 +159,20 @@ class PatchGrid:
         columns["value"] = self.values.ravel()
         columns["normalized"] = self.normalized.ravel()
         return pd.DataFrame(columns)
+
+    def to_xarray(self) -> xr.DataArray:
+        """The values with named axes; their numbers and tokens are coordinates, the two runs and the recipe attributes.
+
+        It goes into NetCDF and Zarr files as it is; the recipe is JSON there.
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        coords: dict[str, Any] = dict(zip(self.over, self.index, strict=True))
+        if "position" in self.over:
+            coords["token"] = "position", [self.tokens[n].text for n in self.index[self.over.index("position")]]
+        about = {"clean": self.clean, "corrupt": self.corrupt, "title": self.title(), "code": self.code()}
+        return labelled(self.values, self.over, coords, name=self.recipe["metric"], about=about, recipe=self.recipe)
 
     def title(self) -> str:
         """What the grid shows, in one line."""

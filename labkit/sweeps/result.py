@@ -17,6 +17,7 @@ import numpy as np
 from labkit.patching.grid import USUAL, PatchGrid, axes_asked
 from labkit.patching.pair_runs import ENDS
 from labkit.results.bootstrap import LEVEL, RESAMPLES, interval
+from labkit.results.exchange import labelled
 from labkit.results.figures import of_patching
 from labkit.results.recipe import measured_by
 from labkit.text.as_code import LM, Name, as_code, as_python, changed
@@ -25,6 +26,7 @@ from labkit.text.pair import partners
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+    import xarray as xr
 
 
 class Layout(NamedTuple):
@@ -222,6 +224,22 @@ class Sweep:
             low, high = self.interval(level=level)
             columns |= {"low": low.ravel(), "high": high.ravel()}
         return pd.DataFrame(columns | {"pairs": len(self.done)})
+
+    def to_xarray(self) -> xr.DataArray:
+        """The values of every pair that is done, with the axis `pair` first; see `PatchGrid.to_xarray`.
+
+        Coordinates of a pair: its number, and the metric of its two unpatched runs.
+
+        Raises:
+            ImportError: xarray is not installed.
+            ValueError: no pair is done, or positions that do not mean the same.
+        """
+        numbers = [n for n, grid in enumerate(self.grids) if grid is not None]
+        coords: dict[str, Any] = {"pair": numbers, **dict(zip(self.over, self.index, strict=True))}
+        coords |= {"corrupt": ("pair", self._ends[0]), "clean": ("pair", self._ends[1])}
+        about = {"title": self.title(), "code": self.code()}
+        name = self.one.recipe["metric"]
+        return labelled(self.values, ("pair", *self.over), coords, name=name, about=about, recipe=self.one.recipe)
 
     def title(self) -> str:
         source, base = ("clean", "corrupt") if self.one.direction == "denoise" else ("corrupt", "clean")

@@ -16,7 +16,7 @@ FILES = {
 HEAVY = {"torch", "transformers", "ipywidgets", "plotly", "pandas", "distributed"}
 OPTIONAL = {
     "accelerate", "anywidget", "bitsandbytes", "codecarbon", "dask", "gguf", "google", "huggingface_hub", "IPython",
-    "jinja2", "jupyterlab", "peft", "psutil", "pynvml", "safetensors", "sklearn", "tokenizers", "tqdm",
+    "jinja2", "jupyterlab", "peft", "psutil", "pynvml", "safetensors", "sklearn", "tokenizers", "tqdm", "xarray",
 }  # fmt: skip
 LIGHT = {"labkit.cli", "labkit.course.checks", "labkit.doctor", "labkit.models.catalog"}
 """What is imported before torch: the command line, which has to answer at once, what it lists, and the doctor."""
