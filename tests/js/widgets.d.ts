@@ -190,6 +190,9 @@ interface TokenStripTraits extends BlockTraits {
   pointed: number[];
 }
 
+/** Give a page or a shadow tree the block's css, once; it stands before theme.js in every block. */
+declare function dressRoot(root: Document | ShadowRoot): void;
+
 type Colours = Record<"page" | "ink" | "muted" | "line" | "accent" | "sans" | "mono", string>;
 
 /** Where everything of a heatmap lies, in CSS pixels; rows and columns are those that are looked at. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -50,3 +51,16 @@ def test_the_citation_and_the_workflow_are_what_their_readers_expect() -> None:
         if form.name != "config.yml":
             asked = yaml.safe_load(form.read_text("utf-8"))["body"]
             assert any("labkit doctor" in str(one["attributes"]) for one in asked), form.name
+
+
+def test_the_container_for_editors_sets_up_with_commands_that_are_there() -> None:
+    about = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text("utf-8"))
+    made, pulled, looked = about["postCreateCommand"].split(" && ")
+    assert made.removeprefix("make ").replace(".venv", "$(VENV)") + ":" in (ROOT / "Makefile").read_text("utf-8")
+    commands = (ROOT / "labkit" / "cli.py").read_text("utf-8")
+    for command in (pulled, looked):
+        assert f'add_parser("{command.split()[-1]}"' in commands
+    for name in about["customizations"]["codespaces"]["openFiles"]:
+        assert (ROOT / name).exists(), name
+    minor = int(about["image"].split(":")[1].split("-")[0].split(".")[1])
+    assert minor >= 11

@@ -66,11 +66,12 @@ async function render(context) {
 }
 """
 _COMMENT = re.compile(r"^ *//.*|/\*\*((?!\*/)[\s\S])*\*/ ?", re.MULTILINE)
-_STYLED = """const sheet = {id};
-if (!document.getElementById(sheet)) {{
-  const style = Object.assign(document.createElement("style"), {{ id: sheet, textContent: {css} }});
-  document.head.append(style);
-}}
+_STYLED = """const dressRoot = (root) => {{
+  if (root.getElementById({id})) return;
+  const style = Object.assign(document.createElement("style"), {{ id: {id}, textContent: {css} }});
+  (root.head ?? root).append(style);
+}};
+dressRoot(document);
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import ipywidgets as widgets
@@ -89,6 +90,12 @@ class Tool(HasSnapshot, widgets.VBox):
     def code(self) -> str:
         """The Python that does the same without the widget."""
         raise NotImplementedError
+
+    def _mime_(self) -> tuple[str, str]:
+        """How marimo shows it, which draws single blocks but no boxes of ipywidgets: its picture, in a frame of its own
+        because the css of live blocks hides pictures."""
+        frame = f'<iframe srcdoc="{escape(self.snapshot())}" style="width:100%;height:560px;border:0"></iframe>'
+        return "text/html", frame
 
 
 def in_words(error: Exception) -> str:

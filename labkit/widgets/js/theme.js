@@ -11,6 +11,8 @@ function isDark(el) {
   if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false"; // JupyterLab, Notebook 7
   if (body.dataset.vscodeThemeKind) return /dark|high-contrast$/.test(body.dataset.vscodeThemeKind); // VS Code
   if (root.getAttribute("theme")) return root.getAttribute("theme") === "dark"; // Colab
+  if (body.classList.contains("dark-theme")) return true; // marimo
+  if (body.classList.contains("light-theme")) return false;
   const light = getComputedStyle(el).getPropertyValue("--jp-layout-color0").trim();
   if (light) return false; // classic notebook: the variables are there, dark themes are not
   return system;
@@ -40,12 +42,20 @@ function followTheme(/** @type {HTMLElement} */ el, /** @type {() => void} */ ch
   };
 }
 
+/** Give a shadow tree, in which marimo draws, the css that the page has; `el` may not be in its place yet. */
+function dressShadow(/** @type {HTMLElement} */ el, again = true) {
+  const root = el.getRootNode();
+  if (root instanceof ShadowRoot) dressRoot(root);
+  else if (again && !el.isConnected) requestAnimationFrame(() => dressShadow(el, false));
+}
+
 /**
  * Act when traits change: `{"title unit": draw}`. `dress` is called when the theme does and, where `sized`, the width.
  * Returns how to stop.
  * @param {Context<any>} context @param {Record<string, (...news: any[]) => void>} listeners
  */
 function follow({ model, el }, listeners, dress = () => {}, sized = false) {
+  dressShadow(el);
   const stopTheme = followTheme(el, dress);
   const observer = new ResizeObserver(dress);
   if (sized) observer.observe(el);
