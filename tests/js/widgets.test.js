@@ -137,8 +137,12 @@ test("a block hears of its traits and of messages until it is taken away", () =>
   Object.assign(globalThis, { MutationObserver: nothing, ResizeObserver: nothing });
   globalThis.document = { body: { dataset: { jpThemeLight: "false" } }, documentElement: {} };
   globalThis.matchMedia = () => ({ matches: false, addEventListener() {}, removeEventListener() {} });
-  const el = { dataset: {} };
+  const dressed = [];
+  globalThis.dressRoot = (root) => dressed.push(root);
+  const shadow = { host: {} };
+  const el = { dataset: {}, getRootNode: () => shadow };
   follow({ model: traits, el }, { "title unit": listener, "msg:custom": listener })();
+  assert.deepEqual(dressed, [shadow]);
   assert.equal(el.dataset.theme, "dark");
   assert.deepEqual(heard.on, [["change:title change:unit", listener], ["msg:custom", listener]]);
   assert.deepEqual(heard.off, heard.on);

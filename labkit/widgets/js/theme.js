@@ -45,7 +45,7 @@ function followTheme(/** @type {HTMLElement} */ el, /** @type {() => void} */ ch
 /** Give a shadow tree, in which marimo draws, the css that the page has; `el` may not be in its place yet. */
 function dressShadow(/** @type {HTMLElement} */ el, again = true) {
   const root = el.getRootNode();
-  if (root instanceof ShadowRoot) dressRoot(root);
+  if ("host" in root) dressRoot(/** @type {ShadowRoot} */ (root));
   else if (again && !el.isConnected) requestAnimationFrame(() => dressShadow(el, false));
 }
 
