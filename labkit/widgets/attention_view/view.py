@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from labkit.language_model import LanguageModel
 from labkit.text.as_code import LM, as_code, as_python, changed
 from labkit.text.prompts import asked
 from labkit.text.types import Prompt
+from labkit.widgets.attention_view.exported import exported
 from labkit.widgets.attention_view.head_actions import HeadAction
 from labkit.widgets.attention_view.head_finder import HeadFinder
 from labkit.widgets.attention_view.head_maps import HeadMaps, Side, telling_head, thumbnail_side
@@ -31,6 +32,7 @@ from labkit.widgets.base.snapshot import card, note, side_by_side
 from labkit.widgets.base.tool import Panel, Tool, choice, headed, labelled, link, row
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks
+from labkit.widgets.export.contents import Contents
 from labkit.widgets.patch_lab.lab import PatchLab
 
 WEIGHTINGS = {
@@ -262,16 +264,15 @@ class AttentionView(Tool):
             one = f"What layer {layer}, head {head} adds to {found.what} by attending to each token"
             self.looks.show(values[head][None], unit="logits", one=one)
             return
-        sides = self._sides()
+        sides = self._sides(self.selection)
         if not self.maps.show(sides, self.weighting):
             lengths = " and ".join(str(len(matrix)) for *_, matrix in sides)
             self.status.say(f"{lengths} tokens: shown side by side; a difference needs two prompts of the same length")
         self.looks.show(self._over_chosen(sides[0][2]), unit=UNITS[self.weighting])
 
-    def _sides(self) -> list[Side]:
+    def _sides(self, head: tuple[int, int]) -> list[Side]:
         """(title, token labels, matrix) of the head, and of the one that it is compared with."""
         assert self.patterns is not None
-        head: tuple[int, int] = self.selection
         pairs = [(self.patterns, head, "")]
         if self.compare == "head":
             pairs.append((self.patterns, self.other_head or head, ""))
@@ -399,6 +400,14 @@ class AttentionView(Tool):
         done = note(self.action.bars.title) + self.action.bars.picture() if self.action.found else ""
         done += self.action.unit.picture()
         return card(self.strip.picture(), side_by_side(*sides), done, title=title)
+
+    def exported(self, contents: Contents, *, heads: Iterable[tuple[int, int]] | None = None) -> str | None:
+        if self.patterns is None:
+            return contents.show(self)
+        parts: dict[str, Any] = {"finder": self.finder, "maps": self.maps, "looks": self.looks, "status": self.status}
+        sides = None if self.weighting == "logit" else self._sides
+        how: dict[str, Any] = {"weighting": self.weighting, "sides": sides, "heads": heads}
+        return exported(contents, self, patterns=self.patterns, **parts, **how)
 
     def __repr__(self) -> str:
         return f"AttentionView({self.lm.name!r}, {self.text!r}, selection={self.selection})"

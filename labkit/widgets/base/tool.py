@@ -12,6 +12,7 @@ import traitlets as t
 
 from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
+from labkit.results.recipe import made_with
 from labkit.widgets.base.job_queue import JobQueue
 from labkit.widgets.base.snapshot import HasSnapshot
 from labkit.widgets.base.status_line import StatusLine
@@ -89,6 +90,9 @@ class Tool(HasSnapshot, widgets.VBox):
     def code(self) -> str:
         """The Python that does the same without the widget."""
         raise NotImplementedError
+
+    def provenance(self) -> dict[str, Any]:
+        return made_with(self.lm)
 
 
 def in_words(error: Exception) -> str:
