@@ -1,7 +1,7 @@
 """What an exported AttentionView holds: every head at a glance, and as many of them large as there is room for.
 
-Where a token looks is worked out in the page, from the matrix that is large (`js/export_looks.js`). A head that is not in
-the file is faint, and says so when it is clicked.
+Where a token looks is worked out in the page, from the matrix that is large (`js/export_looks.js`). A head that is not
+in the file is faint, and says so when it is clicked.
 """
 
 from __future__ import annotations
@@ -129,4 +129,4 @@ def _first(patterns: AttentionPatterns, finder: HeadFinder, heads: Iterable[Head
     telling = thumbnails[..., elsewhere].astype(np.float32).mean(-1) if elsewhere.any() else thumbnails[..., 0, 0]
     rest = [head for head in ranks(np.asarray(telling, np.float32)) if head[0] in patterns.layers]
     ranked = [tuple(head) for head in finder.heads.order or ()]
-    return list(dict.fromkeys([*given, *shown, *ranked, *rest]))  # type: ignore[arg-type]
+    return list(dict.fromkeys([*given, *shown, *ranked, *rest]))

@@ -30,12 +30,10 @@ class HasSnapshot:
         raise NotImplementedError
 
     def export(self, path: str | os.PathLike[str], *, overwrite: bool = False, **what: Any) -> Path:
-        """Write the widget as one file that needs no kernel and no network: `.html` stays alive, `.svg` and `.png` are
-        its picture.
+        """Write the widget as one file without kernel or network: `.html` stays alive, `.svg` and `.png` are its picture.
 
-        A page takes at most 2 MB. It answers what was computed: a click on a head, a cell or a token, another site. With
-        scripts off, and where they are not let run, it shows the picture. `.svg` needs nothing, `.png` a Chromium or
-        Chrome on this machine.
+        A page takes at most 2 MB. It answers what was computed: a click on a head, a cell or a token, another site.
+        With scripts off it shows the picture. `.svg` needs nothing, `.png` a Chromium or Chrome on this machine.
 
         Args:
             path: the file; its ending says what is written.

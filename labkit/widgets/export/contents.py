@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Hashable, Iterable, Mapping
 from html import unescape
-from typing import Any
+from typing import Any, TypeAlias
 
 import ipywidgets as widgets
 from anywidget import AnyWidget
@@ -28,7 +28,7 @@ LIMIT = 2_000_000
 _MINE = {"selection", "hovered", "chosen", "arrow", "window", "detail", "detail_at", "opened", "pointed"}
 """Traits that belong to whoever looks: another state of a block leaves them as they are."""
 _PLACED = ("flex", "width", "max_width")
-Source = AnyWidget | Mapping[str, Any]
+Source: TypeAlias = AnyWidget | Mapping[str, Any]
 
 
 def key_of(*values: Any) -> str:

@@ -1,7 +1,7 @@
 """The pictures of a snapshot below each other, as one SVG; and that as a PNG.
 
-A snapshot is HTML with an SVG in each `<img>`, and lines of text and small tables between them (`base.snapshot`). Nothing
-is drawn anew: the drawings are put into one, the text is set above and below them.
+A snapshot is HTML with an SVG in each `<img>`, and lines of text and small tables between them (`base.snapshot`).
+Nothing is drawn anew: the drawings are put into one, and the text is set between them.
 """
 
 from __future__ import annotations

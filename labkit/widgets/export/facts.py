@@ -14,7 +14,8 @@ from labkit.models.catalog import known
 
 NOT_KNOWN = "not in labkit's catalog: look at the model's own page"
 CITE_LABKIT = (
-    f"@software{{labkit,\n  title = {{labkit}},\n  author = {{{{The labkit authors}}}},\n  version = {{{__version__}}},\n"
+    f"@software{{labkit,\n  title = {{labkit}},\n  author = {{{{The labkit authors}}}},\n  "
+    f"version = {{{__version__}}},\n"
     "  license = {Apache-2.0}\n}"
 )
 

@@ -219,10 +219,10 @@ function partOf(id, page) {
   const model = page.models[id];
   const node = kind === "control" ? controlOf(model) : element("div");
   for (const name of classes) node.classList.add(name);
-  Object.assign(node.style, { flex: style.flex, width: style.width, maxWidth: style.max_width });
+  Object.assign(node.style, { flex: style.flex ?? "", width: style.width ?? "", maxWidth: style.max_width ?? "" });
   if (kind === "box") {
     node.classList.add(row ? "labkit-across" : "labkit-down");
-    node.append(...children.map((child) => partOf(child, page)));
+    node.append(...(children ?? []).map((child) => partOf(child, page)));
   } else if (kind === "text") {
     const write = () => (node.textContent = model.get("text"));
     model.on("change:text", write);

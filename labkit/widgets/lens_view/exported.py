@@ -1,4 +1,4 @@
-"""What an exported LensView holds: every cell of the lens with its tokens, in each of its shades; and the attribution."""
+"""What an exported LensView holds: every cell of the lens with its tokens, in each shade, and the attribution."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def exported(
     absent = {
         "columns": [],
         "title": "Not in this file",
-        "note": "It had no room for every cell; read fewer positions.",
+        "note": "There was no room for every cell.",
     }
     close = into.switch((panel.heatmap, "selection"), otherwise={panel.bars: absent})
     close.when(None, parts={})

@@ -1,4 +1,4 @@
-"""What an exported grid holds: every grid of the pair that is known, and of its strongest cells what the inspector shows."""
+"""What an exported grid holds: every grid of the pair that is known, and a close look at its strongest cells."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def exported(
         shown = into.switch((which, "value"))
         for n, spec in enumerate(specs):
             grids.show(spec)
-            nothing = {"selection": None, "chosen": [], "arrow": None, "cone": None} if n else {}
+            nothing: dict[str, Any] = {"selection": None, "chosen": [], "arrow": None, "cone": None} if n else {}
             line = {"text": _about(live.known[spec].grid), "kind": "info", "share": None}
             shown.when(n, parts={live.heatmap: look_of(grids.heatmap) | nothing, status: line})
     parts = _Closer(into, inspector, live)
-    close = into.switch(*on, otherwise=parts.absent(ABSENT.format("(" + ", ".join(now.over) + ")")))
+    close = into.switch(*on, otherwise=parts.absent(ABSENT.format("(" + ", ".join(live.known[now].grid.over) + ")")))
     each = max(6, CELLS // len(specs))
     count = 0
     for n, spec in enumerate(specs):
@@ -124,7 +124,7 @@ def _names(grids: LiveGrid, specs: list[PatchSpec]) -> list[str]:
         grids.show(spec)
         names.append(grids.heatmap.title)
     for more in (
-        lambda spec: f"{spec.over[0]} × {spec.over[1]}",
+        lambda spec: " × ".join(spec.over or ()),
         lambda spec: f"{spec.answer!r}" + (f" over {spec.foil!r}" if spec.foil else ""),
         lambda spec: str(spec.metric or "automatic metric"),
     ):
@@ -146,5 +146,6 @@ def _cells(grid: PatchGrid, first: list[Place], most: int) -> list[Place]:
     order = np.argsort(-strength, axis=None, kind="stable")[: int((strength > 0).sum())]
     places = [tuple(np.unravel_index(int(n), values.shape)) for n in order[:most]]
     strongest = [(grid.index[0][int(row)], grid.index[1][int(column)]) for row, column in places]
-    inside = [place for place in map(tuple, first) if place[0] in grid.index[0] and place[1] in grid.index[1]]
+    asked = [(int(row), int(column)) for row, column in first]
+    inside = [place for place in asked if place[0] in grid.index[0] and place[1] in grid.index[1]]
     return list(dict.fromkeys([*inside, *strongest]))
