@@ -6,78 +6,58 @@ in the file is faint, and says so when it is clicked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from labkit.attention_maps.patterns import AttentionPatterns
 from labkit.widgets.attention_view.head_finder import MOST, HeadFinder, ranks
-from labkit.widgets.attention_view.head_maps import HeadMaps, Side
+from labkit.widgets.attention_view.head_maps import HeadMaps
 from labkit.widgets.base.block import to_wire
-from labkit.widgets.base.status_line import StatusLine
-from labkit.widgets.blocks.token_looks import TokenLooks
+from labkit.widgets.blocks.head_grid import HeadGrid
 from labkit.widgets.export.contents import Contents, page_choice, silent
 
 Head = tuple[int, int]
 
 
-def exported(
-    into: Contents,
-    view: Any,
-    *,
-    patterns: AttentionPatterns,
-    finder: HeadFinder,
-    maps: HeadMaps,
-    looks: TokenLooks,
-    status: StatusLine,
-    weighting: str,
-    sides: Callable[[Head], Sequence[Side]] | None,
-    heads: Iterable[Head] | None,
-) -> str | None:
-    """Fill the contents; the id of the whole.
-
-    Args:
-        view: the whole.
-        sides: what is large for a head; None where it is not heads that are.
-        heads: those that come first; by default the chosen ones, then those that look beyond the first token.
-    """
-    order = page_choice("Order by", [("layer and head", ""), *_scores(patterns, finder)], finder.score)
-    direction = looks.children[1].children[0]
-    root = into.show(view, live=[direction, order], instead={finder.children[0]: order})
+def exported(view: Any, into: Contents, *, heads: Iterable[Head] = ()) -> str | None:
+    """The method `exported` of an AttentionView. `heads` go into the file first, then what is shown and chosen, then
+    those that look beyond the first token."""
+    patterns, finder, maps, looks = view.patterns, view.finder, view.maps, view.looks
+    if patterns is None:
+        return into.show(view)
+    first = _first(patterns, finder, heads)
+    order = page_choice("Order by", [("layer and head", ""), *_scores(patterns)], finder.score)
+    direction = looks.direction_choice
+    nothing_done = view.action.found is None and view.action.written is None
+    left_out = {view.interventions: None} if nothing_done else {}
+    root = into.show(view, live=[direction, order], instead={finder.children[0]: order, **left_out})
     held: list[Head] = []
-    if sides is not None:
+    if view.weighting != "logit":
         into.link("window", maps.heatmap, maps.other, maps.difference)
         parts = {"map": maps.heatmap, "strip": looks.strip, "bars": looks.bars, "direction": direction}
         into.rule("looks", "heatmap_window", "export_looks", **parts)
-        held = _large(into, finder, maps, status, weighting, sides, _first(patterns, finder, heads))
-    _orders(into, order, patterns, finder, held)
+        held = _large(into, view, first)
+        if len(held) < len(first):
+            line = f"{view.status.text} · {len(held)} heads of {len(first)} are in this file; the others are faint"
+            into.set(view.status, text=line)
+    _orders(into, order, patterns, finder.heads, sorted({*first} - {*held}) if held else [])
     return root
 
 
-def _large(
-    into: Contents,
-    finder: HeadFinder,
-    maps: HeadMaps,
-    status: StatusLine,
-    weighting: str,
-    sides: Callable[[Head], Sequence[Side]],
-    heads: Sequence[Head],
-) -> list[Head]:
+def _large(into: Contents, view: Any, heads: Sequence[Head]) -> list[Head]:
     """The heads that can be seen large, as many as there is room for."""
-    nothing = {"values": None, "title": ""}
-    missing = {
-        status: {"text": "Head %s is not in this file: export with heads=[%s] to put it in.", "kind": "error"},
-        maps.heatmap: {"values": None, "title": "Head %s is not in this file"},
-        maps.other: nothing, maps.difference: nothing,
-    }  # fmt: skip
-    large = into.switch((finder.heads, "selection"), otherwise=missing)
-    large.when(None, parts={})
-    scratch, held = HeadMaps(), []
+    maps, scratch, held = view.maps, HeadMaps(), []
     for one in (scratch.heatmap, scratch.other, scratch.difference):
         silent(one)
+    nothing = {"values": None, "title": ""}
+    absent = {"values": None, "title": "Head %s is not in this file: export with heads=[%s] to put it in"}
+    missing = {maps.heatmap: absent, maps.other: nothing, maps.difference: nothing}
+    large = into.switch((view.heads, "selection"), otherwise=missing)
+    large.when(None, parts={})
     for head in heads:
-        scratch.show(sides(head), weighting)
+        scratch.show(view.sides_of(head), view.weighting)
         parts = {maps.heatmap: scratch.heatmap, maps.other: scratch.other, maps.difference: scratch.difference}
         if not large.when(list(head), parts=parts, optional=True):
             break
@@ -85,36 +65,26 @@ def _large(
     return held
 
 
-def _orders(into: Contents, order: Any, patterns: AttentionPatterns, finder: HeadFinder, held: Sequence[Head]) -> None:
-    """The heads in every order that is known, and faint where they are not in the file."""
-    out = (
-        [
-            [layer, head]
-            for layer in range(patterns.n_layers)
-            for head in range(patterns.n_heads)
-            if (layer, head) not in set(held)
-        ]
-        if held
-        else []
-    )
-    into.set(finder.heads, faint=out)
+def _orders(into: Contents, order: Any, patterns: AttentionPatterns, heads: HeadGrid, faint: Sequence[Head]) -> None:
+    """The heads in every order that is known; faint are those that are not in the file."""
+    out = [list(head) for head in faint]
+    into.set(heads, faint=out)
     by = into.switch((order, "value"))
-    by.when("", parts={finder.heads: {"scores": None, "order": None, "faint": out, "title": "Heads", "score": ""}})
-    for words, name in _scores(patterns, finder):
+    by.when("", parts={heads: {"scores": None, "order": None, "faint": out, "title": "Heads", "score": ""}})
+    for words, name in _scores(patterns):
         grid = patterns.grid(name)
         look = {"scores": to_wire(grid, None), "order": [list(one) for one in ranks(grid)[:MOST]], "faint": out}
-        by.when(name, parts={finder.heads: {**look, "title": f"Heads by {words}", "score": words}})
+        by.when(name, parts={heads: {**look, "title": f"Heads by {words}", "score": words}})
 
 
-def _scores(patterns: AttentionPatterns, finder: HeadFinder) -> list[tuple[str, str]]:
+def _scores(patterns: AttentionPatterns) -> list[tuple[str, str]]:
     """The scores that are known by now."""
-    names = dict.fromkeys([*patterns.known_scores, *([finder.score] if finder.score else [])])
-    return [(name.replace("_", " "), name) for name in names]
+    return [(name.replace("_", " "), name) for name in patterns.known_scores]
 
 
-def _first(patterns: AttentionPatterns, finder: HeadFinder, heads: Iterable[Head] | None) -> list[Head]:
+def _first(patterns: AttentionPatterns, finder: HeadFinder, heads: Iterable[Head]) -> list[Head]:
     """All heads, in the order in which they go into the file."""
-    given = [tuple(head) for head in heads or ()]
+    given = [tuple(head) for head in heads]
     for layer, head in given:
         if layer not in patterns.layers or not 0 <= head < patterns.n_heads:
             raise ValueError(

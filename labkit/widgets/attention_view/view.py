@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,6 @@ from labkit.widgets.base.snapshot import card, note, side_by_side
 from labkit.widgets.base.tool import Panel, Tool, choice, headed, labelled, link, row
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_looks import DIRECTIONS, OVER, TokenLooks
-from labkit.widgets.export.contents import Contents
 from labkit.widgets.patch_lab.lab import PatchLab
 
 WEIGHTINGS = {
@@ -155,9 +154,10 @@ class AttentionView(Tool):
         )
         find.layout.flex, find.layout.width = "0 0 auto", f"{self.finder.width}px"
         picture.layout.flex = "1 1 420px"
+        self.interventions = headed("Intervene on these heads", self.action)
         self.children = [
             self.box, row(self.run_button, self.stop_button, self.status), self.looks,
-            row(find, picture, wide=True), headed("Intervene on these heads", self.action), self._patching,
+            row(find, picture, wide=True), self.interventions, self._patching,
         ]  # fmt: skip
 
     def _wire(self) -> None:
@@ -264,13 +264,13 @@ class AttentionView(Tool):
             one = f"What layer {layer}, head {head} adds to {found.what} by attending to each token"
             self.looks.show(values[head][None], unit="logits", one=one)
             return
-        sides = self._sides(self.selection)
+        sides = self.sides_of(self.selection)
         if not self.maps.show(sides, self.weighting):
             lengths = " and ".join(str(len(matrix)) for *_, matrix in sides)
             self.status.say(f"{lengths} tokens: shown side by side; a difference needs two prompts of the same length")
         self.looks.show(self._over_chosen(sides[0][2]), unit=UNITS[self.weighting])
 
-    def _sides(self, head: tuple[int, int]) -> list[Side]:
+    def sides_of(self, head: tuple[int, int]) -> list[Side]:
         """(title, token labels, matrix) of the head, and of the one that it is compared with."""
         assert self.patterns is not None
         pairs = [(self.patterns, head, "")]
@@ -401,13 +401,7 @@ class AttentionView(Tool):
         done += self.action.unit.picture()
         return card(self.strip.picture(), side_by_side(*sides), done, title=title)
 
-    def exported(self, contents: Contents, *, heads: Iterable[tuple[int, int]] | None = None) -> str | None:
-        if self.patterns is None:
-            return contents.show(self)
-        parts: dict[str, Any] = {"finder": self.finder, "maps": self.maps, "looks": self.looks, "status": self.status}
-        sides = None if self.weighting == "logit" else self._sides
-        how: dict[str, Any] = {"weighting": self.weighting, "sides": sides, "heads": heads}
-        return exported(contents, self, patterns=self.patterns, **parts, **how)
+    exported = exported
 
     def __repr__(self) -> str:
         return f"AttentionView({self.lm.name!r}, {self.text!r}, selection={self.selection})"

@@ -30,7 +30,7 @@ class HasSnapshot:
         raise NotImplementedError
 
     def export(self, path: str | os.PathLike[str], *, overwrite: bool = False, **what: Any) -> Path:
-        """Write the widget as one file without kernel or network: `.html` stays alive, `.svg` and `.png` are its picture.
+        """Write the widget as one file that needs no kernel: `.html` stays alive, `.svg` and `.png` are its picture.
 
         A page takes at most 2 MB. It answers what was computed: a click on a head, a cell or a token, another site.
         With scripts off it shows the picture. `.svg` needs nothing, `.png` a Chromium or Chrome on this machine.
@@ -39,7 +39,7 @@ class HasSnapshot:
             path: the file; its ending says what is written.
             overwrite: replace a file that is there.
             what: what to put into a page beyond the usual, by tool: `heads=[(5, 3)]` of an `AttentionView`,
-                `cells=[(5, 9)]` of a `PatchLab`.
+                `cells=[(5, 9)]` and `strongest=48`, how many cells beside these, of a `PatchLab`.
 
         Raises:
             FileExistsError: there is such a file, and it is not to be replaced.

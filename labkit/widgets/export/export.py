@@ -20,12 +20,23 @@ def export(widget: Any, path: str | os.PathLike[str], *, overwrite: bool = False
     """Write a widget as a page or a picture. Raises what `labkit.widgets.base.snapshot.HasSnapshot.export` says."""
     path = place_for(path, overwrite=overwrite)
     still = widget.snapshot()
-    if path.suffix == ".svg":
-        data = as_svg(still).encode()
-    elif path.suffix == ".png":
-        data = as_png(as_svg(still))
-    else:
-        data = page_of(widget, still, **what).encode()
+    if path.suffix.lower() != ".html":
+        return picture_file(still, path)
+    return page_file(page_of(widget, still, **what), path)
+
+
+def picture_file(still: str, path: Path) -> Path:
+    """Write the picture of a snapshot, as an SVG or a PNG."""
+    svg = as_svg(still)
+    return _file(svg.encode() if path.suffix.lower() == ".svg" else as_png(svg), path)
+
+
+def page_file(page: str, path: Path) -> Path:
+    """Write a page."""
+    return _file(page.encode(), path)
+
+
+def _file(data: bytes, path: Path) -> Path:
     with written_whole(path) as file:
         file.write(data)
     return path

@@ -182,7 +182,7 @@ const rules = {
       for (const id of new Set([...Object.keys(before), ...Object.keys(state)])) {
         const back = Object.keys(before[id] ?? {}).map((name) => [name, models[id].first[name]]);
         const now = Object.entries(state[id] ?? {}).map(([name, value]) =>
-          [name, key in states || typeof value !== "string" ? value : value.replace("%s", words)]);
+          [name, key in states || typeof value !== "string" ? value : value.split("%s").join(words)]);
         models[id].take(Object.fromEntries([...back, ...now]));
       }
       before = state;

@@ -19,7 +19,7 @@ from labkit.widgets.patch_lab.inspector import Inspector
 from labkit.widgets.patch_lab.live_grid import LiveGrid, effects, gap_words
 from labkit.widgets.patch_lab.state import PatchState
 
-CELLS = 48  # looked at closely, over all grids
+STRONGEST = 48
 CLICK = "Click a cell to see what the model would predict after that patch. In this file are the {} strongest cells."
 ABSENT = "What the model would predict after this patch is not in this file: export with cells=[{}] to put it in."
 
@@ -34,6 +34,7 @@ def exported(
     status: StatusLine,
     controls: Any,
     cells: Iterable[Place],
+    strongest: int,
 ) -> str | None:
     """Fill the contents; the id of the whole.
 
@@ -41,6 +42,7 @@ def exported(
         tool: the whole.
         controls: what chooses a grid in a notebook; the page has the grids that are known in its place.
         cells: those that are looked at closely beside the strongest, as (layer, position or head).
+        strongest: how many of these there are, over all grids.
     """
     now = live.spec
     assert now is not None
@@ -54,6 +56,7 @@ def exported(
     root = into.show(tool, live=[which], instead={controls: which if len(specs) > 1 else None})
     grids.show(now)
     into.set(live.heatmap, **look_of(grids.heatmap))
+    into.set(status, text=_about(live.known[now].grid), kind="info", share=None)
     on = [(which, "value"), (live.heatmap, "selection")] if len(specs) > 1 else [(live.heatmap, "selection")]
     if len(specs) > 1:
         shown = into.switch((which, "value"))
@@ -64,7 +67,7 @@ def exported(
             shown.when(n, parts={live.heatmap: look_of(grids.heatmap) | nothing, status: line})
     parts = _Closer(into, inspector, live)
     close = into.switch(*on, otherwise=parts.absent(ABSENT.format("(" + ", ".join(live.known[now].grid.over) + ")")))
-    each = max(6, CELLS // len(specs))
+    each = -(-strongest // len(specs))
     count = 0
     for n, spec in enumerate(specs):
         key = (n,) if len(specs) > 1 else ()

@@ -23,7 +23,7 @@ from labkit.widgets.base.job_queue import JobQueue, Work
 from labkit.widgets.base.tool import Tool, button
 from labkit.widgets.cell_writing import RESIDUAL
 from labkit.widgets.export.contents import Contents
-from labkit.widgets.patch_lab.exported import exported
+from labkit.widgets.patch_lab.exported import STRONGEST, exported
 from labkit.widgets.patch_lab.inspector import Inspector
 from labkit.widgets.patch_lab.live_grid import Known, LiveGrid, gap_words
 from labkit.widgets.patch_lab.state import ASKED, PAIRED, POINTED, PatchState
@@ -260,12 +260,12 @@ class GridTool(Tool, PatchState):
         """The controls that choose which grid is shown; in an exported page those that are known are in their place."""
         raise NotImplementedError
 
-    def exported(self, contents: Contents, *, cells: Iterable[Place] = ()) -> str | None:
+    def exported(self, contents: Contents, *, cells: Iterable[Place] = (), strongest: int = STRONGEST) -> str | None:
         if self.live.spec is None:
             return contents.show(self)
         return exported(
             contents, self, lm=self.lm, live=self.live, inspector=self.inspector, status=self.status,
-            controls=self._choosing, cells=cells,
+            controls=self._choosing, cells=cells, strongest=strongest,
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:

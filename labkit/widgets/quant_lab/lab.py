@@ -29,6 +29,7 @@ from labkit.widgets.base.tool import link, row, shown
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.export.contents import Contents
 from labkit.widgets.patch_lab.answer_picks import AnswerPicks
+from labkit.widgets.patch_lab.exported import STRONGEST
 from labkit.widgets.patch_lab.grid_tool import GridTool
 from labkit.widgets.patch_lab.live_grid import Known, gap_words
 from labkit.widgets.patch_lab.patch_controls import PatchControls
@@ -255,10 +256,10 @@ class QuantLab(GridTool):
     def _choosing(self) -> PatchControls:
         return self.what
 
-    def exported(self, contents: Contents, *, cells: Iterable[Place] = ()) -> str | None:
+    def exported(self, contents: Contents, *, cells: Iterable[Place] = (), strongest: int = STRONGEST) -> str | None:
         if self.view == "difference":
             return contents.show(self)
-        return super().exported(contents, cells=cells)
+        return super().exported(contents, cells=cells, strongest=strongest)
 
     def snapshot(self) -> str:
         title = f"QuantLab · {self.lm.name} · {self.names['corrupt']} and {self.names['clean']}"
