@@ -35,6 +35,7 @@ class TokenLooks(Panel):
         self.strip = TokenStrip(unit="attention", legend=True, title=POINT)
         self.strip.add_class("labkit-short")
         self.bars = TokenBars()
+        self.bars.add_class("labkit-looks")
         self._unit, self._one = "attention", ""
         self.direction_choice, over = choice("Looks", DIRECTIONS), choice("of", OVER)
         super().__init__()

@@ -92,9 +92,17 @@ class _Chart:
             numbers = np.array(one[name], float)
             values += [*numbers, *(numbers + one[f"more_{name}"]), *(numbers - one[f"less_{name}"])]
         values += [float(at) for at in self.lines] if n == 0 else []
+        if n == (1 if self.flat else 0) and any(one["type"] == "bar" for one in self.traces):
+            half = self._between(name) / 2  # a bar is as wide as the way to the next
+            values = [edge for value in values for edge in (value - half, value + half)]
         known = [value for value in values if np.isfinite(value)] or [0.0, 1.0]
         pad = 0.04 * (max(known) - min(known) or 1.0)
         return min(known) - (pad if min(known) else 0), max(known) + (pad if max(known) else 0)
+
+    def _between(self, name: str) -> float:
+        """The least distance between two bars along an axis of numbers."""
+        places = np.unique(np.concatenate([np.array(one[name], float) for one in self.traces if one["type"] == "bar"]))
+        return float(np.diff(places).min(initial=np.inf)) if len(places) > 1 else 1.0
 
     def place(self, n: int, value: Any) -> float:
         """Where a value lies, in pixels."""
@@ -116,8 +124,10 @@ class _Chart:
             before = self.traces[n - 1] if n else None
             out += self._marks(trace, n, before)
         y = self.high + 62
+        told = set()
         for n, trace in enumerate(self.traces):
-            if trace["name"] and len(self.traces) > 1:
+            if trace["name"] and len(self.traces) > 1 and trace["name"] not in told:
+                told.add(trace["name"])
                 out.append(
                     f'<rect x="{self.left}" y="{y - 9}" width="10" height="10" fill="{self._colour(trace, n)}"/>'
                 )
@@ -133,7 +143,11 @@ class _Chart:
     def _scale(self, n: int) -> Iterator[str]:
         kinds, (low, high) = self.kinds[n], self.ends[n]
         step = max(1, -(-13 * len(kinds) // (self.high if n else WIDE // 5))) if kinds else 1
-        marks = [(k, k) for k in kinds[::step]] if kinds else [(v, _short(v)) for v in _round(low, high)]
+        marks: list[tuple[Any, str]] = [(k, k) for k in kinds[::step]] if kinds else []
+        if not kinds and self.axes[n].ticktext:
+            marks = [(at, plain(text)) for at, text in zip(self.axes[n].tickvals, self.axes[n].ticktext, strict=True)]
+        elif not kinds:
+            marks = [(value, _short(value)) for value in _round(low, high)]
         for value, text in marks:
             at = self.place(n, value)
             if n == 0:
@@ -172,8 +186,9 @@ class _Chart:
         self, trace: dict[str, Any], points: Sequence[tuple[float, float]], look: str, number: int, count: int
     ) -> Iterator[str]:
         across = 1 if self.flat else 0
-        kinds = self.kinds[across]
-        room = (self.high if self.flat else WIDE) / max(1, len(kinds or points))
+        low, high = self.ends[across]
+        step = 1.0 if self.kinds[across] is not None else self._between("xy"[across])
+        room = (self.high if self.flat else WIDE) * step / ((high - low) or 1.0)
         thick = 0.8 * room / count
         zero = self.place(1 - across, 0)
         for k, (x, y) in enumerate(points):

@@ -193,6 +193,19 @@ const rules = {
 
 /** A control that stays, as the page has it: what is chosen is its trait `value`. @param {Held} model */
 function controlOf(model) {
+  const offered = /** @type {[string, any][]} */ (model.get("options") ?? []);
+  if (model.get("look") === "buttons") {
+    const group = element("div", "labkit-control", undefined, { role: "group", "aria-label": model.get("label") || "View" });
+    for (const [text, value] of offered) {
+      const button = element("button", "labkit-choice", text, { type: "button" });
+      const press = () => attribute(button, { "aria-pressed": alike(value, model.get("value")) });
+      button.addEventListener("click", () => model.set("value", value));
+      model.on("change:value", press);
+      press();
+      group.append(button);
+    }
+    return group;
+  }
   const label = element("label", "labkit-control");
   const words = element("span", "labkit-muted", model.get("label"));
   if (model.get("look") === "checkbox") {
@@ -202,11 +215,10 @@ function controlOf(model) {
     label.append(box, words);
     return label;
   }
-  const options = /** @type {[string, any][]} */ (model.get("options"));
   const select = element("select");
-  options.forEach(([text], n) => select.append(element("option", "", text, { value: n })));
-  const follow = () => (select.value = String(options.findIndex(([, value]) => alike(value, model.get("value")))));
-  select.addEventListener("change", () => model.set("value", options[Number(select.value)][1]));
+  offered.forEach(([text], n) => select.append(element("option", "", text, { value: n })));
+  const follow = () => (select.value = String(offered.findIndex(([, value]) => alike(value, model.get("value")))));
+  select.addEventListener("change", () => model.set("value", offered[Number(select.value)][1]));
   model.on("change:value", follow);
   follow();
   label.append(words, select);

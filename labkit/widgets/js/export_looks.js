@@ -24,12 +24,13 @@ function looksOf({ matrix, size, low, high }, token, direction) {
 
 rules.looks = ({ map, strip, bars, direction }, { models }) => {
   const [matrix, text, table] = [models[map], models[strip], models[bars]];
+  let token = text.get("tokens").length - 1; // the last one pointed at: what comes and goes would move the page
   const follow = () => {
     const places = [text.get("selection"), text.get("hovered"), matrix.get("hovered")?.[0]];
-    const token = places.find((place) => place !== null && place !== undefined);
+    token = places.find((place) => place !== null && place !== undefined) ?? token;
     const { looking: _, ...marks } = text.get("marks");
     const held = unpacked(matrix.get("values"));
-    if (token === undefined || !held) {
+    if (token < 0 || !held) {
       text.take({ values: null, title: POINT, marks });
       table.take({ columns: [], title: "", note: "" });
       return;
@@ -52,4 +53,5 @@ rules.looks = ({ map, strip, bars, direction }, { models }) => {
   matrix.on("change:hovered change:values", follow);
   matrix.on("change:selection", () => text.set("selection", matrix.get("selection")?.[0] ?? null));
   if (direction) models[direction].on("change:value", follow);
+  follow();
 };
