@@ -21,32 +21,32 @@ from labkit.widgets.export.contents import Contents, page_choice, silent
 Head = tuple[int, int]
 
 
-def exported(view: Any, into: Contents, *, heads: Iterable[Head] = ()) -> str | None:
+def exported(view: Any, contents: Contents, *, heads: Iterable[Head] = ()) -> str | None:
     """The method `exported` of an AttentionView. `heads` go into the file first, then what is shown and chosen, then
     those that look beyond the first token."""
     patterns, finder, maps, looks = view.patterns, view.finder, view.maps, view.looks
     if patterns is None:
-        return into.show(view)
+        return contents.show(view)
     first = _first(patterns, finder, heads)
     order = page_choice("Order by", [("layer and head", ""), *_scores(patterns)], finder.score)
     direction = looks.direction_choice
     nothing_done = view.action.found is None and view.action.written is None
     left_out = {view.interventions: None} if nothing_done else {}
-    root = into.show(view, live=[direction, order], instead={finder.children[0]: order, **left_out})
+    root = contents.show(view, live=[direction, order], instead={finder.children[0]: order, **left_out})
     held: list[Head] = []
     if view.weighting != "logit":
-        into.link("window", maps.heatmap, maps.other, maps.difference)
+        contents.link("window", maps.heatmap, maps.other, maps.difference)
         parts = {"map": maps.heatmap, "strip": looks.strip, "bars": looks.bars, "direction": direction}
-        into.rule("looks", "heatmap_window", "export_looks", **parts)
-        held = _large(into, view, first)
+        contents.rule("looks", "heatmap_window", "export_looks", **parts)
+        held = _large(contents, view, first)
         if len(held) < len(first):
             line = f"{view.status.text} · {len(held)} heads of {len(first)} are in this file; the others are faint"
-            into.set(view.status, text=line)
-    _orders(into, order, patterns, finder.heads, sorted({*first} - {*held}) if held else [])
+            contents.set(view.status, text=line)
+    _orders(contents, order, patterns, finder.heads, sorted({*first} - {*held}) if held else [])
     return root
 
 
-def _large(into: Contents, view: Any, heads: Sequence[Head]) -> list[Head]:
+def _large(contents: Contents, view: Any, heads: Sequence[Head]) -> list[Head]:
     """The heads that can be seen large, as many as there is room for."""
     maps, scratch, held = view.maps, HeadMaps(), []
     for one in (scratch.heatmap, scratch.other, scratch.difference):
@@ -54,7 +54,7 @@ def _large(into: Contents, view: Any, heads: Sequence[Head]) -> list[Head]:
     nothing = {"values": None, "title": ""}
     absent = {"values": None, "title": "Head %s is not in this file: export with heads=[%s] to put it in"}
     missing = {maps.heatmap: absent, maps.other: nothing, maps.difference: nothing}
-    large = into.switch((view.heads, "selection"), otherwise=missing)
+    large = contents.switch((view.heads, "selection"), otherwise=missing)
     large.when(None, parts={})
     for head in heads:
         scratch.show(view.sides_of(head), view.weighting)
@@ -65,11 +65,13 @@ def _large(into: Contents, view: Any, heads: Sequence[Head]) -> list[Head]:
     return held
 
 
-def _orders(into: Contents, order: Any, patterns: AttentionPatterns, heads: HeadGrid, faint: Sequence[Head]) -> None:
+def _orders(
+    contents: Contents, order: Any, patterns: AttentionPatterns, heads: HeadGrid, faint: Sequence[Head]
+) -> None:
     """The heads in every order that is known; faint are those that are not in the file."""
     out = [list(head) for head in faint]
-    into.set(heads, faint=out)
-    by = into.switch((order, "value"))
+    contents.set(heads, faint=out)
+    by = contents.switch((order, "value"))
     by.when("", parts={heads: {"scores": None, "order": None, "faint": out, "title": "Heads", "score": ""}})
     for words, name in _scores(patterns):
         grid = patterns.grid(name)

@@ -19,6 +19,7 @@ from labkit.widgets.blocks.heatmap import Heatmap
 
 COLOURS = ("#0b66c3", "#c2570c", "#59636e", "#2e7d4f", "#7b4bb3", "#a83232")
 _SAFE = re.compile(r"#[0-9a-fA-F]{3,8}|[a-z]{3,20}|rgba?\([\d., %]+\)")
+_RED = "rgb(103,0,31)"  # where RdBu begins, the scale of effects
 WIDE, HIGH, ROW = 640, 300, 18  # of a chart in pixels, and of a bar that lies
 
 
@@ -36,7 +37,7 @@ def pictures_of(figure: Any) -> list[tuple[str, Heatmap | str]]:
     made: list[tuple[str, Heatmap | str]] = []
     for n, ((x, y), traces) in enumerate(groups.items()):
         name = " · ".join(filter(None, (title if n == 0 else "", parts[n] if n < len(parts) else "")))
-        axes = tuple(figure.layout[place.replace(place[0], f"{place[0]}axis", 1)] for place in (x, y))
+        axes: tuple[Any, ...] = tuple(figure.layout[place.replace(place[0], f"{place[0]}axis", 1)] for place in (x, y))
         if any(trace.type == "heatmap" for trace in traces):
             made.append((name, _heatmap(traces[0], axes, name)))
         elif unknown := {trace.type for trace in traces} - {"bar", "scatter", "histogram"}:
@@ -55,17 +56,19 @@ def plain(text: str | None) -> str:
 
 def _heatmap(trace: Any, axes: tuple[Any, ...], title: str) -> Heatmap:
     values = np.array(trace.z, np.float32)
+    across, down = axes
     low, high = (float(end) if end is not None else None for end in (trace.zmin, trace.zmax))
-    stops = trace.colorscale or ()
-    two_sided = len(stops) > 2 and low is not None and high is not None and stops[0][1] != "rgb(247,251,255)"
+    stops: Any = trace.colorscale or ()
+    two_sided = bool(stops) and stops[0][1] == _RED and low is not None and high is not None
     labels = lambda given, count: [str(one) for one in given] if given is not None else [str(n) for n in range(count)]  # noqa: E731
     words = [str(one) for row in trace.text for one in row] if np.ndim(trace.text) == 2 else []
     return Heatmap(
         values, row_labels=labels(trace.y, len(values)), column_labels=labels(trace.x, values.shape[1]), low=low,
-        high=high, centre=(low + high) / 2 if two_sided and low is not None and high is not None else None,
-        title=title, row_axis=plain(axes[1].title.text), column_axis=plain(axes[0].title.text),
+        high=high, centre=(low + high) / 2 if two_sided else None,  # type: ignore[operator]
+
+        title=title, row_axis=plain(down.title.text), column_axis=plain(across.title.text),
         unit=plain(trace.colorbar.title.text), texts=words,
-        origin="top" if axes[1].autorange == "reversed" else "bottom",
+        origin="top" if down.autorange == "reversed" else "bottom",
     )  # fmt: skip
 
 
@@ -178,8 +181,7 @@ class _Chart:
         if "markers" in trace["mode"]:
             for k, (x, y) in enumerate(points):
                 yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{self._colour(trace, n, k)}"/>'
-        for x, y, ends in self._errors(trace):
-            path = f"M{ends[0]:.1f} {y:.1f}H{ends[1]:.1f}" if x is None else f"M{x:.1f} {ends[0]:.1f}V{ends[1]:.1f}"
+        for path in self._errors(trace):
             yield f'<path d="{path}" stroke="#1f2328"/>'
 
     def _bars(
@@ -201,14 +203,16 @@ class _Chart:
             a, b, wide, high = box
             yield f'<rect x="{a:.1f}" y="{b:.1f}" width="{wide:.1f}" height="{high:.1f}" fill="{fill}"/>'
 
-    def _errors(self, trace: dict[str, Any]) -> Iterator[tuple[float | None, float | None, tuple[float, float]]]:
+    def _errors(self, trace: dict[str, Any]) -> Iterator[str]:
+        """A line from end to end of each interval."""
         for k, (x, y) in enumerate(_known(trace)):
             for n, (name, value) in enumerate((("x", x), ("y", y))):
                 more, less = trace[f"more_{name}"], trace[f"less_{name}"]
                 if self.kinds[n] is not None or not (np.any(more) or np.any(less)) or k >= len(more):
                     continue
-                ends = self.place(n, value - less[k]), self.place(n, value + more[k])
-                yield (None, self.place(1, y), ends) if n == 0 else (self.place(0, x), None, ends)
+                low, high = self.place(n, value - less[k]), self.place(n, value + more[k])
+                beside = self.place(1 - n, (x, y)[1 - n])
+                yield f"M{low:.1f} {beside:.1f}H{high:.1f}" if n == 0 else f"M{beside:.1f} {low:.1f}V{high:.1f}"
 
     def _colour(self, trace: dict[str, Any], n: int, k: int = 0) -> str:
         shades = trace["shades"]

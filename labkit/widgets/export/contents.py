@@ -27,6 +27,8 @@ LIMIT = 2_000_000
 """Bytes of an exported page, at most."""
 _MINE = {"selection", "hovered", "chosen", "arrow", "window", "detail", "detail_at", "opened", "pointed"}
 """Traits that belong to whoever looks: another state of a block leaves them as they are."""
+_CHOSEN = {"selection", "value"}
+"""What a rule sets is set, also where the page opened with it: somebody may have chosen something else since."""
 _PLACED = ("flex", "width", "max_width")
 Source: TypeAlias = AnyWidget | Mapping[str, Any]
 
@@ -131,7 +133,7 @@ class Contents:
     def size(self) -> int:
         """Bytes of all chunks and scripts, and of what refers to them; nearly so, and rather too many."""
         if self._base[0] != len(self._models):
-            shown = json.dumps([one["traits"] for one in self._models.values()], default=lambda _: "")
+            shown = json.dumps([self._packed(one["traits"]) for one in self._models.values()])
             packed = 1.4 * len(zlib.compress(shown.encode())) + 100 * len(self._models)
             self._base = len(self._models), int(packed) + len(self.script()) + len(self.css())
         return self._base[1] + self._spent + sum(len(chunk) + 3 for chunk in self.chunks)
@@ -180,7 +182,9 @@ class Contents:
             else:
                 fresh = dict(source)
             found[self._ids[part]] = {
-                name: value for name, value in fresh.items() if name not in base or not _same(base[name], value)
+                name: value
+                for name, value in fresh.items()
+                if name in _CHOSEN or name not in base or not _same(base[name], value)
             }
         return found
 
@@ -211,6 +215,7 @@ class Switch:
         self, contents: Contents, on: tuple[tuple[Any, str], ...], otherwise: Mapping[Any, Source] | None
     ) -> None:
         self._contents = contents
+        _ = contents.size  # what the page opens with has its chunks before any that may be left out again
         self.states: dict[str, int] = {}
         rest = None if otherwise is None else contents.json(contents.state(otherwise))
         self.told = {

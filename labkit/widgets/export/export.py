@@ -9,7 +9,7 @@ from typing import Any
 from labkit.results.file import written_whole
 from labkit.widgets.export.contents import LIMIT, Contents
 from labkit.widgets.export.drawing import as_png, as_svg
-from labkit.widgets.export.facts import facts_of
+from labkit.widgets.export.facts import PAPERS, facts_of
 from labkit.widgets.export.page import Section, written
 
 ENDINGS = (".html", ".svg", ".png")
@@ -65,8 +65,8 @@ def title_of(widget: Any) -> str:
 
 
 def papers_of(made: Any) -> tuple[str, ...]:
-    """The papers of a method, as its class names them."""
-    return tuple(getattr(made, "papers", ()))
+    """The papers of the method that a result or a tool comes from."""
+    return next((PAPERS[one.__name__] for one in type(made).__mro__ if one.__name__ in PAPERS), ())
 
 
 def place_for(path: str | os.PathLike[str], *, overwrite: bool, endings: tuple[str, ...] = ENDINGS) -> Path:

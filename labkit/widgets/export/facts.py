@@ -12,6 +12,33 @@ from labkit._version import __version__
 from labkit.models.card import card
 from labkit.models.catalog import known
 
+_ELHAGE = "Elhage et al. 2021, A Mathematical Framework for Transformer Circuits"
+_VIG = "Vig et al. 2020, Causal Mediation Analysis for Interpreting Neural NLP: The Case of Gender Bias"
+_WANG = "Wang et al. 2022, Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small"
+_PATCHING = (_VIG, "Meng et al. 2022, Locating and Editing Factual Associations in GPT", _WANG)
+_ATTENTION = (_ELHAGE, "Olsson et al. 2022, In-context Learning and Induction Heads")
+_LENS = ("nostalgebraist 2020, interpreting GPT: the logit lens",)
+_EDGES = (
+    "Syed et al. 2023, Attribution Patching Outperforms Automated Circuit Discovery",
+    "Hanna et al. 2024, Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms",
+)
+_STEERING = (
+    "Turner et al. 2023, Steering Language Models With Activation Engineering",
+    "Rimsky et al. 2024, Steering Llama 2 via Contrastive Activation Addition",
+)
+PAPERS: dict[str, tuple[str, ...]] = {
+    "PatchLab": _PATCHING, "PatchGrid": _PATCHING, "Sweep": _PATCHING, "Controls": _PATCHING, "PathGrid": (_WANG,),
+    "QuantLab": (*_PATCHING, "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs"),
+    "AttentionView": _ATTENTION, "AttentionPatterns": _ATTENTION, "HeadCircuit": (_ELHAGE,), "HeadCircuits": (_ELHAGE,),
+    "LensView": (*_LENS, _ELHAGE), "LogitLens": _LENS, "DirectAttribution": (_ELHAGE, _WANG),
+    "CircuitView": _EDGES, "Circuit": _EDGES, "EdgeScores": _EDGES,
+    "SteerLab": _STEERING, "SteeringSearch": _STEERING, "AuditHeads": (_VIG,),
+    "Refusal": ("Arditi et al. 2024, Refusal in Language Models Is Mediated by a Single Direction",),
+    "Memorisation": ("Carlini et al. 2023, Quantifying Memorization Across Neural Language Models",),
+    "Patchscope": ("Ghandeharioun et al. 2024, Patchscopes: A Unifying Framework for Inspecting Hidden "
+                   "Representations of Language Models",),
+}  # fmt: skip
+"""The papers of the methods, by the class of the result or the tool, as the docstrings name them."""
 NOT_KNOWN = "not in labkit's catalog: look at the model's own page"
 CITE_LABKIT = (
     f"@software{{labkit,\n  title = {{labkit}},\n  author = {{{{The labkit authors}}}},\n  "

@@ -46,7 +46,9 @@ def report(
         if not isinstance(one, str | HasSnapshot) and not hasattr(one, "figure"):
             raise TypeError(f"a report takes texts, widgets, and results with figure(); got {type(one).__name__}")
     path = place_for(path, overwrite=overwrite, endings=(".html",))
-    contents, roots, sections = Contents(0), [], []
+    contents = Contents(0)
+    roots: list[str | None] = []
+    sections: list[Section] = []
     for one in results:
         contents.room = contents.size + LIMIT - AROUND
         section, root = _section(one, contents, len(roots))
