@@ -146,12 +146,8 @@ class AttentionView(Tool):
         self._beside = Panel()
         self._patching = Panel()
         find = headed("Find heads", self.finder)
-        picture = headed(
-            "Show",
-            row(self._choices["weighting"], self._sink, self._choices["compare"], self._other_head),
-            self._beside,
-            self.maps.box,
-        )
+        how = row(self._choices["weighting"], self._sink, self._choices["compare"], self._other_head)
+        picture = headed("Show", how, self._beside, self.maps.box)
         find.layout.flex, find.layout.width = "0 0 auto", f"{self.finder.width}px"
         picture.layout.flex = "1 1 420px"
         self.interventions = headed("Intervene on these heads", self.action)
@@ -283,10 +279,8 @@ class AttentionView(Tool):
         elif self.compare == "model" and self.other_lm is not None:
             pairs[0] = (self.patterns, head, f"{self.lm.bits}-bit · ")
             pairs.append((self._other(self.other_lm, self.prompt), head, f"{self.other_lm.bits}-bit · "))
-        return [
-            (f"{before}{self._title(at)}", [token.display for token in patterns.tokens], self._matrix(patterns, at))
-            for patterns, at, before in pairs
-        ]
+        labels = lambda patterns: [token.display for token in patterns.tokens]  # noqa: E731
+        return [(f"{before}{self._title(at)}", labels(one), self._matrix(one, at)) for one, at, before in pairs]
 
     def _title(self, head: tuple[int, int]) -> str:
         where = f"ayer {head[0]}" + ("" if self.weighting == "rollout" else f", head {head[1]}")
@@ -361,10 +355,8 @@ class AttentionView(Tool):
         if not self.against or not self.answer:
             raise ValueError("PatchLab takes two prompts and an answer: write another prompt and an answer first")
         words = (self.text, self.against, self.answer, self.foil)
-        return PatchLab(
-            self.lm, *words, site="z", chosen=self.action.heads, collection=self.action.unit.collection,
-            background=self.queue.background,
-        )  # fmt: skip
+        chosen: dict[str, Any] = {"chosen": self.action.heads, "collection": self.action.unit.collection}
+        return PatchLab(self.lm, *words, site="z", **chosen, background=self.queue.background)
 
     def _open_patch_lab(self) -> None:
         if not self.against:

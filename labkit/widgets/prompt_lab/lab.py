@@ -137,16 +137,11 @@ class PromptLab(Sampled, Coloured, Tool):
             one.strip.observe(lambda _, one=one: self._beside.point(one), "hovered")
             one.strip.observe(lambda _, one=one: self.look.offer(one), "selection")
         self.children = [
-            row(self._mode, self.measure_choice, self.colours.menu),
-            self.turns,
-            self.box,
-            self.settings,
+            row(self._mode, self.measure_choice, self.colours.menu), self.turns, self.box, self.settings,
             row(self.status, self._shorten),
             row(*self.columns, wide=True) if len(self.columns) > 1 else self.columns[0],
-            self.colours,
-            self.look,
-            self.sessions,
-        ]
+            self.colours, self.look, self.sessions,
+        ]  # fmt: skip
 
     @t.validate("mode")
     def _possible(self, proposal: Any) -> str:
