@@ -110,6 +110,8 @@ def test_the_grids_that_were_computed_are_there_and_the_lab_stays_as_it_is(
     titles = [value["title"] for n in grids["states"].values() for value in unpack(n).values() if "title" in value]
     assert titles == ["resid_pre: corrupt into clean"]  # the other one is what the page opens with
     assert set(close["states"]) >= {key_of(n, at) for n in (0, 1) for at in (None, [3, 9])}
+    with pytest.raises(ValueError, match=r"no grid of this pair has a cell \(30, 0\)"):
+        patching.export(tmp_path / "none.html", cells=[(30, 0)])
     (bars,) = [one for one in unpack(close["states"][key_of(0, [3, 9])]).values() if "columns" in one]
     assert [name for name, _ in bars["columns"]] == ["before: corrupt prompt", "after the patch"]
 
@@ -232,6 +234,10 @@ def test_a_result_is_exported_as_its_figure(lm4: lk.LanguageModel, tmp_path: Pat
     assert "·Mary" in lk.export(lens, tmp_path / "lens.svg").read_text("utf-8")
     with pytest.raises(TypeError, match="dict has no figure"):
         lk.export({}, tmp_path / "none.html")
+    patterns = lk.attention(lm4, "To Mary")  # its figure is of one head
+    assert "AttentionPatterns" in lk.export(patterns, tmp_path / "heads.html").read_text("utf-8")
+    with pytest.raises(ValueError, match=r"export to \.html"):
+        lk.export(patterns, tmp_path / "heads.svg")
 
 
 def test_bars_lines_and_points_are_drawn_to_scale() -> None:

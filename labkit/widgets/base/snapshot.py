@@ -44,7 +44,7 @@ class HasSnapshot:
         Raises:
             FileExistsError: there is such a file, and it is not to be replaced.
             FileNotFoundError: there is no such folder.
-            ValueError: another ending, or nothing to show yet.
+            ValueError: another ending, nothing to show yet, or a head or cell that is not there.
             RuntimeError: a PNG, and there is no browser to draw it.
         """
         return export(self, path, overwrite=overwrite, **what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -68,7 +69,7 @@ def export(result: Any, path: str | os.PathLike[str], *, overwrite: bool = False
 
     Raises:
         TypeError: it has no picture.
-        ValueError: another ending; or its figure cannot be drawn without plotly.
+        ValueError: another ending; or a picture, where it has none of its own.
         FileExistsError, FileNotFoundError, RuntimeError: as for `tool.export`.
     """
     if isinstance(result, HasSnapshot):
@@ -79,6 +80,11 @@ def export(result: Any, path: str | os.PathLike[str], *, overwrite: bool = False
     contents = Contents(LIMIT - AROUND)
     section, root = _section(result, contents, 0)
     if path.suffix.lower() != ".html":
+        if "<img " not in section.still:
+            raise ValueError(
+                f"{type(result).__name__} has no picture of its own: export to .html, or export "
+                "one of labkit's views of it"
+            )
         return picture_file(section.still, path)
     facts = section.facts or Facts()
     alone = Section(still=section.still, root=section.root, code=section.code)
@@ -105,7 +111,7 @@ def _section(one: Any, contents: Contents, number: int) -> tuple[Section, str | 
 def _drawn(result: Any) -> tuple[str, list[Any]]:
     """The figure of a result as a picture, and as blocks where they can be alive; else its first rows."""
     try:
-        pictures = pictures_of(result.figure())
+        pictures = pictures_of(_figure(result))
     except ValueError:
         return card(note(repr(result).partition("\n")[0]), _table(result)), []
     parts = []
@@ -114,6 +120,18 @@ def _drawn(result: Any) -> tuple[str, list[Any]]:
     blocks = [drawn for _, drawn in pictures if not isinstance(drawn, str)]
     still = card(note(repr(result).partition("\n")[0]), *(f"<div>{part}</div>" for part in parts))
     return still, blocks if len(blocks) == len(pictures) else []
+
+
+def _figure(result: Any) -> Any:
+    """The figure of a result.
+
+    Raises:
+        ValueError: it needs to be told which.
+    """
+    needed = [one.name for one in inspect.signature(result.figure).parameters.values() if one.default is one.empty]
+    if needed:
+        raise ValueError(f"figure() of {type(result).__name__} has to be told {', '.join(needed)}")
+    return result.figure()
 
 
 def _table(result: Any) -> str:

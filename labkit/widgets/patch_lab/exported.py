@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ def exported(
     inspector: Inspector,
     status: StatusLine,
     controls: Any,
-    cells: Iterable[Place],
+    cells: Sequence[Place],
     strongest: int,
 ) -> str | None:
     """Fill the contents; the id of the whole.
@@ -48,6 +48,9 @@ def exported(
     assert now is not None
     pair = lambda spec: (spec.clean, spec.corrupt, spec.alignment)  # noqa: E731
     specs = [now, *(spec for spec in live.known if spec != now and pair(spec) == pair(now))]
+    for place in cells:
+        if not any(_inside(live.known[spec].grid, place) for spec in specs):
+            raise ValueError(f"no grid of this pair has a cell {place}")
     grids = LiveGrid(lm, PatchState())
     silent(grids.heatmap).gestures = False
     grids.known = live.known
@@ -150,5 +153,8 @@ def _cells(grid: PatchGrid, first: list[Place], most: int) -> list[Place]:
     places = [tuple(np.unravel_index(int(n), values.shape)) for n in order[:most]]
     strongest = [(grid.index[0][int(row)], grid.index[1][int(column)]) for row, column in places]
     asked = [(int(row), int(column)) for row, column in first]
-    inside = [place for place in asked if place[0] in grid.index[0] and place[1] in grid.index[1]]
-    return list(dict.fromkeys([*inside, *strongest]))
+    return list(dict.fromkeys([*(place for place in asked if _inside(grid, place)), *strongest]))
+
+
+def _inside(grid: PatchGrid, place: Place) -> bool:
+    return place[0] in grid.index[0] and place[1] in grid.index[1]

@@ -265,7 +265,7 @@ class GridTool(Tool, PatchState):
             return contents.show(self)
         return exported(
             contents, self, lm=self.lm, live=self.live, inspector=self.inspector, status=self.status,
-            controls=self._choosing, cells=cells, strongest=strongest,
+            controls=self._choosing, cells=list(cells), strongest=strongest,
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
