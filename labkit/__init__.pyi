@@ -137,6 +137,8 @@ from .widgets.blocks.head_grid import HeadGrid as HeadGrid
 from .widgets.blocks.heatmap import Heatmap as Heatmap
 from .widgets.blocks.token_strip import TokenStrip as TokenStrip
 from .widgets.circuit_view import CircuitView as CircuitView
+from .widgets.export.report import export as export
+from .widgets.export.report import report as report
 from .widgets.lens_view.view import LensView as LensView
 from .widgets.patch_lab.lab import PatchLab as PatchLab
 from .widgets.prompt_lab.lab import PromptLab as PromptLab

@@ -211,6 +211,11 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
                 self.survey()
         return self._scores[score]
 
+    @property
+    def known_scores(self) -> tuple[str, ...]:
+        """The names of the scores that have been computed."""
+        return tuple(self._scores)
+
     def add_score(self, name: str, score: HeadScore) -> np.ndarray:
         """Score every head with your own function, from its pattern (query, key) float32 to a number: (layer, head)."""
         found = np.full((self.n_layers, self.n_heads), np.nan, np.float32)

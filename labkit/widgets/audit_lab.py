@@ -29,6 +29,7 @@ from labkit.widgets.base.tool import Tool, button, choice, headed, link, minus, 
 from labkit.widgets.blocks.check_list import CheckList
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.pair_strip import PairStrip
+from labkit.widgets.export.contents import Contents, silent
 
 OFFERED = 40  # pairs to choose from: the clearest preferences in both directions
 
@@ -261,25 +262,27 @@ class AuditLab(Tool):
         ])  # fmt: skip
 
     def _offer(self, pairs: list[int]) -> None:
-        preferred = self.audit.preferences[self.model]
-        options = [
-            (minus(f"{preferred[i]:+.2f}  {cut(''.join(self.audit.pairs[i].stereotype), 100)}"), i) for i in pairs
-        ]
-        self._pairs.options = options
+        self._pairs.options = self._named(pairs)
         self._pairs.value = self.pair = pairs[0] if pairs else None
         self._draw_pair()
 
+    def _named(self, pairs: list[int]) -> list[tuple[str, int]]:
+        preferred = self.audit.preferences[self.model]
+        return [(minus(f"{preferred[i]:+.2f}  {cut(''.join(self.audit.pairs[i].stereotype), 100)}"), i) for i in pairs]
+
     def _draw_pair(self) -> None:
-        """The two texts token over token, and how much likelier the one is."""
-        if self.audit is None or self.pair is None:
-            return
-        one = self.audit.pairs[self.pair]
+        if self.audit is not None and self.pair is not None:
+            self.pair_words.say(self._show_pair(self.strip, self.pair))
+
+    def _show_pair(self, strip: PairStrip, pair: int) -> str:
+        """The two texts token over token; returns how much likelier the one is."""
+        one = self.audit.pairs[pair]
         lm, texts = self.models[self.model], ("".join(text) for text in (one.stereotype, one.other))
         sides = [[token.display for token in lm.tokens(text)] for text in texts]
         columns: list[tuple[str | None, str | None]] = list(zip_longest(sides[0], sides[1]))
         differ = [n for n, (a, b) in enumerate(columns) if a != b]
-        self.strip.show(columns, {"differs": differ}, [str(n) for n in range(len(columns))])
-        preferred = float(self.audit.preferences[self.model, self.pair])
+        strip.show(columns, {"differs": differ}, [str(n) for n in range(len(columns))])
+        preferred = float(self.audit.preferences[self.model, pair])
         if self.audit.normalise == "sum":
             times = np.exp(abs(preferred))
             first, second = ("first", "second") if preferred >= 0 else ("second", "first")
@@ -287,7 +290,7 @@ class AuditLab(Tool):
             said = after if one.word else f"The {first} text is {times:.3g} times as likely as the {second}."
         else:
             said = f"The stereotype is preferred by {preferred:+.3f} nats per {self.audit.normalise}."
-        self.pair_words.say(minus(said))
+        return minus(said)
 
     def _draw_heads(self) -> None:
         shares = self.found.shares
@@ -300,6 +303,24 @@ class AuditLab(Tool):
         shown(self.heads, True)
 
     # -- the rest ----------------------------------------------------------------------------------------------------
+
+    def exported(self, contents: Contents) -> str | None:
+        mine = self._mine() if self.audit is not None else []
+        root = contents.show(self, live=[self._pairs], instead={} if self.found is not None else {self._place: None})
+        if not mine:
+            return root
+        contents.set(self._pairs, options=[list(one) for one in self._named(mine)])
+        cells = contents.switch((self.cells, "selection"))
+        place_of = {(one.template, one.word): place for place, one in vars(self).get("_at", {}).items()}
+        for i in reversed(mine):  # of several in a cell the clearest one comes last, and stays
+            place = place_of.get((self.audit.pairs[i].template, self.audit.pairs[i].word))
+            if place is not None:
+                cells.when(list(place), parts={self._pairs: {"value": i}})
+        chosen, scratch = contents.switch((self._pairs, "value")), silent(PairStrip(names=self.strip.names))
+        for i in mine:
+            words = {"text": self._show_pair(scratch, i)}
+            chosen.when(i, parts={self.strip: scratch, self.pair_words: words}, optional=True)
+        return root
 
     def code(self) -> str:
         """The Python that makes the same audit, and finds and ablates the heads."""

@@ -116,6 +116,9 @@ class CircuitView(Block):
         )
         return image("".join(out), _WIDE, high, f"{self.title or 'Circuit'}: {self.caption}; strongest: {strongest}")
 
+    def provenance(self) -> dict[str, Any]:
+        return self.circuit.scores.recipe
+
     def code(self) -> str:
         """The Python that makes the same circuit and shows it."""
         return f"{self.circuit.code()}lk.CircuitView(circuit)\n"

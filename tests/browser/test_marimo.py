@@ -1,4 +1,4 @@
-"""Blocks in marimo, where each is an anywidget in a shadow tree, and a tool's picture."""
+"""Blocks in marimo, where each is an anywidget in a shadow tree, and a tool as its exported page."""
 
 from __future__ import annotations
 
@@ -115,6 +115,6 @@ def test_a_heatmap_is_drawn_and_a_cell_of_it_chosen(page: Page) -> None:
     expect(page.get_by_text("cell: None")).to_have_count(0)
 
 
-def test_a_tool_shows_its_picture_and_nothing_went_wrong(page: Page) -> None:
-    expect(page.frame_locator("iframe").locator(".labkit-snapshot img").first).to_be_visible()
+def test_a_tool_is_there_as_an_exported_page_and_nothing_went_wrong(page: Page) -> None:
+    expect(page.frame_locator("iframe").locator(".labkit-heatmap canvas").first).to_be_visible()
     assert page.problems == []  # type: ignore[attr-defined]

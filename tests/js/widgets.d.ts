@@ -193,6 +193,24 @@ interface TokenStripTraits extends BlockTraits {
 /** Give a page or a shadow tree the block's css, once; it stands before theme.js in every block. */
 declare function dressRoot(root: Document | ShadowRoot): void;
 
+/** A part of an exported page: a box of parts, a block, a control, a text or a quoted text. */
+interface PagePart {
+  kind: "box" | "block" | "control" | "text" | "quote";
+  block?: string;
+  children?: string[];
+  row?: boolean;
+  class: string[];
+  style: { flex?: string; width?: string; max_width?: string };
+}
+/** An exported page: its parts and their models, by id. */
+interface ExportedPage {
+  parts: Record<string, PagePart>;
+  models: Record<string, Held>;
+  blocks: Record<string, { render(context: { model: Held; el: HTMLElement }): unknown }>;
+  unpack(chunk: number): any;
+  waiting: (() => void)[];
+}
+
 type Colours = Record<"page" | "ink" | "muted" | "line" | "accent" | "sans" | "mono", string>;
 
 /** Where everything of a heatmap lies, in CSS pixels; rows and columns are those that are looked at. */

@@ -3,6 +3,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import zlib from "node:zlib";
 
 import { cases, load } from "./load.js";
 
@@ -16,6 +17,8 @@ const { Rows, rowOf, alternativesOf } = load("{ Rows, rowOf, alternativesOf }", 
 const { marksByPlace, markClass } = load("{ marksByPlace, markClass }", "token_chip");
 const { factOf } = load("{ factOf }", "bars", "token_strip_note");
 const { curve } = load("{ curve }", "circuit_view");
+const { Held, inflate, rules, unpacker } = load("{ Held, inflate, rules, unpacker }", "export");
+const { looksOf } = load("{ looksOf }", "heatmap_window", "export", "export_looks");
 
 /** A test of every row of a kind of cases. */
 const each = (kind, check) => test(`${kind} are as in Python`, () => cases[kind].rows.forEach((row) => check(...row)));
@@ -146,4 +149,63 @@ test("a block hears of its traits and of messages until it is taken away", () =>
   assert.equal(el.dataset.theme, "dark");
   assert.deepEqual(heard.on, [["change:title change:unit", listener], ["msg:custom", listener]]);
   assert.deepEqual(heard.off, heard.on);
+});
+
+test("what was deflated is inflated, however it was packed", () => {
+  const words = Array.from({ length: 4000 }, (_, n) => `token ${(n * 7919) % 613} <\u2028>`).join(" ");
+  const noise = Uint8Array.from({ length: 70_000 }, (_, n) => (n * n * 31 + (n >> 3) * 17) & 255);
+  for (const data of [Buffer.alloc(0), Buffer.from("a"), Buffer.from(words), Buffer.from(noise), Buffer.alloc(300_000)]) {
+    for (const how of [{ level: 9 }, { level: 1 }, { level: 0 }, { strategy: zlib.constants.Z_FIXED }]) {
+      assert.ok(Buffer.from(inflate(zlib.deflateRawSync(data, how))).equals(data), `${data.length} ${JSON.stringify(how)}`);
+    }
+  }
+  const packed = zlib.deflateRawSync(Buffer.from(words));
+  assert.throws(() => inflate(packed.subarray(0, packed.length - 20)), /cut short/);
+});
+
+/** A page with these models: `when(traits by id)` is a chunk. */
+const page = (traits) => {
+  const states = [];
+  const models = Object.fromEntries(Object.entries(traits).map(([id, its]) => [id, new Held(its)]));
+  return { models, when: (state) => states.push(state) - 1, unpack: (n) => states[n] };
+};
+
+test("a value has its state, what the last one changed goes back, and what is absent says so", () => {
+  const { models, when, unpack } = page({ grid: { selection: null }, bars: { title: "", note: "first" } });
+  const states = { "[[1,2]]": when({ bars: { title: "here", note: "%s stays" } }), "[[3,4]]": when({ bars: { title: "there" } }) };
+  const otherwise = when({ bars: { title: "heads=[%s] is %s" } });
+  rules.switch({ on: [["grid", "selection"]], states, otherwise }, { models, unpack });
+  const shows = (selection) => {
+    models.grid.set("selection", selection);
+    return [models.bars.get("title"), models.bars.get("note")];
+  };
+  assert.deepEqual(shows([1, 2]), ["here", "%s stays"]);
+  assert.deepEqual(shows([3, 4]), ["there", "first"]);
+  assert.deepEqual(shows([5, 6]), ["heads=[(5, 6)] is (5, 6)", "first"]);
+});
+
+test("linked parts have one value, and each hears of it once", () => {
+  const { models } = page({ a: { window: null }, b: { window: null } });
+  rules.same({ trait: "window", of: ["a", "b"] }, { models });
+  let heard = 0;
+  models.b.on("change:window", () => heard++);
+  models.a.set("window", [0, 1, 0, 1]);
+  models.b.set("window", [0, 1, 0, 1]);
+  assert.deepEqual([models.b.get("window"), heard], [[0, 1, 0, 1], 1]);
+});
+
+test("chunks hold JSON and the bytes that it refers to", () => {
+  const pack = (data) => zlib.deflateRawSync(Buffer.from(data)).toString("base64");
+  const unpack = unpacker([pack([1, 2, 3]), pack(JSON.stringify({ values: { shape: [3], data: { $: 0 } }, "<b>": "</script>" }))]);
+  const { values, ...rest } = unpack(1);
+  assert.deepEqual([[...new Uint8Array(values.data.buffer)], rest], [[1, 2, 3], { "<b>": "</script>" }]);
+});
+
+test("where a token looks is a row of the matrix, what looks at it a column, pooled or not", () => {
+  const matrix = { shape: [2, 2], dtype: "uint8", data: Uint8Array.from([255, 0, 51, 204]) };
+  const of = { matrix, size: 2, low: 0, high: 1 };
+  const looks = (...how) => [...looksOf(...how)].map((value) => Number(value.toFixed(2)));
+  assert.deepEqual(looks(of, 1, "from"), [0.2, 0.8]);
+  assert.deepEqual(looks(of, 0, "to"), [1, 0.2]);
+  assert.deepEqual(looks({ ...of, size: 4 }, 2, "from"), [0.2, 0.2, 0.8, 0]);
 });

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from labkit.widgets.base.block import _COMMENT, Block, source
+from labkit.widgets.base.block import Block, source
 from labkit.widgets.base.colour_scales import SCALES, colour, ink, shade
+from labkit.widgets.base.front import COMMENT
 from labkit.widgets.base.picture import cut
 from labkit.widgets.base.status_line import StatusLine
 from labkit.widgets.blocks.branch_tree import BranchTree
@@ -74,7 +75,7 @@ def test_every_file_is_in_a_block_and_is_checked() -> None:
 
 def test_comments_stay_at_home_and_lines_keep_their_numbers() -> None:
     text = "// @ts-check\n/** One. */\nconst a = /** @type {A} */ (b); // why\n/**\n * Two.\n */\nfunction c() {}\n"
-    left = _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), text)
+    left = COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), text)
     assert left.splitlines() == ["", "", "const a = (b); // why", "", "", "", "function c() {}"]
     sent = source("token_chip", "pair_strip")
     assert "/**" not in sent

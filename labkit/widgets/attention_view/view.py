@@ -23,6 +23,7 @@ from labkit.language_model import LanguageModel
 from labkit.text.as_code import LM, as_code, as_python, changed
 from labkit.text.prompts import asked
 from labkit.text.types import Prompt
+from labkit.widgets.attention_view.exported import exported
 from labkit.widgets.attention_view.head_actions import HeadAction
 from labkit.widgets.attention_view.head_finder import HeadFinder
 from labkit.widgets.attention_view.head_maps import HeadMaps, Side, telling_head, thumbnail_side
@@ -145,17 +146,14 @@ class AttentionView(Tool):
         self._beside = Panel()
         self._patching = Panel()
         find = headed("Find heads", self.finder)
-        picture = headed(
-            "Show",
-            row(self._choices["weighting"], self._sink, self._choices["compare"], self._other_head),
-            self._beside,
-            self.maps.box,
-        )
+        how = row(self._choices["weighting"], self._sink, self._choices["compare"], self._other_head)
+        picture = headed("Show", how, self._beside, self.maps.box)
         find.layout.flex, find.layout.width = "0 0 auto", f"{self.finder.width}px"
         picture.layout.flex = "1 1 420px"
+        self.interventions = headed("Intervene on these heads", self.action)
         self.children = [
             self.box, row(self.run_button, self.stop_button, self.status), self.looks,
-            row(find, picture, wide=True), headed("Intervene on these heads", self.action), self._patching,
+            row(find, picture, wide=True), self.interventions, self._patching,
         ]  # fmt: skip
 
     def _wire(self) -> None:
@@ -262,16 +260,15 @@ class AttentionView(Tool):
             one = f"What layer {layer}, head {head} adds to {found.what} by attending to each token"
             self.looks.show(values[head][None], unit="logits", one=one)
             return
-        sides = self._sides()
+        sides = self.sides_of(self.selection)
         if not self.maps.show(sides, self.weighting):
             lengths = " and ".join(str(len(matrix)) for *_, matrix in sides)
             self.status.say(f"{lengths} tokens: shown side by side; a difference needs two prompts of the same length")
         self.looks.show(self._over_chosen(sides[0][2]), unit=UNITS[self.weighting])
 
-    def _sides(self) -> list[Side]:
+    def sides_of(self, head: tuple[int, int]) -> list[Side]:
         """(title, token labels, matrix) of the head, and of the one that it is compared with."""
         assert self.patterns is not None
-        head: tuple[int, int] = self.selection
         pairs = [(self.patterns, head, "")]
         if self.compare == "head":
             pairs.append((self.patterns, self.other_head or head, ""))
@@ -282,10 +279,8 @@ class AttentionView(Tool):
         elif self.compare == "model" and self.other_lm is not None:
             pairs[0] = (self.patterns, head, f"{self.lm.bits}-bit · ")
             pairs.append((self._other(self.other_lm, self.prompt), head, f"{self.other_lm.bits}-bit · "))
-        return [
-            (f"{before}{self._title(at)}", [token.display for token in patterns.tokens], self._matrix(patterns, at))
-            for patterns, at, before in pairs
-        ]
+        labels = lambda patterns: [token.display for token in patterns.tokens]  # noqa: E731
+        return [(f"{before}{self._title(at)}", labels(one), self._matrix(one, at)) for one, at, before in pairs]
 
     def _title(self, head: tuple[int, int]) -> str:
         where = f"ayer {head[0]}" + ("" if self.weighting == "rollout" else f", head {head[1]}")
@@ -360,10 +355,8 @@ class AttentionView(Tool):
         if not self.against or not self.answer:
             raise ValueError("PatchLab takes two prompts and an answer: write another prompt and an answer first")
         words = (self.text, self.against, self.answer, self.foil)
-        return PatchLab(
-            self.lm, *words, site="z", chosen=self.action.heads, collection=self.action.unit.collection,
-            background=self.queue.background,
-        )  # fmt: skip
+        chosen: dict[str, Any] = {"chosen": self.action.heads, "collection": self.action.unit.collection}
+        return PatchLab(self.lm, *words, site="z", **chosen, background=self.queue.background)
 
     def _open_patch_lab(self) -> None:
         if not self.against:
@@ -399,6 +392,8 @@ class AttentionView(Tool):
         done = note(self.action.bars.title) + self.action.bars.picture() if self.action.found else ""
         done += self.action.unit.picture()
         return card(self.strip.picture(), side_by_side(*sides), done, title=title)
+
+    exported = exported
 
     def __repr__(self) -> str:
         return f"AttentionView({self.lm.name!r}, {self.text!r}, selection={self.selection})"

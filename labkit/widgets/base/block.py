@@ -16,10 +16,8 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -29,9 +27,8 @@ import traitlets as t
 from IPython import get_ipython
 
 from labkit.widgets.base.colour_scales import SCALES
+from labkit.widgets.base.front import css_of, script_of
 from labkit.widgets.base.snapshot import HasSnapshot, card
-
-_FRONT = Path(__file__).parents[1] / "js"
 
 _UNPACK = """// {name}.js of labkit with what it shares and its css, packed; the source is in labkit/widgets/js.
 const bytes = Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0));
@@ -65,7 +62,6 @@ async function render(context) {
   return block.render(context);
 }
 """
-_COMMENT = re.compile(r"^ *//.*|/\*\*((?!\*/)[\s\S])*\*/ ?", re.MULTILINE)
 _STYLED = """const dressRoot = (root) => {{
   if (root.getElementById({id})) return;
   const style = Object.assign(document.createElement("style"), {{ id: {id}, textContent: {css} }});
@@ -80,15 +76,10 @@ def source(*names: str) -> str:
 
     The last name is the block's own. Comments, which have the types, stay at home; lines keep their numbers.
     """
-    css = "\n".join(file.read_text("utf-8") for name in ("theme", *names) if (file := _FRONT / f"{name}.css").exists())
+    css = css_of("theme", *names)
     name = f"labkit-{names[-1]}-{hashlib.sha256(css.encode()).hexdigest()[:8]}"
     style = _STYLED.format(id=json.dumps(name), css=json.dumps(css))
-    return f"{style}{_script(*names)}//# sourceURL=labkit/{names[-1]}.js\n"
-
-
-def _script(*names: str) -> str:
-    script = "\n".join((_FRONT / f"{name}.js").read_text("utf-8") for name in ("theme", *names))
-    return _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), script) + "\n"
+    return style + script_of("theme", *names) + f"//# sourceURL=labkit/{names[-1]}.js\n"
 
 
 def _packed(name: str, script: str) -> str:
@@ -98,12 +89,17 @@ def _packed(name: str, script: str) -> str:
 
 def module(*names: str) -> str:
     """The ES module of a block, as it travels: packed to a third."""
-    return _packed(names[-1], source(*names)) + "export default block;\n"
+    packed = _packed(names[-1], source(*names)) + "export default block;\n"
+    _FILES[packed] = names
+    return packed
 
 
 def listener(name: str) -> str:
     """What a block has to have before its first message comes: the `initialize` in a file."""
-    return _packed(name, _script(name) + "export default { initialize };\n")
+    return _packed(name, script_of("theme", name) + "export default { initialize };\n")
+
+
+_FILES: dict[str, tuple[str, ...]] = {}  # the files in js/ that a module is made of, its own last
 
 
 class _Shared(widgets.Widget):
@@ -181,6 +177,12 @@ class Block(HasSnapshot, anywidget.AnyWidget):
     stops = t.Dict(help="the scale's colours, by theme").tag(sync=True)
     _shared = t.Instance(_Shared, allow_none=True).tag(sync=True, **widgets.widget_serialization)
     _listener = ""
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """The names of its files in `js/`, with what it shares and without the theme; its own is the last."""
+        modules = (vars(base).get("_esm") for base in cls.__mro__)  # anywidget puts a trait in front of the text
+        return next(_FILES[one] for one in modules if isinstance(one, str) and one in _FILES)
 
     def __init__(self, **traits: Any) -> None:
         if shared := _share(self._esm):

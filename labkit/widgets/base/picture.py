@@ -37,15 +37,20 @@ def image(body: str, wide: float, high: float, about: str) -> str:
 
     Classes for text: `m` fixed width, `s` small and fixed, `q` quiet, `b` bold, `e` ends at x, `c` is centred there.
     """
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{high:.0f}" '
-        f'viewBox="0 0 {wide:.0f} {high:.0f}"><style>{_STYLE}</style>'
-        f'<rect width="100%" height="100%" fill="#fff"/>{body}</svg>'
-    )
+    svg = drawing(body, wide, high)
     address = base64.b64encode(svg.encode()).decode()
     words = " ".join(about.split())
     words = words if len(words) <= _MOST_ALT else words[: _MOST_ALT - 1] + "…"
     return f'<img alt="{xml(words)}" width="{wide:.0f}" src="data:image/svg+xml;base64,{address}">'
+
+
+def drawing(body: str, wide: float, high: float) -> str:
+    """SVG elements as a document of its own."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{high:.0f}" '
+        f'viewBox="0 0 {wide:.0f} {high:.0f}"><style>{_STYLE}</style>'
+        f'<rect width="100%" height="100%" fill="#fff"/>{body}</svg>'
+    )
 
 
 def xml(text: str) -> str:

@@ -8,8 +8,13 @@ which read as well without their styles.
 
 from __future__ import annotations
 
+import os
 from html import escape
+from pathlib import Path
 from typing import Any
+
+from labkit.widgets.export.contents import Contents
+from labkit.widgets.export.export import export
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 _SANS = "font:13px/1.5 system-ui,sans-serif"
@@ -23,6 +28,37 @@ class HasSnapshot:
     def snapshot(self) -> str:
         """The widget as self-contained HTML without scripts; every text in it is escaped."""
         raise NotImplementedError
+
+    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False, **what: Any) -> Path:
+        """Write the widget as one file that needs no kernel: `.html` stays alive, `.svg` and `.png` are its picture.
+
+        A page takes at most 2 MB. It answers what was computed: a click on a head, a cell or a token, another site.
+        With scripts off it shows the picture. `.svg` needs nothing, `.png` a Chromium or Chrome on this machine.
+
+        Args:
+            path: the file; its ending says what is written.
+            overwrite: replace a file that is there.
+            what: what to put into a page beyond the usual, by tool: `heads=[(5, 3)]` of an `AttentionView`,
+                `cells=[(5, 9)]` and `strongest=48`, how many cells beside these, of a `PatchLab`.
+
+        Raises:
+            FileExistsError: there is such a file, and it is not to be replaced.
+            FileNotFoundError: there is no such folder.
+            ValueError: another ending, nothing to show yet, or a head or cell that is not there.
+            RuntimeError: a PNG, and there is no browser to draw it.
+        """
+        return export(self, path, overwrite=overwrite, **what)
+
+    def exported(self, contents: Contents) -> str | None:
+        """Put what a page shows into its contents, and what follows from a click; the id of the whole.
+
+        Blocks are alive by themselves; a tool says what its kernel would have answered.
+        """
+        return contents.show(self)
+
+    def provenance(self) -> dict[str, Any]:
+        """The recipe of what is shown, or what is known of it, for the end of a page."""
+        return {}
 
     def _view(self) -> dict[str, Any]:
         return {"version_major": 2, "version_minor": 0, "model_id": self.model_id}  # type: ignore[attr-defined]

@@ -13,9 +13,11 @@ import traitlets as t
 
 from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
+from labkit.results.recipe import made_with
 from labkit.widgets.base.job_queue import JobQueue
 from labkit.widgets.base.snapshot import HasSnapshot
 from labkit.widgets.base.status_line import StatusLine
+from labkit.widgets.export.export import page_of
 
 FRAME = 0.08  # seconds between two updates of what is shown while work is running
 
@@ -92,10 +94,13 @@ class Tool(HasSnapshot, widgets.VBox):
         raise NotImplementedError
 
     def _mime_(self) -> tuple[str, str]:
-        """How marimo shows it, which draws single blocks but no boxes of ipywidgets: its picture, in a frame of its own
-        because the css of live blocks hides pictures."""
-        frame = f'<iframe srcdoc="{escape(self.snapshot())}" style="width:100%;height:560px;border:0"></iframe>'
+        """How marimo shows it, which draws single blocks but no boxes of ipywidgets: as the page that `export` writes."""
+        page = page_of(self, self.snapshot())
+        frame = f'<iframe srcdoc="{escape(page)}" style="width:100%;height:640px;border:0"></iframe>'
         return "text/html", frame
+
+    def provenance(self) -> dict[str, Any]:
+        return made_with(self.lm)
 
 
 def in_words(error: Exception) -> str:

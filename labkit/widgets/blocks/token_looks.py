@@ -35,14 +35,15 @@ class TokenLooks(Panel):
         self.strip = TokenStrip(unit="attention", legend=True, title=POINT)
         self.strip.add_class("labkit-short")
         self.bars = TokenBars()
+        self.bars.add_class("labkit-looks")
         self._unit, self._one = "attention", ""
-        direction, over = choice("Looks", DIRECTIONS), choice("of", OVER)
+        self.direction_choice, over = choice("Looks", DIRECTIONS), choice("of", OVER)
         super().__init__()
-        link(self, direction=direction, over=over)
+        link(self, direction=self.direction_choice, over=over)
         self.observe(lambda _: self.shade(), ["token", "direction"])
         self.strip.observe(lambda _: self.follow(), ["hovered", "selection"])
         self._pointed: int | None = None
-        self.children = [self.strip, row(direction, over), self.bars]
+        self.children = [self.strip, row(self.direction_choice, over), self.bars]
 
     def begin(self, tokens: Sequence[Token]) -> None:
         """Another text; nothing to show of it yet."""

@@ -20,7 +20,9 @@ from labkit.widgets.base.block import cell
 from labkit.widgets.base.snapshot import card, note
 from labkit.widgets.base.tool import Tool, link, row, shown
 from labkit.widgets.blocks.given_prompt import GivenPrompt, share_prompt
+from labkit.widgets.export.contents import Contents
 from labkit.widgets.lens_view.attribution_panel import AttributionPanel
+from labkit.widgets.lens_view.exported import exported
 from labkit.widgets.lens_view.lens_panel import LensPanel
 from labkit.widgets.steer_lab import SteerLab
 
@@ -220,6 +222,14 @@ class LensView(Tool):
         if self.face == "direct" and self.attribution is not None:
             return f"{self.attribution.code()}found.figure()\n"
         return f"{self.lm.code()}lk.LensView(lm, {self.box.value!r})\n"
+
+    def exported(self, contents: Contents) -> str | None:
+        panels = [self.lens_face, self.direct_face] if self._fresh >= {"lens", "direct"} else []
+        return exported(contents, self, lm=self.lm, panel=self.lens_face, faces=self._face, panels=panels)
+
+    def provenance(self) -> dict[str, Any]:
+        shown = self.lens if self.face == "lens" else self.attribution if self.face == "direct" else None
+        return super().provenance() if shown is None else shown.recipe
 
     def snapshot(self) -> str:
         title = f"LensView · {self.lm.name} · {FACES[self.face]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from labkit.collected.collection import Collection
 from labkit.language_model import LanguageModel
 from labkit.lens.patchscope import patchscope
 from labkit.lens.patchscope_result import Patchscope
-from labkit.patching.cell_report import Move, code_of, partner_of, site_of
+from labkit.patching.cell_report import Move, Place, code_of, partner_of, site_of
 from labkit.patching.continued import Continued, call_of, continue_under
 from labkit.patching.grid import PatchGrid
 from labkit.patching.pair_runs import ENDS
@@ -22,6 +22,8 @@ from labkit.patching.spec import PatchSpec
 from labkit.widgets.base.job_queue import JobQueue, Work
 from labkit.widgets.base.tool import Tool, button
 from labkit.widgets.cell_writing import RESIDUAL
+from labkit.widgets.export.contents import Contents
+from labkit.widgets.patch_lab.exported import STRONGEST, exported
 from labkit.widgets.patch_lab.inspector import Inspector
 from labkit.widgets.patch_lab.live_grid import Known, LiveGrid, gap_words
 from labkit.widgets.patch_lab.state import ASKED, PAIRED, POINTED, PatchState
@@ -252,6 +254,22 @@ class GridTool(Tool, PatchState):
             return [Move(*(site_of(self.grid, place) for place in self.arrow))]
         places = self.chosen or ([self.selection] if self.selection else [])
         return [Move(site, site) for site in (site_of(self.grid, place) for place in places)]
+
+    @property
+    def _choosing(self) -> Any:
+        """The controls that choose which grid is shown; in an exported page those that are known are in their place."""
+        raise NotImplementedError
+
+    def exported(self, contents: Contents, *, cells: Iterable[Place] = (), strongest: int = STRONGEST) -> str | None:
+        if self.live.spec is None:
+            return contents.show(self)
+        return exported(
+            contents, self, lm=self.lm, live=self.live, inspector=self.inspector, status=self.status,
+            controls=self._choosing, cells=list(cells), strongest=strongest,
+        )  # fmt: skip
+
+    def provenance(self) -> dict[str, Any]:
+        return super().provenance() if self.grid is None else self.grid.recipe
 
     def _about_grid(self) -> str:
         """The metric on the two runs, and how much is exact, for the snapshot."""

@@ -42,6 +42,7 @@ class Inspector(Panel):
 
     Args:
         continue_under, patchscope: called by the buttons that let the model write.
+        units: also look at what the head or neuron of a cell writes.
 
     Without anything to show it takes no room, and `invitation`, which its owner places, says what can be done.
     """
@@ -53,8 +54,10 @@ class Inspector(Panel):
         *,
         continue_under: Callable[[], Any],
         patchscope: Callable[[], Any],
+        units: bool = True,
     ) -> None:
         super().__init__()
+        self._units = units
         self.unit = UnitPanel(lm, collection)
         self._turn = threading.RLock()  # of whoever shows something: work, or what is pointed at
         self.bars = TokenBars()
@@ -125,7 +128,7 @@ class Inspector(Panel):
                 if not stop.is_set():  # something else, or nothing, was pointed at meanwhile
                     self._show(title, _report_words(grid, report), columns, marked)
                     self._show_attention(grid, place, report)
-            if arrow is None and not chosen:
+            if arrow is None and not chosen and self._units:
                 self._show_unit(grid, place, report, stop)
 
         return work

@@ -193,6 +193,10 @@ class PatchLab(GridTool):
             return as_code(self.lm.code(), "grid = lk.patch", LM, **given) + "grid.figure()\n"
         return self._grid_code()
 
+    @property
+    def _choosing(self) -> PatchControls:
+        return self.what
+
     def snapshot(self) -> str:
         title = f"PatchLab · {self.lm.name}" + (f" · {self.heatmap.title}" if self.grid is not None else "")
         if self.grid is None:

@@ -33,6 +33,7 @@ from labkit.widgets.prompt_lab.chat_turns import ChatTurns, as_asked, with_answe
 from labkit.widgets.prompt_lab.code import written_code
 from labkit.widgets.prompt_lab.colours import Coloured, Colours
 from labkit.widgets.prompt_lab.column import Column
+from labkit.widgets.prompt_lab.exported import exported
 from labkit.widgets.prompt_lab.look_inside import LookInside
 from labkit.widgets.prompt_lab.pane_diff import PaneDiff
 from labkit.widgets.prompt_lab.session_file import Run
@@ -116,7 +117,7 @@ class PromptLab(Sampled, Coloured, Tool):
         chats = any(template_of(lm) is not None for lm in self.lms)
         modes = [(words, name) for name, words in MODES.items() if chats or name != "chat"]
         self._mode = widgets.ToggleButtons(options=modes, value="text", style={"button_width": "auto"})
-        self._measure = choice("Colour by", MEASURES, "180px")
+        self.measure_choice = choice("Colour by", MEASURES, "180px")
         longest = min(lm.context or 100_000 for lm in self.lms)
         self.settings = Settings(self, longest=longest, before=[self.run_button, self.stop_button])
         self._shorten, self.sessions = button("", self._run_shortened, button_style="warning"), Sessions(self)
@@ -124,7 +125,7 @@ class PromptLab(Sampled, Coloured, Tool):
 
     def _compose(self) -> None:
         """Every part has a fixed place; `_arrange` shows and hides them."""
-        link(self, prompt=self.box, measure=self._measure, system=self.turns, messages=self.turns)
+        link(self, prompt=self.box, measure=self.measure_choice, system=self.turns, messages=self.turns)
         self._mode.observe(lambda change: setattr(self, "mode", change["new"]), "value")
         self.observe(lambda _: self._arrange(), "mode")
         self.box.on_submit(self.start)
@@ -136,16 +137,11 @@ class PromptLab(Sampled, Coloured, Tool):
             one.strip.observe(lambda _, one=one: self._beside.point(one), "hovered")
             one.strip.observe(lambda _, one=one: self.look.offer(one), "selection")
         self.children = [
-            row(self._mode, self._measure, self.colours.menu),
-            self.turns,
-            self.box,
-            self.settings,
+            row(self._mode, self.measure_choice, self.colours.menu), self.turns, self.box, self.settings,
             row(self.status, self._shorten),
             row(*self.columns, wide=True) if len(self.columns) > 1 else self.columns[0],
-            self.colours,
-            self.look,
-            self.sessions,
-        ]
+            self.colours, self.look, self.sessions,
+        ]  # fmt: skip
 
     @t.validate("mode")
     def _possible(self, proposal: Any) -> str:
@@ -384,6 +380,8 @@ class PromptLab(Sampled, Coloured, Tool):
 
     def code(self) -> str:
         return written_code(self) + self.colours.code()
+
+    exported = exported
 
     def snapshot(self) -> str:
         title = f"PromptLab · {' | '.join(one.name for one in self.columns)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 
 import ipywidgets as widgets
@@ -18,6 +18,7 @@ import traitlets as t
 from labkit.activations.metrics import code_of_own
 from labkit.activations.site_kinds import KINDS
 from labkit.language_model import LanguageModel
+from labkit.patching.cell_report import Place
 from labkit.patching.grid import PatchGrid
 from labkit.patching.source_model import check_source, run_names
 from labkit.precision.next_tokens import NextTokens, next_tokens
@@ -26,7 +27,9 @@ from labkit.text.as_code import LM, Name, as_call
 from labkit.widgets.base.snapshot import card, folded_code, note
 from labkit.widgets.base.tool import link, row, shown
 from labkit.widgets.blocks.prompt_box import PromptBox
+from labkit.widgets.export.contents import Contents
 from labkit.widgets.patch_lab.answer_picks import AnswerPicks
+from labkit.widgets.patch_lab.exported import STRONGEST
 from labkit.widgets.patch_lab.grid_tool import GridTool
 from labkit.widgets.patch_lab.live_grid import Known, gap_words
 from labkit.widgets.patch_lab.patch_controls import PatchControls
@@ -248,6 +251,15 @@ class QuantLab(GridTool):
             return code + as_call("grid = lk.patch", LM, **{k: v for k, v in asked.items() if k != "corrupt"})
         both = as_call("own = lk.patch", LM, **asked) + as_call("theirs = lk.patch", Name("source"), **asked)
         return f"{code}{both}difference = own.normalized - theirs.normalized\nown.figure()\ntheirs.figure()\n"
+
+    @property
+    def _choosing(self) -> PatchControls:
+        return self.what
+
+    def exported(self, contents: Contents, *, cells: Iterable[Place] = (), strongest: int = STRONGEST) -> str | None:
+        if self.view == "difference":
+            return contents.show(self)
+        return super().exported(contents, cells=cells, strongest=strongest)
 
     def snapshot(self) -> str:
         title = f"QuantLab · {self.lm.name} · {self.names['corrupt']} and {self.names['clean']}"
