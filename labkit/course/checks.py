@@ -46,16 +46,23 @@ CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 
 
-def check(name: str, answer: Any, lm: LanguageModel) -> None:
+def check(name: str, answer: Any, lm: LanguageModel, *, grade: bool = False) -> None:
     """Print whether an answer to an exercise is right, and why; note it in the file of one's progress.
+
+    Args:
+        name: of the exercise, "04.1".
+        answer: yours; None where there is none yet.
+        lm: the model of the notebook.
+        grade: raise an error unless the answer is right, as a test of nbgrader has to.
 
     Raises:
         ValueError: there is no such exercise.
+        AssertionError: with `grade`, the answer is wrong or missing; the message says why.
     """
     if name not in exercises():
         raise ValueError(f"there is no exercise {name!r}; use one of {', '.join(exercises())}")
     if answer is None or (isinstance(answer, str | tuple) and not answer):
-        print(f"{name}: not answered yet. Replace None with your answer and run the cell again.")
+        _say(f"{name}: not answered yet. Replace None with your answer and run the cell again.", failed=grade)
         return
     try:
         verdict = EXERCISES[name](answer, lm)
@@ -64,7 +71,13 @@ def check(name: str, answer: Any, lm: LanguageModel) -> None:
     except (TypeError, LookupError, AttributeError):  # of an answer of another kind
         verdict = Verdict(False, f"The answer is {ASKS[name]}; yours is {answer!r:.80}.")
     note(name, right=verdict.right)
-    print(f"{name}: {'Right.' if verdict.right else 'Not yet.'} {verdict.why}")
+    _say(f"{name}: {'Right.' if verdict.right else 'Not yet.'} {verdict.why}", failed=grade and not verdict.right)
+
+
+def _say(text: str, *, failed: bool) -> None:
+    if failed:
+        raise AssertionError(text)
+    print(text)
 
 
 def exercises() -> dict[str, Exercise]:

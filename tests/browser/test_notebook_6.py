@@ -43,6 +43,10 @@ CELLS = {
         " 'tokens': 4, 'bits': 1.2, 'finish': 'length'}])\n"
         "display(strip, map, heads, tree)"
     ),
+    "predict": (
+        "from labkit.course import predict\n"
+        "predict('00.bytes', 'More or less?', truth=lambda: 'more', options=['more', 'less'])"
+    ),
 }
 
 
@@ -104,6 +108,14 @@ def test_every_block_is_drawn(page: Page) -> None:
         expect(blocks.locator(f".labkit-{name} canvas").first).to_be_visible()
     expect(blocks.locator(".labkit-branch")).to_have_count(1)
     expect(cell(page, "circuit").locator(".labkit-circuit-option")).not_to_have_count(0)
+
+
+def test_a_prediction_waits_for_a_guess(page: Page) -> None:
+    asked = cell(page, "predict").locator(".labkit-prediction")
+    expect(asked.get_by_role("status")).to_be_empty()
+    asked.get_by_role("radio", name="less").check()
+    asked.get_by_role("button").click()
+    expect(asked.get_by_role("status")).to_have_text("You said less. It is more.")
 
 
 def test_a_typed_prompt_streams_and_branches(page: Page) -> None:
