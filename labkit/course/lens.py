@@ -8,10 +8,21 @@ import numpy as np
 
 from labkit.course.checks import CLEAN, Verdict, a_head, a_layer, exercise, once
 from labkit.language_model import LanguageModel
-from labkit.lens.direct_attribution import direct_logit_attribution
+from labkit.lens.direct_attribution import DirectAttribution, direct_logit_attribution
 from labkit.lens.logit_lens import logit_lens
 
 TOWER = "The Eiffel Tower is in the city of"
+
+
+def first_layer(lm: LanguageModel, prompt: str, answer: str) -> int:
+    """The first layer after which the lens puts an answer highest, at the last position."""
+    return int(logit_lens(lm, prompt, follow=answer, positions=[-1]).ranks[0, :, 0].argmin())
+
+
+def parts_for(found: DirectAttribution) -> int:
+    """How many heads and MLPs, those that write most first, together write a whole logit difference."""
+    shares = np.sort(np.concatenate([found.heads.ravel(), found.mlp]))[::-1]
+    return int((np.nancumsum(shares) < found.total).sum()) + 1
 
 
 @once

@@ -75,6 +75,18 @@ def test_an_edit_of_code_is_noticed_and_one_of_text_is_not() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_says_what_it_is_for_asks_before_it_tells_and_ends_with_what_was_learned(path: Path) -> None:
+    cells = json.loads(path.read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    opening = "".join(cells[0]["source"])
+    for part in ("**You will be able to**", "**Time:**", "**You need:**"):
+        assert part in opening
+    assert "**Predict:**" in text or re.search(r"^predict\(", text, re.MULTILINE)
+    assert text.count("\n## In short\n") == 1
+    assert text.index("\n## In short\n") < re.search("## To read|\\*\\*To read:", text).start()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_hints_open_one_by_one_and_the_solution_last(path: Path) -> None:
     """Each is inside the one before it, which every renderer of Markdown can fold without a kernel."""
     cells = json.loads(path.read_text())["cells"]

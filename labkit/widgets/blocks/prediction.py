@@ -86,7 +86,7 @@ class Prediction(Block):
         self.truth = f"{truth:.4g}" if isinstance(truth, float) else str(truth)
         unit = f" {self.unit}" if self.unit else ""
         said = f"You said {self.guess}{unit}. " if self.guess else ""
-        self.says = f"{said}It is {self.truth}{unit}."
+        self.says = f"{said}The answer is {self.truth}{unit}."
         self.refresh_snapshot()
         if self._below is not None and self._show is not None:
             self._below.update(_shown(self._show()), raw=True)
@@ -108,7 +108,7 @@ class Prediction(Block):
     def picture(self) -> str:
         rows = "".join(
             f"<div>{'●' if option == self.guess else '○'} {escape(option)}"
-            f"{' <b>✓ it is</b>' if self.says and option == self.truth else ''}</div>"
+            f"{' <b>✓ the answer</b>' if self.says and option == self.truth else ''}</div>"
             for option in self.options
         )
         end = f"<div>{escape(self.says)}</div>" if self.says else note("Run the cell and guess to see what is true.")

@@ -49,7 +49,7 @@ function render({ model, el }) {
   /** The guess and the truth on a line of numbers. */
   function marks() {
     const track = element("div", "labkit-prediction-line", "", { "aria-hidden": "true" });
-    for (const [name, words] of /** @type {const} */ ([["guess", "you"], ["truth", "it is"]])) {
+    for (const [name, words] of /** @type {const} */ ([["guess", "you"], ["truth", "the answer"]])) {
       const value = model.get(name);
       if (!value) continue;
       const mark = element("span", "", words, { "data-of": name });
@@ -67,13 +67,14 @@ function render({ model, el }) {
     if (!says) return;
     for (const input of options.length ? inputs : []) {
       input.checked = input.value === model.get("guess");
-      const words = [input.checked && "your guess", input.value === model.get("truth") && "✓ it is"];
+      const words = [input.checked && "your guess", input.value === model.get("truth") && "✓ the answer"];
       const mark = /** @type {HTMLElement} */ (input.parentElement?.lastChild);
       mark.textContent = words.filter(Boolean).join(", ");
     }
     result.replaceChildren(element("p", "", says), ...(line && model.get("truth") ? [marks()] : []));
   }
 
+  form.addEventListener("keydown", (event) => event.stopPropagation()); // arrows choose here, and move no cells
   form.addEventListener("input", ready);
   form.addEventListener("submit", (event) => {
     taken(event);
