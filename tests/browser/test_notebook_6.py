@@ -115,7 +115,7 @@ def test_a_prediction_waits_for_a_guess(page: Page) -> None:
     expect(asked.get_by_role("status")).to_be_empty()
     asked.get_by_role("radio", name="less").check()
     asked.get_by_role("button").click()
-    expect(asked.get_by_role("status")).to_have_text("You said less. The answer is more.")
+    expect(asked.get_by_role("status")).to_have_text("Your guess: less. The answer: more.")
 
 
 def test_a_typed_prompt_streams_and_branches(page: Page) -> None:

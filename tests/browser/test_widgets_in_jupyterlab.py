@@ -65,7 +65,7 @@ def test_a_prediction_shows_the_truth_when_it_is_made_by_keyboard_alone(page: Pa
     choice.get_by_role("radio", name="more").focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
-    expect(choice.get_by_role("status")).to_have_text("You said less. The answer is more.")
+    expect(choice.get_by_role("status")).to_have_text("Your guess: less. The answer: more.")
     expect(choice.locator(".labkit-prediction-mark")).to_have_text(["✓ the answer", "your guess"])
     expect(choice.get_by_role("radio", name="more")).to_be_disabled()
 
@@ -74,7 +74,7 @@ def test_a_prediction_shows_the_truth_when_it_is_made_by_keyboard_alone(page: Pa
     exact.fill("12")
     expect(number.get_by_role("slider")).to_have_value(re.compile("^1[12]"))
     exact.press("Enter")
-    expect(number.get_by_role("status")).to_contain_text("You said 12. The answer is 21.")
+    expect(number.get_by_role("status")).to_contain_text("Your guess: 12. The answer: 21.")
     you, truth = (number.locator(f"[data-of={name}]").bounding_box() for name in ("guess", "truth"))
     assert you["x"] < truth["x"]  # type: ignore[index]
     expect(output.locator(".js-plotly-plot")).to_have_count(1)

@@ -40,17 +40,17 @@ def test_the_truth_is_not_even_computed_before_a_guess_is_in(own, somebody):
     assert (asked, one.truth, one.says) == ([], "", "")
     assert "21" not in one.snapshot() + repr(one)
     one.guess = "12"
-    assert (asked, one.says, one.right) == ([1], "You said 12. The answer is 21.", False)
+    assert (asked, one.says, one.right) == ([1], "Your guess: 12. The answer: 21.", False)
     assert one.says in one.snapshot()
     one.guess = "21"  # too late
-    assert (asked, one.says) == ([1], "You said 12. The answer is 21.")
+    assert (asked, one.says) == ([1], "Your guess: 12. The answer: 21.")
     kept = read_progress(own).predicted["04.layer"]
     assert (kept.said, kept.truth, kept.right) == ("12", "21", False)
 
 
 def test_where_nobody_is_there_the_answer_appears_at_once_and_nothing_is_noted(own):
     one = predict("00.bytes", "More or less?", truth=lambda: "more", options=["more", "less"])
-    assert repr(one) == "Prediction('The answer is more.')"
+    assert repr(one) == "Prediction('The answer: more.')"
     assert "✓ the answer" in one.snapshot()
     assert not own.exists()
 
@@ -124,7 +124,7 @@ def test_a_notebook_that_runs_by_itself_shows_all_and_one_with_a_person_waits(tm
         client.kc.allow_stdin = person
         client.execute_cell(notebook.cells[0], 0)
     shown = json.dumps(notebook.cells[0].outputs)
-    assert ("below" in shown, "The answer is more" in shown) == (not person, not person)
+    assert ("below" in shown, "The answer: more" in shown) == (not person, not person)
     assert "More or less?" in shown
 
 

@@ -85,8 +85,8 @@ class Prediction(Block):
         truth = self._truth() if callable(self._truth) else self._truth
         self.truth = f"{truth:.4g}" if isinstance(truth, float) else str(truth)
         unit = f" {self.unit}" if self.unit else ""
-        said = f"You said {self.guess}{unit}. " if self.guess else ""
-        self.says = f"{said}The answer is {self.truth}{unit}."
+        said = f"Your guess: {self.guess}{unit}. " if self.guess else ""
+        self.says = f"{said}The answer: {self.truth}{unit}."
         self.refresh_snapshot()
         if self._below is not None and self._show is not None:
             self._below.update(_shown(self._show()), raw=True)
