@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from conftest import serve
@@ -14,6 +16,7 @@ pytestmark = pytest.mark.skipif(
     not version("notebook").startswith("6."), reason="Notebook 6 is not in this environment; make test-colab has it"
 )
 
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 CELLS = {
@@ -57,7 +60,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator
         path = server.write("widgets.ipynb", list(CELLS.values()))
         context = browser.new_context(viewport={"width": 1180, "height": 1600})
         page = context.new_page()
-        page.problems = []  # type: ignore[attr-defined]
+        page.problems, page.server = [], server  # type: ignore[attr-defined]
         page.on("pageerror", lambda error: page.problems.append(error.stack or str(error)))  # type: ignore[attr-defined]
         page.goto(f"{server.address}/notebooks/{path}?token={server.token}")
         page.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()", timeout=60_000)
@@ -151,6 +154,23 @@ def test_a_grid_between_two_precisions_is_complete(page: Page) -> None:
 def test_the_lens_and_attention_have_a_picture(page: Page) -> None:
     expect(status(cell(page, "lens"))).to_contain_text("30 layers × 14 positions in", timeout=60_000)
     expect(cell(page, "attention").locator(".labkit-heads canvas").first).to_be_visible()
+
+
+def test_a_stored_notebook_opens_without_an_error_and_with_its_pictures(page: Page) -> None:
+    """Views of widgets that no longer live would each log one."""
+    server = page.server  # type: ignore[attr-defined]
+    stored = NOTEBOOKS / "03_attention.ipynb"
+    shutil.copy(stored, server.root)
+    other = page.context.new_page()
+    said: list[str] = []
+    other.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    other.on("pageerror", lambda error: said.append(str(error)))
+    other.goto(f"{server.address}/notebooks/{stored.name}?token={server.token}")
+    other.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()", timeout=60_000)
+    expect(other.locator(".labkit-snapshot").first).to_be_visible()
+    other.wait_for_timeout(2000)  # in which ipywidgets 7 looks for the models of saved views
+    assert [text for text in said if "widget" in text.lower() or "model" in text.lower()] == []
+    other.close()
 
 
 def test_no_widget_raised_an_error_in_the_browser(page: Page) -> None:
