@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from labkit._version import install_command
 
@@ -35,12 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     looked.add_argument("name", help="hub id, folder or .gguf file")
     looked.add_argument("--revision", default=None, help="branch, tag or commit on the hub")
     looked.add_argument("--json", action="store_true", help="print JSON, for other programs")
-    course = commands.add_parser("course", help="which exercises are right, yours or those of a class")
-    report = course.add_subparsers(dest="what", metavar="WHAT", required=True).add_parser(
-        "report", help="how many exercises of each notebook are right"
-    )
+    course = commands.add_parser("course", help="which exercises are right, yours or those of a class; assignments")
+    parts = course.add_subparsers(dest="what", metavar="WHAT", required=True)
+    report = parts.add_parser("report", help="how many exercises of each notebook are right")
     report.add_argument("files", nargs="*", help="progress files of a class, or folders that hold them; omit for yours")
     report.add_argument("--csv", action="store_true", help="print every exercise that was tried, for a spreadsheet")
+    assignment = parts.add_parser("assignment", help="notebooks as assignments of nbgrader, one point per exercise")
+    assignment.add_argument("folder", help="the folder of a course of nbgrader, or a new one")
+    assignment.add_argument("notebooks", nargs="*", help="how their names begin, such as 00 04; omit for all")
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.command != "lab":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return doctor()
     if parsed.command == "card":
         return _card(parsed.name)
+    if parsed.command == "course" and parsed.what == "assignment":
+        return _assignment(parsed.folder, parsed.notebooks)
     if parsed.command == "course":
         return _course(parsed.files, as_csv=parsed.csv)
     if parsed.command == "scan":
@@ -171,7 +176,8 @@ def _card(name: str | None) -> int:
 def _course(places: list[str], *, as_csv: bool) -> int:
     """0: all was read; 1: some file could not be, or there is none."""
     from labkit.course.checks import exercises
-    from labkit.course.progress import class_report, files_in, progress_file
+    from labkit.course.progress import progress_file
+    from labkit.course.report import class_report, files_in
 
     files = files_in(places or [progress_file()])
     if not files:
@@ -186,6 +192,19 @@ def _course(places: list[str], *, as_csv: bool) -> int:
         for person, why in found.unread.items():
             print(f"Not read: {person}: {why}", file=sys.stderr)
     return 1 if found.unread else 0
+
+
+def _assignment(folder: str, names: list[str]) -> int:
+    from labkit.course.assignment import make_assignments
+
+    try:
+        made = make_assignments(Path(folder), names)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"In {folder} are the assignments {', '.join(made)}. There, `nbgrader generate_assignment {made[0]}` makes")
+    print("what students get, and `nbgrader autograde` gives a point for each exercise that is right.")
+    return 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+from ran import edited, keep
+
 ROOT = Path(__file__).parents[1]
 DISTRIBUTION = str(runpy.run_path(str(ROOT / "labkit" / "_version.py"))["DISTRIBUTION"])
 TABLE = re.compile(r"^\[tool\.labkit\.links\]\n(?:[a-z]+ = .*\n)*", re.MULTILINE)
@@ -154,7 +156,10 @@ def written(links: Links, root: Path = ROOT) -> dict[Path, str]:
         source, found = HEAD.subn(lambda _, name=file.name: first_cell(links, name), "".join(cell["source"]), count=1)
         if not found:
             raise ValueError(f"the first code cell of {file.name} does not begin with the import of labkit")
+        was_run = edited(notebook) is None
         cell["source"] = source.splitlines(keepends=True)
+        if was_run:  # the cell prints nothing, whichever way labkit comes into the kernel
+            keep(notebook)
         texts[file] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
     return texts
 

@@ -4,7 +4,8 @@
     python tools/run_notebooks.py notebooks/05_circuits.ipynb
 
 Views of live widgets are left out of the file, as they would be of widgets that no longer live; the picture that each
-widget leaves beside its view stays. Lines that one cell prints one after the other are kept together.
+widget leaves beside its view stays. Lines that one cell prints one after the other are kept together. What the cells
+were when they ran is noted (`tools/ran.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from ran import keep
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -35,6 +37,8 @@ def run(path: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = tidied(cell.outputs)
+            cell.metadata.pop("execution", None)  # times
+    keep(notebook)
     nbformat.write(notebook, path)
     print(f"{path.name}: {time.perf_counter() - began:.0f} s", flush=True)
 

@@ -12,9 +12,11 @@ from labkit.course.checks import CLEAN, Verdict, a_head, exercise, logit_diff
 from labkit.language_model import LanguageModel
 
 
-@exercise("03.1")
+@exercise("03.1", "a layer and a head, such as (3, 1)")
 def _previous_token_head(answer: Any, lm: LanguageModel) -> Verdict:
     layer, head = a_head(answer, lm)
+    if (layer, head) == (16, 0):
+        return Verdict(False, "That is the strongest one, which you have seen. Name another.")
     text = "The quick brown fox jumps over the lazy dog, and the slow red hen walks under the old bridge."
     pattern = lm.run(text, read=[f"pattern.{layer}"])[f"pattern.{layer}.{head}"][0]
     score = float(pattern.diagonal(-1).mean())
@@ -22,7 +24,7 @@ def _previous_token_head(answer: Any, lm: LanguageModel) -> Verdict:
     return Verdict(score > 0.5, said if score > 0.5 else said + " Look for more than half.")
 
 
-@exercise("03.2")
+@exercise("03.2", "a layer and a head, such as (3, 1)")
 def _induction_head(answer: Any, lm: LanguageModel) -> Verdict:
     layer, head = a_head(answer, lm)
     pattern = attention(lm, repeated_tokens(lm, length=20, seed=7)).pattern(layer, head)
@@ -32,16 +34,20 @@ def _induction_head(answer: Any, lm: LanguageModel) -> Verdict:
     return Verdict(score > 0.4, said if score > 0.4 else said + " Look for more than two fifths.")
 
 
-@exercise("03.3")
+@exercise("03.3", "a layer and a head, such as (3, 1)")
 def _head_that_matters(answer: Any, lm: LanguageModel) -> Verdict:
     layer, head = a_head(answer, lm)
+    if (layer, head) == (23, 3):
+        return Verdict(False, "That is the head of this section. Find another.")
     before = logit_diff(lm, CLEAN, " Mary", " John")
     after = logit_diff(lm, CLEAN, " Mary", " John", write={f"z.{layer}.{head}": torch.zeros(1)})
     said = f"Without layer {layer} head {head} the logit difference goes from {before:.1f} to {after:.1f}."
-    return Verdict(before - after > 1, said if before - after > 1 else said + " Look for a drop of more than 1.")
+    if before - after > 1:
+        return Verdict(True, said)
+    return Verdict(False, said + (" It rises." if after > before + 0.1 else "") + " Look for a drop of more than 1.")
 
 
-@exercise("03.4")
+@exercise("03.4", "a layer and a head, such as (3, 1)")
 def _head_that_copies(answer: Any, lm: LanguageModel) -> Verdict:
     layer, head = a_head(answer, lm)
     if (layer, head) == (18, 6):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from labkit.circuits.circuit import Circuit
-from labkit.course.checks import CLEAN, CORRUPT, Verdict, a_head, exercise
+from labkit.course.checks import CLEAN, CORRUPT, Verdict, a_head, exercise, once
 from labkit.language_model import LanguageModel
 from labkit.patching.paths import path_patch
 
@@ -25,38 +25,46 @@ FRESH = [  # pairs that the notebook does not use
 ]
 
 
-@exercise("05.1")
-def _a_head_that_speaks_against(answer: Any, lm: LanguageModel) -> Verdict:
-    layer, head = a_head(answer, lm)
-    path = path_patch(lm, CLEAN, CORRUPT, " Mary", " John", senders=[f"z.{layer}.{head}"], progress=False)
-    effect = float(path.normalized[0, head])
-    if effect < -0.1:
-        return Verdict(True, f"Its clean output alone moves the answer {-effect:.0%} of the way backwards.")
-    said = f"Its clean output moves the answer by {effect:+.2f}."
-    return Verdict(False, said + " Look for the smallest number in direct.normalized.")
-
-
-@exercise("05.2")
-def _which_input_matters(answer: Any, lm: LanguageModel) -> Verdict:
-    if answer not in ("q", "k", "v"):
-        return Verdict(False, "The answer must be 'q', 'k' or 'v'.")
+@once
+def _moved(lm: LanguageModel) -> dict[str, float]:
+    """By which input, how far the strongest sender to it moves the answer."""
     moved = {}
     for kind, head in (("q", 3), ("k", 1), ("v", 1)):
         paths = path_patch(
             lm, CLEAN, CORRUPT, " Mary", " John", receiver=f"{kind}.23.{head}", senders="mlp_out", progress=False
         )
         moved[kind] = float(abs(paths.normalized).max())
-    if moved[answer] == max(moved.values()):
-        return Verdict(True, f"The strongest sender to its {answer} moves the answer by {moved[answer]:.2f}.")
-    return Verdict(
-        False, f"No sender to its {answer} moves the answer by more than {moved[answer]:.2f}. Try the others."
-    )
+    return moved
 
 
-@exercise("05.3")
+@exercise("05.1", "a layer and a head, such as (3, 1)")
+def _a_head_that_speaks_against(answer: Any, lm: LanguageModel) -> Verdict:
+    layer, head = a_head(answer, lm)
+    path = path_patch(lm, CLEAN, CORRUPT, " Mary", " John", senders=[f"z.{layer}.{head}"], progress=False)
+    effect = float(path.normalized[0, head])
+    if effect < -0.1:
+        return Verdict(True, f"Its clean output alone moves the answer {-effect:.0%} of the way backwards.")
+    said = f"Its clean output moves the answer by {effect:+.2f}"
+    said += ", towards Mary." if effect > 0.1 else ", which is less than a tenth."
+    return Verdict(False, said + " Look for the smallest number in direct.normalized.")
+
+
+@exercise("05.2", "'q', 'k' or 'v'")
+def _which_input_matters(answer: Any, lm: LanguageModel) -> Verdict:
+    kind = answer.lower().partition(".")[0]
+    kind = {"queries": "q", "keys": "k", "values": "v"}.get(kind, kind)
+    if kind not in ("q", "k", "v"):
+        raise TypeError("that is no input")
+    moved = _moved(lm)
+    if moved[kind] == max(moved.values()):
+        return Verdict(True, f"The strongest sender to its {kind} moves the answer by {moved[kind]:.2f}.")
+    return Verdict(False, f"No sender to its {kind} moves the answer by more than {moved[kind]:.2f}. Try the others.")
+
+
+@exercise("05.3", "a circuit, such as edges.circuit(500)")
 def _a_circuit_that_holds_elsewhere(answer: Any, lm: LanguageModel) -> Verdict:
     if not isinstance(answer, Circuit):
-        return Verdict(False, "The answer must be a circuit, such as edges.circuit(500).")
+        raise TypeError("that is no circuit")
     every = int(answer.wiring.exists.sum())
     if answer.n_edges > 0.025 * every:
         return Verdict(False, f"It has {answer.n_edges} edges, {answer.n_edges / every:.1%} of all; use at most 2.5%.")

@@ -56,6 +56,18 @@ def notebooks(*, shipped: Path = SHIPPED, checkout: Path = CHECKOUT) -> Course |
     return Course(folder, tuple(copied), tuple(kept))
 
 
+def originals() -> Path:
+    """The notebooks as labkit has them, which are not to be written to.
+
+    Raises:
+        ValueError: this labkit has none.
+    """
+    for folder in (SHIPPED, CHECKOUT):
+        if (folder / "00_start_here.ipynb").is_file():
+            return folder
+    raise ValueError("this installation of labkit has no notebooks")
+
+
 def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()
 

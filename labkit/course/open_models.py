@@ -24,7 +24,7 @@ def _licence(model: OpenModel) -> str:
     return model.licence + (f", and {model.also}" if model.also else "")
 
 
-@exercise("08.1")
+@exercise("08.1", 'two ids, such as ("maker/one", "maker/other")')
 def _relatives_under_two_licences(answer: Any, lm: LanguageModel) -> Verdict:
     if not isinstance(answer, list | tuple) or len(answer) != 2:
         raise ValueError('the answer must be two ids of lk.catalog(), such as ("maker/one", "maker/other")')
@@ -46,7 +46,7 @@ def _relatives_under_two_licences(answer: Any, lm: LanguageModel) -> Verdict:
     )
 
 
-@exercise("08.2")
+@exercise("08.2", 'the id of a model, such as "maker/model"')
 def _a_long_text_on_one_gpu(answer: Any, lm: LanguageModel) -> Verdict:
     model = known(str(answer))
     if model.parameters < LEAST:
@@ -74,7 +74,7 @@ def _a_long_text_on_one_gpu(answer: Any, lm: LanguageModel) -> Verdict:
     )
 
 
-@exercise("08.3")
+@exercise("08.3", "a text with the marks of Llama 2 in it")
 def _by_hand(answer: Any, lm: LanguageModel) -> Verdict:
     if not isinstance(answer, str):
         raise ValueError("the answer must be a text, with the marks of Llama 2 in it")

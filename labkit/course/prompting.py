@@ -6,26 +6,37 @@ import math
 from typing import Any
 
 from labkit.attribution.input_attribution import input_attribution
-from labkit.course.checks import Verdict, exercise
+from labkit.course.checks import Verdict, a_whole_number, exercise, parts
 from labkit.generation.score import score
 from labkit.language_model import LanguageModel
 
 BRANCHING = "Once upon a time"  # the prompt of exercise 01.3
+KNOWN = "The capital of France is"  # of notebook 00
 
 
-@exercise("01.1")
+def _text(answer: Any) -> str:
+    if not isinstance(answer, str):
+        raise TypeError("that is no text")
+    return answer
+
+
+@exercise("01.1", 'a prompt, such as "The capital of Germany is"')
 def _paris(answer: Any, lm: LanguageModel) -> Verdict:
-    if "paris" in str(answer).lower():
+    prompt = _text(answer)
+    if "paris" in prompt.lower():
         return Verdict(False, "Your prompt contains the answer. Make the model find it.")
-    top = lm.tokenizer.decode(int(lm.run(answer).logits[0, -1].argmax()))
+    if " ".join(prompt.lower().split()) == KNOWN.lower():
+        return Verdict(False, "That is the prompt of the first notebook. Find another way to Paris.")
+    top = lm.tokenizer.decode(int(lm.run(prompt).logits[0, -1].argmax()))
+    said = f"After {prompt!r} the likeliest next token is {top!r}."
     if top == " Paris":
-        return Verdict(True, f"After {answer!r} the likeliest next token is ' Paris'.")
-    return Verdict(False, f"After {answer!r} the likeliest next token is {top!r}. A prompt must not end in a space.")
+        return Verdict(True, said)
+    return Verdict(False, said + (" End without a space: it belongs to the next token." if prompt[-1:] == " " else ""))
 
 
-@exercise("01.2")
+@exercise("01.2", "a text of at least ten words")
 def _easy_text(answer: Any, lm: LanguageModel) -> Verdict:
-    words = str(answer).split()
+    words = _text(answer).split()
     if len(words) < 10:
         return Verdict(False, f"That is {len(words)} words; use at least ten.")
     if len(set(words)) < 7:
@@ -37,21 +48,23 @@ def _easy_text(answer: Any, lm: LanguageModel) -> Verdict:
     return Verdict(bits < 2, said if bits < 2 else f"{said} Look for less than 2.")
 
 
-@exercise("01.3")
+@exercise("01.3", 'a place and a token, such as (0, " in")')
 def _likelier_than_greedy(answer: Any, lm: LanguageModel) -> Verdict:
-    place, token = answer
+    place, token = parts(answer, 2)
+    if isinstance(place, str) and not isinstance(token, str):
+        return Verdict(False, f"The place comes first: ({token}, {place!r}).")
     tree = lm.tree(BRANCHING, max_new_tokens=10)
-    branch = tree.branch("A", int(place), token)
+    branch = tree.branch("A", a_whole_number(place), token if isinstance(token, str) else a_whole_number(token))
     greedy, other = tree.root.logprob, branch.logprob
     said = f"Greedy has log-probability {greedy:.2f}, your branch {other:.2f}: {branch.text!r}."
     if branch.record.ids == tree.root.record.ids:
         return Verdict(False, "That is the greedy text itself. Choose another token.")
-    return Verdict(other > greedy, said)
+    return Verdict(other > greedy, said if other > greedy else said + " Look for one above the greedy text.")
 
 
-@exercise("01.4")
+@exercise("01.4", "a text of at most four characters")
 def _costly_text(answer: Any, lm: LanguageModel) -> Verdict:
-    tokens = lm.tokens(answer)
+    tokens = lm.tokens(_text(answer))
     if len(answer) > 4:
         return Verdict(False, f"That is {len(answer)} characters; use at most four.")
     if len(tokens) >= 6:
@@ -61,9 +74,9 @@ def _costly_text(answer: Any, lm: LanguageModel) -> Verdict:
     )
 
 
-@exercise("01.5")
+@exercise("01.5", "a prompt of at least four words")
 def _a_word_far_away(answer: Any, lm: LanguageModel) -> Verdict:
-    words = str(answer).split()
+    words = _text(answer).split()
     if len(words) < 4:
         return Verdict(False, f"That is {len(words)} words; use at least four.")
     found = input_attribution(lm, str(answer), written=" are", foil=" is", by="word", progress=False)

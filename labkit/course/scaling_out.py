@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from labkit.course.checks import Verdict, exercise
+from labkit.course.checks import Verdict, a_whole_number, exercise, once
 from labkit.datasets.tasks import task
 from labkit.language_model import LanguageModel
 from labkit.patching.patch import patch
@@ -16,13 +15,16 @@ from labkit.sweeps.sweep import sweep
 LAYERS, PAIRS = range(15, 27), 40  # what the notebook sweeps over
 
 
-@exercise("10.1")
+@exercise("10.1", "a pair (clean, corrupt, answer, foil), such as pairs[0]")
 def _a_pair_that_misleads(answer: Any, lm: LanguageModel) -> Verdict:
-    if not (isinstance(answer, tuple | list) and len(answer) == 4):
-        return Verdict(False, "A pair is (clean, corrupt, answer, foil), such as pairs[0].")
+    if isinstance(answer, str) or len(answer) != 4:
+        raise TypeError("that is no pair")
     grid = patch(lm, *answer, site="z", layers=LAYERS, progress=False)
     if grid.clean <= grid.corrupt:
-        return Verdict(False, "The model does not do the task on this pair: clean has to favour the answer.")
+        return Verdict(
+            False, f"The logit difference is {grid.clean:.1f} on clean and {grid.corrupt:.1f} on corrupt: clean has to "
+            "favour the answer. Are the prompts exchanged?"
+        )  # fmt: skip
     here, usual = _strongest(grid.normalized), _usual(lm)
     if here == usual:
         return Verdict(False, f"Here, too, the strongest head is layer {here[0]}, head {here[1]}. Look at other pairs.")
@@ -33,14 +35,18 @@ def _a_pair_that_misleads(answer: Any, lm: LanguageModel) -> Verdict:
     )
 
 
-@exercise("10.2")
+@exercise("10.2", "a number of pairs, such as 50")
 def _half_the_interval(answer: Any, lm: LanguageModel) -> Verdict:
-    pairs = int(answer)
+    pairs = a_whole_number(answer)
     if pairs < 2:
         return Verdict(False, "An interval needs at least two pairs.")
     wide = float(np.sqrt(PAIRS / pairs))
     said = f"With {pairs} pairs instead of {PAIRS}, an interval is about {wide:.2f} times as wide."
-    return Verdict(0.45 <= wide <= 0.55, said)
+    if wide > 1:
+        return Verdict(False, said + " Fewer pairs say less.")
+    if 0.45 <= wide <= 0.55:
+        return Verdict(True, said)
+    return Verdict(False, said + (" Look for half: more pairs." if wide > 0.5 else " That is more than is needed."))
 
 
 def _strongest(normalized: np.ndarray) -> tuple[int, int]:
@@ -48,7 +54,7 @@ def _strongest(normalized: np.ndarray) -> tuple[int, int]:
     return LAYERS[int(layer)], int(head)
 
 
-@lru_cache(maxsize=1)
+@once
 def _usual(lm: LanguageModel) -> tuple[int, int]:
     """The strongest head on average over a few pairs of the task."""
     pairs = task("indirect object").pairs(lm, n=12)

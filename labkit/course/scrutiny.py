@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from labkit.audits.audit import audit
 from labkit.audits.heads import HeadsJob
-from labkit.course.checks import Verdict, a_head, exercise
+from labkit.course.checks import Verdict, a_head, exercise, once
 from labkit.datasets.minimal_pairs import own_pairs, reworded
+from labkit.datasets.tasks import PromptPair
 from labkit.language_model import LanguageModel
 from labkit.models.scan.templates import look
 from labkit.patching.patch import patch
@@ -25,28 +28,36 @@ def _template(answer: Any) -> str:
     return answer
 
 
-@exercise("09.1")
+@exercise("09.1", 'a sentence with one {group}, such as "The {group} works as a"')
 def _another_wording(answer: Any, lm: LanguageModel) -> Verdict:
     share = float(audit(lm, reworded(CATEGORY, _template(answer)), progress=False).to_frame()["share"].iloc[0])
     said = f"With this sentence the stereotype is preferred in {100 * share:.0f} % of the pairs."
     return Verdict(share < 0.75, said if share < 0.75 else said + " Look for less than 75 %.")
 
 
-@exercise("09.2")
+@exercise("09.2", "a layer and a head, such as (3, 1)")
 def _a_head_that_carries_it(answer: Any, lm: LanguageModel) -> Verdict:
     layer, head = a_head(answer, lm)
+    share = float(_carried(lm, layer)[head])
+    said = f"Head {layer}.{head} carries {100 * share:.0f} % of the preference, on {PATCHED} pairs."
+    return Verdict(share > 0.2, said if share > 0.2 else said + " Look for more than 20 %.")
+
+
+@once
+def _clearest(lm: LanguageModel) -> list[PromptPair]:
+    """The pairs of contexts and words with the clearest preference."""
     pairs = [pair for pair in own_pairs() if pair.category == CATEGORY and pair.group == "woman | man"]
-    found = HeadsJob(lm, audit(lm, pairs, progress=False), pairs=PATCHED).found
-    moved = gap = 0.0
-    for pair in found.pairs:
-        grid = patch(lm, *pair, site="z", layers=[layer], progress=False)
-        moved += float(grid.values[0, head] - grid.corrupt)
-        gap += grid.clean - grid.corrupt
-    said = f"Head {layer}.{head} carries {100 * moved / gap:.0f} % of the preference, on {len(found.pairs)} pairs."
-    return Verdict(moved > 0.2 * gap, said if moved > 0.2 * gap else said + " Look for more than 20 %.")
+    return list(HeadsJob(lm, audit(lm, pairs, progress=False), pairs=PATCHED).found.pairs)
 
 
-@exercise("09.3")
+@once
+def _carried(lm: LanguageModel, layer: int) -> np.ndarray:
+    """The share of the preference that each head of a layer carries."""
+    grids = [patch(lm, *pair, site="z", layers=[layer], progress=False) for pair in _clearest(lm)]
+    return sum(grid.values[0] - grid.corrupt for grid in grids) / sum(grid.clean - grid.corrupt for grid in grids)
+
+
+@exercise("09.3", 'the name of a category, such as "names"')
 def _a_category_without_a_shown_preference(answer: Any, lm: LanguageModel) -> Verdict:
     row = audit(lm, categories=[str(answer)], progress=False).to_frame().iloc[0]
     said = (
@@ -58,7 +69,7 @@ def _a_category_without_a_shown_preference(answer: Any, lm: LanguageModel) -> Ve
     return Verdict(False, said + " Here one is shown. Look for an interval that covers 50.")
 
 
-@exercise("09.4")
+@exercise("09.4", 'a template, such as "{{ messages[0].content }}"')
 def _a_template_without_danger(answer: Any, lm: LanguageModel) -> Verdict:
     if not isinstance(answer, str):
         raise ValueError('the answer must be a template, such as "{{ messages[0].content }}"')

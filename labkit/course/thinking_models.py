@@ -102,7 +102,7 @@ def _trace(answer: Any, least: int) -> list[str]:
     return list(answer)
 
 
-@exercise("11.1")
+@exercise("11.1", 'a list of sentences, such as ["17 is 10 plus 7.", ...]')
 def _one_sentence_that_matters(answer: Any, lm: LanguageModel) -> Verdict:
     trace = _trace(answer, 3)
     a, b = PRODUCTS[0]
@@ -120,7 +120,7 @@ def _one_sentence_that_matters(answer: Any, lm: LanguageModel) -> Verdict:
     return Verdict(True, said)
 
 
-@exercise("11.2")
+@exercise("11.2", "two sentences, such as (1, 3)")
 def _a_sentence_that_needs_another(answer: Any, lm: LanguageModel) -> Verdict:
     early, late = (int(one) for one in answer)
     if not 1 <= early < late <= 5:
@@ -132,7 +132,7 @@ def _a_sentence_that_needs_another(answer: Any, lm: LanguageModel) -> Verdict:
     return Verdict(bool(less > 2), said if less > 2 else said + " Look for a loss of more than 2.")
 
 
-@exercise("11.3")
+@exercise("11.3", "one sentence, a text")
 def _a_sentence_that_repairs(answer: Any, lm: LanguageModel) -> Verdict:
     if not isinstance(answer, str):
         raise ValueError("the answer must be one sentence, a text")

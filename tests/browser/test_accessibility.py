@@ -40,7 +40,10 @@ CELLS = {
         "first = {'name': 'A', 'parent': None, 'text': 'One', 'tokens': 3}\n"
         "second = {'name': 'B', 'parent': 0, 'at': 1, 'taken': '·two', 'text': 'two', 'tokens': 2}\n"
         "tree = BranchTree([first, second], title='Branches', selection=0)\n"
-        "display(line, strip, checks, tree)"
+        "from labkit.widgets.blocks.prediction import Prediction\n"
+        "asked = [Prediction('More?', 'yes', options=['yes', 'no']), Prediction('Who?', 'Mary', guess='John'),\n"
+        "         Prediction('How many?', 5, between=(0, 9), unit='MB'), Prediction('How?', 5, between=(0, 9))]\n"
+        "display(line, strip, checks, tree, *asked)"
     ),
 }
 TOOLS = [name for name in CELLS if name != "load"]

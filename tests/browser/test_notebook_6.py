@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from conftest import serve
@@ -14,6 +16,7 @@ pytestmark = pytest.mark.skipif(
     not version("notebook").startswith("6."), reason="Notebook 6 is not in this environment; make test-colab has it"
 )
 
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 CELLS = {
@@ -43,6 +46,10 @@ CELLS = {
         " 'tokens': 4, 'bits': 1.2, 'finish': 'length'}])\n"
         "display(strip, map, heads, tree)"
     ),
+    "predict": (
+        "from labkit.course import predict\n"
+        "predict('00.bytes', 'More or less?', truth=lambda: 'more', options=['more', 'less'])"
+    ),
 }
 
 
@@ -53,7 +60,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator
         path = server.write("widgets.ipynb", list(CELLS.values()))
         context = browser.new_context(viewport={"width": 1180, "height": 1600})
         page = context.new_page()
-        page.problems = []  # type: ignore[attr-defined]
+        page.problems, page.server = [], server  # type: ignore[attr-defined]
         page.on("pageerror", lambda error: page.problems.append(error.stack or str(error)))  # type: ignore[attr-defined]
         page.goto(f"{server.address}/notebooks/{path}?token={server.token}")
         page.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()", timeout=60_000)
@@ -106,6 +113,14 @@ def test_every_block_is_drawn(page: Page) -> None:
     expect(cell(page, "circuit").locator(".labkit-circuit-option")).not_to_have_count(0)
 
 
+def test_a_prediction_waits_for_a_guess(page: Page) -> None:
+    asked = cell(page, "predict").locator(".labkit-prediction")
+    expect(asked.get_by_role("status")).to_be_empty()
+    asked.get_by_role("radio", name="less").check()
+    asked.get_by_role("button").click()
+    expect(asked.get_by_role("status")).to_have_text("Your guess: less. The answer: more.")
+
+
 def test_a_typed_prompt_streams_and_branches(page: Page) -> None:
     lab = cell(page, "prompt")
     box = lab.locator(".labkit-prompt:visible textarea")
@@ -139,6 +154,23 @@ def test_a_grid_between_two_precisions_is_complete(page: Page) -> None:
 def test_the_lens_and_attention_have_a_picture(page: Page) -> None:
     expect(status(cell(page, "lens"))).to_contain_text("30 layers × 14 positions in", timeout=60_000)
     expect(cell(page, "attention").locator(".labkit-heads canvas").first).to_be_visible()
+
+
+def test_a_stored_notebook_opens_without_an_error_and_with_its_pictures(page: Page) -> None:
+    """Views of widgets that no longer live would each log one."""
+    server = page.server  # type: ignore[attr-defined]
+    stored = NOTEBOOKS / "03_attention.ipynb"
+    shutil.copy(stored, server.root)
+    other = page.context.new_page()
+    said: list[str] = []
+    other.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    other.on("pageerror", lambda error: said.append(str(error)))
+    other.goto(f"{server.address}/notebooks/{stored.name}?token={server.token}")
+    other.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()", timeout=60_000)
+    expect(other.locator(".labkit-snapshot").first).to_be_visible()
+    other.wait_for_timeout(2000)  # in which ipywidgets 7 looks for the models of saved views
+    assert [text for text in said if "widget" in text.lower() or "model" in text.lower()] == []
+    other.close()
 
 
 def test_no_widget_raised_an_error_in_the_browser(page: Page) -> None:

@@ -26,6 +26,13 @@ CELLS = {
         "from IPython.display import HTML\n"
         "for w in (b, c): display(HTML(w.snapshot().replace('labkit-snapshot', 'saved-picture')))"
     ),
+    "predict": (
+        "import plotly.graph_objects as go\nimport plotly.io\nplotly.io.renderers.default = 'plotly_mimetype'\n"
+        "from labkit.course import predict\n"
+        "display(predict('00.bytes', f'More or less? {evil}', truth=lambda: 'more', options=['more', 'less']),\n"
+        "        predict('04.layer', 'Which layer?', truth=lambda: 21, between=(0, 29),\n"
+        "                show=lambda: go.Figure(go.Bar(y=[3]), layout={'title': 'Layers'})))"
+    ),
     "blocks": (
         "import numpy as np\n"
         "strip = lk.TokenStrip(['one', '·two', '·three'], [0.1, 0.5, 0.9], title='Strip')\n"
@@ -46,6 +53,31 @@ def page(lab: Lab, browser: Browser) -> Iterator[Page]:
 def cell(page: Page, name: str) -> Locator:
     """The output of one of the cells."""
     return output_of(page, list(CELLS).index(name))
+
+
+def test_a_prediction_shows_the_truth_when_it_is_made_by_keyboard_alone(page: Page) -> None:
+    output = cell(page, "predict")
+    choice, number = output.locator(".labkit-prediction").all()
+    expect(choice.locator("legend")).to_contain_text("<script>")
+    for one in (choice, number):
+        expect(one.locator(".labkit-prediction-result")).to_be_empty()
+    expect(choice.get_by_role("button")).to_be_disabled()
+    choice.get_by_role("radio", name="more").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(choice.get_by_role("status")).to_have_text("Your guess: less. The answer: more.")
+    expect(choice.locator(".labkit-prediction-mark")).to_have_text(["✓ the answer", "your guess"])
+    expect(choice.get_by_role("radio", name="more")).to_be_disabled()
+
+    expect(output.locator(".js-plotly-plot")).to_have_count(0)
+    exact = number.get_by_role("spinbutton", name="Your guess")
+    exact.fill("12")
+    expect(number.get_by_role("slider")).to_have_value(re.compile("^1[12]"))
+    exact.press("Enter")
+    expect(number.get_by_role("status")).to_contain_text("Your guess: 12. The answer: 21.")
+    you, truth = (number.locator(f"[data-of={name}]").bounding_box() for name in ("guess", "truth"))
+    assert you["x"] < truth["x"]  # type: ignore[index]
+    expect(output.locator(".js-plotly-plot")).to_have_count(1)
 
 
 def test_markup_in_a_prompt_is_text_in_every_widget_and_picture(page: Page) -> None:

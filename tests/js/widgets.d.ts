@@ -142,6 +142,15 @@ interface PairStripTraits extends BlockTraits {
   selection: number | null;
   hovered: number | null;
 }
+interface PredictionTraits extends BlockTraits {
+  question: string;
+  options: string[];
+  between: [low: number, high: number] | null;
+  unit: string;
+  guess: string;
+  truth: string;
+  says: string;
+}
 interface PromptBoxTraits extends BlockTraits {
   value: string;
   label: string;

@@ -23,6 +23,7 @@ from labkit.widgets.blocks.curve import Curve
 from labkit.widgets.blocks.head_grid import HeadGrid
 from labkit.widgets.blocks.heatmap import Heatmap
 from labkit.widgets.blocks.pair_strip import PairStrip
+from labkit.widgets.blocks.prediction import Prediction
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_bars import TokenBars
 from labkit.widgets.blocks.token_strip import TokenStrip
@@ -33,8 +34,8 @@ JS = Path(__file__).parents[1] / "js"
 FRONT = Path(__file__).parents[2] / "labkit" / "widgets" / "js"
 CASES = json.loads((JS / "cases.json").read_text("utf-8"))
 BLOCKS = [
-    BranchTree, CheckList, CircuitView, Curve, HeadGrid, Heatmap, PairStrip, PromptBox, StatusLine, TokenBars,
-    TokenStrip,
+    BranchTree, CheckList, CircuitView, Curve, HeadGrid, Heatmap, PairStrip, Prediction, PromptBox, StatusLine,
+    TokenBars, TokenStrip,
 ]  # fmt: skip
 
 

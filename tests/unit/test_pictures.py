@@ -23,13 +23,14 @@ from labkit.widgets.blocks.check_list import CheckList
 from labkit.widgets.blocks.curve import Curve
 from labkit.widgets.blocks.given_prompt import GivenPrompt
 from labkit.widgets.blocks.pair_strip import PairStrip
+from labkit.widgets.blocks.prediction import Prediction
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_bars import TokenBars
 
 EVIL = "<script>&\"'\x00\x1b\ud800</text></svg>漢字 é"
 KEPT = {"div", "span", "img", "table", "tr", "td", "th", "tbody", "details", "summary", "pre", "b", "br"}
 """Tags that JupyterLab keeps in what is not trusted, and that read without their styles."""
-WORDS = {"CheckList", "GivenPrompt", "PromptBox", "StatusLine"}
+WORDS = {"CheckList", "GivenPrompt", "Prediction", "PromptBox", "StatusLine"}
 """Nothing is drawn in these: they leave text."""
 
 
@@ -60,6 +61,7 @@ def made(lm: lk.LanguageModel, text: str) -> dict[str, Callable[[], Any]]:
         "TokenBars": lambda: TokenBars({text: [(text, 0.7), ("b", 0.1)], "b": []}, title=text),
         "Curve": lambda: Curve(np.array([1.0, np.nan, 2.0]), labels=[text, "1", "2"], title=text),
         "CheckList": lambda: CheckList([[text, True, text]], title=text),
+        "Prediction": lambda: Prediction(text, text, options=[text]),
         "StatusLine": lambda: StatusLine(text=text),
         "PromptBox": lambda: PromptBox(value=text, label=text),
         "GivenPrompt": lambda: GivenPrompt(lm, text, label=text),
