@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from labkit.models import shared_weights
 from labkit.models import unpacked_layers as fast
 from labkit.models.catalog import that_fit
 from labkit.models.errors import LoadError, NotADecoder, NotEnoughMemory
@@ -33,6 +34,7 @@ from labkit.models.sources import stored, text_part
 from labkit.models.sources.read import Plan, read
 from labkit.models.sources.tensors import adapter_alone, check_folder, check_tokenizer
 from labkit.models.unwrapped import adapters_of, unwrapped
+from labkit.models.without_compiler import import_without_compiler
 from labkit.text.as_code import changed
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ def loaded(
     folder, label, pinned, ours, stored_as = found
     source = str(folder or name)
     with explained(label), quiet(progress=progress), torch.inference_mode(False):
+        if kept_bits < 16:
+            import_without_compiler("bitsandbytes")
         if folder is not None and not ours:
             check_folder(folder)
         whole = _config(source, revision=revision, trust_remote_code=trust_remote_code)
@@ -119,7 +123,10 @@ def loaded(
     commit = pinned or getattr(whole, "_commit_hash", None) or _commit(source, revision) or revision
     code = _load_code(label, bits=bits, dtype=asked, packing=packing, revision=commit)
     stored_as = stored_as or (form.name if form else None)
-    return kind(hf, tokenizer, name=label, revision=commit, bits=bits, load_code=code, stored_as=stored_as)
+    model = kind(hf, tokenizer, name=label, revision=commit, bits=bits, load_code=code, stored_as=stored_as)
+    if ours and bits == 4:
+        model.fast.mapped = shared_weights.mapped(hf)
+    return model
 
 
 def wrapped(kind: type[M], hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> M:

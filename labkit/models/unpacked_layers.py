@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from labkit.models.bf16_matmul import has_bfloat16, is_slow, linear
 from labkit.models.memory import available, in_words, installed
 from labkit.models.quantisation import has_experts
+from labkit.models.shared_weights import Mapped
 from labkit.models.weights import bias_of, has_kernel, is_plain, weight_of
 from labkit.text.warn import warn
 
@@ -96,9 +97,11 @@ class _Packed:
 
     def _keep(self) -> bool:
         """Unpack the weight, once, where memory has room for those of all layers. Is it there?"""
+        layer, mapped = self.layer, self.of.mapped.get(self.layer)
+        if self.kept is None and mapped is not None and mapped.belongs_to(layer.weight):
+            self.kept = mapped.weight
         if self.kept is not None or not self.of.has_room():
             return self.kept is not None
-        layer = self.layer
         if has_kernel(layer) and not getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
             # the kernel rounds the scales when it packs; have it do so now, for its numbers are those of the layer
             self._plain(layer, torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
@@ -116,6 +119,7 @@ class FastLayers:
     def __init__(self) -> None:
         self._layers: list[Any] | None = None
         self._ways: dict[Any, _Packed] = {}
+        self.mapped: Mapping[Any, Mapped] = {}  # what all processes of this machine share, by layer
         self._room: bool | None = None  # for all weights unpacked; None: not looked at in this pass
         self._looked = 0.0
         self._used = self._warned = self._experts = False
@@ -129,7 +133,13 @@ class FastLayers:
     @property
     def size(self) -> int:
         """Bytes of the unpacked weights that are kept."""
-        return sum(_size(layer) for layer, way in [*self._ways.items()] if way.kept is not None)
+        own = [layer for layer, way in [*self._ways.items()] if way.kept is not None and layer not in self.mapped]
+        return sum(_size(layer) for layer in own)
+
+    def unpack_all(self) -> dict[Any, torch.Tensor]:
+        """The unpacked weight (out, in) of every packed layer that there is room for; in a block of `used`."""
+        ways = [(layer, way) for layer, way in self._ways.items() if way._keep()]
+        return {layer: way.kept for layer, way in ways if way.kept is not None}
 
     @contextmanager
     def used(self, hf: Any, dtype: torch.dtype, name: str) -> Iterator[None]:
