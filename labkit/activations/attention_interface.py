@@ -15,9 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import labkit.models.without_compiler  # noqa: F401, before transformers is imported
-
-# isort: split
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface

@@ -34,7 +34,6 @@ from labkit.models.sources import stored, text_part
 from labkit.models.sources.read import Plan, read
 from labkit.models.sources.tensors import adapter_alone, check_folder, check_tokenizer
 from labkit.models.unwrapped import adapters_of, unwrapped
-from labkit.models.without_compiler import import_without_compiler
 from labkit.text.as_code import changed
 
 if TYPE_CHECKING:
@@ -70,8 +69,6 @@ def loaded(
     folder, label, pinned, ours, stored_as = found
     source = str(folder or name)
     with explained(label), quiet(progress=progress), torch.inference_mode(False):
-        if kept_bits < 16:
-            import_without_compiler("bitsandbytes")
         if folder is not None and not ours:
             check_folder(folder)
         whole = _config(source, revision=revision, trust_remote_code=trust_remote_code)
