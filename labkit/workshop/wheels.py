@@ -108,20 +108,32 @@ def _provided(folder: Path, platform: Platform, python: str) -> Iterator[tuple[s
 def fetch(
     folder: Path, wanted: dict[str, str], platform: Platform, python: str, *, index: str | None
 ) -> dict[str, str]:
-    """Download wheels, all together or, if that fails, one by one; those that are there stay.
+    """Download wheels, all that can be had; those that are there stay.
 
     A wheel arrives whole: pip writes it elsewhere first.
 
     Returns:
         By name, why a wheel could not be had.
     """
-    failed = {}
-    todo = missing(folder, wanted, platform, python)
-    if todo and _pip(folder, list(todo.values()), platform, python, index):
-        for name, requirement in todo.items():
-            if why := _pip(folder, [requirement], platform, python, index):
-                failed[name] = why
-    return failed
+    return _halving(folder, list(missing(folder, wanted, platform, python).items()), platform, python, index)
+
+
+def _halving(
+    folder: Path, todo: list[tuple[str, str]], platform: Platform, python: str, index: str | None
+) -> dict[str, str]:
+    """pip fetches all or nothing, so where it fails each half is tried; in the end another version of that package.
+
+    The version that is installed here may be for later patch releases of Python than the first, or for fewer platforms.
+    """
+    why = _pip(folder, [requirement for _, requirement in todo], platform, python, index) if todo else ""
+    if not why:
+        return {}
+    if len(todo) == 1:
+        name, _ = todo[0]
+        return {name: why} if _pip(folder, [name], platform, python, index) else {}
+    half = len(todo) // 2
+    parts = (_halving(folder, part, platform, python, index) for part in (todo[:half], todo[half:]))
+    return {name: reason for part in parts for name, reason in part.items()}
 
 
 def _pip(folder: Path, requirements: list[str], platform: Platform, python: str, index: str | None) -> str:

@@ -1,4 +1,5 @@
-"""A workshop's folder, made for this machine, installed and used in a new environment with the network unreachable.
+"""A workshop's folder, made for this machine, installed and used in a new environment with the network unreachable;
+and the most memory that a kernel takes meanwhile.
 
 What takes minutes: the wheels come from the package index (about 350 MB), and notebooks 00 and 04 run in full.
 """
@@ -18,10 +19,16 @@ HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 RUN = """
 import sys, nbformat
 from nbclient import NotebookClient
+status = "from pathlib import Path; s = Path('/proc/self/status'); print(s.read_text() if s.exists() else '')"
 for name in sys.argv[1:]:
-    NotebookClient(nbformat.read(name, 4), timeout=600).execute()
-    print("ran", name)
+    notebook = nbformat.read(name, 4)
+    notebook.cells.append(nbformat.v4.new_code_cell(status))
+    NotebookClient(notebook, timeout=600).execute()
+    text = notebook.cells[-1].outputs[0].text
+    peak = next((line.split()[1] for line in text.splitlines() if line.startswith("VmHWM")), "0")
+    print("ran", peak, name)
 """
+BINDER = 1.6e9  # bytes of a kernel, of the 2 GB that Binder gives
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(platform.system() == "Windows", reason="its install script is for PowerShell"),
@@ -70,4 +77,7 @@ def test_from_the_folder_a_fresh_machine_installs_and_runs_notebooks_without_a_n
         env=environment, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-3000:]
+    print(ran.stdout)
     assert ran.stdout.count("ran ") == len(notebooks) == 2
+    peaks = [int(line.split()[1]) * 1024 for line in ran.stdout.splitlines()]
+    assert max(peaks) < BINDER
