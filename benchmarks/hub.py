@@ -52,7 +52,7 @@ def main(students: int) -> None:
         environment = os.environ | {"LABKIT_CACHE": str(cache)}
         subprocess.run([sys.executable, "-m", "labkit.cli", "pull", "--shared"], env=environment, check=True)
         with hub(Path(folder), cache) as running, ThreadPoolExecutor(students) as pool:
-            kernels = [running.kernel(f"student{n}") for n in range(students)]
+            kernels = running.kernels(students)
             pids = list(pool.map(lambda kernel: kernel.run(LOAD), kernels))
             alone = kernels[0].run(REPEAT)
             each = list(pool.map(lambda kernel: kernel.run(REPEAT), kernels))

@@ -16,7 +16,6 @@ import ctypes
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ import torch
 
 from labkit.models.bf16_matmul import has_bfloat16
 from labkit.models.cache import cache_folder, entry, is_whole
+from labkit.models.unpacked_layers import Mapped
 
 if TYPE_CHECKING:
     from labkit.models.handle import Model
@@ -33,19 +33,6 @@ FORMAT = 1
 ALIGNED = 4096  # bytes
 _MKLDNN = 3  # c10::Layout::Mkldnn
 _PACKED_BY_KERNEL = "packing_format_for_cpu"
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """An unpacked weight that is mapped from the cache, and the packed weight that it belongs to."""
-
-    weight: torch.Tensor  # (out, in)
-    of: int  # address of the packed weight
-    as_of: int  # its version
-
-    def belongs_to(self, packed: torch.Tensor) -> bool:
-        """Is this still the packed weight, and has nobody written to it?"""
-        return packed.data_ptr() == self.of and packed._version == self.as_of
 
 
 def write(lm: Model) -> Path | None:

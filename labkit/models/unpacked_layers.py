@@ -19,6 +19,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from torch.overrides import TorchFunctionMode
 from labkit.models.bf16_matmul import has_bfloat16, is_slow, linear
 from labkit.models.memory import available, in_words, installed
 from labkit.models.quantisation import has_experts
-from labkit.models.shared_weights import Mapped
 from labkit.models.weights import bias_of, has_kernel, is_plain, weight_of
 from labkit.text.warn import warn
 
@@ -40,6 +40,19 @@ from labkit.text.warn import warn
 MANY = 32
 
 _models: WeakSet[FastLayers] = WeakSet()
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """An unpacked weight, mapped from the cache (`models.shared_weights`), and the packed one that it belongs to."""
+
+    weight: torch.Tensor  # (out, in)
+    of: int  # address of the packed weight
+    as_of: int  # its version
+
+    def belongs_to(self, packed: torch.Tensor) -> bool:
+        """Is this still the packed weight, and has nobody written to it?"""
+        return packed.data_ptr() == self.of and packed._version == self.as_of
 
 
 class _Packed:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from labkit.workshop.folder_check import wrong
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to those of `labkit`."""
@@ -25,9 +27,14 @@ def add_parser(commands: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """0: all is there, or well."""
     if parsed.what == "check":
-        from labkit.workshop.check import problem
+        folder = parsed.folder.expanduser().absolute()
+        if not (found := wrong(folder)):
+            try:
+                from labkit.workshop.check import problem
 
-        found = problem(parsed.folder)
+                found = problem(folder)
+            except ImportError as error:
+                found = f"the installation is broken ({error}): delete it and run the install script again"
         print(found or "ready")
         return 1 if found else 0
     from labkit.models.errors import LoadError

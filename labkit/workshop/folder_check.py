@@ -7,6 +7,7 @@ any Python since 3.8 can run it to be told that it is too old.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import platform
 import shutil
@@ -60,10 +61,7 @@ def wrong(folder: Path, *, environment: Path | None = None) -> str:
         free = shutil.disk_usage(str(there)).free
         if free < ROOM:
             return f"{free / 1e9:.1f} GB are free on the disk of {environment}, {ROOM / 1e9:.0f} are needed: make room"
-        try:
-            import ensurepip  # noqa: F401
-            import venv  # noqa: F401
-        except ImportError:
+        if not importlib.util.find_spec("venv") or not importlib.util.find_spec("ensurepip"):
             return "this Python has no venv: install it (Debian and Ubuntu: apt install python3-venv)"
         try:
             tempfile.TemporaryFile(dir=str(there)).close()

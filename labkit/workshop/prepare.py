@@ -12,6 +12,10 @@ from pathlib import Path
 
 from labkit._version import __version__
 from labkit.course.folder import CHECKOUT, SHIPPED, write_whole
+from labkit.language_model import load
+from labkit.models.cache import MANIFEST, is_whole
+from labkit.models.sources import default_model as packaged
+from labkit.patching.patch import patch
 from labkit.workshop import folder_check
 from labkit.workshop.page import INSTALL_PS1, INSTALL_SH, page
 from labkit.workshop.wheels import PLATFORMS, fetch, needed, own_wheel
@@ -115,9 +119,6 @@ def _spellings(name: str) -> list[str]:
 
 def _model_and_grids(place: Path) -> None:
     """The default model in 4 bits as an entry of a cache, and the grids of notebook 04, computed with it."""
-    from labkit.models.cache import MANIFEST, is_whole
-    from labkit.models.sources import default_model as packaged
-
     entry = packaged.checkpoint(4)
     if not is_whole(place / "cache" / entry):
         source = packaged.default_checkpoint(bits=4, progress=True)
@@ -126,9 +127,6 @@ def _model_and_grids(place: Path) -> None:
             _put(target / file.name, file.read_bytes())
     sites = [site for site in ("resid_pre", "z") if not (place / "grids" / f"{site}.npz").is_file()]
     if sites:
-        from labkit.language_model import load
-        from labkit.patching.patch import patch
-
         (place / "grids").mkdir(exist_ok=True)
         lm = load(progress=False)
         for site in sites:

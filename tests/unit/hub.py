@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +53,23 @@ class Hub:
     web: httpx.Client
     log: Path
 
-    def kernel(self, student: str) -> Kernel:
-        """Start a student's server and a kernel on it."""
+    def kernels(self, students: int) -> list[Kernel]:
+        """Start a server for each student, and then a kernel on each: kernels take free ports, also those that the hub
+        has chosen for servers that are yet to start."""
+        names = [f"student{n}" for n in range(students)]
+        with ThreadPoolExecutor(students) as pool:
+            list(pool.map(self._start, names))
+            return list(pool.map(self._kernel, names))
+
+    def _start(self, student: str) -> None:
         self.web.post(f"/hub/api/users/{student}").raise_for_status()
         self.web.post(f"/hub/api/users/{student}/server").raise_for_status()
         ends = time.monotonic() + 120
         while not self.web.get(f"/hub/api/users/{student}").json()["servers"].get("", {}).get("ready"):
             assert time.monotonic() < ends, self.log.read_text()[-3000:]
             time.sleep(0.2)
+
+    def _kernel(self, student: str) -> Kernel:
         answer = self.web.post(f"/user/{student}/api/kernels", json={"name": "python3"})
         answer.raise_for_status()
         return Kernel(self.url, student, answer.json()["id"])
