@@ -112,7 +112,11 @@ def _write(part: Path, layers: dict[str, tuple[Any, torch.Tensor]]) -> None:
 
         def put(tensor: torch.Tensor) -> dict[str, Any]:
             file.seek(-file.tell() % ALIGNED, 1)
-            about = {"at": file.tell(), "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            about: dict[str, Any] = {
+                "at": file.tell(),
+                "shape": list(tensor.shape),
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+            }
             if tensor.is_mkldnn:
                 about |= {"form": _form_of(tensor), "bytes": torch.ops.mkldnn._nbytes(tensor)}
                 content: Any = (ctypes.c_ubyte * about["bytes"]).from_address(torch.ops.mkldnn.data_ptr(tensor))

@@ -13,6 +13,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
@@ -70,8 +71,8 @@ def wrong(folder: Path, *, environment: Path | None = None) -> str:
     return ""
 
 
-def _list(names: object) -> str:
-    return ", ".join(names)  # type: ignore[call-overload, no-any-return]
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
 if __name__ == "__main__":

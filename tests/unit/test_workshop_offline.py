@@ -37,7 +37,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """For the environment of labkit's own tests, not Colab's. Made twice: the second time nothing is fetched or written."""
+    """Made twice: the second time nothing is fetched or written. Not for Colab's environment."""
     pytest.importorskip("jupyterlab", reason="what is handed out is what is installed, with JupyterLab")
     place = Path(os.environ.get("LABKIT_TEST_WORKSHOP") or tmp_path_factory.mktemp("workshop") / "folder")
     asked = {"platforms": [PLATFORMS[platform.system()]], "pythons": [HERE], "notebooks": ["00", "04"]}
