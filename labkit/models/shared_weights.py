@@ -79,7 +79,8 @@ def _name(hf: Any) -> str | None:
     """The entry for a model that was loaded from labkit's cache onto the CPU."""
     models = cache_folder() / "models"
     source = Path(getattr(hf.config, "_name_or_path", "") or "")
-    if source.parent != models or hf.get_input_embeddings().weight.device.type != "cpu":
+    packed_as_usual = source.parent == models and "-nf4-" in source.name
+    if not packed_as_usual or hf.get_input_embeddings().weight.device.type != "cpu":
         return None
     about = [FORMAT, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), has_bfloat16()]
     try:
