@@ -50,7 +50,7 @@ test-js: $(VENV)/.js  ## the widgets' JavaScript, as far as it needs no browser
 # Of every test together: where ARGS choose some there is none. Which lines lack a test: .venv/bin/coverage report
 COVERAGE := $(if $(ARGS),,--cov --cov-report=)
 
-test-unit: $(VENV)/.test  ## the promises on the default model, and all that has no other place
+test-unit: $(VENV)/.js  ## the promises on the default model, and all that has no other place
 	$(BIN)/labkit pull
 	$(PYTEST) tests/unit -m "not alone" $(SPREAD) --dist worksteal $(COVERAGE) $(ARGS)
 	$(PYTEST) tests/unit/test_busy_machine.py -m alone

@@ -1,4 +1,4 @@
-"""The command line: `labkit lab | doctor | models | card | pull | scan | course`."""
+"""The command line: `labkit lab | doctor | models | card | pull | scan | course | workshop`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from labkit._version import install_command
+from labkit.workshop import command as workshop
 
 GATE = {
     True: "; accept its conditions on the hub first",
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pull = commands.add_parser("pull", help="download and convert a model ahead of time")
     pull.add_argument("name", nargs="?", help="hub id or .gguf file; omit it for the default model")
     pull.add_argument("--bits", type=int, default=None, help="4 (default), 8, 16 or 32")
+    pull.add_argument("--shared", action="store_true", help="and keep one copy of its weights for all processes here")
     looked = commands.add_parser("scan", help="say whether a checkpoint is safe to open, without opening it")
     looked.add_argument("name", help="hub id, folder or .gguf file")
     looked.add_argument("--revision", default=None, help="branch, tag or commit on the hub")
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assignment = parts.add_parser("assignment", help="notebooks as assignments of nbgrader, one point per exercise")
     assignment.add_argument("folder", help="the folder of a course of nbgrader, or a new one")
     assignment.add_argument("notebooks", nargs="*", help="how their names begin, such as 00 04; omit for all")
+
+    workshop.add_parser(commands)
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.command != "lab":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -59,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _assignment(parsed.folder, parsed.notebooks)
     if parsed.command == "course":
         return _course(parsed.files, as_csv=parsed.csv)
+    if parsed.command == "workshop":
+        return workshop.run(parsed)
     if parsed.command == "scan":
         return _scan(parsed.name, revision=parsed.revision, as_json=parsed.json)
-    return _models() if parsed.command == "models" else _pull(parsed.name, bits=parsed.bits)
+    return _models() if parsed.command == "models" else _pull(parsed.name, bits=parsed.bits, shared=parsed.shared)
 
 
 def _lab(arguments: list[str]) -> int:
@@ -104,21 +110,26 @@ def _root() -> list[str]:
     return [f"--ServerApp.root_dir={course.folder}"]
 
 
-def _pull(name: str | None, *, bits: int | None) -> int:
+def _pull(name: str | None, *, bits: int | None, shared: bool = False) -> int:
     from labkit.models.errors import LoadError
     from labkit.models.sources import default_model as packaged
 
-    if name is None and bits in (None, 4) and packaged.default_is_ready():
+    if name is None and bits in (None, 4) and not shared and packaged.default_is_ready():
         print(f"{packaged.NAME} is ready")
         return 0
     from labkit.language_model import load
+    from labkit.models import shared_weights
 
     try:
         model = load(name, bits=bits)
+        place = shared_weights.write(model) if shared else None
     except (LoadError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{model.name} is ready, {model.bits} bits")
+    print(f"{model.name} is ready, {model.bits} bits" + (f", and one copy for all in {place}" if place else ""))
+    if shared and place is None:
+        print("Only 4-bit models from a wheel or a GGUF file, on the CPU, have one copy for all.", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from labkit.models import shared_weights
 from labkit.models import unpacked_layers as fast
 from labkit.models.catalog import that_fit
 from labkit.models.errors import LoadError, NotADecoder, NotEnoughMemory
@@ -119,7 +120,10 @@ def loaded(
     commit = pinned or getattr(whole, "_commit_hash", None) or _commit(source, revision) or revision
     code = _load_code(label, bits=bits, dtype=asked, packing=packing, revision=commit)
     stored_as = stored_as or (form.name if form else None)
-    return kind(hf, tokenizer, name=label, revision=commit, bits=bits, load_code=code, stored_as=stored_as)
+    model = kind(hf, tokenizer, name=label, revision=commit, bits=bits, load_code=code, stored_as=stored_as)
+    if ours and bits == 4:
+        model.fast.mapped = shared_weights.mapped(hf)
+    return model
 
 
 def wrapped(kind: type[M], hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> M:

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,19 @@ from labkit.text.warn import warn
 MANY = 32
 
 _models: WeakSet[FastLayers] = WeakSet()
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """An unpacked weight, mapped from the cache (`models.shared_weights`), and the packed one that it belongs to."""
+
+    weight: torch.Tensor  # (out, in)
+    of: int  # address of the packed weight
+    as_of: int  # its version
+
+    def belongs_to(self, packed: torch.Tensor) -> bool:
+        """Is this still the packed weight, and has nobody written to it?"""
+        return packed.data_ptr() == self.of and packed._version == self.as_of
 
 
 class _Packed:
@@ -96,9 +110,11 @@ class _Packed:
 
     def _keep(self) -> bool:
         """Unpack the weight, once, where memory has room for those of all layers. Is it there?"""
+        layer, mapped = self.layer, self.of.mapped.get(self.layer)
+        if self.kept is None and mapped is not None and mapped.belongs_to(layer.weight):
+            self.kept = mapped.weight
         if self.kept is not None or not self.of.has_room():
             return self.kept is not None
-        layer = self.layer
         if has_kernel(layer) and not getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
             # the kernel rounds the scales when it packs; have it do so now, for its numbers are those of the layer
             self._plain(layer, torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
@@ -116,6 +132,7 @@ class FastLayers:
     def __init__(self) -> None:
         self._layers: list[Any] | None = None
         self._ways: dict[Any, _Packed] = {}
+        self.mapped: Mapping[Any, Mapped] = {}  # what all processes of this machine share, by layer
         self._room: bool | None = None  # for all weights unpacked; None: not looked at in this pass
         self._looked = 0.0
         self._used = self._warned = self._experts = False
@@ -129,7 +146,13 @@ class FastLayers:
     @property
     def size(self) -> int:
         """Bytes of the unpacked weights that are kept."""
-        return sum(_size(layer) for layer, way in [*self._ways.items()] if way.kept is not None)
+        own = [layer for layer, way in [*self._ways.items()] if way.kept is not None and layer not in self.mapped]
+        return sum(_size(layer) for layer in own)
+
+    def unpack_all(self) -> dict[Any, torch.Tensor]:
+        """The unpacked weight (out, in) of every packed layer that there is room for; in a block of `used`."""
+        ways = [(layer, way) for layer, way in self._ways.items() if way._keep()]
+        return {layer: way.kept for layer, way in ways if way.kept is not None}
 
     @contextmanager
     def used(self, hf: Any, dtype: torch.dtype, name: str) -> Iterator[None]:

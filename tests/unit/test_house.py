@@ -18,7 +18,9 @@ OPTIONAL = {
     "accelerate", "anywidget", "bitsandbytes", "codecarbon", "dask", "gguf", "google", "huggingface_hub", "IPython",
     "jinja2", "jupyterlab", "peft", "psutil", "pynvml", "safetensors", "sklearn", "tokenizers", "tqdm", "xarray",
 }  # fmt: skip
-LIGHT = {"labkit.cli", "labkit.course", "labkit.course.checks", "labkit.doctor", "labkit.models.catalog"}
+LIGHT = {
+    "labkit.cli", "labkit.course", "labkit.course.checks", "labkit.doctor", "labkit.models.catalog", "labkit.workshop.command",
+}  # fmt: skip
 """What is imported before torch: the command line, which has to answer at once, what it lists, and the doctor."""
 
 

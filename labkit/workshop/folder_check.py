@@ -1,0 +1,82 @@
+"""What is wrong with a workshop's folder on this machine, in one line.
+
+This file is also `check.py` in that folder, where it runs before labkit is installed: it needs nothing but Python, and
+any Python since 3.8 can run it to be told that it is too old.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+SUMS = "SHA256SUMS"
+ABOUT = "workshop.json"
+ROOM = 3 << 30  # bytes on disk for the environment
+PLATFORMS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    with file.open("rb") as opened:
+        for block in iter(lambda: opened.read(1 << 22), b""):
+            found.update(block)
+    return found.hexdigest()
+
+
+def wrong(folder: Path, *, environment: Path | None = None) -> str:
+    """What is wrong and what to do about it, in one line; empty if nothing is.
+
+    Args:
+        folder: the workshop's.
+        environment: where labkit is to be installed, for the room on its disk; None: it is installed.
+    """
+    here = ".".join(map(str, sys.version_info[:2]))
+    if not (folder / ABOUT).is_file() or not (folder / SUMS).is_file():
+        return f"{folder} is not a whole workshop folder ({ABOUT} or {SUMS} is missing): copy it again, all of it"
+    about = json.loads((folder / ABOUT).read_text("utf-8"))
+    system, machine = PLATFORMS.get(platform.system(), platform.system()), platform.machine().lower()
+    if system not in about["wheels"]:
+        return f"the folder has packages for {_list(about['wheels'])}, not for {system}: ask the teacher for yours"
+    if machine not in about["machines"][system]:
+        return f"the folder has packages for {_list(about['machines'][system])} processors, not for {machine}"
+    if environment is not None and here not in about["wheels"][system]:
+        needed = _list(about["wheels"][system])
+        return f"this is Python {here}, and the packages are for {needed}: install one of these, then set PYTHON to it"
+    for line in (folder / SUMS).read_text("utf-8").splitlines():
+        expected, name = line.split("  ", 1)
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing in {folder}: copy it again"
+        if digest(file) != expected:
+            return f"{name} is damaged (its checksum differs): copy it again"
+    if environment is not None:
+        there = next(place for place in (environment, *environment.parents) if place.exists())
+        free = shutil.disk_usage(str(there)).free
+        if free < ROOM:
+            return f"{free / 1e9:.1f} GB are free on the disk of {environment}, {ROOM / 1e9:.0f} are needed: make room"
+        if not importlib.util.find_spec("venv") or not importlib.util.find_spec("ensurepip"):
+            return "this Python has no venv: install it (Debian and Ubuntu: apt install python3-venv)"
+        try:
+            tempfile.TemporaryFile(dir=str(there)).close()
+        except OSError:
+            return f"{there} cannot be written: set LABKIT_VENV to a folder of yours"
+    return ""
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]).expanduser().absolute() if len(sys.argv) > 1 else Path.home() / "labkit-workshop"
+    found = wrong(Path(__file__).absolute().parent, environment=target)
+    print(found or "ready to install")
+    sys.exit(1 if found else 0)

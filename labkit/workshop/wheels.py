@@ -1,0 +1,178 @@
+"""Which wheels a machine needs, and pip to fetch them.
+
+pip resolves for the machine that it runs on, also where it downloads for another. So the versions are those that are
+installed here, and what else another platform needs is found from their metadata, with that platform's markers.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from labkit._version import DISTRIBUTION, __version__
+from labkit.course.folder import CHECKOUT
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A kind of machine: its name, its processors, pip's tags for it, newest first, and what markers see there."""
+
+    name: str
+    machines: tuple[str, ...]
+    tags: tuple[str, ...]
+    markers: dict[str, str]
+
+
+PLATFORMS = {
+    one.name: one
+    for one in (
+        Platform(
+            "linux", ("x86_64",),
+            (*(f"manylinux_2_{minor}_x86_64" for minor in range(34, 4, -1)), "manylinux2014_x86_64",
+             "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"),
+            {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"},
+        ),
+        Platform(
+            "macos", ("arm64",),
+            tuple(f"macosx_{major}_0_{kind}" for major in range(15, 10, -1) for kind in ("arm64", "universal2"))
+            + tuple(f"macosx_10_{minor}_universal2" for minor in range(16, 8, -1)),
+            {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix", "platform_machine": "arm64"},
+        ),
+        Platform(
+            "windows", ("amd64",), ("win_amd64",),
+            {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt", "platform_machine": "AMD64"},
+        ),
+    )
+}  # fmt: skip
+
+
+def needed(platform: Platform, python: str, *, extras: Iterable[str] = ("lab",)) -> dict[str, str]:
+    """What labkit needs on a kind of machine: pip's requirement by name, with the version that is installed here."""
+    found: dict[str, str] = {}
+    waiting = [(DISTRIBUTION, frozenset(extras))]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    environment = platform.markers | {
+        "python_version": python, "python_full_version": f"{python}.0", "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }  # fmt: skip
+    while waiting:
+        name, wanted = waiting.pop()
+        name = canonicalize_name(name)
+        if (name, wanted) in seen:
+            continue
+        seen.add((name, wanted))
+        try:
+            there = distribution(name)
+        except PackageNotFoundError:
+            found.setdefault(name, name)  # for that platform alone; its newest version
+            continue
+        if name != canonicalize_name(DISTRIBUTION):
+            found[name] = f"{name}=={there.version.partition('+')[0]}"
+        for line in there.requires or []:
+            one = Requirement(line)
+            marker = one.marker
+            if marker is None or any(marker.evaluate(environment | {"extra": extra}) for extra in ("", *wanted)):
+                waiting.append((one.name, frozenset(one.extras)))
+    return found
+
+
+def missing(folder: Path, wanted: dict[str, str], platform: Platform, python: str) -> dict[str, str]:
+    """Of what is wanted, that which no wheel in the folder provides on such a machine."""
+    there = list(_provided(folder, platform, python))
+    return {
+        name: requirement
+        for name, requirement in wanted.items()
+        if not any(name == had and Requirement(requirement).specifier.contains(number) for had, number in there)
+    }
+
+
+def _provided(folder: Path, platform: Platform, python: str) -> Iterator[tuple[str, str]]:
+    short = python.replace(".", "")
+    for file in folder.glob("*.whl"):
+        name, number, _, tags = parse_wheel_filename(file.name)
+        for tag in tags:
+            fits = tag.interpreter in (f"cp{short}", "py3", f"py{short}", "py2.py3") or tag.abi == "abi3"
+            if fits and (tag.platform == "any" or tag.platform in platform.tags):
+                yield str(name), str(number).partition("+")[0]
+                break
+
+
+def fetch(
+    folder: Path, wanted: dict[str, str], platform: Platform, python: str, *, index: str | None
+) -> dict[str, str]:
+    """Download wheels, all that can be had; those that are there stay.
+
+    A wheel arrives whole: pip writes it elsewhere first.
+
+    Returns:
+        By name, why a wheel could not be had.
+    """
+    return _halving(folder, list(missing(folder, wanted, platform, python).items()), platform, python, index)
+
+
+def _halving(
+    folder: Path, todo: list[tuple[str, str]], platform: Platform, python: str, index: str | None
+) -> dict[str, str]:
+    """pip fetches all or nothing, so where it fails each half is tried; in the end another version of that package.
+
+    The version that is installed here may be for later patch releases of Python than the first, or for fewer platforms.
+    """
+    why = _pip(folder, [requirement for _, requirement in todo], platform, python, index) if todo else ""
+    if not why:
+        return {}
+    if len(todo) == 1:
+        name, _ = todo[0]
+        return {name: why} if _pip(folder, [name], platform, python, index) else {}
+    half = len(todo) // 2
+    parts = (_halving(folder, part, platform, python, index) for part in (todo[:half], todo[half:]))
+    return {name: reason for part in parts for name, reason in part.items()}
+
+
+def _pip(folder: Path, requirements: list[str], platform: Platform, python: str, index: str | None) -> str:
+    """pip's last line if it fails."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    command += ["--dest", str(folder), "--only-binary=:all:", "--implementation", "cp", "--python-version", python]
+    command += [part for tag in platform.tags for part in ("--platform", tag)]
+    command += ["--extra-index-url", index] if index else []
+    done = subprocess.run([*command, *requirements], capture_output=True, text=True)
+    return (done.stderr.strip().splitlines() or ["pip said nothing"])[-1] if done.returncode else ""
+
+
+def own_wheel(folder: Path) -> str:
+    """labkit's own wheel: built where this is a checkout, else from the index. Why not, if it cannot be had."""
+    pip, stem = [sys.executable, "-m", "pip", "--disable-pip-version-check"], DISTRIBUTION.replace("-", "_")
+    checkout = CHECKOUT.parent if (CHECKOUT.parent / "pyproject.toml").is_file() else None
+    if checkout is None and any(folder.glob(f"{stem}-{__version__}-*.whl")):
+        return ""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        if checkout is None:
+            command = [*pip, "download", "--quiet", "--no-deps", "--dest", temporary, f"{DISTRIBUTION}=={__version__}"]
+        else:
+            here = ["--no-build-isolation"] if _has("hatchling") else []
+            command = [*pip, "wheel", "--quiet", "--no-deps", *here, "--wheel-dir", temporary, str(checkout)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        (new,) = Path(temporary).glob("*.whl")
+        for old in folder.glob(f"{stem}-*.whl"):
+            if old.name != new.name or old.read_bytes() != new.read_bytes():  # of an older checkout
+                old.unlink()
+        if not (folder / new.name).exists():
+            new.replace(folder / new.name)
+    return ""
+
+
+def _has(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
