@@ -27,7 +27,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:\[[^\]]*\]|[^\[\]])*)\]\((?P<target>[^)\s]+)\)(?P<attributes>\{[^}]*\})?")
+LINK = re.compile(
+    r"(?P<image>!?)\[(?P<text>(?:\[[^\]]*\]|[^\[\]])*)\]\((?P<target>[^)\s]+)\)(?P<attributes>\{[^}]*\})?"
+)
 FENCE = re.compile(r"^(`{3,}).*?^\1 *$", re.MULTILINE | re.DOTALL)
 MADE = {
     "CHANGELOG.md": "changelog.md",
@@ -183,9 +185,7 @@ def notebook(book: Path) -> str:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             parts.append(
-                source.replace("<details>", '<details markdown="1">').replace(
-                    "<summary>", '<summary markdown="span">'
-                )
+                source.replace("<details>", '<details markdown="1">').replace("<summary>", '<summary markdown="span">')
             )
             continue
         parts.append(fenced(source.removeprefix("# NBVAL_CHECK_OUTPUT\n"), ".python"))

@@ -80,9 +80,7 @@ def as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     model_sources.SOURCES[:] = sources
 
 
-@pytest.mark.parametrize(
-    "page", sorted({block.page for block in PYTHON}), ids=lambda page: str(page.relative_to(ROOT))
-)
+@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}), ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_python_on_a_page_runs_and_prints_what_it_says(page: Path, as_before: None) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in (block for block in PYTHON if block.page == page and not block.why):
