@@ -121,7 +121,7 @@ def wavefront(p: Palette) -> str:
     body += [
         text(left, bottom + 50, "Rows that start at position 3, 4 and 5 (3, 2 and 1 tokens long) join at each block,", p.soft, size=12),
         text(left, bottom + 68, "outlined; those that joined below, in their own colour, go on. 5 calls of a block", p.soft, size=12),
-        text(left, bottom + 86, "in place of 15 full passes, which are 75.", p.soft, size=12),
+        text(left, bottom + 86, "instead of 15 full passes, 75 calls.", p.soft, size=12),
     ]  # fmt: skip
     return svg(900, 298, "How the wavefront computes a grid of patches in one pass up the blocks", body)
 
