@@ -68,7 +68,7 @@ def where_the_model_is(function: Any = None, /, **how: Any) -> Any:
         @wraps(function)
         def there(*args: Any, **kwargs: Any) -> Any:
             first = args[0] if args else kwargs.get("lm")
-            lm = getattr(first, "lm", first)
+            lm: Any = getattr(first, "lm", first)
             return lm.ask(call, args, kwargs) if is_elsewhere(lm) else function(*args, **kwargs)
 
         return there

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit._version import __version__
+from labkit.activations.site_kinds import HEAD_IN
 from labkit.activations.site_kinds import KINDS as SITE_KINDS
 from labkit.activations.sites import _missing, adds_keys, n_heads_of, of_keys
 from labkit.elsewhere import CALLS, LISTENER, Call, Elsewhere
@@ -36,6 +37,7 @@ from labkit.engine.recorded_run import Unsupported
 from labkit.engine.wavefront import Cancelled
 from labkit.generation.loop import ends_of
 from labkit.generation.token_table import GeneratedToken
+from labkit.language_model import LanguageModel
 from labkit.models import errors
 from labkit.models.catalog import known
 from labkit.models.handle import Model
@@ -68,6 +70,17 @@ def packed_call(
     return pack(body | {"within": list(within)}, lm=lm)
 
 
+def only_here(call: Call, bound: BoundArguments) -> None:
+    """Refuse arguments that mean something on the client's machine alone.
+
+    Raises:
+        Elsewhere: there is one.
+    """
+    for name in call.without:
+        if (bound.arguments | bound.kwargs).get(name) is not None:
+            raise Elsewhere(f"{name}= is of one machine, and the model is on another; leave it out")
+
+
 def perform(lm: Model, body: bytes, *, stop: threading.Event, report: Report) -> bytes:
     """Do what a client asked, and pack what came of it.
 
@@ -96,9 +109,7 @@ def perform(lm: Model, body: bytes, *, stop: threading.Event, report: Report) ->
 def _performed(lm: Model, body: bytes, listener: _Listener) -> Any:
     call, bound, asked = _read(lm, body)
     parameters = signature(call.function).parameters
-    for name in call.without:
-        if name in bound.arguments and bound.arguments[name] != parameters[name].default:
-            raise Elsewhere(f"{name}= cannot be given to a model that is elsewhere")
+    only_here(call, bound)
     for name in {"stop", "progress", call.streams} & set(parameters):
         given: dict[str, Any] = {"stop": listener.stop, "progress": False}
         each = listener.each(lm) if asked["streams"] else None
@@ -240,7 +251,7 @@ def is_small(body: bytes) -> bool:
 # -- what a client needs to know first --------------------------------------------------------------------------------
 
 
-def describe(lm: Model) -> dict[str, Any]:
+def describe(lm: LanguageModel) -> dict[str, Any]:
     """A model for JSON: its name, sizes, origin and licence, and what is where in it."""
     memory = lm.memory()
     try:
@@ -270,8 +281,8 @@ def describe(lm: Model) -> dict[str, Any]:
         "adds_keys": [adds_keys(lm, n) for n in layers],
         "ends": ends_of(lm),
         "missing": {
-            kind: [_missing(lm, kind, n) for n in (layers if SITE_KINDS[kind].by_layer else range(1))]
-            for kind in SITE_KINDS
+            kind: [_missing(lm, kind, n) for n in (range(1) if kind == "final_norm" else layers)]
+            for kind in (*SITE_KINDS, HEAD_IN)
             if kind != "embed"
         },
     }

@@ -140,7 +140,7 @@ def _by_name(of: Mapping[str, Any], _: Any) -> PromptPair:
     return PromptPair(**of)
 
 
-KINDS |= {cls.__name__: _data(cls, sent=True) for cls in SENT}  # type: ignore[attr-defined]
+KINDS |= {cls.__name__: _data(cls, sent=True) for cls in SENT}
 KINDS |= {cls.__name__: _data(cls, sent=False) for cls in RETURNED}
 KINDS |= {
     kind.cls.__name__: kind

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cached_property
 from inspect import signature
@@ -24,7 +24,7 @@ from labkit.activations.run import Run
 from labkit.elsewhere import Call, Elsewhere
 from labkit.language_model import LanguageModel
 from labkit.models.memory import MemoryReport
-from labkit.remote.calls import answers_of, packed_call, parts_of, raised
+from labkit.remote.calls import answers_of, only_here, packed_call, parts_of, raised
 from labkit.remote.wire import unpack
 from labkit.steering.steer import _edits
 from labkit.steering.vector import Manner, SteeringVector
@@ -81,10 +81,7 @@ class RemoteModel(LanguageModel):
             return known(*args, **kwargs)
         form = signature(call.function)
         bound = form.bind(*args, **kwargs)
-        for name in call.without:
-            if bound.arguments.get(name, form.parameters[name].default) != form.parameters[name].default:
-                raise Elsewhere(f"{name}= is of this machine, and the model is on another; leave it out")
-            bound.arguments.pop(name, None)
+        only_here(call, bound)
         given = bound.arguments
         each, stop = given.pop(call.streams, None), given.pop("stop", None) or threading.Event()
         shows = bool(given.pop("progress", "progress" in form.parameters))
@@ -128,7 +125,7 @@ class RemoteModel(LanguageModel):
     # -- what it has ---------------------------------------------------------------------------------------------
 
     @property
-    def hf(self) -> Any:  # type: ignore[override]
+    def hf(self) -> Any:
         raise Elsewhere(
             f"the weights of {self.name} are on another machine: lm.hf, lm.anatomy and your own hooks need a model "
             "here, from lk.load(). lm.run(..., read=..., write=...) reads and writes activations, and "
@@ -136,27 +133,27 @@ class RemoteModel(LanguageModel):
         )
 
     @property
-    def anatomy(self) -> Any:  # type: ignore[override]
+    def anatomy(self) -> Any:
         return self.hf
 
     @cached_property
-    def config(self) -> Any:  # type: ignore[override]
+    def config(self) -> Any:
         held = dict(self.about["config"])
         try:
-            return AutoConfig.for_model(held["model_type"], **held)
+            return AutoConfig.for_model(held.pop("model_type"), **held)
         except (KeyError, ValueError):  # one that this version of transformers does not know
             return PretrainedConfig.from_dict(held)
 
-    n_layers = property(lambda self: int(self.about["sizes"]["n_layers"]))  # type: ignore[assignment]
-    n_heads = property(lambda self: int(self.about["sizes"]["n_heads"]))  # type: ignore[assignment]
-    n_kv_heads = property(lambda self: int(self.about["sizes"]["n_kv_heads"]))  # type: ignore[assignment]
-    d_model = property(lambda self: int(self.about["sizes"]["d_model"]))  # type: ignore[assignment]
-    d_head = property(lambda self: int(self.about["sizes"]["d_head"]))  # type: ignore[assignment]
-    n_vocab = property(lambda self: int(self.about["sizes"]["n_vocab"]))  # type: ignore[assignment]
-    context = property(lambda self: self.about["sizes"]["context"])  # type: ignore[assignment]
-    dtype = property(lambda self: getattr(torch, self.about["dtype"]))  # type: ignore[assignment]
-    device = property(lambda self: torch.device("cpu"))  # type: ignore[assignment]
-    devices = property(lambda self: (torch.device("cpu"),))  # type: ignore[assignment]
+    n_layers = property(lambda self: int(self.about["sizes"]["n_layers"]))
+    n_heads = property(lambda self: int(self.about["sizes"]["n_heads"]))
+    n_kv_heads = property(lambda self: int(self.about["sizes"]["n_kv_heads"]))
+    d_model = property(lambda self: int(self.about["sizes"]["d_model"]))
+    d_head = property(lambda self: int(self.about["sizes"]["d_head"]))
+    n_vocab = property(lambda self: int(self.about["sizes"]["n_vocab"]))
+    context = property(lambda self: self.about["sizes"]["context"])
+    dtype = property(lambda self: getattr(torch, self.about["dtype"]))
+    device = property(lambda self: torch.device("cpu"))
+    devices = property(lambda self: (torch.device("cpu"),))
 
     @property
     def embedding(self) -> torch.Tensor:
@@ -204,9 +201,10 @@ class RemoteModel(LanguageModel):
             _edits(self, one, strength, at, manner, {"to": None, "low": None, "high": None, "when": None} | how)
         return self._within(vector, strength, layer=layer, manner=manner, **how)
 
-    def busy(self, *, gradients: bool = False, plain: bool = False) -> AbstractContextManager[None]:
+    @contextmanager
+    def busy(self, *, gradients: bool = False, plain: bool = False) -> Iterator[None]:
         """Nothing is in use here: the other machine sees to its model's turns."""
-        return nullcontext()
+        yield
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RemoteModel:
         return self  # a connection is shared

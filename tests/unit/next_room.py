@@ -34,8 +34,15 @@ class NextRoom:
         stop = stop or threading.Event()
         coming: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
+        taken = threading.Event()
+
+        def tell(told: dict[str, Any]) -> None:
+            taken.clear()
+            coming.put(json.dumps(told))
+            taken.wait()  # so that what a test does at a report happens at that point of the work
+
         def work() -> None:
-            coming.put(perform(self.lm, body, stop=stop, report=lambda told: coming.put(json.dumps(told))))
+            coming.put(perform(self.lm, body, stop=stop, report=tell))
 
         threading.Thread(target=work, daemon=True).start()
         while True:
@@ -47,3 +54,5 @@ class NextRoom:
                 self.on_report(json.loads(told))
             except KeyboardInterrupt:
                 stop.set()
+            finally:
+                taken.set()

@@ -7,6 +7,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,27 @@ from labkit.remote.calls import is_small, key, perform
 from labkit.remote.model import RemoteModel
 from labkit.text.encode import TooLong
 
-CLEAN = "When Mary and John went to the store, John gave a drink to"
-CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
-PAIR = (CLEAN, CORRUPT, " Mary", " John")
+SMALL = Path(__file__).parents[1] / "files" / "small_llama"
+CLEAN = "After Susan and William sat down in the museum, William handed a box to"
+CORRUPT = "After Susan and William sat down in the museum, Susan handed a box to"
+PAIR = (CLEAN, CORRUPT, " Susan", " William")
 
 
 @pytest.fixture(scope="module")
-def away(lm32: lk.LanguageModel) -> RemoteModel:
-    return RemoteModel(NextRoom(lm32))
+def home() -> lk.LanguageModel:
+    return lk.load(SMALL, bits=32, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def away(home: lk.LanguageModel) -> RemoteModel:
+    return RemoteModel(NextRoom(home))
 
 
 @pytest.fixture
 def room(away: RemoteModel) -> NextRoom:
     room: NextRoom = away.transport
-    room.calls, room.reports, room.on_report = [], [], room.reports.append
+    room.calls, room.reports = [], []
+    room.on_report = room.reports.append
     return room
 
 
@@ -70,100 +78,105 @@ def equal(here: Any, there: Any, lm: Any, away: Any) -> None:
 
 
 ASK: dict[str, Callable[[Any], Any]] = {
-    "run": lambda lm: lm.run(CLEAN, read=["resid_post.5", "pattern.3", "z.5.3"]),
+    "run": lambda lm: lm.run(CLEAN, read=["resid_post.2", "pattern.2", "z.1.3"]),
     "run of several": lambda lm: lm.run([CLEAN, "Hello"], read=["resid_pre@-1"], logits="last"),
-    "write": lambda lm: lm.run(CLEAN, write={"z.5.3": torch.zeros(64), lk.Site("mlp_out", 7): torch.ones(576)}),
-    "gradient": lambda lm: lm.run(CLEAN, grad=["z.5"], of="logit_diff", answer=" Mary", foil=" John"),
-    "generate": lambda lm: lm.generate(CLEAN, max_new_tokens=6, read=["resid_post.5"]),
-    "generate chat": lambda lm: lm.generate([{"role": "user", "content": "Hi"}], max_new_tokens=4),
+    "write": lambda lm: lm.run(CLEAN, write={"z.1.3": torch.zeros(16), lk.Site("mlp_out", 2): torch.ones(128)}),
+    "gradient": lambda lm: lm.run(CLEAN, grad=["z.1"], of="logit_diff", answer=" Susan", foil=" William"),
+    "generate": lambda lm: lm.generate(CLEAN, max_new_tokens=6, read=["resid_post.2"]),
     "samples": lambda lm: lm.generate("A cat", samples=2, temperature=1.0, seed=3, max_new_tokens=4),
     "score": lambda lm: lk.score(lm, CLEAN),
-    "patch": lambda lm: lk.patch(lm, *PAIR, site="z", layers=[5, 20], progress=False),
+    "patch": lambda lm: lk.patch(lm, *PAIR, site="z", layers=[1, 3], progress=False),
     "patch by noise": lambda lm: lk.patch(
-        lm, CLEAN, answer=" Mary", by=lk.Noise("Mary", samples=2), layers=[3, 9], progress=False
+        lm, CLEAN, answer=" Susan", by=lk.Noise("Susan", samples=2), layers=[1, 2], progress=False
     ),
     "attribution patch": lambda lm: lk.attribution_patch(lm, *PAIR, sites=["resid_pre", "z"]),
-    "path patch": lambda lm: lk.path_patch(lm, *PAIR, receiver="v.23.1", layers=[4, 12], progress=False),
-    "lens": lambda lm: lk.logit_lens(lm, CLEAN, follow=" Mary"),
-    "direct attribution": lambda lm: lk.direct_logit_attribution(lm, CLEAN, " Mary", " John"),
-    "patchscope": lambda lm: lk.patchscope(lm, CLEAN, max_new_tokens=4, progress=False),
-    "steering vector": lambda lm: lk.steering_vector(lm, ["I love it", "Great"], ["I hate it", "Awful"], 9),
-    "knock out": lambda lm: lk.knock_out(lm, CLEAN, heads=[(5, 3), (9, 1)], how="mean"),
-    "head circuit": lambda lm: lk.head_circuit(lm, "5.3", sample=64),
-    "choices": lambda lm: lk.choices(lm, CLEAN, [" Mary", " John"]),
+    "path patch": lambda lm: lk.path_patch(lm, *PAIR, receiver="v.3.1", senders=["z.1", "mlp_out.2"], progress=False),
+    "lens": lambda lm: lk.logit_lens(lm, CLEAN, follow=" Susan"),
+    "direct attribution": lambda lm: lk.direct_logit_attribution(lm, CLEAN, " Susan", " William"),
+    "patchscope": lambda lm: lk.patchscope(lm, CLEAN, site="resid_post.2@-1", max_new_tokens=4, progress=False),
+    "steering vector": lambda lm: lk.steering_vector(lm, ["I love it", "Great"], ["I hate it", "Awful"], 2),
+    "knock out": lambda lm: lk.knock_out(lm, CLEAN, heads=[(1, 3), (2, 1)], how="mean"),
+    "head circuit": lambda lm: lk.head_circuit(lm, "1.3", sample=64),
+    "choices": lambda lm: lk.choices(lm, CLEAN, [" Susan", " William"]),
+    "edges": lambda lm: lk.edge_attribution(lm, *PAIR, progress=False),
+    "input attribution": lambda lm: lk.input_attribution(lm, CLEAN, written=" Susan", progress=False),
+    "deletion": lambda lm: lk.deletion(
+        lk.input_attribution(lm, CLEAN, written=" Susan", progress=False), progress=False
+    ),
+    "head circuits": lambda lm: lk.head_circuits(lm, sample=64, progress=False),
     "audit": lambda lm: lk.audit(lm, limit=6, progress=False),
-    "one weight": lambda lm: lm.weight("o_proj", 5),
+    "one weight": lambda lm: lm.weight("o_proj", 1),
 }
 
 
 @pytest.mark.parametrize("name", ASK)
 def test_what_is_asked_is_answered_as_it_is_here(
-    name: str, away: RemoteModel, room: NextRoom, lm32: lk.LanguageModel
+    name: str, away: RemoteModel, room: NextRoom, home: lk.LanguageModel
 ) -> None:
     there = ASK[name](away)
     assert room.calls
-    equal(ASK[name](lm32), there, lm32, away)
+    equal(ASK[name](home), there, home, away)
 
 
 def test_a_model_elsewhere_has_the_names_and_sizes_of_one_that_is_here(
-    away: RemoteModel, lm32: lk.LanguageModel
+    away: RemoteModel, home: lk.LanguageModel
 ) -> None:
     names = "name bits revision n_layers n_heads n_kv_heads d_model d_head n_vocab context dtype"
     for name in names.split():
-        assert getattr(away, name) == getattr(lm32, name), name
-    assert away.licence == "Apache-2.0"
-    assert away.sites().equals(lm32.sites())
-    assert away.memory() == lm32.memory()
-    assert away.code() == lm32.code()
+        assert getattr(away, name) == getattr(home, name), name
+    assert away.licence is None
+    assert away.sites().equals(home.sites())
+    assert away.memory() == home.memory()
+    assert away.code() == home.code()
     assert away.config.model_type == "llama"
-    assert torch.equal(away.encode(CLEAN), lm32.encode(CLEAN))
-    assert away.tokens("A <|im_start|>") == lm32.tokens("A <|im_start|>")
-    assert repr(away) == repr(lm32).replace("LanguageModel", "RemoteModel")[:-1] + ", elsewhere)"
+    assert torch.equal(away.encode(CLEAN), home.encode(CLEAN))
+    assert away.tokens("A <|im_start|>") == home.tokens("A <|im_start|>")
+    assert repr(away) == repr(home).replace("LanguageModel", "RemoteModel")[:-1] + ", elsewhere)"
 
 
-def test_attention_is_computed_there_and_read_here(away: RemoteModel, room: NextRoom, lm32: lk.LanguageModel) -> None:
-    here, there = lk.attention(lm32, CLEAN), lk.attention(away, CLEAN)
-    assert np.array_equal(here.pattern(5), there.pattern(5))
-    assert np.array_equal(here.pattern(5, 3), there.pattern(5, 3))
+def test_attention_is_computed_there_and_read_here(away: RemoteModel, room: NextRoom, home: lk.LanguageModel) -> None:
+    here, there = lk.attention(home, CLEAN), lk.attention(away, CLEAN)
+    assert np.array_equal(here.pattern(1), there.pattern(1))
+    assert np.array_equal(here.pattern(1, 3), there.pattern(1, 3))
     assert np.array_equal(here.looks(13, 2), there.looks(13, 2), equal_nan=True)
     assert np.array_equal(here.thumbnails(), there.thumbnails())
     assert here.scores().equals(there.scores())
-    assert np.array_equal(here.value_weighted(5, 3), there.value_weighted(5, 3))
-    assert np.array_equal(here.rollout(9), there.rollout(9))
-    ours, theirs = (one.contribution(" Mary", " John") for one in (here, there))
+    assert np.array_equal(here.value_weighted(1, 3), there.value_weighted(1, 3))
+    assert np.array_equal(here.rollout(2), there.rollout(2))
+    ours, theirs = (one.contribution(" Susan", " William") for one in (here, there))
     assert np.array_equal(ours.values, theirs.values, equal_nan=True)
     own = {"last": lambda pattern: pattern[-1, 0]}
     few = lk.attention(away, CLEAN)
-    few.layers = [5]
+    few.layers = [1]
     room.calls.clear()
-    assert few.add_score("last", own["last"])[5, 3] == here.pattern(5, 3)[-1, 0]
-    assert len(room.calls) == 9  # your own function runs here, on what was read there
+    assert few.add_score("last", own["last"])[1, 3] == here.pattern(1, 3)[-1, 0]
+    assert len(room.calls) == 8  # your own function runs here, on what was read there
 
 
-def test_results_of_a_model_elsewhere_can_ask_it_again(away: RemoteModel, lm32: lk.LanguageModel) -> None:
-    here, there = (lk.logit_lens(lm, CLEAN) for lm in (lm32, away))
-    assert np.array_equal(here.rank(" John"), there.rank(" John"))
-    assert torch.equal(here.logits(9), there.logits(9))
-    grid = lk.patch(away, *PAIR, layers=[12, 20], progress=False)
-    found = lk.continue_under(away, grid, layer=20, position=13, max_new_tokens=4)
-    assert found.after.text == lk.continue_under(lm32, grid, layer=20, position=13, max_new_tokens=4).after.text
+def test_results_of_a_model_elsewhere_can_ask_it_again(away: RemoteModel, home: lk.LanguageModel) -> None:
+    here, there = (lk.logit_lens(lm, CLEAN) for lm in (home, away))
+    assert np.array_equal(here.rank(" William"), there.rank(" William"))
+    assert torch.equal(here.logits(2), there.logits(2))
+    grid = lk.patch(away, *PAIR, layers=[1, 2], progress=False)
+    found = lk.continue_under(away, grid, layer=2, position=13, max_new_tokens=4)
+    assert found.after.text == lk.continue_under(home, grid, layer=2, position=13, max_new_tokens=4).after.text
     assert away.run(CLEAN).lm is away
 
 
-def test_tokens_come_as_they_are_written(away: RemoteModel, room: NextRoom, lm32: lk.LanguageModel) -> None:
+def test_tokens_come_as_they_are_written(away: RemoteModel, room: NextRoom, home: lk.LanguageModel) -> None:
     came: list[Any] = []
     written = away.generate(CLEAN, max_new_tokens=12, on_token=came.append)
     assert [token.id for token in came] == written.record.ids
-    assert came[0].alternatives == lm32.generate(CLEAN, max_new_tokens=1).tokens[0].alternatives
+    assert came[0].alternatives == home.generate(CLEAN, max_new_tokens=1).tokens[0].alternatives
     streamed = [told for told in room.reports if "partial" in told]
-    assert "".join(told["text"] for told in streamed) == written.text
+    assert "".join(told["text"] for told in streamed).removesuffix("<|end|>") == written.text
     assert all(json.dumps(told) for told in room.reports)
 
 
-def test_a_tree_grows_there(away: RemoteModel, lm32: lk.LanguageModel) -> None:
+def test_a_tree_grows_there(away: RemoteModel, home: lk.LanguageModel) -> None:
     came: list[Any] = []
     here, there = (
-        lm.tree(CLEAN, max_new_tokens=6, temperature=1.0, seed=2, on_token=came.append) for lm in (lm32, away)
+        lm.tree(CLEAN, max_new_tokens=6, temperature=1.0, seed=2, on_token=came.append) for lm in (home, away)
     )
     assert [token.id for token in came[:6]] == [token.id for token in came[6:]] == here["A"].record.ids
     for tree in (here, there):
@@ -173,23 +186,23 @@ def test_a_tree_grows_there(away: RemoteModel, lm32: lk.LanguageModel) -> None:
     assert here.to_dict()["branches"][1]["finish"] == there.to_dict()["branches"][1]["finish"]
 
 
-def test_steering_goes_with_each_call_of_its_block(away: RemoteModel, lm32: lk.LanguageModel) -> None:
-    vector = lk.steering_vector(lm32, ["I love it"], ["I hate it"], 12)
+def test_steering_goes_with_each_call_of_its_block(away: RemoteModel, home: lk.LanguageModel) -> None:
+    vector = lk.steering_vector(home, ["I love it"], ["I hate it"], 2)
     plain = away.run(CLEAN).logits
     patterns = lk.attention(away, CLEAN)
-    before = patterns.pattern(20, 1)
-    with away.steer(vector, 2.0), lm32.steer(vector, 2.0):
-        assert torch.equal(away.run(CLEAN).logits, lm32.run(CLEAN).logits)
-        steered = lk.patch(away, *PAIR, layers=[20], progress=False)
-        assert np.array_equal(steered.values, lk.patch(lm32, *PAIR, layers=[20], progress=False).values)
-        assert not np.array_equal(patterns.pattern(20, 1), before)
+    before = patterns.pattern(3, 1)
+    with away.steer(vector, 2.0), home.steer(vector, 2.0):
+        assert torch.equal(away.run(CLEAN).logits, home.run(CLEAN).logits)
+        steered = lk.patch(away, *PAIR, layers=[3], progress=False)
+        assert np.array_equal(steered.values, lk.patch(home, *PAIR, layers=[3], progress=False).values)
+        assert not np.array_equal(patterns.pattern(3, 1), before)
         other: list[torch.Tensor] = []
         thread = threading.Thread(target=lambda: other.append(away.run(CLEAN).logits))
         thread.start()
         thread.join()
     assert torch.equal(other[0], plain)
     assert torch.equal(away.run(CLEAN).logits, plain)
-    assert np.array_equal(patterns.pattern(20, 1), before)
+    assert np.array_equal(patterns.pattern(3, 1), before)
     with pytest.raises(ValueError, match="has shape"), away.steer(torch.ones(3), layer=2):
         pass
 
@@ -202,7 +215,7 @@ def test_steering_goes_with_each_call_of_its_block(away: RemoteModel, lm32: lk.L
         (lambda lm: lm.run(CLEAN, reed=["z"]), TypeError),
         (lambda lm: lm.generate(CLEAN, max_new_tokens=10**6), TooLong),
         (lambda lm: lm.generate(CLEAN, temperature=-1), ValueError),
-        (lambda lm: lk.patch(lm, CLEAN, CORRUPT, " Mary", " John", site="zz"), ValueError),
+        (lambda lm: lk.patch(lm, CLEAN, CORRUPT, " Susan", " William", site="zz"), ValueError),
         (lambda lm: lk.patch(lm, CLEAN, "Hello"), ValueError),
         (lambda lm: lk.knock_out(lm, CLEAN, heads=[]), ValueError),
         (lambda lm: lm.run(CLEAN, read=["z"])["q"], KeyError),
@@ -210,10 +223,10 @@ def test_steering_goes_with_each_call_of_its_block(away: RemoteModel, lm32: lk.L
     ],
 )
 def test_an_error_there_is_the_error_it_is_here(
-    wrong: Any, kind: type[Exception], away: RemoteModel, lm32: lk.LanguageModel
+    wrong: Any, kind: type[Exception], away: RemoteModel, home: lk.LanguageModel
 ) -> None:
     errors = []
-    for lm in (lm32, away):
+    for lm in (home, away):
         with pytest.raises(kind) as caught:
             wrong(lm)
         errors.append(caught.value)
@@ -227,8 +240,8 @@ def test_an_error_there_is_the_error_it_is_here(
 
 def test_functions_are_refused_before_anything_is_sent(away: RemoteModel, room: NextRoom) -> None:
     for ask in (
-        lambda: away.run(CLEAN, write={"z.5.3": lambda z: 0 * z}),
-        lambda: away.run(CLEAN, grad=["z.5"], of=lambda logits: logits[:, 0]),
+        lambda: away.run(CLEAN, write={"z.1.3": lambda z: 0 * z}),
+        lambda: away.run(CLEAN, grad=["z.1"], of=lambda logits: logits[:, 0]),
         lambda: lk.patch(away, *PAIR, metric=lambda logits: logits[:, 0], progress=False),
         lambda: lk.patchscope(away, CLEAN, mapping=lambda x: x),
     ):
@@ -238,15 +251,15 @@ def test_functions_are_refused_before_anything_is_sent(away: RemoteModel, room: 
 
 
 def test_what_needs_the_weights_says_what_to_do(
-    away: RemoteModel, lm32: lk.LanguageModel, room: NextRoom, tmp_path: Any
+    away: RemoteModel, home: lk.LanguageModel, room: NextRoom, tmp_path: Any
 ) -> None:
     for use in (lambda: away.hf, lambda: away.anatomy, lambda: lk.attention(away, CLEAN).call(3)):
         with pytest.raises(Elsewhere, match=r"on another machine: .*lk\.load\(\)"):
             use()
-    with pytest.raises(Elsewhere, match="store= is of this machine"):
+    with pytest.raises(Elsewhere, match="store= is of one machine"):
         away.generate(CLEAN, store=tmp_path)
     with pytest.raises(TypeError, match="is another model"):
-        lk.patchscope(away, CLEAN, source=lm32)
+        lk.patchscope(away, CLEAN, source=home)
     assert not room.calls
     assert away.run(CLEAN, to="cpu").logits.device.type == "cpu"
 
@@ -264,9 +277,9 @@ def test_stopping_keeps_what_is_done(away: RemoteModel, small_chunks: None) -> N
     had = ~np.isnan(kept)
     assert np.array_equal(job.grid.values[had], kept[had])
     stop = threading.Event()
-    written = away.generate(CLEAN, max_new_tokens=400, stop=stop, on_token=lambda _: stop.set())
+    written = away.generate(CLEAN, max_new_tokens=100, stop=stop, on_token=lambda _: stop.set())
     assert written.finish == "stopped"
-    assert 0 < len(written.record) < 400
+    assert 0 < len(written.record) < 100
 
 
 def test_an_interrupt_keeps_what_is_done(away: RemoteModel, room: NextRoom, small_chunks: None) -> None:
@@ -276,10 +289,10 @@ def test_an_interrupt_keeps_what_is_done(away: RemoteModel, room: NextRoom, smal
             raise KeyboardInterrupt
 
     room.on_report = interrupt
-    with pytest.warns(UserWarning, match=r"interrupted: \d+ of 30 senders"):
-        grid = lk.path_patch(away, *PAIR, receiver="v.23.1", site="mlp_out", progress=False)
-    assert isinstance(grid, lk.PathGrid)
-    assert not grid.complete
+    with pytest.warns(UserWarning, match="interrupted: 1 of 4 layers are in the circuits"):
+        found = lk.head_circuits(away, sample=64, progress=False)
+    assert np.isfinite(found.eigen[0]).all()
+    assert np.isnan(found.eigen[1:]).all()
 
     def stop(_: Any) -> None:
         raise KeyboardInterrupt
@@ -294,35 +307,35 @@ def test_an_error_carries_what_was_computed(
     real = lk.PatchJob._values
 
     def values(self: lk.PatchJob, some: Any) -> Any:
-        if self.done > 60:
+        if self.done > 20:
             raise RuntimeError("the GPU is gone")
         return real(self, some)
 
     monkeypatch.setattr(lk.PatchJob, "_values", values)
     with pytest.raises(RuntimeError, match="the GPU is gone") as caught:
         lk.patch(away, *PAIR, progress=False)
-    assert np.isfinite(caught.value.grid.values).sum() > 60  # type: ignore[attr-defined]
+    assert np.isfinite(caught.value.grid.values).sum() > 20  # type: ignore[attr-defined]
 
 
 def test_warnings_are_given_here_at_the_users_line(away: RemoteModel) -> None:
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
-        lk.attribution_patch(away, CLEAN, CLEAN, " Mary", " John", sites=["z"])
+        lk.attribution_patch(away, CLEAN, CLEAN, " Susan", " William", sites=["z"])
     assert [one.filename for one in given] == [__file__]
     assert "hardly differ" in str(given[0].message) or "same" in str(given[0].message)
 
 
-def test_what_a_server_is_sent_is_checked(lm32: lk.LanguageModel, away: RemoteModel, room: NextRoom) -> None:
+def test_what_a_server_is_sent_is_checked(home: lk.LanguageModel, away: RemoteModel, room: NextRoom) -> None:
     away.run(CLEAN)
     (good,) = room.calls
 
     def answer(body: bytes) -> Any:
-        found = wire.unpack(perform(lm32, body, stop=threading.Event(), report=lambda _: None), lm=away)
+        found = wire.unpack(perform(home, body, stop=threading.Event(), report=lambda _: None), lm=away)
         return calls.raised(found["error"])
 
     def asking(**changed: Any) -> bytes:
-        asked = wire.unpack(good, lm=lm32)
-        return wire.pack(asked | changed, lm=lm32)
+        asked = wire.unpack(good, lm=home)
+        return wire.pack(asked | changed, lm=home)
 
     name = "activations.run.run"
     for body, words in (
@@ -335,7 +348,7 @@ def test_what_a_server_is_sent_is_checked(lm32: lk.LanguageModel, away: RemoteMo
         (asking(args=[]), "missing a required argument"),
         (asking(args=["lm", CLEAN]), "asked of the model"),
         (asking(kwargs={"read": ["z"], "store": "/"}), "unexpected keyword"),
-        (asking(kwargs={"to": "cuda:7"}), "to= cannot be given"),
+        (asking(kwargs={"to": "cuda:7"}), "to= is of one machine"),
         (asking(within=[("steer",)]), "no call"),
         (asking(within=[((torch.ones(3),), {"layer": 3})]), "has shape"),
     ):
@@ -346,7 +359,7 @@ def test_what_a_server_is_sent_is_checked(lm32: lk.LanguageModel, away: RemoteMo
     assert all("." in one and call.name == one for one, call in CALLS.items())
 
 
-def test_a_stop_before_the_turn_does_nothing(lm32: lk.LanguageModel, away: RemoteModel, room: NextRoom) -> None:
+def test_a_stop_before_the_turn_does_nothing(home: lk.LanguageModel, away: RemoteModel, room: NextRoom) -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Cancelled):
