@@ -21,10 +21,13 @@ from labkit.attention_maps.weighting import LogitContribution
 from labkit.attribution.deletion import DeletionCurve
 from labkit.attribution.result import InputAttribution
 from labkit.attribution.units import Unit
+from labkit.audits.ablation_result import AuditAblation
+from labkit.audits.benchmark_result import Benchmark
 from labkit.audits.choices import Choices
 from labkit.audits.result import Audit
 from labkit.circuits.graph import Wiring
 from labkit.circuits.scores import EdgeScores
+from labkit.datasets.items import Item, ItemSet
 from labkit.datasets.minimal_pairs import MinimalPair
 from labkit.datasets.tasks import PromptPair
 from labkit.elsewhere import LISTENER, Nobody
@@ -50,20 +53,22 @@ from labkit.patching.path_grid import PathGrid
 from labkit.patching.perturbations import Mean, Noise, Resample, Zero
 from labkit.patching.spec import PatchSpec
 from labkit.remote.wire import KINDS, Kind
+from labkit.sanity.checks import ControlsJob, ControlsSpec
 from labkit.sanity.report import Check, Controls
 from labkit.steering.vector import Steering, SteeringVector
 from labkit.text.chat import Chat
 from labkit.text.tokens import Token
 
 SENT = (
-    InputAttribution, LogitLens, Mean, MinimalPair, Noise, PatchGrid, Resample, Sampling, Site, Steering,
-    SteeringVector, Token, Unit, Zero,
+    Audit, ControlsSpec, InputAttribution, LogitLens, Mean, MinimalPair, Noise, PatchGrid, Resample, Sampling, Site,
+    Steering, SteeringVector, Token, Unit, Zero,
 )  # fmt: skip
 """Data classes that are arguments, too."""
 RETURNED = (
-    Audit, Batch, CellReport, Check, Choices, Continuation, Continued, Controls, DeletionCurve, DirectAttribution,
-    EdgeScores, GeneratedToken, Generation, HeadCircuit, HeadCircuits, JointReport, KnockOut, LogitContribution,
-    MemoryReport, Patchscope, PatchscopeRow, PathGrid, Run, Score, Wiring, Writes, Wrote,
+    AuditAblation, Batch, Benchmark, CellReport, Check, Choices, Continuation, Continued, Controls, DeletionCurve,
+    DirectAttribution, EdgeScores, GeneratedToken, Generation, HeadCircuit, HeadCircuits, Item, ItemSet,
+    JointReport, KnockOut, LogitContribution, MemoryReport, Patchscope, PatchscopeRow, PathGrid, Run, Score, Wiring,
+    Writes, Wrote,
 )  # fmt: skip
 AT_ONCE = 4
 """Prompts whose attention calls are kept between two questions about them."""
@@ -104,13 +109,17 @@ def _of_spec(spec: PatchSpec) -> dict[str, Any]:
     return given
 
 
-def _job(of: dict[str, Any], lm: Any) -> PatchJob:
-    """The job that a client has made already, which has told what there is to be warned of."""
-    token = LISTENER.set(Nobody())
-    try:
-        return PatchJob(lm, of["spec"])
-    finally:
-        LISTENER.reset(token)
+def _job(cls: Any, spec: str) -> Kind:
+    """A job of a model, by its spec. The client has made it already, and told what there is to be warned of."""
+
+    def made(of: dict[str, Any], lm: Any) -> Any:
+        token = LISTENER.set(Nobody())
+        try:
+            return cls(lm, of["spec"])
+        finally:
+            LISTENER.reset(token)
+
+    return Kind(cls, lambda of: {"spec": getattr(of, spec)}, made, sent=True)
 
 
 _patterns: PerModel[OrderedDict[Any, AttentionPatterns]] = PerModel(OrderedDict)
@@ -147,7 +156,8 @@ KINDS |= {
     for kind in (
         Kind(AttentionPatterns, lambda of: {"prompt": of.prompt}, _attention, sent=True),
         Kind(Chat, lambda of: of.to_dict(), lambda of, _: Chat.from_dict(of), sent=True),
-        Kind(PatchJob, lambda of: {"spec": of.spec}, _job, sent=True),
+        _job(ControlsJob, "_asked"),
+        _job(PatchJob, "spec"),
         Kind(PatchSpec, _of_spec, lambda of, _: PatchSpec(**of), sent=True),
         Kind(PromptPair, lambda of: of._asdict(), _by_name, sent=True),
         Kind(Readings, _of_readings, lambda of, _: Readings(**{**of, "folder": None})),
