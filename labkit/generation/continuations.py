@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from labkit.activations.unembedding import measured_tail
+from labkit.elsewhere import where_the_model_is
 from labkit.models.handle import Model
 from labkit.text.continuation import Added, encode_continuations
 from labkit.text.types import Prompt
@@ -62,6 +63,7 @@ class Continuation:
         return self.logprob / self.n_bytes
 
 
+@where_the_model_is
 def score_continuations(
     lm: Model, pairs: Sequence[tuple[Prompt, Added]], *, batch: int | None = None
 ) -> list[Continuation]:

@@ -10,7 +10,7 @@ All shares are on a scale from the patched run (0) to the run that the activatio
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from labkit.activations.site_kinds import BY_QUERY
 from labkit.activations.sites import Site, absent
 from labkit.activations.unembedding import measured_end
 from labkit.datasets.words import PLAIN
+from labkit.elsewhere import is_elsewhere, steps_of, where_the_model_is
 from labkit.engine.cells import Cell, put_whole
 from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
@@ -65,6 +66,7 @@ class ControlsSpec(PatchSpec):
             raise ValueError(f"cells and n must be at least 1; got cells={self.cells}, n={self.n}")
 
 
+@where_the_model_is
 @asks(ControlsSpec)
 def controls(lm: LanguageModel, spec: ControlsSpec) -> Controls:
     """Run the standard controls on a grid: would it look the same if there were nothing to find?
@@ -101,7 +103,7 @@ class ControlsJob:
 
     def __init__(self, lm: LanguageModel, *asked: Any, **how: Any) -> None:
         spec: ControlsSpec = asked[0] if asked and isinstance(asked[0], ControlsSpec) else ControlsSpec(*asked, **how)
-        grid = spec.grid
+        self._asked, grid = spec, spec.grid
         if spec.source is not None or (grid is not None and "source" in grid.recipe):
             raise ValueError(
                 "the controls are for a grid between two prompts; between two models, compare it with the grid in the "
@@ -146,6 +148,28 @@ class ControlsJob:
     def steps(self) -> Iterator[Check]:
         """Make the checks; yields each as it is made. Restarts if an earlier call was cancelled."""
         try:
+            yield from self._work_there() if is_elsewhere(self.lm) else self._work()
+        finally:
+            self._stop.clear()
+
+    def _work_there(self) -> Iterator[Check]:
+        for found in steps_of(lambda each: self._checked(stop=self._stop, each=each), self._stop):
+            self.result = found
+            yield from self.result.checks[-1:]
+
+    @where_the_model_is(streams="each")
+    def _checked(
+        self, *, stop: threading.Event | None = None, each: Callable[[Controls], None] | None = None
+    ) -> Controls:
+        """All the checks where the model is, until `stop`; `each` gets those made so far."""
+        self._stop = stop or self._stop
+        for _ in self._work():
+            if each is not None:
+                each(self.result)
+        return self.result
+
+    def _work(self) -> Iterator[Check]:
+        try:
             self._begin()
             checks: list[Check] = []
             makers = (
@@ -158,8 +182,6 @@ class ControlsJob:
                 yield checks[-1]
         except Cancelled:
             pass
-        finally:
-            self._stop.clear()
 
     def _begin(self) -> None:
         self.grid = self._finished(self._exact)
