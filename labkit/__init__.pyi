@@ -116,6 +116,8 @@ from .precision.report import open_report as open_report
 from .probing.probe import probe as probe
 from .probing.result import Probe as Probe
 from .probing.result import open_probe as open_probe
+from .remote.connect import connect as connect
+from .remote.model import RemoteModel as RemoteModel
 from .sanity.checks import ControlsJob as ControlsJob
 from .sanity.checks import controls as controls
 from .sanity.report import Controls as Controls

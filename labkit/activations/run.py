@@ -21,6 +21,7 @@ from labkit.activations.metrics import Metric, MetricFunction, metric_of
 from labkit.activations.site_kinds import BY_QUERY, KINDS
 from labkit.activations.sites import Site, refuse_written
 from labkit.activations.unembedding import logits_and_measured, measured_end
+from labkit.elsewhere import where_the_model_is
 from labkit.models.reference import RefersToModel
 from labkit.text.encode import single_token
 from labkit.text.prompts import prompts_of
@@ -146,6 +147,7 @@ def index(value: torch.Tensor, site: Site, rows: Batch, *, taken: Site | None = 
     return value.select(axes.index("head"), site.head) if site.head is not None and "head" in axes else value
 
 
+@where_the_model_is(without=("to",), small=True)
 def run(
     lm: Model,
     prompt: Prompt | Sequence[Prompt],

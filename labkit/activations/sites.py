@@ -16,6 +16,7 @@ from labkit.activations.before_rotary import before_rotary
 from labkit.activations.head_layout import heads_of
 from labkit.activations.recurrent_states import layers_with_state
 from labkit.activations.site_kinds import HEAD_IN, HEAD_KINDS, KINDS, ROTATED_KINDS
+from labkit.elsewhere import where_the_model_is
 from labkit.models.unwrapped import MERGE
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Site:
         return layers_with(lm, self.kind) if self.layer is None else [self.layer]
 
 
+@where_the_model_is
 def n_heads_of(lm: Model, kind: str, layer: int | None = None) -> int:
     """How many heads a kind has in a layer, or at most: keys and values have fewer where queries are grouped."""
     seen = heads_of(lm) if layer is None else heads_of(lm)[layer : layer + 1]
@@ -144,6 +146,7 @@ def layers_with(lm: Model, kind: str) -> list[int]:
     return [n for n in range(lm.n_layers) if _missing(lm, kind, n) is None]
 
 
+@where_the_model_is
 def adds_keys(lm: Model, layer: int) -> bool:
     """Does attention in a layer add keys of its own to those of the positions (DeepSeek-V4's compressed ones)?"""
     attention = heads_of(lm)[layer].attention
@@ -155,12 +158,15 @@ def absent(lm: Model, kind: str, layer: int | None = None) -> str | None:
     if kind == "embed":
         return None
     if kind == "final_norm":
-        return None if lm.anatomy.final_norm is not None else KINDS[kind].absent
+        return _missing(lm, kind, 0)
     reasons = [_missing(lm, kind, n) for n in ([layer] if layer is not None else range(lm.n_layers))]
     return None if None in reasons else reasons[-1]
 
 
+@where_the_model_is
 def _missing(lm: Model, kind: str, layer: int) -> str | None:
+    if kind == "final_norm":
+        return None if lm.anatomy.final_norm is not None else KINDS[kind].absent
     if lm.anatomy.repeated:
         return "its layers run more than once per pass, so a layer is not a single place"
     block = lm.anatomy.blocks[layer]

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from labkit.activations.batch import Batch
+from labkit.elsewhere import where_the_model_is
 from labkit.models.bf16_matmul import linear
 from labkit.models.devices import to_index
 from labkit.models.weights import is_plain
@@ -71,11 +72,13 @@ def softcap_of(lm: Model) -> float | None:
     return next((getattr(lm.config, n) for n in SOFTCAPS if getattr(lm.config, n, None)), None)
 
 
+@where_the_model_is(busy=True, small=True)
 def last_logits(lm: Model, ids: torch.Tensor) -> torch.Tensor:
     """The model's own logits (batch, vocab) at the last position; only these are computed if possible."""
     return lm.hf(input_ids=ids, use_cache=False, **lm.only_last).logits[:, -1]
 
 
+@where_the_model_is(busy=True, small=True)
 def measured_logits(lm: Model, ids: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
     """The same, (batch, vocab) or (batch, len(columns)), as metrics read them: with their last matmul in float32."""
     with _before_unembedding(lm) as taken:

@@ -16,6 +16,7 @@ import torch
 from labkit.activations.metrics import kl
 from labkit.activations.run import run
 from labkit.activations.sites import checked
+from labkit.elsewhere import where_the_model_is
 from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
 from labkit.patching.cell_report import likeliest
@@ -91,6 +92,7 @@ class KnockOut(RefersToModel):
         return f"KnockOut({names}: {HOW[self.how]}; {before} {share:.0%} -> {after} {new:.0%}; KL {self.kl:.2f})"
 
 
+@where_the_model_is(small=True)
 def knock_out(
     lm: LanguageModel,
     prompt: Prompt,

@@ -27,6 +27,7 @@ from labkit.attention_maps import weighting
 from labkit.attention_maps.base import ModelPatterns, frame_of, rows_of
 from labkit.attention_maps.file import save
 from labkit.attention_maps.head_scores import SCORES, HeadScore, Tally, repeated_tokens
+from labkit.elsewhere import where_the_model_is
 from labkit.language_model import LanguageModel
 from labkit.models.reference import RefersToModel
 from labkit.text.as_code import LM, as_code
@@ -77,6 +78,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         super().__setstate__(state)
         self._lock = threading.RLock()
 
+    @where_the_model_is(small=True)
     def pattern(self, layer: int, head: int | None = None) -> np.ndarray:
         site = checked(self.lm, f"pattern.{layer}" + ("" if head is None else f".{head}"))
         assert site.layer is not None
@@ -88,6 +90,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
             found[:, start : start + block.shape[1], : block.shape[2]] = block.cpu().numpy()
         return found if site.head is None else found[0]
 
+    @where_the_model_is(small=True)
     def looks(self, query: int, key: int) -> np.ndarray:
         """How much the token at `query` attends to the one at `key`: (layer, head) float32, NaN without heads.
 
@@ -163,6 +166,17 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
             The thumbnails (layer, head, size, size) uint8, 255 = all attention, pooled by their maximum. Layers without
             attention are black. Scores are then in `scores()`.
         """
+        small, table = self._surveyed(size, each=each)
+        with self._lock:
+            self._scores |= table
+            self._thumbnails = small
+        return small
+
+    @where_the_model_is(streams="each", small=True)
+    def _surveyed(
+        self, size: int, *, each: Callable[[int, np.ndarray, dict[str, np.ndarray]], None] | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The thumbnails, and the scores by name, each (layer, head)."""
         tally = Tally(self.ids[0], size)
         small = np.zeros((self.n_layers, self.n_heads, tally.side, tally.side), np.uint8)
         table: dict[str, np.ndarray] = {}
@@ -182,9 +196,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
 
         with self._lock:
             self._pass(see)
-            self._scores |= table
-            self._thumbnails = small
-        return small
+        return small, table
 
     def thumbnails(self, size: int = 24) -> np.ndarray:
         """Small pictures of all heads, uint8 (layer, head, size, size), 255 = all attention; see `survey`.
@@ -215,7 +227,7 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         """Score every head with your own function, from its pattern (query, key) float32 to a number: (layer, head)."""
         found = np.full((self.n_layers, self.n_heads), np.nan, np.float32)
         for layer in self.layers:
-            for head in range(self.call(layer).q.shape[1]):
+            for head in range(n_heads_of(self.lm, "pattern", layer)):
                 found[layer, head] = float(score(self.pattern(layer, head)))
         self._scores[name] = found
         return found

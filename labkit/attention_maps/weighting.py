@@ -18,12 +18,14 @@ import torch
 from labkit.activations.attention_interface import AttentionCall, shared_heads
 from labkit.activations.sites import checked
 from labkit.attention_maps.base import ModelPatterns, rows_of
+from labkit.elsewhere import where_the_model_is
 from labkit.language_model import LanguageModel
 from labkit.lens.direct_attribution import logit_path
 from labkit.models.weights import weight_of
 from labkit.text.tokens import Token
 
 
+@where_the_model_is(small=True)
 def value_weighted(patterns: ModelPatterns, layer: int, head: int | None = None) -> np.ndarray:
     """The norm of what each query-key pair adds to the residual stream: of pattern x value x output projection.
 
@@ -100,6 +102,7 @@ class LogitContribution:
         return f"LogitContribution({what}, {len(self.tokens)} tokens; most: {words})"
 
 
+@where_the_model_is(small=True)
 def contribution(patterns: ModelPatterns, answer: str | int, foil: str | int | None = None) -> LogitContribution:
     """What each head adds to the answer's logit minus the foil's by attending from the last token to each.
 
@@ -124,6 +127,7 @@ def contribution(patterns: ModelPatterns, answer: str | int, foil: str | int | N
     return LogitContribution(values, patterns.tokens, *words)
 
 
+@where_the_model_is(small=True)
 def rollout(patterns: ModelPatterns, layer: int | None = None) -> np.ndarray:
     """Attention followed down from a layer (the last) to the tokens: (query, key) float32, rows sum to 1.
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from labkit.attribution.removal import Removals, Replacement
 from labkit.attribution.result import NAMES, InputAttribution
+from labkit.elsewhere import where_the_model_is
 from labkit.language_model import LanguageModel
 from labkit.results.bootstrap import ends
 from labkit.results.file import open_arrays, reading, save_arrays
@@ -129,6 +130,7 @@ class DeletionCurve:
         return (scores[:, 1:] + scores[:, :-1]).astype(np.float64) @ width / 2 / width.sum()
 
 
+@where_the_model_is
 def deletion(
     attribution: InputAttribution, *, points: int = 20, orders: int = 10, seed: int = 0, progress: bool = True
 ) -> DeletionCurve:

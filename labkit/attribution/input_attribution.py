@@ -17,6 +17,7 @@ from labkit.attribution.input_gradients import InputGradients, Path, gap_of
 from labkit.attribution.removal import Ids, Removals, Replacement
 from labkit.attribution.result import InputAttribution
 from labkit.attribution.units import By, Unit, units_of
+from labkit.elsewhere import where_the_model_is
 from labkit.generation.generate import generate
 from labkit.language_model import LanguageModel
 from labkit.results.job import finish
@@ -32,6 +33,7 @@ from labkit.text.whole_numbers import whole
 Method = Literal["occlusion", "gradient_x_input", "integrated_gradients"]
 
 
+@where_the_model_is
 def input_attribution(
     lm: LanguageModel,
     prompt: Prompt,

@@ -18,6 +18,7 @@ from labkit.audits.result import NORMALISED, Audit
 from labkit.datasets.minimal_pairs import MinimalPair, own_pairs, pairs_from
 from labkit.datasets.published import NAMES
 from labkit.datasets.stereotypes import STEREOTYPES
+from labkit.elsewhere import where_the_model_is
 from labkit.generation.continuations import score_continuations
 from labkit.results.job import finish
 from labkit.results.recipe import made_with, names_of
@@ -29,6 +30,7 @@ CHUNK = 256  # pairs that are scored before what is done is kept
 Data = str | os.PathLike[str] | Sequence[MinimalPair]
 
 
+@where_the_model_is(without=("data_dir",))
 def audit(
     lm: LanguageModel | Sequence[LanguageModel],
     data: Data = "en",

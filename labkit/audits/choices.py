@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labkit.elsewhere import where_the_model_is
 from labkit.generation.continuations import Continuation, ContinuationJob
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.job import finish
@@ -203,6 +204,7 @@ def open_choices(path: str | os.PathLike[str]) -> Choices:
         return Choices(tuple(about["answers"]), tuple(scored[:n]), tuple(scored[n:]), about["recipe"])
 
 
+@where_the_model_is
 @each_prompt
 def choices(
     lm: Model, prompt: Prompt, answers: Sequence[str], *, prior: Prompt | None = None, batch: int | None = None

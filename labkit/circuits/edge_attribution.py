@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from labkit.activations.gradients import differentiable
 from labkit.circuits.prepare import Prepared, prepared
 from labkit.circuits.scores import EdgeScores
+from labkit.elsewhere import where_the_model_is
 from labkit.engine.batching import tokens_at_once
 from labkit.engine.block_runner import BlockRunner
 from labkit.language_model import LanguageModel
@@ -41,6 +42,7 @@ class EdgeSpec(PairSpec):
             raise ValueError(f"steps must be at least 1; got {self.steps}")
 
 
+@where_the_model_is
 @asks(EdgeSpec)
 def edge_attribution(lm: LanguageModel, spec: EdgeSpec) -> EdgeScores:
     """How much every edge between two parts of a model carries toward the answer.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labkit.elsewhere import where_the_model_is
 from labkit.features.head_weights import Head, HeadWeights, Unembedding, head_of
 from labkit.language_model import LanguageModel
 from labkit.results.figures import heatmap
@@ -176,6 +177,7 @@ def open_head_circuit(path: str | os.PathLike[str]) -> HeadCircuit:
         )  # fmt: skip
 
 
+@where_the_model_is
 def head_circuit(
     lm: LanguageModel,
     head: Head,

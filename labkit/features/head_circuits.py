@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labkit.elsewhere import where_the_model_is
 from labkit.features.head_circuit import eigen_score, evenly
 from labkit.features.head_weights import HeadWeights, Unembedding
 from labkit.language_model import LanguageModel
@@ -165,6 +166,7 @@ def open_head_circuits(path: str | os.PathLike[str]) -> HeadCircuits:
         )
 
 
+@where_the_model_is
 def head_circuits(
     lm: LanguageModel, *, layers: Sequence[int] | None = None, sample: int = 1024, progress: bool = True
 ) -> HeadCircuits:

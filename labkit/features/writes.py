@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from labkit.activations.sites import absent
+from labkit.elsewhere import where_the_model_is
 from labkit.features.head_weights import HeadWeights, Unembedding
 from labkit.language_model import LanguageModel
 from labkit.lens.direct_attribution import factors_on_the_way
@@ -40,9 +42,16 @@ class Writer:
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
-        self._weights = HeadWeights(lm)
-        self._to_logits = Unembedding(lm, self._weights.readout)
 
+    @cached_property
+    def _weights(self) -> HeadWeights:
+        return HeadWeights(self.lm)
+
+    @cached_property
+    def _to_logits(self) -> Unembedding:
+        return Unembedding(self.lm, self._weights.readout)
+
+    @where_the_model_is(small=True)
     def head(self, layer: int, head: int, prompt: Prompt, position: int, *, top: int = TOP) -> Writes:
         """What a head writes when it looks at a token of a text, as `lk.head_circuit` has it.
 
@@ -59,6 +68,7 @@ class Writer:
             f"Head {layer}.{head}, looking at {token.display}, writes for and against", written, top, code
         )
 
+    @where_the_model_is(small=True)
     def neuron(self, layer: int, neuron: int, *, top: int = TOP) -> Writes:
         """What a neuron writes per unit of its activation.
 

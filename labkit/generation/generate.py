@@ -11,6 +11,7 @@ import torch
 
 from labkit.activations.hooks import Edit, Place
 from labkit.activations.sites import Site
+from labkit.elsewhere import where_the_model_is
 from labkit.generation.access import Access, Written
 from labkit.generation.loop import Draft, OnToken, extend_records
 from labkit.generation.readings import Span
@@ -24,6 +25,7 @@ from labkit.text.prompts import asked, each_prompt
 from labkit.text.types import Prompt
 
 
+@where_the_model_is(streams="on_token", without=("store",), draws="seed")
 @each_prompt
 def generate(
     lm: Model,

@@ -25,6 +25,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from labkit.elsewhere import is_elsewhere, where_the_model_is
 from labkit.generation.access import Access, hooks_of
 from labkit.generation.sampling import Sampling
 from labkit.generation.token_table import Distribution, GeneratedToken, Record
@@ -171,7 +172,40 @@ def extend_record(
     """Continue ids (1, seq), of which the last `own` are the model's, into a record; returns why it ended, the seconds
     it took, and those until the first token.
     """
-    return extend_records(lm, [Draft(ids, record, sampling, own=own)], stop=stop, on_token=on_token)[0]
+    if not is_elsewhere(lm):
+        return extend_records(lm, [Draft(ids, record, sampling, own=own)], stop=stop, on_token=on_token)[0]
+    begin = len(record)
+
+    def take(part: Record) -> None:
+        for row in part.rows:
+            record.append(row)
+            if on_token is not None:
+                on_token(record.token(len(record) - 1, lm.tokenizer))
+
+    whole, end = written(lm, ids, sampling, record.alternatives, own=own, stop=stop, each=take)
+    take(whole.part(len(record) - begin))
+    return end
+
+
+@where_the_model_is(streams="each")
+def written(
+    lm: Model,
+    ids: torch.Tensor,
+    sampling: Sampling,
+    alternatives: int,
+    *,
+    own: int = 0,
+    stop: threading.Event | None = None,
+    each: Callable[[Record], None] | None = None,
+) -> tuple[Record, tuple[str, float, float]]:
+    """What `extend_record` writes, as a record of its own, and what it returns; `each` gets every row as it comes."""
+    record = Record(alternatives)
+
+    def on_token(_: GeneratedToken) -> None:
+        if each is not None:
+            each(record.part(len(record) - 1))
+
+    return record, extend_record(lm, ids, record, sampling, stop=stop, on_token=on_token, own=own)
 
 
 def extend_records(
@@ -263,6 +297,7 @@ def _config(lm: Model, sampling: Sampling, *, last: bool, drawn: bool) -> Genera
     )
 
 
+@where_the_model_is
 def ends_of(lm: Model) -> list[int]:
     """The tokens that end a text, as the model's generation config names them: one, several or none."""
     ends = getattr(getattr(lm.hf, "generation_config", None), "eos_token_id", None)

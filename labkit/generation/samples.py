@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from labkit.elsewhere import where_the_model_is
 from labkit.generation.generate import Begun, generate
 from labkit.generation.loop import Draft, OnToken, extend_records
 from labkit.generation.result import Generation
@@ -21,6 +22,7 @@ from labkit.text.prompts import each_prompt
 from labkit.text.types import Prompt
 
 
+@where_the_model_is(streams="on_token", without=("store",), draws="seed")
 @each_prompt
 def samples_of(
     lm: Model,

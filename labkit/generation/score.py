@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from labkit.activations.run import run
+from labkit.elsewhere import where_the_model_is
 from labkit.generation.generate import room_for
 from labkit.generation.token_table import Distribution, GeneratedToken, Record, Transcript
 from labkit.models.handle import Model
@@ -61,6 +62,7 @@ class Score(Transcript):
         return f"Score({len(self.record)} tokens, logprob={self.logprob:.1f}, perplexity={self.perplexity:.2f})"
 
 
+@where_the_model_is(small=True)
 @each_prompt
 def score(lm: Model, text: Prompt, *, alternatives: int = 10, truncate_left: bool = False) -> Score:
     """How probable the model finds a text, token by token.

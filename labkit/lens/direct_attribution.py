@@ -20,6 +20,7 @@ from labkit.activations.hooks import Place, hooked
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.activations.sites import absent, layers_with, n_heads_of
 from labkit.activations.unembedding import last_logits
+from labkit.elsewhere import where_the_model_is
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.language_model import LanguageModel
@@ -114,6 +115,7 @@ class DirectAttribution:
         return f"DirectAttribution({what}: {self.total:+.2f} = {parts}; most: {', '.join(most)})"
 
 
+@where_the_model_is(small=True)
 @each_prompt
 def direct_logit_attribution(
     lm: LanguageModel, prompt: Prompt, answer: str | int, foil: str | int | None = None

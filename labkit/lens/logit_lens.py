@@ -25,6 +25,7 @@ import torch
 from labkit.activations.hooks import hooked
 from labkit.activations.sites import absent, layers_with
 from labkit.activations.unembedding import last_logits
+from labkit.elsewhere import where_the_model_is
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.engine.wavefront import Cancelled
@@ -127,6 +128,7 @@ class LogitLens(RefersToModel):
         ids = torch.tensor([self.recipe["ids"]], device=lm.device)
         return logit_lens(lm, ids, site=self.site, positions=self.positions, follow=[token]).ranks[0]
 
+    @where_the_model_is(small=True)
     def logits(self, layer: int) -> torch.Tensor:
         """One layer's logits (position, vocab), float32, recomputed; at the last layer the model's own."""
         lm = self._model()
@@ -227,6 +229,7 @@ _ARRAYS = (
 )  # fmt: skip
 
 
+@where_the_model_is(small=True)
 @each_prompt
 def logit_lens(
     lm: LanguageModel,

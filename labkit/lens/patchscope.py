@@ -21,6 +21,7 @@ import torch
 from labkit.activations.run import run
 from labkit.activations.site_kinds import BY_QUERY, KINDS
 from labkit.activations.sites import Site, checked, layers_with
+from labkit.elsewhere import where_the_model_is
 from labkit.generation.access import Access, written_as_code
 from labkit.generation.generate import room_for
 from labkit.generation.loop import Draft, extend_records
@@ -39,6 +40,7 @@ ROWS = 16  # texts that are written at once, where a model keeps the rows of a b
 INTO = str(USUAL["into"])
 
 
+@where_the_model_is
 def patchscope(
     lm: LanguageModel,
     source_prompt: Prompt,

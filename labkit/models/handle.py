@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from labkit.elsewhere import where_the_model_is
 from labkit.models.anatomy import Anatomy, find_anatomy
 from labkit.models.compiled import uncompiled
 from labkit.models.devices import runs_on
@@ -170,6 +171,7 @@ class Model:
 
     # -- weights -------------------------------------------------------------------------------------------------
 
+    @where_the_model_is(small=True)
     def weight(
         self, name: str, layer: int, *, expert: int | None = None, dtype: torch.dtype | None = None
     ) -> torch.Tensor:

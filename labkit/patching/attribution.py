@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from labkit.activations.sites import layers_with
+from labkit.elsewhere import where_the_model_is
 from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.pair_runs import engine_kind
@@ -23,6 +24,7 @@ class EstimateSpec(PatchSpec):
     sites: Sequence[str] | None = None
 
 
+@where_the_model_is
 @asks(EstimateSpec)
 def attribution_patch(lm: LanguageModel, spec: EstimateSpec) -> dict[str, PatchGrid]:
     """Estimate what patching does at many sites, from one forward and one backward pass (Nanda 2023).

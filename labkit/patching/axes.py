@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import Site, checked, layers_with, n_heads_of, out_of_range
+from labkit.elsewhere import where_the_model_is
 from labkit.engine.cells import Cell
 from labkit.language_model import LanguageModel
 from labkit.models.weights import width_in
@@ -93,6 +94,7 @@ def _in_every_layer(lm: LanguageModel, site: str, layers: Sequence[int], heads: 
         )
 
 
+@where_the_model_is
 def neurons_of(lm: LanguageModel, layer: int | None = None) -> int:
     """How many neurons a layer has, or at most; 0 if none can be read."""
     blocks = lm.anatomy.blocks if layer is None else [lm.anatomy.blocks[layer]]

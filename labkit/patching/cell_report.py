@@ -19,6 +19,7 @@ from labkit.activations.metrics import Metric, metric_of
 from labkit.activations.run import Run, run_to_measure
 from labkit.activations.site_kinds import BY_QUERY, HEAD_KINDS
 from labkit.activations.sites import Site, absent, n_heads_of
+from labkit.elsewhere import where_the_model_is
 from labkit.engine.cells import UNIT_KINDS
 from labkit.language_model import LanguageModel
 from labkit.patching.answers import Answers
@@ -73,6 +74,7 @@ class JointReport(CellReport):
         return float(np.sum(self.singles))
 
 
+@where_the_model_is(small=True)
 def inspect(
     lm: LanguageModel, grid: PatchGrid, layer: int, column: int, *, k: int = 10, source: LanguageModel | None = None
 ) -> CellReport:
@@ -90,6 +92,7 @@ def inspect(
     return transplant(lm, grid, (layer, column), (layer, column), k=k, source=source)
 
 
+@where_the_model_is(small=True)
 def transplant(
     lm: LanguageModel,
     grid: PatchGrid,
@@ -113,6 +116,7 @@ def transplant(
     return _report(lm, grid, [move], k=k, other=source)
 
 
+@where_the_model_is(small=True)
 def together(
     lm: LanguageModel, grid: PatchGrid, cells: Sequence[Place], *, k: int = 10, source: LanguageModel | None = None
 ) -> JointReport:

@@ -20,6 +20,7 @@ import torch
 
 from labkit.activations.hooks import Edit, Place
 from labkit.activations.site_kinds import BY_QUERY
+from labkit.elsewhere import where_the_model_is
 from labkit.engine.cells import Cell, layers_of, put_cell
 from labkit.generation.generate import Begun, room_for
 from labkit.generation.loop import extend_records
@@ -128,6 +129,7 @@ def open_continued(path: str | os.PathLike[str]) -> Continued:
         return Continued(before, after, {axis: int(n) for axis, n in about["cell"].items()}, about["recipe"])
 
 
+@where_the_model_is
 def continue_under(
     lm: LanguageModel,
     grid: PatchGrid,

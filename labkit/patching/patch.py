@@ -12,7 +12,7 @@ with full forward passes on a few cells (checked once per model and site), every
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from labkit.activations.metrics import Metric
 from labkit.activations.site_kinds import PATCHED
 from labkit.activations.sites import checked
 from labkit.activations.unembedding import measured_end
+from labkit.elsewhere import is_elsewhere, steps_of, where_the_model_is
 from labkit.engine.batching import chunked, give_back, in_chunks, is_out_of_memory, tokens_at_once
 from labkit.engine.cells import Cell, at_cell, by_unit, layers_of, put_whole
 from labkit.engine.recorded_run import Unsupported
@@ -173,11 +174,18 @@ class PatchJob:
         Raises:
             ValueError: the metric has no gradient.
         """
+        return self._take_over(self._estimates())
+
+    @where_the_model_is(small=True)
+    def _estimates(self) -> dict[str, Any]:
         self._prepare()
         values = np.where(self._open, self.grid.unpatched + self._estimated(), np.nan).astype(np.float32)
-        return values.reshape(self.grid.values.shape)
+        return self._found() | {"values": values.reshape(self.grid.values.shape)}
 
     def _work(self) -> Iterator[int]:
+        if is_elsewhere(self.lm):
+            yield from self._work_there()
+            return
         self._prepare()
         if self.method == "attribution":
             yield self.done
@@ -199,6 +207,43 @@ class PatchJob:
         for chunk, values in in_chunks(chunks, work, stopped=self._stop.is_set):
             self.grid.values.reshape(-1)[chunk] = values
             yield self.done
+
+    def _work_there(self) -> Iterator[int]:
+        values = self.grid.values
+        known = values if self._taken is None else np.where(np.isnan(values), self._taken, values)
+        if not self._stop.is_set():
+            for found in steps_of(lambda each: self._computed(known, stop=self._stop, each=each), self._stop):
+                values[...] = self._take_over(found)
+                yield self.done
+
+    @where_the_model_is(streams="each")
+    def _computed(
+        self,
+        known: np.ndarray,
+        *,
+        stop: threading.Event | None = None,
+        each: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """All the work where the model is, until `stop`; `each` gets what there is on the way."""
+        self.take(known)
+        self._stop = stop or self._stop
+        for _ in self._work():  # not `steps`, which takes back the request to end
+            if each is not None:
+                each(self._found())
+        return self._found()
+
+    def _found(self) -> dict[str, Any]:
+        """What has been computed, to be taken over elsewhere."""
+        grid = self.grid
+        measured = {name: grid.recipe[name] for name in ("unit", "noise", "least_gap") if name in grid.recipe}
+        return {"values": grid.values.copy(), "clean": grid.clean, "corrupt": grid.corrupt, "recipe": measured}
+
+    def _take_over(self, found: Mapping[str, Any]) -> np.ndarray:
+        """The values of what was `_found`; what it says of the two runs goes into the grid."""
+        self.grid.clean, self.grid.corrupt = found["clean"], found["corrupt"]
+        self.grid.recipe |= found["recipe"]
+        values: np.ndarray = found["values"]
+        return values
 
     def _prepare(self) -> None:
         """The metric on the two unpatched runs, and the cells that need no run."""

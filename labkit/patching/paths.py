@@ -27,6 +27,7 @@ from labkit.activations.metrics import Metric
 from labkit.activations.run import run, run_to_measure
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.activations.sites import Site, layers_with, n_heads_of
+from labkit.elsewhere import where_the_model_is
 from labkit.engine.batching import is_out_of_memory, tokens_at_once
 from labkit.engine.block_runner import BlockRunner
 from labkit.engine.readout import readout_of
@@ -71,6 +72,7 @@ class PathSpec(PairSpec):
             raise ValueError(f"mlps must be recompute or freeze, and direction denoise or noise; got {got}")
 
 
+@where_the_model_is
 @asks(PathSpec)
 def path_patch(lm: LanguageModel, spec: PathSpec) -> PathGrid:
     """Patch the direct path from each sender to a receiver, and measure the metric after each.

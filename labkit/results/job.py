@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
+from labkit.elsewhere import tell_progress
 from labkit.text.warn import warn
 
 
@@ -29,6 +30,7 @@ def finish(job: Job, doing: str, *, unit: str, kept: str, progress: bool) -> Non
         try:
             for _ in job.steps():
                 bar.update(job.done - bar.n)
+                tell_progress(job.done, job.total)
         except KeyboardInterrupt:
             warn(f"interrupted: {job.done} of {job.total} {unit}s are in the {kept}")
         except Exception as error:

@@ -23,6 +23,7 @@ from labkit.activations.site_kinds import BY_QUERY
 from labkit.activations.sites import Site, absent
 from labkit.activations.unembedding import measured_end
 from labkit.datasets.words import PLAIN
+from labkit.elsewhere import where_the_model_is
 from labkit.engine.cells import Cell, put_whole
 from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
@@ -65,6 +66,7 @@ class ControlsSpec(PatchSpec):
             raise ValueError(f"cells and n must be at least 1; got cells={self.cells}, n={self.n}")
 
 
+@where_the_model_is
 @asks(ControlsSpec)
 def controls(lm: LanguageModel, spec: ControlsSpec) -> Controls:
     """Run the standard controls on a grid: would it look the same if there were nothing to find?

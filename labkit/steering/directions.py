@@ -15,6 +15,7 @@ import torch
 
 from labkit.activations.run import run
 from labkit.activations.sites import checked
+from labkit.elsewhere import where_the_model_is
 from labkit.models.handle import Model
 from labkit.results.recipe import made_with
 from labkit.steering.vector import SteeringVector
@@ -36,6 +37,7 @@ def steering_vector(
     lm: Model, positive: Prompt | Sequence[Prompt], negative: Prompt | Sequence[Prompt], layer: Sequence[int], *,
     at: At = "last", method: Method = "mean_difference",
 ) -> dict[int, SteeringVector]: ...  # fmt: skip
+@where_the_model_is
 def steering_vector(
     lm: Model,
     positive: Prompt | Sequence[Prompt],

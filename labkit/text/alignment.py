@@ -14,6 +14,7 @@ from itertools import zip_longest
 
 import torch
 
+from labkit.elsewhere import where_the_model_is
 from labkit.text.encode import tokens_of
 from labkit.text.pair import Spans, checked_spans, joined, matched, partners
 from labkit.text.tokens import Token, describe
@@ -208,6 +209,7 @@ def _characters(lm: TextModel, prompt: str, length: int, start: int, stop: int) 
     return begin + len(word) - len(word.lstrip()), end
 
 
+@where_the_model_is(small=True)
 def _near(lm: TextModel, model: Token, word: str) -> list[str]:
     """Single tokens close to `model` and of the form of `word`; the most similar to `word` in spelling first."""
     table = lm.embedding  # (vocab, d_model)

@@ -7,11 +7,16 @@ import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from labkit.elsewhere import LISTENER
+
 _said: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
 def warn(message: str) -> None:
-    """Warn at the line outside labkit that led here."""
+    """Warn at the line outside labkit that led here, or whoever asked for this from elsewhere."""
+    if (listener := LISTENER.get()) is not None:
+        listener.warning(message)
+        return
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("labkit."):
         level, frame = level + 1, frame.f_back
