@@ -1,4 +1,4 @@
-"""The command line: `labkit lab | doctor | models | card | pull | scan | course`."""
+"""The command line: `labkit lab | doctor | models | card | pull | scan | course | serve`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from labkit._version import install_command
+from labkit.server import command
 
 GATE = {
     True: "; accept its conditions on the hub first",
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     report.add_argument("files", nargs="*", help="progress files of a class, or folders that hold them; omit for yours")
     report.add_argument("--csv", action="store_true", help="print every exercise that was tried, for a spreadsheet")
+    command.add_parser(commands)
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.command != "lab":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -50,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from labkit.doctor import doctor
 
         return doctor()
+    if parsed.command == "serve":
+        return command.serve(parsed)
     if parsed.command == "card":
         return _card(parsed.name)
     if parsed.command == "course":

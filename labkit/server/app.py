@@ -5,6 +5,7 @@
     POST   /v1/calls?wait=S         a call, and its result when that is there within S seconds; else 202 and an id
     POST   /v1/jobs                 a call, which is kept over a restart; 202 and an id
     GET    /v1/jobs/ID?wait=S&after=N   its result; 202 while there is none, with the reports after the Nth
+    POST   /v1/jobs/ID/stop         end it soon; what is done by then is its result
     DELETE /v1/jobs/ID              cancel it
     WS     /v1/jobs/ID/events?after=N   the same reports as they come
     GET    /teacher, /healthz
@@ -171,6 +172,10 @@ class App:
             await self._ended(job, _number(request, "wait", 0.0), after=after)
         return self._state(job, after)
 
+    async def stop(self, request: Request, person: Person) -> Response:
+        self.desk.turns.stop(self._find(request, person))
+        return Response(status_code=204)
+
     async def cancel(self, request: Request, person: Person) -> Response:
         self.desk.turns.cancel(self._find(request, person))
         return Response(status_code=204)
@@ -216,7 +221,8 @@ class App:
         self.desk.turns.fetched(job)
         if job.work.error is not None:
             return _refusal(job.work.error)
-        return Response(job.work.result, media_type="application/octet-stream")
+        note = {"Labkit-Note": job.work.note} if job.work.note else {}
+        return Response(job.work.result, headers=note, media_type="application/octet-stream")
 
     def _news(self, job: Job, after: int) -> dict[str, Any]:
         """What is new about a job since its report number `after`."""
@@ -340,6 +346,7 @@ def build(desk: Desk, door: Door, *, base: str = "") -> Starlette:
         Route("/v1/jobs", app.route(app.submit), methods=["POST"]),
         Route("/v1/jobs/{id}", app.route(app.job)),
         Route("/v1/jobs/{id}", app.route(app.cancel), methods=["DELETE"]),
+        Route("/v1/jobs/{id}/stop", app.route(app.stop), methods=["POST"]),
         WebSocketRoute("/v1/jobs/{id}/events", app.events),
         Route("/teacher", app.teacher),
         Route("/teacher/{action}", app.teacher_does, methods=["POST"]),

@@ -117,7 +117,7 @@ class Desk:
             if self.store:
                 self.store.ends(work)
             return
-        error = error or self.turns.late(work) or self.turns.too_large(result)
+        error = error or self.turns.too_large(result)
         put = self._put(work, result, error)
         self.turns.finish(work, result=result, error=error)
         if not put:  # a client may have been told its id meanwhile
@@ -138,8 +138,8 @@ class Desk:
             self.store.died(work)
         else:
             deaths[work.digest] = deaths.get(work.digest, 0) + 1
-        if late := self.turns.late(work):
-            self.turns.finish(work, error=late)
+        if work.overdue:
+            self.turns.finish(work, error=Refused(422, self.turns.late(work)))
         elif not work.jobs or deaths[work.digest] >= 2:
             sentence = f"this call ended its worker twice, so it is not run again ({died})"
             self.turns.finish(work, error=Refused(422, sentence))

@@ -1,8 +1,8 @@
 """Whose turn it is: a fair queue of calls to one model, and what a student may ask of it.
 
 Students take turns; the next is the one who has used the least model time since they joined those who wait (start-time
-fair queueing: Goyal, Vin and Cheng 1996), so whoever floods the queue waits behind themselves. Equal calls are one piece
-of work, done once for all who ask. Nothing here knows of HTTP, files or models.
+fair queueing: Goyal, Vin and Cheng 1996), so whoever floods the queue waits behind themselves. Equal calls are one
+piece of work, done once for all who ask. Nothing here knows of HTTP, files or models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GONE = 10_000  # ids of which it is still known why they are gone
 
 
 class Refused(Exception):
-    """What a student is told instead of an answer: a sentence, a status of HTTP, and after how many seconds to retry."""
+    """What a student is told instead of an answer: a sentence, a status of HTTP, after how many seconds to retry."""
 
     def __init__(self, status: int, sentence: str, *, after: float | None = None) -> None:
         super().__init__(sentence)
@@ -71,6 +71,7 @@ class Work:
     began: float | None = None
     ended: float | None = None
     overdue: bool = False
+    note: str = ""  # what its clients should know of a result
     charged: str = ""  # the student whose turn it was
     result: bytes | None = None
     error: Refused | None = None
@@ -300,12 +301,13 @@ class Turns:
             person.clock += max(seconds, LEAST)
             person.used += seconds
             person.recent.append((work.ended, seconds))
-            work.error = error or self.late(work) or self.too_large(result)
+            work.error = error or self.too_large(result)
             work.result = None if work.error else result
             work.state = "failed" if work.error else "done"
-            work.body = b"" if work.state == "done" else work.body
+            work.note = self.late(work) if work.overdue else ""
+            work.body = b""
             self.done += 1
-            if work.state == "failed":
+            if work.state == "failed" or work.stop.is_set():  # what was stopped is a part of an answer
                 self._unshare(work)
             if work.jobs:
                 self._put_by(work)
@@ -314,14 +316,11 @@ class Turns:
             told = list(work.jobs)
         self.changed(told)
 
-    def late(self, work: Work) -> Refused | None:
-        """What is said when work was stopped for the time it took."""
-        if not work.overdue:
-            return None
-        return Refused(
-            422,
+    def late(self, work: Work) -> str:
+        """What is said of work that was stopped for the time it took."""
+        return (
             f"the call was stopped after {self.limits.seconds:.0f} s of the model, the limit for one call. Ask for "
-            "less: fewer layers, positions or tokens",
+            "less: fewer layers, positions or tokens"
         )
 
     def too_large(self, result: bytes | None) -> Refused | None:
@@ -422,6 +421,15 @@ class Turns:
             self._forget(job, why)
             self._tell_all()
         self.changed([job])
+
+    def stop(self, job: Job) -> None:
+        """End a job soon, with what is done by then; one that waits, or that others wait for as well, is cancelled."""
+        with self._lock:
+            if job.state == "running" and job.work.jobs == [job]:
+                self._unshare(job.work)
+                job.work.stop.set()
+            elif job.state in ("waiting", "running"):
+                self.cancel(job, why="the call was stopped before there was anything to keep")
 
     def pause(self, student: str, paused: bool = True) -> None:
         """A paused student's calls wait until they may go on; one that runs is finished."""
