@@ -8,5 +8,5 @@ DISTRIBUTION = "labkit-lm"
 
 
 def install_command(extra: str = "") -> str:
-    """What to type to install labkit, or what one of its extras (`lab`, `scale`, `probe`) still lacks."""
+    """What to type to install labkit, or what one of its extras (`lab`, `scale`, `probe`, `serve`) still lacks."""
     return f'pip install "{DISTRIBUTION}[{extra}]"' if extra else f"pip install {DISTRIBUTION}"

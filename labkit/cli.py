@@ -1,4 +1,4 @@
-"""The command line: `labkit lab | doctor | models | card | pull | scan | course | workshop`."""
+"""The command line: `labkit lab | doctor | models | card | pull | scan | course | serve | workshop`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from labkit._version import install_command
+from labkit.server import command as server
 from labkit.workshop import command as workshop
 
 GATE = {
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assignment = parts.add_parser("assignment", help="notebooks as assignments of nbgrader, one point per exercise")
     assignment.add_argument("folder", help="the folder of a course of nbgrader, or a new one")
     assignment.add_argument("notebooks", nargs="*", help="how their names begin, such as 00 04; omit for all")
-
     workshop.add_parser(commands)
+    server.add_parser(commands)
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.command != "lab":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from labkit.doctor import doctor
 
         return doctor()
+    if parsed.command == "serve":
+        return server.serve(parsed)
     if parsed.command == "card":
         return _card(parsed.name)
     if parsed.command == "course" and parsed.what == "assignment":

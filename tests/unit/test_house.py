@@ -15,11 +15,13 @@ FILES = {
 }
 HEAVY = {"torch", "transformers", "ipywidgets", "plotly", "pandas", "distributed"}
 OPTIONAL = {
-    "accelerate", "anywidget", "bitsandbytes", "codecarbon", "dask", "gguf", "google", "huggingface_hub", "IPython",
-    "jinja2", "jupyterlab", "peft", "psutil", "pynvml", "safetensors", "sklearn", "tokenizers", "tqdm", "xarray",
+    "accelerate", "anywidget", "bitsandbytes", "codecarbon", "dask", "gguf", "google", "httpx", "huggingface_hub",
+    "IPython", "jinja2", "jupyterhub", "jupyterlab", "peft", "psutil", "pynvml", "resource", "safetensors", "sklearn",
+    "tokenizers", "tqdm", "uvicorn", "websockets", "xarray",
 }  # fmt: skip
 LIGHT = {
-    "labkit.cli", "labkit.course", "labkit.course.checks", "labkit.doctor", "labkit.models.catalog", "labkit.workshop.command",
+    "labkit.cli", "labkit.course", "labkit.course.checks", "labkit.doctor", "labkit.models.catalog",
+    "labkit.server.command", "labkit.workshop.command",
 }  # fmt: skip
 """What is imported before torch: the command line, which has to answer at once, what it lists, and the doctor."""
 

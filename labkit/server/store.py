@@ -1,0 +1,163 @@
+"""What a restart of the server finds again: accepted jobs and results, in a folder, each file whole or not there.
+
+A file is one line of JSON and then bytes. Names of files are the ids of jobs, which are 64 hexadecimal digits, so no
+client chooses a path. Before work runs, a mark of it is put down, which is taken away at its end: a mark that a new
+server finds means that the last one died with that work. Such work runs once more; what killed two servers is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from labkit.results.file import written_whole
+from labkit.server.turns import Job, Refused, Turns, Work
+
+_ID = re.compile(r"[0-9a-f]{64}")
+_FOLDERS = ("jobs", "results", "running")
+
+
+class Store:
+    """The folder of one server, which holds its lock as long as it runs.
+
+    Args:
+        folder: made where it is missing, for its owner alone.
+        model: what the server serves; a folder with jobs for another model is refused.
+
+    Raises:
+        ValueError: another server uses the folder, or it belongs to another model.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, model: str) -> None:
+        self.folder = Path(folder)
+        for name in _FOLDERS:
+            (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)  # prompts of students
+        self._lock = FileLock(self.folder / "lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"another labkit serve uses {str(self.folder)!r}; stop it, or give this one a folder with --keep"
+            ) from None
+        about = self.folder / "queue.json"
+        kept = json.loads(about.read_text("utf-8")) if about.exists() else {}
+        if kept.get("model", model) != model:
+            self.close()
+            raise ValueError(
+                f"{str(self.folder)!r} has the queue of {kept['model']}, not of {model}; give another folder with "
+                "--keep, or delete this one if nobody waits for its jobs"
+            )
+        with written_whole(about) as file:
+            file.write(json.dumps({"kind": "labkit queue", "format": 1, "model": model}).encode())
+        self.deaths: dict[str, int] = kept_deaths(self.folder)
+
+    def close(self) -> None:
+        self._lock.release()
+
+    # -- jobs and results ------------------------------------------------------------------------------------------
+
+    def accepted(self, job: Job) -> None:
+        about = {"student": job.student, "number": job.number, "key": job.work.key, "work": job.work.name}
+        self._write("jobs", job.id, about, job.work.body)
+
+    def finished(self, work: Work, *, result: bytes | None, error: Refused | None) -> None:
+        about = {"error": error and [error.status, error.sentence]}
+        self._write("results", work.name, about, result or b"")
+
+    def forgotten(self, what: Job | Work) -> None:
+        if isinstance(what, Work):
+            self._path("results", what.name).unlink(missing_ok=True)
+        elif what.kept:
+            self._path("jobs", what.id).unlink(missing_ok=True)
+
+    def restore(self, turns: Turns) -> int:
+        """Put what was accepted back into the queue, in the order it came; how many jobs there are."""
+        found = sorted(self._read("jobs"), key=lambda one: one[1]["number"])
+        for id, about, body in found:
+            job = turns.submit(about["student"], body, id=id, key=about["key"], again=about["work"])
+            job.kept = True
+            if job.work.ended is None and (held := self._open("results", about["work"])) is not None:
+                said, result = held
+                error = Refused(*said["error"]) if said["error"] else None
+                turns.restored(job, result=None if error else result, error=error)
+        names = {about["work"] for _, about, _ in found}
+        for path in (self.folder / "results").iterdir():  # of jobs that were fetched while the server went down
+            if path.name not in names:
+                path.unlink(missing_ok=True)
+        return len(found)
+
+    # -- what kills servers ----------------------------------------------------------------------------------------
+
+    def begins(self, work: Work) -> Refused | None:
+        """Mark work that is about to run; what is said instead when it has killed two servers."""
+        if self.deaths.get(work.digest, 0) >= 2:
+            return Refused(422, "this call ended the server twice while it ran, so it is not run again")
+        with written_whole(self._path("running", work.digest)):
+            return None
+
+    def ends(self, work: Work) -> None:
+        """It ran, or was asked to stop, and the server is still there."""
+        self._path("running", work.digest).unlink(missing_ok=True)
+        if self.deaths.pop(work.digest, None):
+            write_deaths(self.folder, self.deaths)
+
+    def died(self, work: Work) -> None:
+        """A worker that ran it died."""
+        self.deaths[work.digest] = self.deaths.get(work.digest, 0) + 1
+        write_deaths(self.folder, self.deaths)
+        self._path("running", work.digest).unlink(missing_ok=True)
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def _path(self, where: str, name: str) -> Path:
+        if not _ID.fullmatch(name):
+            raise ValueError(f"not the id of a job: {name[:80]!r}")
+        return self.folder / where / name
+
+    def _write(self, where: str, name: str, about: dict[str, Any], data: bytes) -> None:
+        with written_whole(self._path(where, name)) as file:
+            file.write(json.dumps(about).encode() + b"\n")
+            file.write(data)
+
+    def _open(self, where: str, name: str) -> tuple[dict[str, Any], bytes] | None:
+        """What a file holds; None where there is none, or none that can be read."""
+        with suppress(OSError, ValueError):
+            about, _, data = self._path(where, name).read_bytes().partition(b"\n")
+            return json.loads(about), data
+        return None
+
+    def _read(self, where: str) -> Iterator[tuple[str, dict[str, Any], bytes]]:
+        for path in (self.folder / where).iterdir():
+            if path.name.endswith(".part"):
+                path.unlink(missing_ok=True)
+            elif (held := self._open(where, path.name)) is not None:
+                yield path.name, *held
+
+
+def kept_deaths(folder: Path) -> dict[str, int]:
+    """How many servers each piece of work has ended, those that the marks speak of included; the marks are removed."""
+    path, deaths = folder / "deaths.json", {}
+    with suppress(OSError, ValueError):
+        deaths = {str(name): int(count) for name, count in json.loads(path.read_text("utf-8")).items()}
+    marks = list((folder / "running").iterdir())
+    for mark in marks:
+        if _ID.fullmatch(mark.name):
+            deaths[mark.name] = deaths.get(mark.name, 0) + 1
+    if marks:
+        write_deaths(folder, deaths)
+    for mark in marks:
+        mark.unlink(missing_ok=True)
+    return deaths
+
+
+def write_deaths(folder: Path, deaths: dict[str, int]) -> None:
+    with written_whole(folder / "deaths.json") as file:
+        file.write(json.dumps(deaths).encode())

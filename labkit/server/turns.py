@@ -1,0 +1,518 @@
+"""Whose turn it is: a fair queue of calls to one model, and what a student may ask of it.
+
+Students take turns; the next is the one who has used the least model time since they joined those who wait (start-time
+fair queueing: Goyal, Vin and Cheng 1996), so whoever floods the queue waits behind themselves. Equal calls are one
+piece of work, done once for all who ask. Nothing here knows of HTTP, files or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+LEAST = 0.001  # model seconds that any turn costs, so that turns alternate even when work takes no time
+REPORTS = 2000  # how many reports of a call are kept for whoever looks later
+KNOWN = 1000  # jobs of a student that are known, ended ones included
+GONE = 10_000  # ids of which it is still known why they are gone
+
+
+class Refused(Exception):
+    """What a student is told instead of an answer: a sentence, a status of HTTP, after how many seconds to retry."""
+
+    def __init__(self, status: int, sentence: str, *, after: float | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.after = status, sentence, after
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one student may have.
+
+    Attributes:
+        jobs: how many may wait or run at a time.
+        body: bytes of a call.
+        result: bytes of a result.
+        seconds: model time of one call.
+        per_minute: model seconds within a minute; None for as many as turns allow.
+        away: seconds after which a call is dropped whose client does not come back.
+        keep_seconds: how long results are kept.
+        keep_bytes: of all results together; whoever keeps most loses theirs first.
+        held_bytes: of all calls that wait together.
+    """
+
+    jobs: int = 8
+    body: int = 8 << 20
+    result: int = 64 << 20
+    seconds: float = 120.0
+    per_minute: float | None = None
+    away: float = 180.0
+    keep_seconds: float = 1800.0
+    keep_bytes: int = 512 << 20
+    held_bytes: int = 512 << 20
+
+
+@dataclass(eq=False)
+class Work:
+    """One call to run, for everyone who asked for it."""
+
+    name: str  # what its result is filed under
+    body: bytes
+    key: str | None
+    state: State = "waiting"
+    jobs: list[Job] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+    began: float | None = None
+    ended: float | None = None
+    overdue: bool = False
+    note: str = ""  # what its clients should know of a result
+    charged: str = ""  # the student whose turn it was
+    result: bytes | None = None
+    error: Refused | None = None
+    reports: deque[tuple[int, dict[str, Any]]] = field(default_factory=lambda: deque(maxlen=REPORTS))
+    count: int = 0  # reports so far
+
+    def __post_init__(self) -> None:
+        self.digest = hashlib.sha256(self.body).hexdigest()
+
+    @property
+    def weight(self) -> int:
+        """About how much memory it takes once it has ended."""
+        return 2000 + len(self.result or b"") + len(self.body)
+
+    def since(self, number: int) -> list[dict[str, Any]]:
+        """The reports after the first `number`."""
+        return [said for n, said in self.reports if n > number]
+
+
+@dataclass(eq=False)
+class Job:
+    """What one student asked for."""
+
+    id: str
+    student: str
+    work: Work
+    number: int  # in order of arrival
+    seen: float  # when its client was last heard of
+    kept: bool = False  # is it on disk?
+    fetched: float | None = None
+    watched: int = 0  # clients that listen now
+    cancelled: bool = False
+
+    @property
+    def state(self) -> State:
+        return "cancelled" if self.cancelled else self.work.state
+
+
+@dataclass
+class Student:
+    name: str
+    clock: float = 0.0  # virtual time: model seconds used, never behind those who already wait
+    used: float = 0.0  # model seconds in all
+    turns: int = 0
+    last: int = 0  # the number of their last turn
+    paused: bool = False
+    running: int = 0
+    waiting: deque[Job] = field(default_factory=deque)
+    jobs: OrderedDict[str, Job] = field(default_factory=OrderedDict)  # all that are known, the oldest first
+    recent: deque[tuple[float, float]] = field(default_factory=deque)  # (when, model seconds) of the last minute
+
+
+class Turns:
+    """The queue of one model. All methods may be called from any thread.
+
+    Args:
+        limits: what a student may have.
+        clock: seconds.
+        changed: called with the jobs about which there is something new, and no lock to wait for.
+        forgotten: called with a job that is no longer known, and with work whose result is no longer kept.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        changed: Callable[[list[Job]], None] = lambda jobs: None,
+        forgotten: Callable[[Job | Work], None] = lambda what: None,
+    ) -> None:
+        self.limits, self.clock = limits or Limits(), clock
+        self.changed, self.forgotten = changed, forgotten
+        self.students: dict[str, Student] = {}
+        self.jobs: dict[str, Job] = {}
+        self.done = 0  # pieces of work run to their end
+        self._by_key: dict[str, Work] = {}
+        self._running: list[Work] = []
+        self._gone: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id: (student, why)
+        self._finished: OrderedDict[str, Work] = OrderedDict()
+        self._bytes = 0
+        self._virtual = 0.0
+        self._numbers, self._turn = itertools.count(1), itertools.count(1)
+        self._closed = False
+        self._lock = threading.Condition(threading.RLock())
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def answer(self, key: str | None) -> bytes | None:
+        """The result of an equal call, if one is still kept."""
+        with self._lock:
+            work = self._by_key.get(key) if key else None
+            return work.result if work is not None and work.state == "done" else None
+
+    def submit(
+        self,
+        student: str,
+        body: bytes,
+        *,
+        id: str,
+        key: str | None = None,
+        keep: Callable[[Job], None] | None = None,
+        again: str | None = None,
+    ) -> Job:
+        """Ask for a call. The same id gives the same job; `keep` writes an accepted one down before it can run.
+
+        With `again`, the name of its work, it was accepted before a restart, and no limit refuses it.
+
+        Raises:
+            Refused: a limit of this student, or the server's own, is reached.
+        """
+        with self._lock:
+            if (old := self.jobs.get(id)) is not None:
+                if old.student != student:
+                    raise Refused(404, "there is no such job")
+                old.seen = self.clock()
+                return old
+            if (why := self.why_gone(student, id)) is not None:
+                raise Refused(410, why)
+            person = self._student(student)
+            work = self._by_key.get(key) if key else None
+            if work is not None and work.state not in ("waiting", "running", "done"):
+                work = None
+            if again is None:
+                self._check(person, body, new=work is None)
+            if work is None:
+                work = Work(again or id, body, key)
+                if key:
+                    self._by_key[key] = work
+            job = Job(id, student, work, next(self._numbers), self.clock())
+            if keep is not None:
+                keep(job)
+                job.kept = True
+            self.jobs[id] = person.jobs[id] = job
+            if len(person.jobs) > KNOWN:
+                self._let_go(next(old for old in person.jobs.values() if old.work.ended is not None))
+            work.jobs.append(job)
+            if work.state == "waiting":
+                if not person.waiting and not person.running:
+                    person.clock = max(person.clock, self._virtual)
+                person.waiting.append(job)
+                self._lock.notify_all()
+            return job
+
+    def _check(self, person: Student, body: bytes, *, new: bool) -> None:
+        limits = self.limits
+        if len(body) > limits.body:
+            raise Refused(413, f"a call may have {_size(limits.body)}, and this one has {_size(len(body))}")
+        mine = sum(job.student == person.name for work in self._running for job in work.jobs)
+        if len(person.waiting) + mine >= limits.jobs:
+            raise Refused(
+                429, f"you have {limits.jobs} calls waiting or running, which is the limit; wait for one", after=2
+            )
+        if limits.per_minute is not None and (used := self._last_minute(person)) >= limits.per_minute:
+            after = max(1.0, 60 - (self.clock() - person.recent[0][0]))
+            raise Refused(
+                429,
+                f"you used {used:.0f} s of the model in the last minute; the limit is {limits.per_minute:.0f} s. "
+                f"Try again in {after:.0f} s",
+                after=after,
+            )
+        if new and sum(len(work.body) for work in self._waiting()) + len(body) > limits.held_bytes:
+            raise Refused(503, "the server holds as many calls as it can; try again in a minute", after=60)
+
+    def _last_minute(self, person: Student) -> float:
+        while person.recent and person.recent[0][0] <= self.clock() - 60:
+            person.recent.popleft()
+        return sum(seconds for _, seconds in person.recent)
+
+    def _student(self, name: str) -> Student:
+        return self.students.setdefault(name, Student(name))
+
+    def _waiting(self) -> list[Work]:
+        found = {id(job.work): job.work for person in self.students.values() for job in person.waiting}
+        return list(found.values())
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def next(self, timeout: float | None = None) -> Work | None:
+        """The work whose turn it is, which is running from now on; None when none comes in time or at the end."""
+        with self._lock:
+            if not self._lock.wait_for(lambda: self._closed or self._order(), timeout) or self._closed:
+                return None
+            person = self._order()[0]
+            work = person.waiting[0].work
+            self._virtual = person.clock
+            person.running += 1
+            person.turns += 1
+            person.last = next(self._turn)
+            work.state, work.began, work.charged = "running", self.clock(), person.name
+            self._running.append(work)
+            self._leave(work)
+            self._tell_all()
+            return work
+
+    def _order(self) -> list[Student]:
+        """The students who may have a turn, the next one first."""
+        able = [person for person in self.students.values() if person.waiting and not person.paused]
+        return sorted(able, key=lambda person: (person.running, person.clock, person.last, person.waiting[0].number))
+
+    def _leave(self, work: Work) -> None:
+        """Its jobs no longer wait."""
+        for job in work.jobs:
+            person = self.students[job.student]
+            if job in person.waiting:
+                person.waiting.remove(job)
+
+    def report(self, work: Work, said: dict[str, Any]) -> None:
+        """Something about running work for those who wait for it; of progress only the last is kept."""
+        with self._lock:
+            work.count += 1
+            if work.reports and "done" in said and work.reports[-1][1].keys() == said.keys():
+                work.reports.pop()
+            work.reports.append((work.count, said))
+            told = list(work.jobs)
+        self.changed(told)
+
+    def finish(self, work: Work, *, result: bytes | None = None, error: Refused | None = None) -> None:
+        """Running work has ended, with a result or an error."""
+        with self._lock:
+            if work not in self._running:
+                return
+            self._running.remove(work)
+            work.ended = self.clock()
+            seconds = work.ended - (work.began or work.ended)
+            person = self._student(work.charged)
+            person.running -= 1
+            person.clock += max(seconds, LEAST)
+            person.used += seconds
+            person.recent.append((work.ended, seconds))
+            work.error = error or self.too_large(result)
+            work.result = None if work.error else result
+            work.state = "failed" if work.error else "done"
+            work.note = self.late(work) if work.overdue else ""
+            work.body = b""
+            self.done += 1
+            if work.state == "failed" or work.stop.is_set():  # what was stopped is a part of an answer
+                self._unshare(work)
+            if work.jobs:
+                self._put_by(work)
+            self._tell_all()
+            self._lock.notify_all()
+            told = list(work.jobs)
+        self.changed(told)
+
+    def late(self, work: Work) -> str:
+        """What is said of work that was stopped for the time it took."""
+        return (
+            f"the call was stopped after {self.limits.seconds:.0f} s of the model, the limit for one call. Ask for "
+            "less: fewer layers, positions or tokens"
+        )
+
+    def too_large(self, result: bytes | None) -> Refused | None:
+        """What is said instead of a result that is larger than the limit."""
+        if result is None or len(result) <= self.limits.result:
+            return None
+        return Refused(
+            413,
+            f"the result has {_size(len(result))}, and a result may have {_size(self.limits.result)}. Read fewer "
+            "sites, layers or positions",
+        )
+
+    def again(self, work: Work) -> None:
+        """Put running work back to the front, as when its worker died through no fault of its own."""
+        with self._lock:
+            if work not in self._running:
+                return
+            self._running.remove(work)
+            self.students[work.charged].running -= 1
+            work.state, work.began = "waiting", None
+            work.reports.clear()
+            for job in work.jobs:
+                self.students[job.student].waiting.appendleft(job)
+            self._lock.notify_all()
+
+    def restored(self, job: Job, *, result: bytes | None = None, error: Refused | None = None) -> None:
+        """What a job of before a restart had come to."""
+        with self._lock:
+            self._leave(job.work)
+            job.work.result, job.work.error = result, error
+            job.work.state, job.work.ended = "failed" if error else "done", self.clock()
+            self._put_by(job.work)
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def find(self, student: str, id: str) -> Job | None:
+        """A student's own job, whose client was heard of just now."""
+        with self._lock:
+            job = self.jobs.get(id)
+            if job is None or job.student != student:
+                return None
+            job.seen = self.clock()
+            return job
+
+    def why_gone(self, student: str, id: str) -> str | None:
+        """Why a student's job is not known any more; None where there was none."""
+        whose, why = self._gone.get(id, ("", ""))
+        return why if whose == student else None
+
+    def keep(self, job: Job, keep: Callable[[Job], None]) -> None:
+        """Write a job down that was accepted without, unless it has ended."""
+        with self._lock:
+            if not job.kept and job.work.ended is None and job.id in self.jobs:
+                keep(job)
+                job.kept = True
+
+    def ahead(self, job: Job) -> int:
+        """About how many pieces of work come before a waiting job: those that run and, in turn, those of others."""
+        with self._lock:
+            me = self.students[job.student]
+            if job not in me.waiting:
+                return 0
+            place = me.waiting.index(job)
+            rank = lambda person: (person.running, person.clock, person.last)  # noqa: E731
+            others = (p for p in self.students.values() if p is not me and p.waiting and not p.paused)
+            turns = (min(len(other.waiting), place + (rank(other) <= rank(me))) for other in others)
+            return len(self._running) + place + sum(turns)
+
+    def running(self) -> list[Work]:
+        with self._lock:
+            return list(self._running)
+
+    def everyone(self) -> Iterator[Student]:
+        with self._lock:
+            yield from sorted(self.students.values(), key=lambda person: person.name)
+
+    # -- ending ----------------------------------------------------------------------------------------------------
+
+    def fetched(self, job: Job) -> None:
+        """Its client has the result; it is kept a minute longer, should the answer have been lost on its way."""
+        with self._lock:
+            job.fetched = job.fetched or self.clock()
+
+    def cancel(self, job: Job, *, why: str = "the call was cancelled") -> None:
+        """A waiting job leaves the queue; running work is stopped once nobody wants it any more."""
+        with self._lock:
+            if job.cancelled or job.id not in self.jobs:
+                return
+            job.cancelled = True
+            work, person = job.work, self.students[job.student]
+            work.jobs.remove(job)
+            if job in person.waiting:
+                person.waiting.remove(job)
+            if not work.jobs:
+                work.stop.set()
+                if work.state != "done":
+                    self._unshare(work)
+            self._forget(job, why)
+            self._tell_all()
+        self.changed([job])
+
+    def stop(self, job: Job) -> None:
+        """End a job soon, with what is done by then; one that waits, or that others wait for as well, is cancelled."""
+        with self._lock:
+            if job.state == "running" and job.work.jobs == [job]:
+                self._unshare(job.work)
+                job.work.stop.set()
+            elif job.state in ("waiting", "running"):
+                self.cancel(job, why="the call was stopped before there was anything to keep")
+
+    def pause(self, student: str, paused: bool = True) -> None:
+        """A paused student's calls wait until they may go on; one that runs is finished."""
+        with self._lock:
+            self._student(student).paused = paused
+            self._lock.notify_all()
+
+    def tick(self) -> None:
+        """Stop what runs too long, drop what nobody will fetch, forget what was kept long enough. Call it often."""
+        now = self.clock()
+        with self._lock:
+            for work in self._running:
+                if now - (work.began or now) > self.limits.seconds:
+                    work.overdue = True
+                    work.stop.set()
+            jobs = list(self.jobs.values())
+            gone = [j for j in jobs if j.work.ended is None and not j.watched and now - j.seen > self.limits.away]
+            for job in gone:
+                self.cancel(job, why="the call was dropped: its client was not heard of for too long")
+            for job in jobs:
+                if job.fetched is not None and now - job.fetched > 60 and job.id in self.jobs:
+                    self._let_go(job)
+            self._trim()
+        if gone:
+            self.changed(gone)
+
+    def _let_go(self, job: Job) -> None:
+        job.work.jobs.remove(job)
+        self._forget(job, "its result is no longer kept; ask again")
+
+    def _forget(self, job: Job, why: str) -> None:
+        self._gone[job.id] = job.student, why
+        if len(self._gone) > GONE:
+            self._gone.popitem(last=False)
+        self.jobs.pop(job.id, None)
+        self.students[job.student].jobs.pop(job.id, None)
+        self.forgotten(job)
+        if not job.work.jobs and not job.work.key:
+            self._drop(job.work)
+
+    def _unshare(self, work: Work) -> None:
+        if work.key and self._by_key.get(work.key) is work:
+            del self._by_key[work.key]
+
+    def _put_by(self, work: Work) -> None:
+        self._finished[work.name] = work
+        self._bytes += work.weight
+        self._trim()
+
+    def _trim(self) -> None:
+        """Forget results that are too old, and, when there are too many, those of whoever keeps most."""
+        now = self.clock()
+        while self._finished and now - (next(iter(self._finished.values())).ended or 0) > self.limits.keep_seconds:
+            self._drop(next(iter(self._finished.values())))
+        while self._bytes > self.limits.keep_bytes:
+            by: dict[str, int] = {}
+            for work in self._finished.values():
+                by[work.charged] = by.get(work.charged, 0) + work.weight
+            most = max(by, key=lambda name: by[name])
+            theirs = [work for work in self._finished.values() if work.charged == most]
+            self._drop(next((work for work in theirs if all(job.fetched for job in work.jobs)), theirs[0]))
+
+    def _drop(self, work: Work) -> None:
+        if self._finished.pop(work.name, None) is None:
+            return
+        self._bytes -= work.weight
+        self._unshare(work)
+        for job in list(work.jobs):
+            self._let_go(job)
+        self.forgotten(work)
+
+    def _tell_all(self) -> None:
+        """How many are ahead has changed for all who wait."""
+        self.changed([job for person in self.students.values() for job in person.waiting])
+
+    def close(self) -> None:
+        """No more turns; what runs is asked to stop."""
+        with self._lock:
+            self._closed = True
+            for work in self._running:
+                work.stop.set()
+            self._lock.notify_all()
+
+
+def _size(bytes: int) -> str:
+    return f"{bytes / (1 << 20):.1f} MB" if bytes >= 1 << 20 else f"{bytes:,} bytes"
