@@ -1,7 +1,7 @@
 """A device that is not the CPU, on the CPU: a private device of PyTorch whose tensors hold true numbers.
 
-Each tensor there wraps one of the host, on which everything is computed, so values are those of the CPU. But as on a GPU
-an operation that mixes tensors of the device with tensors of the host is an error (single numbers excepted, as PyTorch
+Each tensor there wraps one of the host, on which everything is computed, so values are those of the CPU. But as on a
+GPU an operation that mixes tensors of the device with tensors of the host is an error (single numbers excepted, as PyTorch
 allows them), and what is made with the model's device is there. It is stricter than CUDA in one thing: an index from
 the host, which CUDA copies over and waits for, is an error, too.
 
@@ -199,11 +199,25 @@ def moved(hf: nn.Module) -> Any:
     for module in there.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(There(parameter.detach()), parameter.requires_grad)
+                module._parameters[name] = _moved(parameter)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = There(buffer)
     tied(hf, there)
+    return there
+
+
+def _moved(parameter: nn.Parameter) -> nn.Parameter:
+    held = parameter.detach().as_subclass(torch.Tensor)
+    there = nn.Parameter(There(held), parameter.requires_grad)
+    state = getattr(parameter, "quant_state", None)  # of four bits: its numbers are no buffers
+    if state is not None:
+        state = copy.deepcopy(state)
+        for one in (state, *([state.state2] if state.nested else [])):
+            one.absmax, one.code = There(one.absmax), There(one.code)
+        if state.nested:
+            state.offset = There(state.offset)
+        there.quant_state, there.bnb_quantized = state, True
     return there
 
 

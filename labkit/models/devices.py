@@ -93,6 +93,7 @@ class Copies:
     def done(self) -> None:
         for pairs in self._kinds.values():
             if pairs:
-                parts = torch.cat([x.flatten() for _, x in pairs]).cpu().numpy()
-                for (array, _), part in zip(pairs, np.split(parts, np.cumsum([a.size for a, _ in pairs])), strict=False):
+                numbers = torch.cat([x.flatten() for _, x in pairs]).cpu().numpy()
+                ends = np.cumsum([array.size for array, _ in pairs])
+                for (array, _), part in zip(pairs, np.split(numbers, ends), strict=False):
                     array[...] = part.reshape(array.shape)

@@ -71,7 +71,7 @@ def _encoded(lm: TextModel, prompt: Prompt, *, most: int | None) -> torch.Tensor
             f"shorten it by {over} tokens",
             over,
         )
-    least, greatest = torch.stack(ids.aminmax()).tolist()  # together: where the ids are on a GPU, each would wait for it
+    least, greatest = torch.stack(ids.aminmax()).tolist()  # one wait where they are on a GPU
     if greatest >= lm.embedding.shape[0] or least < 0:
         raise ValueError(f"token ids go from 0 to {lm.n_vocab - 1}; got {least} to {greatest}")
     return ids.to(device=lm.device, dtype=torch.long)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conformance import model
 from elsewhere import DEVICE, There, elsewhere, moved
 from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 
@@ -77,7 +78,8 @@ def writing(lm: lk.LanguageModel) -> list[str]:
 def read_everything(lm: lk.LanguageModel) -> Any:
     kinds = [name for name in KINDS if layers_with(lm, name)]
     run = lm.run(IDS, read=kinds)
-    return [run.logits, *(run[kind + (f".{n}" if KINDS[kind].by_layer else "")] for kind in kinds for n in layers_with(lm, kind) or [0])]
+    sites = [f"{k}.{n}" if KINDS[k].by_layer else k for k in kinds for n in layers_with(lm, k)]
+    return [run.logits, *(run[site] for site in sites)]
 
 
 def write_everything(lm: lk.LanguageModel) -> Any:
@@ -184,15 +186,25 @@ ASKED = {
 def test_what_the_kit_computes_there_is_what_it_computes_on_the_cpu(asked, name):
     here, there = both(name)
     assert there.device == DEVICE
-    try:
-        expected = ASKED[asked](here)
-    except ValueError as error:
-        with elsewhere(), pytest.raises(type(error)) as again:
-            ASKED[asked](there)
-        assert str(again.value) == str(error)
-        return
+    expected, refused = asked_of(here, asked)
     with elsewhere():
-        same(expected, ASKED[asked](there))
+        found, refused_there = asked_of(there, asked)
+    assert refused_there == refused
+    if refused:
+        assert (asked, name) in REFUSED
+    else:
+        same(expected, found)
+
+
+REFUSED: set[tuple[str, str]] = set()
+
+
+def asked_of(lm: lk.LanguageModel, asked: str) -> tuple[Any, str]:
+    """What was found, or why it is refused for such a model."""
+    try:
+        return ASKED[asked](lm), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -221,4 +233,16 @@ def test_a_model_of_the_cpu_is_the_source_of_one_there_and_the_other_way_round()
         same(expected, lk.patch(here, IDS, None, ANSWER, FOIL, source=elsewhere_too, **NO).values)
     with elsewhere():
         found = lk.compare_findings(there, elsewhere_too, [P], **NO)
-    same(lk.compare_findings(here, other, [P], **NO), found, 0.1)  # agreement in ranks, which rounding changes
+    expected = lk.compare_findings(here, other, [P], **NO)
+    same([expected.own, expected.source], [found.own, found.source])  # ranks of what is nearly equal are by chance
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])  # the second has packed experts, too
+def test_four_bits_there_compute_as_on_the_cpu(name, tmp_path):
+    here = model(name, 4, tmp_path)
+    there = lk.wrap(moved(here.hf), here.tokenizer)
+    assert there.bits == 4
+    for asked in ("read", "write", "direct", "attribution", "greedy", "head circuit", "zeros"):
+        expected = ASKED[asked](here)
+        with elsewhere():
+            same(expected, ASKED[asked](there))
