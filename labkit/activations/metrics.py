@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from labkit.models.devices import columns_of
+
 MetricFunction = Callable[[torch.Tensor], torch.Tensor]
 Need = Literal["answer", "foil", "clean"]
 
@@ -143,7 +145,7 @@ class Metric:
 
     def of(self, logits: torch.Tensor) -> torch.Tensor:
         """The same from all columns, (rows, vocab) -> (rows,)."""
-        return self(logits if self.columns is None else logits[:, list(self.columns)])
+        return self(columns_of(logits, self.columns))
 
 
 def usual_metric(foil: object, *, several: bool = False) -> str:

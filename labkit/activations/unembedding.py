@@ -19,7 +19,7 @@ import torch
 from labkit.activations.batch import Batch
 from labkit.elsewhere import where_the_model_is
 from labkit.models.bf16_matmul import linear
-from labkit.models.devices import to_index
+from labkit.models.devices import columns_of, to_index
 from labkit.models.weights import is_plain
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def unembedded(unembed: Any, x: torch.Tensor, columns: Sequence[int] | None = No
             weight, bias = weight[wanted].float(), None if bias is None else bias[wanted]
         return linear(x.to(weight.device).float(), weight, None if bias is None else bias.float())
     logits = unembed(x).float()
-    return logits if columns is None else logits[:, list(columns)]
+    return columns_of(logits, columns)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _exactly(
     """The logits of the last positions (batch, position, vocab), float32: recomputed from the unembedding's input, or
     the model's own where that is not needed or not possible."""
     unembed = lm.anatomy.unembed
-    some = own.float() if columns is None else own[..., list(columns)].float()
+    some = columns_of(own, columns).float()
     if not taken or taken[0].dtype == torch.float32 or taken[0].ndim != 3 or not is_plain(unembed):
         return some
     x = taken[0][:, -own.shape[1] :]

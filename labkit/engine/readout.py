@@ -11,6 +11,7 @@ import torch
 
 from labkit.activations.unembedding import End, softcap_of, unembedded
 from labkit.engine.recorded_run import RecordedRun, Unsupported
+from labkit.models.devices import columns_of
 from labkit.models.flow import first_tensor
 from labkit.models.handle import Model
 
@@ -38,8 +39,7 @@ class Readout:
         if self.exact:
             logits = unembedded(self.unembed, x[0], columns)
         else:
-            logits = self.unembed(x[0]).float()
-            logits = logits if columns is None else logits[:, list(columns)]
+            logits = columns_of(self.unembed(x[0]).float(), columns)
         return End(self.scale, self.softcap)(logits.to(self.device or logits.device))
 
 

@@ -30,6 +30,7 @@ from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
+from labkit.models.devices import Copies
 from labkit.models.reference import RefersToModel
 from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
@@ -294,20 +295,24 @@ def logit_lens(
         },
         lm,
     )  # fmt: skip
+    copy = Copies()
     for rows, layer, logits, own in reading.blocks(stop):
         here = logits.log_softmax(-1)  # (position, vocab)
         share = here.exp()
         top = share.topk(k)
         if layer is None:
-            lens.final_ids[rows], lens.final_probabilities[rows] = _numpy(top.indices), _numpy(top.values)
+            copy(lens.final_ids[rows], top.indices)
+            copy(lens.final_probabilities[rows], top.values)
             continue
         n = reading.layers.index(layer)
-        lens.top_ids[n, rows], lens.top_probabilities[n, rows] = _numpy(top.indices), _numpy(top.values)
-        lens.entropy[n, rows] = _numpy(-(share * here).nan_to_num(0).sum(-1))  # a token that cannot be: 0 x -inf
-        lens.kl[n, rows] = _numpy((own.exp() * (own - here)).nan_to_num(0).sum(-1).clamp(min=0))
+        copy(lens.top_ids[n, rows], top.indices)
+        copy(lens.top_probabilities[n, rows], top.values)
+        copy(lens.entropy[n, rows], -(share * here).nan_to_num(0).sum(-1))  # a token that cannot be: 0 x -inf
+        copy(lens.kl[n, rows], (own.exp() * (own - here)).nan_to_num(0).sum(-1).clamp(min=0))
         for i, id in enumerate(chosen):
-            lens.ranks[i, n, rows] = _numpy((logits > logits[:, id, None]).sum(-1) + 1)
-            lens.probabilities[i, n, rows] = _numpy(share[:, id])
+            copy(lens.ranks[i, n, rows], (logits > logits[:, id, None]).sum(-1) + 1)
+            copy(lens.probabilities[i, n, rows], share[:, id])
+    copy.done()
     seen = sorted({*lens.top_ids.ravel().tolist(), *lens.final_ids.ravel().tolist(), *chosen})
     lens.words = dict(zip(seen, describe(lm.tokenizer, seen), strict=True))
     return lens
@@ -387,10 +392,6 @@ def _positions(positions: Sequence[int] | None, length: int) -> list[int]:
 def _span(numbers: list[int]) -> str:
     whole = numbers == list(range(numbers[0], numbers[-1] + 1))
     return f"{numbers[0]} to {numbers[-1]}" if whole and len(numbers) > 1 else ", ".join(map(str, numbers))
-
-
-def _numpy(x: torch.Tensor) -> np.ndarray:
-    return x.float().cpu().numpy() if x.dtype.is_floating_point else x.cpu().numpy()
 
 
 def _code(lm: LanguageModel, prompt: Prompt, site: str, positions: Any, follow: Any, k: int) -> str:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -71,3 +72,28 @@ def to_index(numbers: Sequence[int] | torch.Tensor, device: torch.device) -> tor
     if device.type == "cuda":  # only from pinned memory is a copy to a GPU asynchronous
         index = index.pin_memory()
     return index.to(device, non_blocking=True)
+
+
+def columns_of(x: torch.Tensor, columns: Sequence[int] | None) -> torch.Tensor:
+    """`x[..., columns]`, or x itself for None, without waiting for the device, as a list for an index would."""
+    return x if columns is None else x.index_select(-1, to_index(columns, x.device))
+
+
+class Copies:
+    """Tensors of a device that go into arrays, all at once: the host waits once, not for each."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[bool, list[tuple[np.ndarray, torch.Tensor]]] = {True: [], False: []}
+
+    def __call__(self, array: np.ndarray, x: torch.Tensor) -> None:
+        """Into all of this array, or of this view of one, when it is `done`."""
+        real = x.dtype.is_floating_point
+        self._kinds[real].append((array, x.float().clone() if real else x.clone()))
+
+    def done(self) -> None:
+        for pairs in self._kinds.values():
+            if pairs:
+                numbers = torch.cat([x.flatten() for _, x in pairs]).cpu().numpy()
+                ends = np.cumsum([array.size for array, _ in pairs])
+                for (array, _), part in zip(pairs, np.split(numbers, ends), strict=False):
+                    array[...] = part.reshape(array.shape)

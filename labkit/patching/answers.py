@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from labkit.activations.metrics import METRICS, Metric, MetricFunction, usual_metric
+from labkit.models.devices import columns_of, to_index
 from labkit.text.encode import following, single_token
 from labkit.text.tokens import describe
 from labkit.text.types import TextModel
@@ -87,7 +88,7 @@ def _summed(
     all_tokens = wide.logsumexp(-1)  # (rows, reads)
     each = []
     for continuation in places:
-        rows, ids = (list(part) for part in zip(*continuation, strict=True))
+        rows, ids = (to_index(part, wide.device) for part in zip(*continuation, strict=True))
         each.append((wide[:, rows, ids] - all_tokens[:, rows]).sum(-1))
     told = torch.stack(each, -1)  # (rows, continuations)
     value = told[:, :answers].logsumexp(-1)
@@ -98,7 +99,7 @@ def on_lane(metric: Metric, lane: int, known: torch.Tensor) -> Metric:
     """A metric as a function of one lane's logits (reads, columns), with those of the others (..., vocab) as known."""
     if len(metric.reads) == 1:
         return metric
-    known = known if metric.columns is None else known[:, list(metric.columns)]
+    known = columns_of(known, metric.columns)
     first = sum(metric.reads[:lane])
     parts = known[:first].detach(), known[first + metric.reads[lane] :].detach()
     return replace(metric, function=lambda x: metric(torch.cat([parts[0], x, parts[1]])), reads=(metric.reads[lane],))

@@ -71,8 +71,9 @@ def _encoded(lm: TextModel, prompt: Prompt, *, most: int | None) -> torch.Tensor
             f"shorten it by {over} tokens",
             over,
         )
-    if int(ids.max()) >= lm.embedding.shape[0] or int(ids.min()) < 0:
-        raise ValueError(f"token ids go from 0 to {lm.n_vocab - 1}; got {int(ids.min())} to {int(ids.max())}")
+    least, greatest = torch.stack(ids.aminmax()).tolist()  # one wait where they are on a GPU
+    if greatest >= lm.embedding.shape[0] or least < 0:
+        raise ValueError(f"token ids go from 0 to {lm.n_vocab - 1}; got {least} to {greatest}")
     return ids.to(device=lm.device, dtype=torch.long)
 
 
