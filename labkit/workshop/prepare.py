@@ -118,8 +118,7 @@ def _spellings(name: str) -> list[str]:
 
 
 def _model_and_grids(place: Path) -> None:
-    """The default model in 4 bits and its GGUF, from which notebooks make 32 bits, as entries of a cache; and the grids of
-    notebook 04, computed with it."""
+    """The default model in 4 bits, and its GGUF for other precisions, as a cache has them; and grids of notebook 04."""
     for entry in (packaged.checkpoint(4), packaged.GGUF):
         target = place / "cache" / entry
         if is_whole(target):
