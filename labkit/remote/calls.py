@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import cache
 from inspect import BoundArguments, signature
 from pathlib import Path
 from typing import Any
@@ -223,7 +222,6 @@ def raised(found: Mapping[str, Any]) -> Exception:
 # -- what a queue may want to know ------------------------------------------------------------------------------------
 
 
-@cache
 def _outline(body: bytes) -> tuple[Call | None, dict[str, Any]]:
     try:
         json_end = 16 + int.from_bytes(body[8:16], "little")
