@@ -295,7 +295,7 @@ class Turns:
                 return
             self._running.remove(work)
             work.ended = self.clock()
-            seconds = work.ended - (work.began or work.ended)
+            seconds = work.ended - (work.ended if work.began is None else work.began)
             person = self._student(work.charged)
             person.running -= 1
             person.clock += max(seconds, LEAST)
@@ -442,7 +442,7 @@ class Turns:
         now = self.clock()
         with self._lock:
             for work in self._running:
-                if now - (work.began or now) > self.limits.seconds:
+                if work.began is not None and now - work.began > self.limits.seconds:
                     work.overdue = True
                     work.stop.set()
             jobs = list(self.jobs.values())
