@@ -292,24 +292,24 @@ def logit_lens(
         },
         lm,
     )  # fmt: skip
-    copy = Copies()
+    copies = Copies()
     for rows, layer, logits, own in reading.blocks(stop):
         here = logits.log_softmax(-1)  # (position, vocab)
         share = here.exp()
         top = share.topk(k)
         if layer is None:
-            copy(lens.final_ids[rows], top.indices)
-            copy(lens.final_probabilities[rows], top.values)
+            copies.into(lens.final_ids[rows], top.indices)
+            copies.into(lens.final_probabilities[rows], top.values)
             continue
         n = reading.layers.index(layer)
-        copy(lens.top_ids[n, rows], top.indices)
-        copy(lens.top_probabilities[n, rows], top.values)
-        copy(lens.entropy[n, rows], -(share * here).nan_to_num(0).sum(-1))  # a token that cannot be: 0 x -inf
-        copy(lens.kl[n, rows], (own.exp() * (own - here)).nan_to_num(0).sum(-1).clamp(min=0))
+        copies.into(lens.top_ids[n, rows], top.indices)
+        copies.into(lens.top_probabilities[n, rows], top.values)
+        copies.into(lens.entropy[n, rows], -(share * here).nan_to_num(0).sum(-1))  # a token that cannot be: 0 x -inf
+        copies.into(lens.kl[n, rows], (own.exp() * (own - here)).nan_to_num(0).sum(-1).clamp(min=0))
         for i, id in enumerate(chosen):
-            copy(lens.ranks[i, n, rows], (logits > logits[:, id, None]).sum(-1) + 1)
-            copy(lens.probabilities[i, n, rows], share[:, id])
-    copy.done()
+            copies.into(lens.ranks[i, n, rows], (logits > logits[:, id, None]).sum(-1) + 1)
+            copies.into(lens.probabilities[i, n, rows], share[:, id])
+    copies.done()
     seen = sorted({*lens.top_ids.ravel().tolist(), *lens.final_ids.ravel().tolist(), *chosen})
     lens.words = dict(zip(seen, describe(lm.tokenizer, seen), strict=True))
     return lens
