@@ -95,6 +95,8 @@ def done(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         goes = goes or (target is None and bool(there))
         if there and not goes:
             note("cpu")
+        elif here and goes and here[0].numel() and not kwargs.get("non_blocking"):
+            note("to the device")
     elif func is aten.copy_.default:
         if there and not isinstance(args[0], There):
             note("copy_ to the host")
@@ -177,7 +179,7 @@ def note(what: str) -> None:
     if not _noted:
         return
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not frame.f_code.co_filename.startswith(LABKIT):
+    while frame is not None and not (frame.f_code.co_filename.startswith(LABKIT) and frame.f_code.co_name[0] != "<"):
         frame = frame.f_back
     place = "outside labkit"
     if frame is not None:

@@ -29,7 +29,7 @@ from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
-from labkit.models.devices import Copies
+from labkit.models.devices import Copies, to_index
 from labkit.models.reference import RefersToModel
 from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
@@ -348,7 +348,7 @@ class _Reading:
         self.lm, self.layers = lm, layers_with(lm, site)
         reads = {(site, layer) for layer in self.layers} | {("resid_post", last)}
         at = torch.tensor([*positions, ids.shape[1] - 1])  # the last position is what the readout is checked against
-        with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, at.to(x.device)].detach().clone()) as found:
+        with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, to_index(at, x.device)].detach().clone()) as found:
             logits = last_logits(lm, ids)[0].float()
         own = found["resid_post", last]
         if own.shape[1:] != (lm.d_model,):

@@ -68,10 +68,14 @@ def copied(module: nn.Module) -> nn.Module:
 
 def to_index(numbers: Sequence[int] | torch.Tensor, device: torch.device) -> torch.Tensor:
     """An index (n,) of whole numbers, sent to the device without waiting for it."""
-    index = torch.as_tensor(numbers, dtype=torch.long)
-    if device.type == "cuda":  # only from pinned memory is a copy to a GPU asynchronous
-        index = index.pin_memory()
-    return index.to(device, non_blocking=True)
+    return sent(torch.as_tensor(numbers, dtype=torch.long), device)
+
+
+def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device, without waiting for it where it comes from the CPU."""
+    if device.type == "cuda" and x.device.type == "cpu":  # only from pinned memory is a copy to a GPU asynchronous
+        x = x.pin_memory()
+    return x.to(device, non_blocking=x.device.type == "cpu")
 
 
 def columns_of(x: torch.Tensor, columns: Sequence[int] | None) -> torch.Tensor:
