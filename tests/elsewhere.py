@@ -1,9 +1,9 @@
 """A device that is not the CPU, on the CPU: a private device of PyTorch whose tensors hold true numbers.
 
 Each tensor there wraps one of the host, on which everything is computed, so values are those of the CPU. But as on a
-GPU an operation that mixes tensors of the device with tensors of the host is an error (single numbers excepted, as PyTorch
-allows them), and what is made with the model's device is there. It is stricter than CUDA in one thing: an index from
-the host, which CUDA copies over and waits for, is an error, too.
+GPU an operation that mixes tensors of the device with tensors of the host is an error (single numbers excepted, as
+PyTorch allows them), and what is made with the model's device is there. It is stricter than CUDA in one thing: an index
+from the host, which CUDA copies over and waits for, is an error, too.
 
 Inside `elsewhere()` every time that the host waits for the device is noted with its place in labkit: `.item()`,
 `.tolist()`, `bool(x)`, `.cpu()`, `nonzero`, a boolean index.
@@ -95,6 +95,8 @@ def done(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         goes = goes or (target is None and bool(there))
         if there and not goes:
             note("cpu")
+        elif here and goes and here[0].numel() and not kwargs.get("non_blocking"):
+            note("to the device")
     elif func is aten.copy_.default:
         if there and not isinstance(args[0], There):
             note("copy_ to the host")
@@ -116,7 +118,10 @@ def done(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if goes and target is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
     plain = lambda x: x.held if isinstance(x, There) else x  # noqa: E731
-    out = func(*tree_map(plain, args), **tree_map(plain, kwargs))
+    if func is aten.histc.default and not args[0].is_floating_point():  # a GPU counts whole numbers, the CPU does not
+        out = func(plain(args[0]).float(), *args[1:], **kwargs).to(args[0].dtype)
+    else:
+        out = func(*tree_map(plain, args), **tree_map(plain, kwargs))
     owners = {id(x.held): x for x in flat if isinstance(x, There)}
     if not goes and not (there and func is aten.copy_.default):
         return out
@@ -149,7 +154,8 @@ def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **_: Any) -> Th
 def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
     held = [x.held if isinstance(x, There) else x for x in (source, target)]
     held[1].copy_(held[0])
-    note("list as an index" if isinstance(target, There) else "copy to the host")
+    if source.numel():
+        note("list to the device" if isinstance(target, There) else "copy to the host")
     return target
 
 
@@ -173,7 +179,7 @@ def note(what: str) -> None:
     if not _noted:
         return
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not frame.f_code.co_filename.startswith(LABKIT):
+    while frame is not None and not (frame.f_code.co_filename.startswith(LABKIT) and frame.f_code.co_name[0] != "<"):
         frame = frame.f_back
     place = "outside labkit"
     if frame is not None:

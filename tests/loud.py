@@ -8,11 +8,11 @@ import torch
 import labkit as lk
 
 sys.path.insert(0, str(Path(__file__).parent / "zoo"))
-from conformance import ANSWER, FOIL, IDS, tokenizer
+from conformance import ANSWER, FOIL, IDS, model, tokenizer
 from conformance import CORRUPT as CORRUPT_IDS
 from shrink import tiny
 
-__all__ = ["ANSWER", "CORRUPT_IDS", "FOIL", "IDS", "loud"]
+__all__ = ["ANSWER", "CORRUPT_IDS", "FOIL", "IDS", "loud", "model", "tokenizer"]
 
 
 def loud(model_type: str) -> lk.LanguageModel:

@@ -10,6 +10,7 @@ import torch
 
 from labkit.activations import sites
 from labkit.activations.sites import Site
+from labkit.models.devices import to_index
 
 if TYPE_CHECKING:
     from labkit.models.handle import Model
@@ -100,14 +101,14 @@ class Batch:
         last = self.length - min(columns, default=self.length - 1)  # how many from the end
         if columns and len(columns) < last and lm.any_logits:
             had = columns
-            logits = lm.hf(**inputs, logits_to_keep=torch.tensor(columns, device=lm.device)).logits
+            logits = lm.hf(**inputs, logits_to_keep=to_index(columns, lm.device)).logits
         else:
             had = list(range(self.length - last, self.length)) if lm.only_last else list(range(self.length))
             keep = dict.fromkeys(lm.only_last, last)
             logits = lm.hf(**inputs, **keep).logits
         rows = [[had.index(c) for c in self.columns(position)] for position in positions]  # of each position
         if all(len(row) == 1 for row in rows):
-            return logits[:, [row[0] for row in rows]]
+            return logits.index_select(1, to_index([row[0] for row in rows], logits.device))
         each = [[row[n if len(row) > 1 else 0] for row in rows] for n in range(len(logits))]  # (row, position)
         at = torch.tensor(each, device=logits.device)
         return logits[torch.arange(len(at), device=logits.device)[:, None], at]

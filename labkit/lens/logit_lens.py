@@ -30,7 +30,7 @@ from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
-from labkit.models.devices import Copies
+from labkit.models.devices import Copies, to_index
 from labkit.models.reference import RefersToModel
 from labkit.results.figures import heatmap
 from labkit.results.file import open_arrays, reading, save_arrays
@@ -295,24 +295,24 @@ def logit_lens(
         },
         lm,
     )  # fmt: skip
-    copy = Copies()
+    copies = Copies()
     for rows, layer, logits, own in reading.blocks(stop):
         here = logits.log_softmax(-1)  # (position, vocab)
         share = here.exp()
         top = share.topk(k)
         if layer is None:
-            copy(lens.final_ids[rows], top.indices)
-            copy(lens.final_probabilities[rows], top.values)
+            copies.into(lens.final_ids[rows], top.indices)
+            copies.into(lens.final_probabilities[rows], top.values)
             continue
         n = reading.layers.index(layer)
-        copy(lens.top_ids[n, rows], top.indices)
-        copy(lens.top_probabilities[n, rows], top.values)
-        copy(lens.entropy[n, rows], -(share * here).nan_to_num(0).sum(-1))  # a token that cannot be: 0 x -inf
-        copy(lens.kl[n, rows], (own.exp() * (own - here)).nan_to_num(0).sum(-1).clamp(min=0))
+        copies.into(lens.top_ids[n, rows], top.indices)
+        copies.into(lens.top_probabilities[n, rows], top.values)
+        copies.into(lens.entropy[n, rows], -(share * here).nan_to_num(0).sum(-1))  # a token that cannot be: 0 x -inf
+        copies.into(lens.kl[n, rows], (own.exp() * (own - here)).nan_to_num(0).sum(-1).clamp(min=0))
         for i, id in enumerate(chosen):
-            copy(lens.ranks[i, n, rows], (logits > logits[:, id, None]).sum(-1) + 1)
-            copy(lens.probabilities[i, n, rows], share[:, id])
-    copy.done()
+            copies.into(lens.ranks[i, n, rows], (logits > logits[:, id, None]).sum(-1) + 1)
+            copies.into(lens.probabilities[i, n, rows], share[:, id])
+    copies.done()
     seen = sorted({*lens.top_ids.ravel().tolist(), *lens.final_ids.ravel().tolist(), *chosen})
     lens.words = dict(zip(seen, describe(lm.tokenizer, seen), strict=True))
     return lens
@@ -351,7 +351,7 @@ class _Reading:
         self.lm, self.layers = lm, layers_with(lm, site)
         reads = {(site, layer) for layer in self.layers} | {("resid_post", last)}
         at = torch.tensor([*positions, ids.shape[1] - 1])  # the last position is what the readout is checked against
-        with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, at.to(x.device)].detach().clone()) as found:
+        with lm.busy(), hooked(lm, reads, {}, keep=lambda x: x[0, to_index(at, x.device)].detach().clone()) as found:
             logits = last_logits(lm, ids)[0].float()
         own = found["resid_post", last]
         if own.shape[1:] != (lm.d_model,):

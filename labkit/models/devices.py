@@ -68,10 +68,14 @@ def copied(module: nn.Module) -> nn.Module:
 
 def to_index(numbers: Sequence[int] | torch.Tensor, device: torch.device) -> torch.Tensor:
     """An index (n,) of whole numbers, sent to the device without waiting for it."""
-    index = torch.as_tensor(numbers, dtype=torch.long)
-    if device.type == "cuda":  # only from pinned memory is a copy to a GPU asynchronous
-        index = index.pin_memory()
-    return index.to(device, non_blocking=True)
+    return sent(torch.as_tensor(numbers, dtype=torch.long), device)
+
+
+def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device, without waiting for it where it comes from the CPU."""
+    if device.type == "cuda" and x.device.type == "cpu":  # only from pinned memory is a copy to a GPU asynchronous
+        x = x.pin_memory()
+    return x.to(device, non_blocking=x.device.type == "cpu")
 
 
 def columns_of(x: torch.Tensor, columns: Sequence[int] | None) -> torch.Tensor:
@@ -80,20 +84,27 @@ def columns_of(x: torch.Tensor, columns: Sequence[int] | None) -> torch.Tensor:
 
 
 class Copies:
-    """Tensors of a device that go into arrays, all at once: the host waits once, not for each."""
+    """Tensors that are copied to the CPU all at once: the host waits for a device once, not for each."""
 
     def __init__(self) -> None:
-        self._kinds: dict[bool, list[tuple[np.ndarray, torch.Tensor]]] = {True: [], False: []}
+        self._kinds: dict[Any, list[tuple[np.ndarray, torch.Tensor]]] = {}
 
-    def __call__(self, array: np.ndarray, x: torch.Tensor) -> None:
+    def into(self, array: np.ndarray, x: torch.Tensor) -> None:
         """Into all of this array, or of this view of one, when it is `done`."""
-        real = x.dtype.is_floating_point
-        self._kinds[real].append((array, x.float().clone() if real else x.clone()))
+        x = x.float().clone() if x.dtype.is_floating_point else x.clone()  # no view, which would keep more in memory
+        self._kinds.setdefault((x.device, x.dtype), []).append((array, x))
+
+    def of(self, x: torch.Tensor) -> np.ndarray:
+        """An array of the same shape, which has the numbers when it is `done`."""
+        kind = np.float32 if x.dtype.is_floating_point else np.bool_ if x.dtype == torch.bool else np.int64
+        array = np.empty(tuple(x.shape), kind)
+        self.into(array, x)
+        return array
 
     def done(self) -> None:
         for pairs in self._kinds.values():
-            if pairs:
-                numbers = torch.cat([x.flatten() for _, x in pairs]).cpu().numpy()
-                ends = np.cumsum([array.size for array, _ in pairs])
-                for (array, _), part in zip(pairs, np.split(numbers, ends), strict=False):
-                    array[...] = part.reshape(array.shape)
+            numbers = torch.cat([x.flatten() for _, x in pairs]).cpu().numpy()
+            ends = np.cumsum([array.size for array, _ in pairs])
+            for (array, _), part in zip(pairs, np.split(numbers, ends), strict=False):
+                array[...] = part.reshape(array.shape)
+        self._kinds.clear()

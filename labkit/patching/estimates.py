@@ -17,6 +17,7 @@ from labkit.activations.metrics import Metric
 from labkit.activations.unembedding import measured_end
 from labkit.engine.cells import by_unit
 from labkit.language_model import LanguageModel
+from labkit.models.devices import Copies
 
 
 def estimates(
@@ -47,11 +48,13 @@ def estimates(
     measure = lambda: metric(measured_end(lm, ids, count, metric.columns)[0])  # noqa: E731
     _, found, grads = gradients(lm, places, measure, edits=edits)
     effects: dict[str, dict[int, torch.Tensor]] = {kind: {} for kind in source}
+    copies = Copies()
     for kind, layer in places:
         here = found[kind, layer][0].float()
         change = source[kind][layer].to(here.device).float() - here
         product = grads[kind, layer][0].float() * change
         if kind == "scores":  # what is not seen in both
             product = product.nan_to_num(0.0)
-        effects[kind][layer] = by_unit(product, kind).sum(-1).cpu()
+        effects[kind][layer] = torch.from_numpy(copies.of(by_unit(product, kind).sum(-1)))
+    copies.done()
     return effects

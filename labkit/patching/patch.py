@@ -30,6 +30,7 @@ from labkit.engine.cells import Cell, at_cell, by_unit, layers_of, put_whole
 from labkit.engine.recorded_run import Unsupported
 from labkit.engine.wavefront import Cancelled, Lane, Wavefront
 from labkit.language_model import LanguageModel
+from labkit.models.devices import Copies
 from labkit.models.handle import PerModel
 from labkit.patching.answers import on_lane
 from labkit.patching.axes import axes_of
@@ -259,11 +260,15 @@ class PatchJob:
             self.grid.corrupt = float("nan")  # nothing was run but the clean prompt
         self.grid.measured_in(metric.unit, self.runs.noise(metric))
         flat, first = self.grid.values.reshape(-1), self.runs.first(self.direction)
-        moved: dict[int, np.ndarray] = {}
+        copies, differ = Copies(), []
         for activations, own in taken:
             for layer in {layer for cell in self.cells for layer in self._layers(cell) if layer in own}:
-                here = by_unit(own[layer] != activations[layer], kind).any(-1).cpu().numpy()[: self.at + 1]
-                moved[layer] = moved[layer] | here if layer in moved else here
+                here = by_unit(own[layer] != activations[layer], kind).any(-1)[: self.at + 1]
+                differ.append((layer, copies.of(here)))
+        copies.done()
+        moved: dict[int, np.ndarray] = {}
+        for layer, array in differ:
+            moved[layer] = moved[layer] | array if layer in moved else array
         for i, cell in enumerate(self.cells):
             # nothing before the first difference can have an effect, and neither can putting in what is there
             before = first > self.at or (cell.position is not None and cell.position < first)

@@ -33,6 +33,7 @@ from labkit.engine.block_runner import BlockRunner
 from labkit.engine.readout import readout_of
 from labkit.engine.recorded_run import Unsupported, record
 from labkit.language_model import LanguageModel
+from labkit.models.devices import to_index
 from labkit.models.handle import PerModel
 from labkit.patching.gap import measured
 from labkit.patching.pair_runs import ENDS
@@ -297,7 +298,7 @@ class _Paths:
         def edit(value: torch.Tensor) -> torch.Tensor:
             value = value.clone()
             if held:
-                value[held] = self.held[kind][layer][self.start :].to(value.dtype)
+                value[to_index(held, value.device)] = self.held[kind][layer][self.start :].to(value.dtype)
             for row, site in speaking:
                 heads = () if site.head is None else (slice(None), site.head)
                 value[row][heads] = self.said[kind][layer][self.start :][heads].to(value.dtype)

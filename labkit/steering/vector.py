@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from labkit.models.devices import sent
 from labkit.results import gguf_vectors
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.text.as_code import Name, as_call
@@ -97,7 +98,7 @@ class SteeringVector:
 
     def along(self, x: torch.Tensor) -> torch.Tensor:
         """The component of activations (..., d_model) along the vector, (...,): in units of the activations."""
-        unit = (self.values / self.values.norm()).to(x.device)
+        unit = sent(self.values / self.values.norm(), x.device)
         return (x.float() * unit).sum(tuple(range(-unit.ndim, 0)))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -177,9 +178,9 @@ class Steering:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.manner == "add":
-            new = x + (self.strength * self.vector.values).to(device=x.device, dtype=x.dtype)
+            new = x + sent((self.strength * self.vector.values).to(x.dtype), x.device)
         else:
-            unit = (self.vector.values / self.vector.values.norm()).to(x.device)
+            unit = sent(self.vector.values / self.vector.values.norm(), x.device)
             along = self.vector.along(x)
             if self.manner == "clamp":
                 wanted = along.clamp(self.low, self.high)

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conformance import model
 from elsewhere import DEVICE, There, elsewhere, moved
-from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
+from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud, model
 
 import labkit as lk
 from labkit.activations.site_kinds import KINDS
