@@ -94,7 +94,7 @@ class Tool(HasSnapshot, widgets.VBox):
         raise NotImplementedError
 
     def _mime_(self) -> tuple[str, str]:
-        """How marimo shows it, which draws single blocks but no boxes of ipywidgets: as the page that `export` writes."""
+        """How marimo shows it, which draws blocks but no boxes of ipywidgets: as the page that `export` writes."""
         page = page_of(self, self.snapshot())
         frame = f'<iframe srcdoc="{escape(page)}" style="width:100%;height:640px;border:0"></iframe>'
         return "text/html", frame
