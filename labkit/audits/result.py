@@ -88,10 +88,15 @@ class Audit:
         """
         import pandas as pd
 
-        return pd.DataFrame(self._rows).set_index(["model", "category"])
+        names = ["model", "category"]
+        # objects, because pyarrow's strings, where it is installed, do not hold every text of Python
+        places = [pd.Index([row[name] for row in self.rows], dtype=object) for name in names]
+        numbers = [{name: value for name, value in row.items() if name not in names} for row in self.rows]
+        return pd.DataFrame(numbers, index=pd.MultiIndex.from_arrays(places, names=names))
 
     @cached_property
-    def _rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `to_frame`, as plain Python."""
         rows, preferred = [], self.preferences
         for m, model in enumerate(self.models):
             for category in self.categories:
@@ -204,7 +209,7 @@ class Audit:
     def words(self) -> str:
         """What was found, one sentence per model and category, and what it cannot show."""
         said = []
-        for row in self._rows:
+        for row in self.rows:
             who = f"{row['model']}, " if len(self.models) > 1 else ""
             if not row["pairs"]:
                 said.append(f"{who}{row['category']}: no pair has been scored.")
@@ -223,7 +228,7 @@ class Audit:
 
         figure = go.Figure()
         for model in self.models:
-            rows = [row for row in self._rows if row["model"] == model]
+            rows = [row for row in self.rows if row["model"] == model]
             share = 100 * np.array([row["share"] for row in rows])
             low, high = (100 * np.array([row[end] for row in rows]) for end in ("low", "high"))
             figure.add_scatter(
@@ -272,7 +277,7 @@ class Audit:
 
     def __repr__(self) -> str:
         n = int(self.done.all(0).sum())
-        shown = [row["category"] for row in self._rows if row["verdict"] != "none shown"]
+        shown = [row["category"] for row in self.rows if row["verdict"] != "none shown"]
         found = f"a preference shown in {len(set(shown))} of {len(self.categories)} categories"
         return f"Audit({', '.join(self.models)}; {n} of {len(self.pairs)} pairs, {found})"
 

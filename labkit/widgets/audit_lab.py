@@ -189,7 +189,7 @@ class AuditLab(Tool):
         """Bring the categories up to what is scored."""
         audit: Audit = self._job.audit
         rows = []
-        for found in audit.to_frame().reset_index().to_dict("records"):
+        for found in audit.rows:
             name = f"{found['category']}, {found['model']}" if len(audit.models) > 1 else found["category"]
             share, low, high = (100 * found[column] for column in ("share", "low", "high"))
             says = f"{share:.0f} % of {found['pairs']} pairs, 95 % interval {low:.0f} to {high:.0f}"
