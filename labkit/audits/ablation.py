@@ -188,7 +188,7 @@ class AblationJob:
         again = np.array([found.logprob for found in score_continuations(self.lm, texts)]).reshape(-1, 2)
         if (np.abs(again - logprobs[some]) <= APART[0] + APART[1] * np.abs(again)).all():
             whole.logprobs[0], whole.lengths[0] = logprobs, lengths
-            whole.__dict__.pop("_rows", None)
+            whole.__dict__.pop("rows", None)
 
 
 def _scores(lm: LanguageModel, audit: Audit, categories: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray] | None:

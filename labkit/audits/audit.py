@@ -128,7 +128,7 @@ class AuditJob:
                 for n, found in enumerate(score_continuations(lm, texts)):
                     kept.logprobs[m, todo[n // 2], n % 2] = found.logprob
                     kept.lengths[m, todo[n // 2], n % 2] = len(found.tokens), found.n_bytes
-                kept.__dict__.pop("_rows", None)  # they were of fewer pairs
+                kept.__dict__.pop("rows", None)  # they were of fewer pairs
                 yield len(todo)
 
 
