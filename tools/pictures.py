@@ -213,7 +213,7 @@ def sites(p: Palette) -> str:
 
 
 def histogram() -> tuple[np.ndarray, np.ndarray]:
-    """Counts of the default model's weights, each divided by the largest of its block of 64, and the 16 levels of NF4."""
+    """Counts of the default model's weights, each divided by the largest of its block of 64; the 16 levels of NF4."""
     import torch
     from bitsandbytes.functional import get_4bit_type
 
