@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip $(QUIET) --constraint constraints.txt
 
 .PHONY: lab test test-quick test-js test-unit test-zoo test-browser test-notebooks test-portable test-native test-avx2 \
-	test-default test-colab test-oldest mutation notebooks links lint bench bench-avx2 bench-gpu clean help
+	test-default test-colab test-oldest mutation notebooks links site lint bench bench-avx2 bench-gpu clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -136,6 +136,9 @@ notebooks: $(VENV)/.test  ## run every notebook and keep its outputs in the file
 
 links:  ## Colab, Binder and nbgitpuller links and first cells: make links REPO=owner/name REF=v0.2.0 (tools/links.py)
 	$(PYTHON) tools/links.py --repo "$(REPO)" --ref "$(REF)" --branch "$(BRANCH)" --hub "$(HUB)" --pypi "$(PYPI)"
+
+site: $(VENV)/.test  ## the documentation as a site, build/site/index.html; no network needed (mkdocs.yml)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 .venv-peers/.ready: benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv .venv-peers

@@ -118,11 +118,12 @@ def wavefront(p: Palette) -> str:
                 )
                 x += length * unit
         body.append(text(x + 8, y + 20, f"{6 * (layer + 1)} tokens", p.soft, size=12))
-    body += [
-        text(left, bottom + 50, "Rows that start at position 3, 4 and 5 (3, 2 and 1 tokens long) join at each block,", p.soft, size=12),
-        text(left, bottom + 68, "outlined; those that joined below, in their own colour, go on. 5 calls of a block", p.soft, size=12),
-        text(left, bottom + 86, "instead of 15 full passes, 75 calls.", p.soft, size=12),
-    ]  # fmt: skip
+    said = (
+        "Rows that start at position 3, 4 and 5 (3, 2 and 1 tokens long) join at each block,",
+        "outlined; those that joined below, in their own colour, go on. 5 calls of a block",
+        "instead of 15 full passes, 75 calls.",
+    )
+    body += [text(left, bottom + 50 + 18 * n, line, p.soft, size=12) for n, line in enumerate(said)]
     return svg(900, 298, "How the wavefront computes a grid of patches in one pass up the blocks", body)
 
 
@@ -147,7 +148,7 @@ def patch(p: Palette) -> str:
         arrow([(116, 162), (124, 141), (470, 141), (489, 158)], p.one, width=2),
         text(420, 130, "copy one activation", p.one, anchor="middle", size=12),
         text(56, 209, "layer 0", p.soft, size=12, anchor="end"), text(56, 83, "3", p.soft, size=12, anchor="end"),
-        text(70, 276, "after “… went to the store,”", p.soft, size=12), text(490, 276, "after “… went to the store,”", p.soft, size=12),
+        *(text(x, 276, "after “… went to the store,”", p.soft, size=12) for x in (70, 490)),
     ]  # fmt: skip
     return svg(860, 292, "Denoising: an activation of the clean run is put into the corrupt run", body)
 
@@ -213,7 +214,7 @@ def sites(p: Palette) -> str:
 
 
 def histogram() -> tuple[np.ndarray, np.ndarray]:
-    """Counts of the default model's weights, each divided by the largest of its block of 64, and the 16 levels of NF4."""
+    """Counts of the default model's weights, each divided by the largest of its block of 64; the 16 levels of NF4."""
     import torch
     from bitsandbytes.functional import get_4bit_type
 
@@ -247,9 +248,7 @@ def four_bits(p: Palette, counts: np.ndarray, levels: np.ndarray) -> str:
     body.append(f"<path d='{bars}' fill='{p.one}' opacity='0.75'/>")
     for n, level in enumerate(levels):
         x = at(level)
-        body.append(
-            f"<line x1='{x:.1f}' y1='{floor - high}' x2='{x:.1f}' y2='{floor + 8}' stroke='{p.other}' stroke-width='2'/>"
-        )
+        body.append(f"<path d='M{x:.1f},{floor - high}V{floor + 8}' stroke='{p.other}' stroke-width='2'/>")
         body.append(
             text(x, floor + 24 + 14 * (n % 2), f"{level:.2f}".replace("-", "−"), p.soft, size=11, anchor="middle")
         )

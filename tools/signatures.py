@@ -41,7 +41,7 @@ def asked(function: griffe.Function) -> griffe.Class | None:
 
 
 def take(function: griffe.Function, spec: griffe.Class) -> None:
-    """Give a function the fields of its spec, in the order of the class that has them first, and what is said of them."""
+    """Give a function the fields of its spec, in the order of the class that has them first, with their docs."""
     fields: dict[str, griffe.Parameter] = {}
     said: dict[str, str] = {}
     for one in (*reversed(spec.mro()), spec):

@@ -1,7 +1,8 @@
 """Every code block of README, CONTRIBUTING and the site is run: a page's Python from top to bottom, in one namespace.
 
 A block that a text block follows at once prints that text. A block after `<!-- not run: why -->` is compiled, and the
-names of labkit and the arguments in it are checked. Shell blocks name targets of make and commands of labkit that exist.
+names of labkit and the arguments in it are checked. Shell blocks name targets of make and commands
+of labkit that exist.
 """
 
 from __future__ import annotations
