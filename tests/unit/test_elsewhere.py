@@ -87,7 +87,7 @@ def write_everything(lm: lk.LanguageModel) -> Any:
 
 def tree(lm: lk.LanguageModel) -> Any:
     grown = lm.tree("ab", max_new_tokens=4)
-    (trunk,) = list(grown)[:1]
+    (trunk,) = grown
     branch = grown.branch(trunk, at=1, token=5)
     return [one.record.rows["logprob"].copy() for one in (trunk, branch)]
 
@@ -176,7 +176,6 @@ ASKED = {
     "head circuits": lambda lm: lk.head_circuits(lm, layers=layers_with(lm, "z")[-1:], sample=64, **NO),
     "collected": collected,
     "probe": probed,
-    "controls": lambda lm: lk.controls(lm, *P, pairs=[(CORRUPT_IDS.flip(1), IDS.flip(1), FOIL, ANSWER)], cells=1, n=2, **NO),
     "zeros": lambda lm: lk.patch(lm, IDS, None, ANSWER, FOIL, by="zero", window=2, **NO).values,
     "means": lambda lm: lk.patch(lm, IDS, None, ANSWER, FOIL, by=lk.Mean([CORRUPT_IDS]), **NO).values,
     "noise": lambda lm: lk.patch(lm, IDS, None, ANSWER, FOIL, by=lk.Noise((2, 3), samples=1), **NO).values,
@@ -271,7 +270,7 @@ def halves():
 
 @pytest.mark.parametrize(
     "asked",
-    ["read", "write", "zeros", "texts", "greedy", "sampled", "paths", "attention", "lens", "direct", "steering"],
+    ["read", "write", "zeros", "texts", "greedy", "sampled", "paths", "lens", "steering", "knock-out"],
 )
 def test_a_model_on_two_devices_gives_the_numbers_of_one(asked, halves):
     here, split = halves

@@ -82,7 +82,7 @@ def test_nothing_is_bfloat16_in_a_model_of_four_bits_that_computes_in_float16(na
     assert states
     assert torch.bfloat16 not in {x.dtype for x in (*kept, *states)}
     with Dtypes() as dtypes:
-        run = lm.run(IDS, read=["resid_post", "z", "mlp_act"])
+        run = lm.run(IDS, read=["resid_post", "z"])
         lm.generate(IDS, max_new_tokens=2)
         lk.patch(lm, IDS, CORRUPT, ANSWER, FOIL, progress=False)
     assert torch.float16 in dtypes.seen
