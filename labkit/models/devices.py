@@ -97,7 +97,7 @@ class Copies:
     def of(self, x: torch.Tensor) -> np.ndarray:
         """An array of the same shape, which has the numbers when it is `done`."""
         kind = np.float32 if x.dtype.is_floating_point else np.bool_ if x.dtype == torch.bool else np.int64
-        array = np.empty(tuple(x.shape), kind)
+        array: np.ndarray = np.empty(tuple(x.shape), kind)
         self.into(array, x)
         return array
 
