@@ -1,5 +1,6 @@
 """The promises that are cheap to look at, where the model computes in float16, as on GPUs without bfloat16."""
 
+import numpy as np
 import pytest
 import torch
 from conformance import ANSWER, CORRUPT, FOIL, IDS, tokenizer
@@ -9,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import labkit as lk
+from labkit.activations.site_kinds import KINDS
 from labkit.activations.sites import Site, layers_with
 from labkit.patching.patch import PatchJob
 
@@ -88,3 +90,25 @@ def test_nothing_is_bfloat16_in_a_model_of_four_bits_that_computes_in_float16(na
     assert torch.float16 in dtypes.seen
     assert torch.bfloat16 not in dtypes.seen
     assert run["resid_post.1"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("name", ["gemma2", "qwen3"])
+def test_a_residual_stream_near_the_largest_float16_makes_nothing_infinite(name):
+    """As in Gemma and Qwen, whose largest activations are that large: what squares or sums them has to be wider."""
+    lm = lk.wrap(tiny(name).half(), tokenizer())
+    kinds = [kind for kind in KINDS if layers_with(lm, kind) and kind not in ("scores", "embed")]
+    large = lambda x: (x.float() * (6e4 / x.abs().max().float())).to(x.dtype)  # noqa: E731
+    run = lm.run(IDS, read=kinds, write={"resid_pre.0": large})
+    assert float(run["resid_pre.0"].abs().max()) > 5e4
+    sites = [f"{k}.{n}" if KINDS[k].by_layer else k for k in kinds for n in layers_with(lm, k)]
+    assert not [site for site in sites if not bool(torch.isfinite(run[site]).all())]
+    with torch.no_grad():  # and what the kit makes of them
+        table = lm.hf.get_input_embeddings().weight
+        table.copy_(table.float() * (4e4 / float(lm.run(IDS, read=["resid_pre.0"])["resid_pre.0"].abs().max())))
+    assert float(lm.run(IDS, read=["resid_pre.1"])["resid_pre.1"].abs().max()) > 1e4
+    lens = lk.logit_lens(lm, IDS)
+    found = lk.direct_logit_attribution(lm, IDS, ANSWER, FOIL)
+    values = [lk.patch(lm, IDS, CORRUPT, ANSWER, FOIL, site=site, progress=False).values for site in ("resid_pre", "z")]
+    values += [lk.patch(lm, IDS, CORRUPT, ANSWER, FOIL, method="attribution", progress=False).values]
+    for numbers in (lens.kl, lens.entropy, found.attn, found.mlp, *values):
+        assert np.isfinite(numbers).all()
