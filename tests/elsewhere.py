@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -48,10 +49,10 @@ class There(torch.Tensor):
     held: torch.Tensor
 
     @staticmethod
-    def __new__(cls, held: torch.Tensor) -> There:
+    def __new__(cls, held: torch.Tensor, device: torch.device = DEVICE) -> There:
         made = torch.Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-            layout=held.layout, device=DEVICE, requires_grad=False,
+            layout=held.layout, device=device, requires_grad=False,
         )  # fmt: skip
         made.held = held
         return made
@@ -80,7 +81,7 @@ class There(torch.Tensor):
         return self.held.untyped_storage()
 
     def __deepcopy__(self, memo: Any) -> Any:
-        made = There(self.held.clone())
+        made = There(self.held.clone(), self.device)
         return nn.Parameter(made, self.requires_grad) if isinstance(self, nn.Parameter) else made
 
 
@@ -101,6 +102,8 @@ def done(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if there and not isinstance(args[0], There):
             note("copy_ to the host")
     elif there:
+        if len({x.device for x in there if x.ndim}) > 1:
+            raise WrongDevice(f"{func} got tensors of several devices: {[(tuple(x.shape), x.device) for x in there]}")
         if mixed := [x for x in here if x.ndim]:
             raise WrongDevice(
                 f"{func} got tensors of {DEVICE} and of the host: {[tuple(x.shape) for x in there]} and "
@@ -122,6 +125,9 @@ def done(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         out = func(plain(args[0]).float(), *args[1:], **kwargs).to(args[0].dtype)
     else:
         out = func(*tree_map(plain, args), **tree_map(plain, kwargs))
+    device = _with_number(target)
+    if target is None and there:
+        device = max(there, key=lambda x: x.ndim).device  # a single number is wherever the others are
     owners = {id(x.held): x for x in flat if isinstance(x, There)}
     if not goes and not (there and func is aten.copy_.default):
         return out
@@ -129,11 +135,15 @@ def done(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     def wrap(x: Any) -> Any:
         if not isinstance(x, torch.Tensor):
             return x
-        return owners[id(x)] if id(x) in owners else There(x)
+        return owners[id(x)] if id(x) in owners else There(x.resolve_conj().resolve_neg(), device)
 
     if func is aten.copy_.default:
         return args[0]
     return tree_map(wrap, out)
+
+
+def _with_number(device: Any) -> torch.device:
+    return DEVICE if device is None or torch.device(device).index is None else torch.device(device)
 
 
 FACTORIES_LIKE = {
@@ -143,12 +153,13 @@ FACTORIES_LIKE = {
 }  # fmt: skip
 
 
-def _empty(size: Any, *, dtype: Any = None, memory_format: Any = None, **_: Any) -> There:
-    return There(torch.empty(size, dtype=dtype, memory_format=memory_format or torch.contiguous_format))
+def _empty(size: Any, *, dtype: Any = None, device: Any = None, memory_format: Any = None, **_: Any) -> There:
+    made = torch.empty(size, dtype=dtype, memory_format=memory_format or torch.contiguous_format)
+    return There(made, _with_number(device))
 
 
-def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **_: Any) -> There:
-    return There(torch.empty_strided(size, stride, dtype=dtype))
+def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> There:
+    return There(torch.empty_strided(size, stride, dtype=dtype), _with_number(device))
 
 
 def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
@@ -211,6 +222,17 @@ def moved(hf: nn.Module) -> Any:
                 module._buffers[name] = There(buffer)
     tied(hf, there)
     return there
+
+
+def put_on(module: nn.Module, device: torch.device) -> None:
+    """Move a part of a model that is on the device to another, and what comes in with it, as accelerate does."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if isinstance(tensor, There):
+                    there = There(tensor.detach().held, device)
+                    tensors[name] = nn.Parameter(there, tensor.requires_grad) if tensors is part._parameters else there
+    add_hook_to_module(module, AlignDevicesHook(execution_device=device))
 
 
 def _moved(parameter: nn.Parameter) -> nn.Parameter:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from labkit.language_model import LanguageModel
+from labkit.models.devices import to_index
 
 SCORES = {
     "previous_token": "attention to the token before, mean over tokens",
@@ -33,12 +34,13 @@ class Tally:
 
     def __init__(self, ids: torch.Tensor, side: int) -> None:
         """For the prompt `ids` (seq,), with thumbnails of at most `side` rows."""
+        ids = ids.cpu()  # once; which pairs of places matter is then known without waiting for the device
         self.length = len(ids)
         self.step = max(1, -(-self.length // side))  # tokens that a row of a thumbnail stands for
         self.side = -(-self.length // self.step)
         earlier = (ids[:, None] == ids[None]).tril(-1)
         self._copies = earlier.nonzero()  # (pairs, 2): query, key
-        after = self._copies + torch.tensor([0, 1], device=ids.device)
+        after = self._copies + torch.tensor([0, 1])
         self._after = after[after[:, 1] < after[:, 0]]
         self._queries = {"duplicate_token": self._copies, "induction": self._after}
         self._counts = {name: len(pairs[:, 0].unique()) for name, pairs in self._queries.items()}
@@ -62,9 +64,9 @@ class Tally:
         first = start // self.step
         self.picture[:, first : first + tall, : pooled.shape[-1]] = (pooled * 255).round().to(torch.uint8)
         for name, pairs in self._queries.items():
-            low, high = torch.searchsorted(pairs[:, 0].contiguous(), torch.tensor([start, stop], device=pairs.device))
-            here = pairs[low:high]
-            sums[name] += pattern[:, here[:, 0] - start, here[:, 1]].sum(-1)
+            low, high = torch.searchsorted(pairs[:, 0].contiguous(), torch.tensor([start, stop]))
+            queries, at = (to_index(side, pattern.device) for side in pairs[low:high].T.contiguous())
+            sums[name] += pattern[:, queries - start, at].sum(-1)
         seen = pattern[:, 1:] if start == 0 else pattern  # the first token can only look at itself
         if not seen.shape[1]:
             return

@@ -185,6 +185,7 @@ def expanded(arguments: Any, rows: int) -> Any:
 def same_output(out: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> bool:
     """Are two outputs (seq, ...) of a block equal at every position, compared with the change that it makes to x?"""
     rms = lambda t: t.float().flatten(1).pow(2).mean(1).sqrt()  # noqa: E731
+    expected, x = expected.to(out.device), x.to(out.device)  # the next layer's device may be another
     share, rounding = (1e-4, 1e-5) if out.dtype == torch.float32 else (0.02, 2**-7)
     limit = share * rms(expected - x).max() + rounding * rms(expected).max()
     return out.shape == expected.shape and bool((rms(out - expected) <= limit).all())

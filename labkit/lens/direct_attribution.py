@@ -138,7 +138,8 @@ def direct_logit_attribution(
     attn, mlp, attn_bias = (np.zeros(lm.n_layers, np.float32) for _ in range(3))
     heads = np.full((lm.n_layers, n_heads), np.nan, np.float32)
     for layer in range(lm.n_layers):
-        added = found["resid_post", layer].float() - found["resid_pre", layer].float()
+        after = found["resid_post", layer].float()
+        added = after - found["resid_pre", layer].to(after.device).float()  # which comes from the layer before
         by_attention = by_attention_of(found, layer)
         mlp[layer] = way(added[-1] if by_attention is None else (added - by_attention)[-1])
         if by_attention is None:
@@ -213,7 +214,7 @@ def by_attention_of(found: dict[Place, torch.Tensor], layer: int) -> torch.Tenso
     out = found["attn_out", layer].float()
     if ("resid_mid", layer) not in found:
         return out  # side by side with the MLP
-    seen = found["resid_mid", layer].float() - found["resid_pre", layer].float()
+    seen = found["resid_mid", layer].float() - found["resid_pre", layer].to(out.device).float()
     rounding = 1e-5 if found["attn_out", layer].dtype == torch.float32 else 2.0**-7
     limit = rounding * (found["resid_mid", layer].float().norm() + out.norm())
     return out if float((seen - out).norm()) <= float(limit) else seen

@@ -133,7 +133,11 @@ def test_a_batch_of_cells_costs_one_wait_and_a_token_three(monkeypatch):
     waits = warm(lm, asked)
     batches = waits.pop("patching/patch.py:read cpu")
     assert batches > 3
-    assert waits == {name: n for name, n in GRID.items() if "read cpu" not in name}
+    estimate = {  # of several batches those with the strongest cells come first
+        "activations/unembedding.py:last_logits _local_scalar_dense": 2,
+        "models/devices.py:done cpu": 2,
+    }
+    assert waits == {name: n for name, n in (GRID | estimate).items() if "read cpu" not in name}
     more = warm(lm, lambda lm: lm.generate(IDS, max_new_tokens=TOKENS + 3))
     assert sum(more.values()) == sum(TEXT.values()) + 3 * 3
 
