@@ -15,6 +15,7 @@ import json
 import posixpath
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from functools import cache
 from html import escape
@@ -148,10 +149,12 @@ def published() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules["labkit_links"] = module
-    spec.loader.exec_module(module)
+    sys.path.append(str(ROOT / "tools"))  # for what it imports of its own folder
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
     return module
 
 
