@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import xarray as xr
 from loud import ANSWER, CORRUPT_IDS, FOIL, IDS, loud
 
 import labkit as lk
 from labkit.circuits.graph import Wiring
 from labkit.circuits.scores import EdgeScores
+
+xr = pytest.importorskip("xarray", reason="the exchange extra is not installed")
+pytest.importorskip("pyarrow", reason="the exchange extra is not installed")
 
 FILES = Path(__file__).parents[1] / "files"
 PAIR = (IDS, CORRUPT_IDS, ANSWER, FOIL)
