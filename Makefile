@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip $(QUIET) --constraint constraints.txt
 
 .PHONY: lab test test-quick test-js test-unit test-zoo test-browser test-notebooks test-portable test-native test-avx2 \
-	test-default test-colab test-oldest mutation notebooks links site lint bench bench-avx2 bench-gpu clean help
+	test-default test-colab test-oldest mutation notebooks links site coverage test-workshop lint bench bench-avx2 bench-gpu clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,13 +47,17 @@ test-quick: $(VENV)/.test  ## the promises on the default model and ten architec
 test-js: $(VENV)/.js  ## the widgets' JavaScript, as far as it needs no browser
 	$(NODE) --test tests/js/*.test.js
 
-# Of every test together: where ARGS choose some there is none. Which lines lack a test: .venv/bin/coverage report
-COVERAGE := $(if $(ARGS),,--cov --cov-report=)
-
 test-unit: $(VENV)/.js  ## the promises on the default model, and all that has no other place
 	$(BIN)/labkit pull
-	$(PYTEST) tests/unit -m "not alone" $(SPREAD) --dist worksteal $(COVERAGE) $(ARGS)
+	$(PYTEST) tests/unit -m "not alone" $(SPREAD) --dist worksteal $(ARGS)
 	$(PYTEST) tests/unit/test_busy_machine.py -m alone
+
+coverage: $(VENV)/.js  ## the unit tests once more, and which lines of labkit they do not run
+	$(PYTEST) tests/unit -m "not alone" $(SPREAD) --dist worksteal --cov --cov-report=term-missing:skip-covered
+
+test-workshop: $(VENV)/.js  ## a workshop's folder made, installed from without a network, and its notebooks run (0.6 GB fetched)
+	$(BIN)/labkit pull
+	LABKIT_TEST_OFFLINE=1 $(PYTEST) tests/unit/test_workshop_offline.py $(ARGS)
 
 test-zoo: $(VENV)/.test  ## the promises on every architecture
 	$(PYTEST) tests/zoo $(SPREAD) --dist worksteal $(ARGS)
