@@ -31,7 +31,7 @@ for name in sys.argv[1:]:
 BINDER = 1.6e9  # bytes of a kernel, of the 2 GB that Binder gives
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif("LABKIT_TEST_OFFLINE" not in os.environ, reason="takes minutes, fetches 0.6 GB: make test-workshop"),
+    pytest.mark.skipif("LABKIT_TEST_OFFLINE" not in os.environ, reason="minutes, 0.6 GB to fetch: make test-workshop"),
     pytest.mark.skipif(platform.system() == "Windows", reason="its install script is for PowerShell"),
 ]
 
