@@ -22,7 +22,7 @@ import json
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -30,7 +30,7 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from labkit._version import __version__
 from labkit.server import teacher
@@ -237,16 +237,17 @@ class App:
         try:
             _same_origin(socket)
             person = await self.person(socket)
-            job = self._find(socket, person)
+            job, after = self._find(socket, person), int(_number(socket, "after", 0))
             with self.one_more(person):
                 await socket.accept()
-                await self._tell(socket, job)
+                with suppress(WebSocketDisconnect):
+                    await self._tell(socket, job, after)
         except Refused as refused:
             await socket.send_denial_response(_refusal(refused))
 
-    async def _tell(self, socket: WebSocket, job: Job) -> None:
+    async def _tell(self, socket: WebSocket, job: Job, after: int) -> None:
         assert self.bell is not None
-        after, last = int(_number(socket, "after", 0)), None
+        last = None
         gone = asyncio.ensure_future(socket.receive())  # clients say nothing: they leave, or it is garbage
         job.watched += 1
         try:
@@ -364,7 +365,8 @@ async def _body(request: Request, most: int) -> bytes:
         Refused: it is.
     """
     too_long = Refused(413, f"a call may have {most / (1 << 20):.1f} MB; send less")
-    if int(request.headers.get("content-length", "0") or 0) > most:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > most:
         raise too_long
     body = bytearray()
     try:

@@ -9,6 +9,7 @@ import re
 import secrets
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,9 +64,11 @@ class TokenFile:
         return [person for _, person in self._people]
 
     def _read(self) -> None:
+        stamp: tuple[int, ...] = (0,)  # there is none
         try:
-            about = self.path.stat()
-            stamp = (about.st_mtime_ns, about.st_size, about.st_ino)
+            with suppress(OSError):
+                about = self.path.stat()
+                stamp = (about.st_mtime_ns, about.st_size, about.st_ino)
             if stamp == self._stamp:
                 return
             self._stamp = stamp

@@ -57,6 +57,11 @@ class Limits:
     keep_bytes: int = 512 << 20
     held_bytes: int = 512 << 20
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not value > 0:
+                raise ValueError(f"the limit {name} is {value}; it has to be more than 0")
+
 
 @dataclass(eq=False)
 class Work:
@@ -75,6 +80,7 @@ class Work:
     charged: str = ""  # the student whose turn it was
     result: bytes | None = None
     error: Refused | None = None
+    shared: bool = True  # may others who ask the same have its result?
     reports: deque[tuple[int, dict[str, Any]]] = field(default_factory=lambda: deque(maxlen=REPORTS))
     count: int = 0  # reports so far
 
@@ -153,7 +159,7 @@ class Turns:
         self._finished: OrderedDict[str, Work] = OrderedDict()
         self._bytes = 0
         self._virtual = 0.0
-        self._numbers, self._turn = itertools.count(1), itertools.count(1)
+        self._number, self._turn = 0, itertools.count(1)
         self._closed = False
         self._lock = threading.Condition(threading.RLock())
 
@@ -173,11 +179,12 @@ class Turns:
         id: str,
         key: str | None = None,
         keep: Callable[[Job], None] | None = None,
-        again: str | None = None,
+        again: Work | None = None,
+        number: int = 0,
     ) -> Job:
         """Ask for a call. The same id gives the same job; `keep` writes an accepted one down before it can run.
 
-        With `again`, the name of its work, it was accepted before a restart, and no limit refuses it.
+        With `again`, its work, and its `number`, it was accepted before a restart, and no limit refuses it.
 
         Raises:
             Refused: a limit of this student, or the server's own, is reached.
@@ -191,19 +198,18 @@ class Turns:
             if (why := self.why_gone(student, id)) is not None:
                 raise Refused(410, why)
             person = self._student(student)
-            work = self._by_key.get(key) if key else None
-            if work is not None and work.state not in ("waiting", "running", "done"):
-                work = None
+            work = again or (self._by_key.get(key) if key else None)
             if again is None:
                 self._check(person, body, new=work is None)
             if work is None:
-                work = Work(again or id, body, key)
-                if key:
-                    self._by_key[key] = work
-            job = Job(id, student, work, next(self._numbers), self.clock())
+                work = Work(id, body, key)
+            self._number = max(self._number + 1, number)
+            job = Job(id, student, work, self._number, self.clock(), kept=again is not None)
             if keep is not None:
                 keep(job)
                 job.kept = True
+            if key and work.shared:
+                self._by_key.setdefault(key, work)
             self.jobs[id] = person.jobs[id] = job
             if len(person.jobs) > KNOWN:
                 self._let_go(next(old for old in person.jobs.values() if old.work.ended is not None))
@@ -288,8 +294,10 @@ class Turns:
             told = list(work.jobs)
         self.changed(told)
 
-    def finish(self, work: Work, *, result: bytes | None = None, error: Refused | None = None) -> None:
-        """Running work has ended, with a result or an error."""
+    def finish(
+        self, work: Work, *, result: bytes | None = None, error: Refused | None = None, shared: bool = True
+    ) -> None:
+        """Running work has ended, with a result or an error. One that is not `shared` is for those who wait for it."""
         with self._lock:
             if work not in self._running:
                 return
@@ -307,7 +315,7 @@ class Turns:
             work.note = self.late(work) if work.overdue else ""
             work.body = b""
             self.done += 1
-            if work.state == "failed" or work.stop.is_set():  # what was stopped is a part of an answer
+            if work.state == "failed" or not shared or work.stop.is_set():  # what was stopped is a part of an answer
                 self._unshare(work)
             if work.jobs:
                 self._put_by(work)
@@ -345,6 +353,7 @@ class Turns:
             for job in work.jobs:
                 self.students[job.student].waiting.appendleft(job)
             self._lock.notify_all()
+            self.report(work, {"again": True})
 
     def restored(self, job: Job, *, result: bytes | None = None, error: Refused | None = None) -> None:
         """What a job of before a restart had come to."""
@@ -352,6 +361,8 @@ class Turns:
             self._leave(job.work)
             job.work.result, job.work.error = result, error
             job.work.state, job.work.ended = "failed" if error else "done", self.clock()
+            if error is not None or not job.work.shared:
+                self._unshare(job.work)
             self._put_by(job.work)
 
     # -- looking ---------------------------------------------------------------------------------------------------
@@ -388,6 +399,10 @@ class Turns:
             others = (p for p in self.students.values() if p is not me and p.waiting and not p.paused)
             turns = (min(len(other.waiting), place + (rank(other) <= rank(me))) for other in others)
             return len(self._running) + place + sum(turns)
+
+    def unfinished(self) -> list[Job]:
+        with self._lock:
+            return [job for job in self.jobs.values() if job.work.ended is None]
 
     def running(self) -> list[Work]:
         with self._lock:
@@ -471,6 +486,7 @@ class Turns:
             self._drop(job.work)
 
     def _unshare(self, work: Work) -> None:
+        work.shared = False
         if work.key and self._by_key.get(work.key) is work:
             del self._by_key[work.key]
 
