@@ -40,7 +40,7 @@ class Store:
         for name in _FOLDERS:
             (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)  # prompts of students
-        self._lock = FileLock(self.folder / "lock")
+        self._lock = FileLock(self.folder / "lock", thread_local=False)  # another thread lets it go
         try:
             self._lock.acquire(timeout=0)
         except Timeout:

@@ -7,6 +7,7 @@ import hmac
 import os
 import re
 import secrets
+import shlex
 import sys
 import time
 from contextlib import suppress
@@ -47,6 +48,11 @@ class TokenFile:
         self._stamp: tuple[int, ...] = ()
         self._people: list[tuple[bytes, Person]] = []
         self._read()
+        if os.name == "posix" and self.path.stat().st_mode & 0o077:
+            print(
+                f"labkit serve: others on this machine can read the tokens: chmod 600 {shlex.quote(str(path))}",
+                file=sys.stderr,
+            )
 
     def who(self, token: str) -> Person | None:
         try:

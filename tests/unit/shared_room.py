@@ -1,0 +1,110 @@
+"""A real `labkit serve` on a free port, in a thread, whose worker needs no model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from labkit.server.app import build
+from labkit.server.command import configured, listening
+from labkit.server.desk import Desk, Worker, WorkerDied
+from labkit.server.store import Store
+from labkit.server.tokens import TokenFile
+from labkit.server.turns import Limits
+
+TOKENS = {name: f"{name}-{'0123456789' * 2}" for name in ("ann", "bob", "teacher")}
+ODD = "<script>alert('&')</script>"
+
+
+class Small:
+    """Answers at once; to `wait` when the test lets it go, or with a part when it is stopped; `die` ends it."""
+
+    def __init__(self, *, lives: int = 0) -> None:
+        self.go, self.began, self.lives = threading.Event(), threading.Semaphore(0), lives
+        self.ran: list[bytes] = []
+
+    def perform(self, body: bytes, *, stop: threading.Event, report: Callable[[dict[str, Any]], None]) -> bytes:
+        self.ran.append(body)
+        report({"done": 1, "total": 2})
+        self.began.release()
+        if body.startswith(b"die") and self.ran.count(body) > self.lives:
+            raise WorkerDied("out of memory")
+        while body.startswith(b"wait") and not self.go.wait(0.01):
+            if stop.is_set():
+                return b"a part of " + body
+        if body.startswith(b"large"):
+            return bytes(5000)
+        return (b"error: " if b"error" in body else b"answer to ") + body
+
+    def close(self) -> None:
+        self.go.set()
+
+
+def key(body: bytes) -> str | None:
+    if body.startswith(b"garbage"):
+        raise ValueError("it is garbage")
+    return body.hex() if body.startswith(b"same") else None
+
+
+class Room:
+    """A server with a class of two, and its teacher.
+
+    Args:
+        folder: for its tokens and its queue.
+        worker: of its desk.
+        port: 0 for a free one.
+        base: what everything is under.
+        around: what stands between the network and the application, as a proxy does.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        worker: Worker,
+        *,
+        port: int = 0,
+        base: str = "",
+        around: Callable[[Any], Any] = lambda app: app,
+        **limits: Any,
+    ) -> None:
+        self.tokens = folder / "class.txt"
+        if not self.tokens.exists():
+            lines = [f"{name} {token}" for name, token in TOKENS.items()]
+            self.tokens.write_text("\n".join([*lines[:-1], f"{lines[-1]} teacher", f"{ODD} {'x' * 20}"]))
+            self.tokens.chmod(0o600)
+        self.desk = Desk(
+            [worker],
+            about={"name": "small <model>"},
+            files={"tokenizer.json": b"{}"},
+            key=key,
+            failed=lambda answer: answer.startswith(b"error"),
+            limits=Limits(**limits),
+            store=Store(folder / "queue", model="small"),
+        )
+        self.bound = listening("127.0.0.1", port)
+        self.port = self.bound.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}{base}"
+        self.server = configured(around(build(self.desk, TokenFile(self.tokens), base=base)))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.bound]}, daemon=True)
+
+    def __enter__(self) -> Room:
+        self.thread.start()
+        while not self.server.started:
+            assert self.thread.is_alive()
+            time.sleep(0.005)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+
+    def of(self, name: str = "ann", **headers: str) -> httpx.Client:
+        """The connection of a student."""
+        token = {"Authorization": f"Bearer {TOKENS[name]}"} if name else {}
+        return httpx.Client(base_url=self.url, headers=token | headers, timeout=60)
