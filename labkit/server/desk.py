@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
+from labkit.server.jobs import Job, Limits, Refused, Work
 from labkit.server.store import Store
-from labkit.server.turns import Job, Limits, Refused, Turns, Work
+from labkit.server.turns import Turns
 
 
 class Worker(Protocol):
@@ -144,7 +145,7 @@ class Desk:
         self._end(work, result=result, error=error)
 
     def _end(self, work: Work, *, result: bytes | None = None, error: Refused | None = None) -> None:
-        error = error or self.turns.too_large(result)
+        error = error or self.turns.limits.too_large(result)
         shared = result is not None and error is None and not work.stop.is_set() and not self.failed(result)
         put = self._put(work, result, error, shared)
         self.turns.finish(work, result=result, error=error, shared=shared)
@@ -165,7 +166,7 @@ class Desk:
             with _said():
                 self.store.died(work)
         if work.overdue:
-            self._end(work, error=Refused(422, self.turns.late(work)))
+            self._end(work, error=Refused(422, self.turns.limits.late()))
         elif not work.jobs or self._deaths[work.digest] >= 2:
             sentence = f"this call ended its worker twice, so it is not run again ({died})"
             self._end(work, error=Refused(422, sentence))

@@ -18,7 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from labkit.results.file import written_whole
-from labkit.server.turns import Job, Refused, Turns, Work
+from labkit.server.jobs import Job, Refused, Work
+from labkit.server.turns import Turns
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _FOLDERS = ("jobs", "results", "running")

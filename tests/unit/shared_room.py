@@ -13,26 +13,33 @@ import httpx
 from labkit.server.app import build
 from labkit.server.command import configured, listening
 from labkit.server.desk import Desk, Worker, WorkerDied
+from labkit.server.jobs import Limits
 from labkit.server.store import Store
 from labkit.server.tokens import TokenFile
-from labkit.server.turns import Limits
 
 TOKENS = {name: f"{name}-{'0123456789' * 2}" for name in ("ann", "bob", "teacher")}
 ODD = "<script>alert('&')</script>"
 
 
 class Small:
-    """Answers at once; to `wait` when the test lets it go, or with a part when it is stopped; `die` ends it."""
+    """Answers at once; to `wait` when the test lets it go, or with a part when it is stopped.
 
-    def __init__(self, *, lives: int = 0) -> None:
-        self.go, self.began, self.lives = threading.Event(), threading.Semaphore(0), lives
+    Args:
+        deaths: how often it dies of a call `die`.
+    """
+
+    def __init__(self, *, deaths: int = 99) -> None:
+        self.go, self.began, self.deaths = threading.Event(), threading.Semaphore(0), deaths
         self.ran: list[bytes] = []
 
     def perform(self, body: bytes, *, stop: threading.Event, report: Callable[[dict[str, Any]], None]) -> bytes:
         self.ran.append(body)
         report({"done": 1, "total": 2})
         self.began.release()
-        if body.startswith(b"die") and self.ran.count(body) > self.lives:
+        if body.startswith(b"die slowly"):
+            report({"partial": "cGFydA==", "text": "part"})
+            assert self.go.wait(60)
+        if body.startswith(b"die") and self.ran.count(body) <= self.deaths:
             raise WorkerDied("out of memory")
         while body.startswith(b"wait") and not self.go.wait(0.01):
             if stop.is_set():

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from labkit.server.desk import Desk
+from labkit.server.jobs import Job, Refused, Work
 from labkit.server.store import Store
-from labkit.server.turns import Job, Refused, Turns, Work
+from labkit.server.turns import Turns
 
 
 def an_id(name: str) -> str:
