@@ -114,4 +114,4 @@ class Room:
     def of(self, name: str = "ann", **headers: str) -> httpx.Client:
         """The connection of a student."""
         token = {"Authorization": f"Bearer {TOKENS[name]}"} if name else {}
-        return httpx.Client(base_url=self.url, headers=token | headers, timeout=60)
+        return httpx.Client(base_url=self.url, headers=token | headers, timeout=60, verify=False)

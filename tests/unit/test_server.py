@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from socket import IPPROTO_TCP, create_connection
 from typing import Any
 
 import pytest
@@ -271,6 +272,28 @@ def test_whoever_floods_is_refused_and_waits_behind_the_others(room: Room, worke
         assert {answer(room, id, name).status_code for id in ids} == {200}
     order = [body[:3] for body in worker.ran]
     assert order == [b"wai", b"ann", b"ann", b"bob", b"bob"] or order == [b"wai", b"ann", b"bob", b"ann", b"bob"]
+
+
+def test_a_call_that_takes_too_long_brings_what_is_done_and_says_so(tmp_path: Path, worker: Small) -> None:
+    with Room(tmp_path, worker, seconds=0.01) as room:
+        with pytest.warns(UserWarning, match="stopped after 0 s of the model"):
+            assert HttpTransport(room.url, TOKENS["ann"]).call(b"wait", report=print) == b"a part of wait"
+        assert worker.ran == [b"wait"]
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """asyncio sets TCP_NODELAY only where a socket says that it is of TCP; without, each answer waits for 40 ms."""
+    with command.listening("127.0.0.1", 0) as bound:
+        bound.listen()
+        with create_connection(bound.getsockname()), bound.accept()[0] as accepted:
+            assert accepted.proto == IPPROTO_TCP
+
+
+def test_an_address_that_is_taken_is_refused_in_words() -> None:
+    with command.listening("127.0.0.1", 0) as bound:
+        bound.listen()
+        with pytest.raises(ValueError, match="choose another --port"):
+            command.listening("127.0.0.1", bound.getsockname()[1])
 
 
 # -- when something ends ---------------------------------------------------------------------------------------------
