@@ -153,7 +153,10 @@ def _serve(asked: argparse.Namespace) -> int:
     print(f"{model} is served. The first cell of a student's notebook:\n")
     print(f'    import labkit as lk\n    lm = lk.connect("{url}", token="...")  # each their own token\n')
     print(f"The teacher's page: {url}/teacher", flush=True)
-    server.run(sockets=[bound])
+    with suppress(KeyboardInterrupt):  # uvicorn passes it on when it has ended
+        server.run(sockets=[bound])
+    if left := len(desk.turns.unfinished()):
+        print(f"{left} calls go on when it starts again")
     return 0
 
 
