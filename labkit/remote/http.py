@@ -126,9 +126,10 @@ class HttpTransport:
         """Raise what an answer says is wrong.
 
         Raises:
-            PermissionError: the token is not known.
+            ValueError: the token is not known, or the call is wrong or too large.
             Cancelled: the call is gone.
-            RuntimeError, ValueError, ConnectionError: anything else.
+            ConnectionError: it is no labkit server that answers.
+            RuntimeError: anything else.
         """
         if answer.status_code < 400:
             return

@@ -52,6 +52,16 @@ class Small:
         self.go.set()
 
 
+def until(true: Callable[[], bool], worker: Small) -> None:
+    """Wait until something is true; whoever waits for the worker is let go where it never is."""
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.01)
+    worker.go.set()
+    raise AssertionError("it never came about")
+
+
 def key(body: bytes) -> str | None:
     if body.startswith(b"garbage"):
         raise ValueError("it is garbage")

@@ -14,7 +14,7 @@ from socket import IPPROTO_TCP, create_connection
 from typing import Any
 
 import pytest
-from shared_room import ODD, TOKENS, Room, Small
+from shared_room import ODD, TOKENS, Room, Small, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -395,9 +395,8 @@ def test_a_client_gets_its_answers_with_and_without_sockets(tmp_path: Path, refu
             worker.go.clear()
             said: list[dict[str, Any]] = []
             call = pool.submit(transport.call, b"wait %d" % n, report=said.append)
-            while not (said and proxy.asked >= asked):
-                assert not call.done()
-                threading.Event().wait(0.01)
+            until(lambda: bool(said) and proxy.asked >= asked, worker)  # noqa: B023
+            assert not call.done()
             worker.go.set()
             assert call.result() == b"answer to wait %d" % n
             assert {"done": 1, "total": 2} in said
@@ -419,8 +418,7 @@ def test_what_a_call_streams_comes_once_though_it_runs_twice(room: Room, worker:
     said: list[dict[str, Any]] = []
     with ThreadPoolExecutor() as pool:
         call = pool.submit(HttpTransport(room.url, TOKENS["ann"]).call, b"die slowly", report=said.append)
-        while not any("partial" in one for one in said):
-            threading.Event().wait(0.01)
+        until(lambda: any("partial" in one for one in said), worker)
         worker.go.set()
         assert call.result() == b"answer to die slowly"
     assert worker.ran == [b"die slowly"] * 2
@@ -434,8 +432,7 @@ def test_a_client_does_not_notice_a_restart(tmp_path: Path, worker: Small, same:
         with Room(tmp_path, worker) as room:
             call = pool.submit(HttpTransport(room.url, TOKENS["ann"]).call, b"wait", report=lambda said: None)
             assert worker.began.acquire(timeout=60)
-            while not any(job.kept for job in room.desk.turns.unfinished()):
-                threading.Event().wait(0.01)
+            until(lambda: any(job.kept for job in room.desk.turns.unfinished()), worker)
         second = Small()
         second.go.set()
         with Room(tmp_path if same else tmp_path / "other", second, port=room.port) as room:
