@@ -51,9 +51,11 @@ class Classroom:
         try:
             same_origin(request)
             form = parse_qs((await body(request, 4096)).decode("utf-8", "replace"))
+            return await self._done(request, lambda name: form.get(name, [""])[0])
         except Refused as refused:
             return refusal(refused)
-        value = lambda name: form.get(name, [""])[0]  # noqa: E731
+
+    async def _done(self, request: Request, value: Callable[[str], str]) -> Response:
         back = RedirectResponse(f"{self.base}/teacher", status_code=303)
         action = request.path_params["action"]
         if action == "login":

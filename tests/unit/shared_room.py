@@ -15,7 +15,7 @@ from labkit.server.command import configured, listening
 from labkit.server.desk import Desk, Worker, WorkerDied
 from labkit.server.jobs import Limits
 from labkit.server.store import Store
-from labkit.server.tokens import TokenFile
+from labkit.server.tokens import Door, TokenFile
 
 TOKENS = {name: f"{name}-{'0123456789' * 2}" for name in ("ann", "bob", "teacher")}
 ODD = "<script>alert('&')</script>"
@@ -76,6 +76,7 @@ class Room:
         worker: of its desk.
         port: 0 for a free one.
         base: what everything is under.
+        door: who may come in, instead of the class.
         around: what stands between the network and the application, as a proxy does.
     """
 
@@ -87,6 +88,7 @@ class Room:
         port: int = 0,
         base: str = "",
         around: Callable[[Any], Any] = lambda app: app,
+        door: Door | None = None,
         **limits: Any,
     ) -> None:
         self.tokens = folder / "class.txt"
@@ -106,7 +108,7 @@ class Room:
         self.bound = listening("127.0.0.1", port)
         self.port = self.bound.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}{base}"
-        self.server = configured(around(build(self.desk, TokenFile(self.tokens), base=base)))
+        self.server = configured(around(build(self.desk, door or TokenFile(self.tokens), base=base)))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.bound]}, daemon=True)
 
     def __enter__(self) -> Room:

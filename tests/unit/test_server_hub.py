@@ -9,8 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 from hub import ROOT, _port, hub
+from shared_room import TOKENS, Room, Small
 
 import labkit as lk
+from labkit.server.tokens import Doors, Hub, TokenFile
 
 SMALL = ROOT / "tests/files/small_llama"
 SERVICE = """
@@ -60,3 +62,21 @@ def test_users_of_a_hub_ask_its_service_and_its_admins_see_the_page(
             assert page.post(f"{url}/teacher/login", data={"token": student}).status_code == 401
             assert page.post(f"{url}/teacher/login", data={"token": admin}).status_code == 303
             assert "<td>student" in page.get(f"{url}/teacher").text
+
+
+def test_a_hub_that_is_away_is_no_reason_to_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUPYTERHUB_API_TOKEN", raising=False)
+    with pytest.raises(ValueError, match=r"--hub needs the environment"):
+        Hub()
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "x" * 32)
+    monkeypatch.setenv("JUPYTERHUB_API_URL", f"http://127.0.0.1:{_port()}/hub/api")
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_NAME", "labkit")
+    with Room(tmp_path, Small()) as room:
+        pass  # its file of tokens
+    with Room(tmp_path, Small(), door=Doors(TokenFile(room.tokens), Hub())) as room, room.of() as client:
+        assert client.get("/v1/model").json()["you"] == "ann"  # the file needs no hub
+        away = [
+            client.get("/v1/model", headers={"Authorization": f"Bearer {TOKENS['ann']}x"}),
+            client.post("/teacher/login", data={"token": "x"}),
+        ]
+        assert [(one.status_code, one.headers.get("retry-after")) for one in away] == [(503, None)] * 2
