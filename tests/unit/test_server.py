@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import stat
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,11 +13,11 @@ from socket import IPPROTO_TCP, create_connection
 from typing import Any
 
 import pytest
-from shared_room import ODD, TOKENS, Room, Small, until
+from shared_room import TOKENS, Room, Small, answer, ask
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from labkit.remote.http import DEAF, HttpTransport
+from labkit.remote.http import HttpTransport
 from labkit.server import command
 from labkit.server.desk import Desk
 from labkit.server.store import Store
@@ -34,23 +33,6 @@ def worker() -> Small:
 def room(tmp_path: Path, worker: Small) -> Iterator[Room]:
     with Room(tmp_path, worker, jobs=3, body=1000, result=2000) as room:
         yield room
-
-
-def ask(room: Room, body: bytes, name: str = "ann", *, once: str | None = None) -> str:
-    """The id of a call that a student put into the queue."""
-    headers = {"Idempotency-Key": once} if once else {}
-    with room.of(name, **headers) as client:
-        answer = client.post("/v1/jobs", content=body)
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["id"])
-
-
-def answer(room: Room, id: str, name: str = "ann") -> Any:
-    """What comes of it at last."""
-    with room.of(name) as client:
-        while (found := client.get(f"/v1/jobs/{id}", params={"wait": 30})).status_code == 202:
-            pass
-    return found
 
 
 def socket(room: Room, id: str, name: str = "ann", *, query: str = "", **headers: str) -> Any:
@@ -364,157 +346,3 @@ def test_a_worker_that_had_to_be_killed_at_the_end_does_not_count_against_its_ca
     assert store.deaths == {}
     assert len(list((tmp_path / "jobs").iterdir())) == 1
     store.close()
-
-
-# -- the client ------------------------------------------------------------------------------------------------------
-
-
-class Proxy:
-    """Lets no WebSocket through, the first so many."""
-
-    def __init__(self, refuses: int) -> None:
-        self.refuses, self.asked = refuses, 0
-
-    def __call__(self, app: Any) -> Any:
-        async def around(scope: Any, receive: Any, send: Any) -> None:
-            self.asked += scope["type"] == "websocket"
-            if scope["type"] == "websocket" and self.asked <= self.refuses:
-                await send({"type": "websocket.close"})
-            else:
-                await app(scope, receive, send)
-
-        return around
-
-
-@pytest.mark.parametrize(("refuses", "asked"), [(1, 2), (100, DEAF)])
-def test_a_client_gets_its_answers_with_and_without_sockets(tmp_path: Path, refuses: int, asked: int) -> None:
-    worker, proxy = Small(), Proxy(refuses)
-    with Room(tmp_path, worker, around=proxy) as room, ThreadPoolExecutor() as pool:
-        transport = HttpTransport(room.url, TOKENS["ann"])
-        for n in range(2):  # one refusal is not the end of sockets
-            worker.go.clear()
-            said: list[dict[str, Any]] = []
-            call = pool.submit(transport.call, b"wait %d" % n, report=said.append)
-            until(lambda: bool(said) and proxy.asked >= asked, worker)  # noqa: B023
-            assert not call.done()
-            worker.go.set()
-            assert call.result() == b"answer to wait %d" % n
-            assert {"done": 1, "total": 2} in said
-        assert (proxy.asked > asked) == (refuses == 1)
-        assert transport.call(b"quick", report=said.append) == b"answer to quick"
-
-
-def test_an_interrupt_brings_what_is_done(room: Room, worker: Small) -> None:
-    stop = threading.Event()
-    with ThreadPoolExecutor() as pool:
-        call = pool.submit(HttpTransport(room.url, TOKENS["ann"]).call, b"wait", report=lambda said: None, stop=stop)
-        assert worker.began.acquire(timeout=60)
-        stop.set()
-        assert call.result() == b"a part of wait"
-
-
-def test_what_a_call_streams_comes_once_though_it_runs_twice(room: Room, worker: Small) -> None:
-    worker.deaths = 1
-    said: list[dict[str, Any]] = []
-    with ThreadPoolExecutor() as pool:
-        call = pool.submit(HttpTransport(room.url, TOKENS["ann"]).call, b"die slowly", report=said.append)
-        until(lambda: any("partial" in one for one in said), worker)
-        worker.go.set()
-        assert call.result() == b"answer to die slowly"
-    assert worker.ran == [b"die slowly"] * 2
-    assert sum("partial" in one for one in said) == 1
-
-
-@pytest.mark.parametrize("same", [True, False], ids=["same folder", "another folder"])
-def test_a_client_does_not_notice_a_restart(tmp_path: Path, worker: Small, same: bool) -> None:
-    with ThreadPoolExecutor() as pool:
-        (tmp_path / "other").mkdir()
-        with Room(tmp_path, worker) as room:
-            call = pool.submit(HttpTransport(room.url, TOKENS["ann"]).call, b"wait", report=lambda said: None)
-            assert worker.began.acquire(timeout=60)
-            until(lambda: any(job.kept for job in room.desk.turns.unfinished()), worker)
-        second = Small()
-        second.go.set()
-        with Room(tmp_path if same else tmp_path / "other", second, port=room.port) as room:
-            assert call.result() == b"answer to wait"
-            assert room.desk.restored == same
-    assert second.ran == [b"wait"]
-
-
-def test_a_call_that_its_teacher_stopped_is_not_sent_again(room: Room, worker: Small) -> None:
-    with ThreadPoolExecutor() as pool:
-        call = pool.submit(HttpTransport(room.url, TOKENS["ann"]).call, b"wait", report=lambda said: None)
-        assert worker.began.acquire(timeout=60)
-        [job] = room.desk.turns.unfinished()
-        room.desk.turns.cancel(job, why="the teacher stopped this call")
-        with pytest.raises(Exception, match="the teacher stopped this call"):
-            call.result()
-    assert worker.ran == [b"wait"]
-
-
-# -- the teacher -----------------------------------------------------------------------------------------------------
-
-
-def test_only_the_teacher_logs_in_and_the_cookie_is_kept_close(room: Room) -> None:
-    with room.of("") as client:
-        assert 'type="password"' in client.get("/teacher").text
-        for token in ("", "wrong", TOKENS["ann"]):
-            refused = client.post("/teacher/login", data={"token": token})
-            assert (refused.status_code, "set-cookie" in refused.headers) == (401, False)
-        assert client.post("/teacher/stop", data={"work": "x"}).status_code == 401
-        elsewhere = {"Origin": "http://elsewhere.example"}
-        assert client.post("/teacher/login", data={"token": TOKENS["teacher"]}, headers=elsewhere).status_code == 403
-        welcome = client.post("/teacher/login", data={"token": TOKENS["teacher"]}, headers={"Origin": room.url})
-        assert (welcome.status_code, welcome.headers["location"]) == (303, "/teacher")
-        flags = {part.strip().lower() for part in welcome.headers["set-cookie"].split(";")}
-        assert {"httponly", "samesite=strict", "path=/teacher"} <= flags
-        assert "secure" not in flags
-        assert TOKENS["teacher"] not in welcome.headers["set-cookie"]
-        assert "Log out" in client.get("/teacher").text
-        assert client.post("/teacher/pause", data={"student": "ann"}, headers=elsewhere).status_code == 403
-        client.post("/teacher/logout")
-        assert 'type="password"' in client.get("/teacher").text  # the old cookie opens nothing
-        by_https = {"X-Forwarded-Proto": "https"}
-        welcome = client.post("/teacher/login", data={"token": TOKENS["teacher"]}, headers=by_https)
-        assert "secure" in welcome.headers["set-cookie"].lower()
-    with room.of("ann") as client:
-        assert 'type="password"' in client.get("/teacher").text  # the token of a student, as for a call
-
-
-def test_the_page_shows_who_waits_pauses_them_and_stops_what_runs(room: Room, worker: Small) -> None:
-    with room.of("") as client:
-        client.post("/teacher/login", data={"token": TOKENS["teacher"]})
-        client.headers["Authorization"] = f"Bearer {'x' * 20}"
-        runs = client.post("/v1/jobs", content=b"wait").json()["id"]  # of the student with the odd name
-        assert worker.began.acquire(timeout=60)
-        id = ask(room, b"mine")
-        shown = client.get("/teacher")
-        assert ODD not in shown.text
-        assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in shown.text
-        assert "small &lt;model&gt;" in shown.text
-        assert "1 running, 1 waiting" in shown.text
-        assert "1 of 2" in shown.text
-        assert "default-src 'none'" in shown.headers["content-security-policy"]
-        assert shown.headers["cache-control"] == "no-store"
-        client.post("/teacher/pause", data={"student": "ann"})
-        client.post("/teacher/pause", data={"student": "nobody"})
-        assert "paused" in client.get("/teacher").text
-        assert "nobody" not in room.desk.turns.students
-        client.post("/teacher/stop", data={"work": runs})
-        gone = client.get(f"/v1/jobs/{runs}")
-        assert (gone.status_code, gone.json()["error"]) == (410, "the teacher stopped this call")
-        answer(room, ask(room, b"others go on", "bob"), "bob")
-        assert worker.ran == [b"wait", b"others go on"]
-        client.post("/teacher/resume", data={"student": "ann"})
-        assert answer(room, id).content == b"answer to mine"
-
-
-def test_behind_a_hub_everything_is_under_its_prefix(tmp_path: Path, worker: Small) -> None:
-    with Room(tmp_path, worker, base="/services/labkit") as room:
-        assert answer(room, ask(room, b"a call")).content == b"answer to a call"
-        assert HttpTransport(room.url, TOKENS["ann"]).describe()["name"] == "small <model>"
-        with room.of("") as client:
-            welcome = client.post("/teacher/login", data={"token": TOKENS["teacher"]})
-            assert welcome.headers["location"] == "/services/labkit/teacher"
-            assert "path=/services/labkit/teacher" in welcome.headers["set-cookie"].lower()
-            assert 'action="/services/labkit/teacher/logout"' in client.get("/teacher").text
