@@ -2,7 +2,7 @@
 
     perform(lm, body, stop=event, report=tell) -> bytes    does what a client asked, in this thread
     describe(lm), tokenizer_files(lm)                      what a client needs to know first
-    key(body), is_small(body)                              for a server's queue
+    key(body), is_small(body), failed(answer)              for a server's queue
 
 A `body` is a packed call (`labkit.remote.wire`): the name of a function that is marked with `where_the_model_is`, its
 arguments, and what the client steers meanwhile. Nothing else can be named, and no argument is a function or a path.
@@ -42,7 +42,7 @@ from labkit.models.catalog import known
 from labkit.models.handle import Model
 from labkit.patching.axes import neurons_of
 from labkit.remote import kinds
-from labkit.remote.wire import pack, unpack
+from labkit.remote.wire import START, pack, unpack
 from labkit.steering.steer import steer
 from labkit.text.encode import TooLong
 
@@ -244,6 +244,11 @@ def is_small(body: bytes) -> bool:
     """Is this one pass over a short prompt at most, so that it may go before others?"""
     call, _ = _outline(body)
     return call is not None and call.small and len(body) <= SMALL
+
+
+def failed(answer: bytes) -> bool:
+    """Is what `perform` answered an error, which is not to be kept for others who ask the same?"""
+    return answer[START:].startswith(b'{"dict":[["error",')
 
 
 # -- what a client needs to know first --------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ PATIENCE = 300.0  # seconds that a server may be away in the middle of a call
 AT_ONCE = 0.5  # seconds that the first answer is waited for; most small reads are done by then
 POLL = 20.0  # seconds of a long poll
 TICK = 0.2  # seconds until an interrupt is seen
+DEAF = 3  # WebSockets in a row that do not come about until there are no more attempts
+ANEW = 3  # times that one call is sent anew
 
 
 class HttpTransport:
@@ -61,7 +63,7 @@ class HttpTransport:
         self._lost: tuple[type[Exception], ...] = (httpx.TransportError,)
         limits = httpx.Limits(max_connections=16, keepalive_expiry=20)
         self._client = httpx.Client(headers=self._headers, timeout=httpx.Timeout(60, connect=10), limits=limits)
-        self._sockets = True
+        self._deaf = 0  # WebSockets in a row that did not come about
 
     def __repr__(self) -> str:
         return f"HttpTransport({self.url!r})"
@@ -124,9 +126,10 @@ class HttpTransport:
         """Raise what an answer says is wrong.
 
         Raises:
-            PermissionError: the token is not known.
+            ValueError: the token is not known, or the call is wrong or too large.
             Cancelled: the call is gone.
-            RuntimeError, ValueError, ConnectionError: anything else.
+            ConnectionError: it is no labkit server that answers.
+            RuntimeError: anything else.
         """
         if answer.status_code < 400:
             return
@@ -153,6 +156,8 @@ class _Going:
         self.once = secrets.token_hex(16)
         self.id: str | None = None
         self.after = 0  # reports so far
+        self.anew = 0  # times that it was sent anew
+        self.twice = False  # did it run twice, so that what it streams would come twice?
         self.told_stop = False
         self.lost_at: float | None = None
         self.pause = 0.2
@@ -170,8 +175,8 @@ class _Going:
                 continue
             if answer.status_code == 202:
                 self._news(answer.json())
-            elif answer.status_code == 404 and self.id is not None:
-                self.id, self.after = None, 0  # it began anew with another folder: the same call, by its own name
+            elif answer.status_code == 404 and self.id is not None and self.anew < ANEW:
+                self._begin_anew()  # the server began anew, with another folder
             elif answer.status_code == 429 and self.id is None and not self.stop.is_set():
                 self._full(answer)
             elif answer.status_code in (502, 503, 504) and "retry-after" not in answer.headers:
@@ -192,16 +197,24 @@ class _Going:
         )
 
     def _news(self, told: Mapping[str, Any]) -> None:
+        self.twice |= int(told["after"]) < self.after
         self.id, self.after = str(told["id"]), int(told["after"])
         for said in told["said"]:
-            self.report(said)
+            self.twice |= "again" in said
+            if not (self.twice and "partial" in said):
+                self.report(said)
+
+    def _begin_anew(self) -> None:
+        """Send it again, as another call: the old name may stand for one that was ended."""
+        self.once, self.id, self.after = secrets.token_hex(16), None, 0
+        self.anew, self.twice = self.anew + 1, True
 
     def _waited(self) -> Any:
         """The next answer about a job that was accepted; None where there is only news, which were passed on."""
         if self.stop.is_set() and not self.told_stop:
             self.to._client.post(f"{self.to.url}/v1/jobs/{self.id}/stop")
             self.told_stop = True
-        if self.to._sockets and not self.told_stop:
+        if self.to._deaf < DEAF and not self.told_stop:
             if not self._listened():
                 return None
             return self._asked(0.0)
@@ -216,24 +229,26 @@ class _Going:
             from websockets.exceptions import ConnectionClosed, WebSocketException
             from websockets.sync.client import connect
         except ImportError:
-            self.to._sockets = False
+            self.to._deaf = DEAF
             return False
         address = f"ws{self.to.url.removeprefix('http')}/v1/jobs/{self.id}/events?after={self.after}"
         headers = {"Authorization": self.to._headers["Authorization"]}
         try:
             socket = connect(address, additional_headers=headers, open_timeout=10, max_size=None, compression=None)
         except (WebSocketException, OSError, EOFError):
-            # perhaps a proxy, perhaps the server is away or the job is gone; the next request says
-            self.to._sockets = self._asked(0.0).status_code != 202
+            self.to._deaf += 1  # perhaps a proxy, perhaps the server is away or the job is gone; the next request says
             return True
         with socket:
+            heard = False
             while not self.stop.is_set():
                 try:
                     told = json.loads(socket.recv(timeout=TICK))
                 except TimeoutError:
                     continue
                 except ConnectionClosed:
+                    self.to._deaf += not heard
                     return True
+                self.to._deaf, heard = 0, True
                 self._news(told)
                 if told["state"] not in ("waiting", "running"):
                     return True

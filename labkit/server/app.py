@@ -17,33 +17,29 @@ twice the same as sending it once. Errors are JSON: `{"error": sentence, "after"
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from labkit._version import __version__
-from labkit.server import teacher
+from labkit.server.classroom import Classroom
 from labkit.server.desk import Desk
+from labkit.server.jobs import Job, Refused
+from labkit.server.requests import body, number, plain, refusal, same_origin
 from labkit.server.tokens import Door, Person
-from labkit.server.turns import Job, Refused
 
 OPEN = 32  # requests that a student may have open at a time
 LONGEST_WAIT = 30.0  # seconds that an answer is waited for in one request
-BODY_SECONDS = 120.0  # for a body to arrive
 BATCH = 0.05  # seconds between two messages of a WebSocket
-SESSION = 12 * 3600  # seconds that a teacher stays logged in
-COOKIE = "labkit_teacher"
 
 Answer = Callable[[Request, Person], Awaitable[Response]]
 
@@ -78,12 +74,11 @@ class _Bell:
 
 
 class App:
-    """What the routes share: the desk, the door, who has what open, and the teacher's sessions."""
+    """What the routes share: the desk, the door, and who has what open."""
 
     def __init__(self, desk: Desk, door: Door, *, base: str = "") -> None:
         self.desk, self.door, self.base = desk, door, base.rstrip("/")
         self.open: dict[str, int] = defaultdict(int)
-        self.sessions: dict[str, float] = {}
         self.bell: _Bell | None = None
 
     # -- who -------------------------------------------------------------------------------------------------------
@@ -97,12 +92,13 @@ class App:
         scheme, _, token = connection.headers.get("authorization", "").partition(" ")
         if scheme.lower() not in ("bearer", "token") or not token:
             raise Refused(401, "this server asks for a token; pass it as lk.connect(url, token=...)")
-        person = await self._who(token.strip())
+        person = await self.who(token.strip())
         if person is None:
             raise Refused(401, "this token is not known here; ask your teacher for yours")
         return person
 
-    async def _who(self, token: str) -> Person | None:
+    async def who(self, token: str) -> Person | None:
+        """Whose token it is."""
         if self.door.waits:
             return await asyncio.to_thread(self.door.who, token)
         return self.door.who(token)
@@ -128,7 +124,7 @@ class App:
                 with self.one_more(person):
                     return await answer(request, person)
             except Refused as refused:
-                return _refusal(refused)
+                return refusal(refused)
 
         return answered
 
@@ -156,7 +152,7 @@ class App:
 
     async def call(self, request: Request, person: Person) -> Response:
         job = await self._submitted(request, person, keep=False)
-        await self._ended(job, _number(request, "wait", 1.0))
+        await self._ended(job, number(request, "wait", 1.0))
         if job.state in ("waiting", "running"):
             self.desk.keep(job)
         return self._state(job)
@@ -167,9 +163,9 @@ class App:
 
     async def job(self, request: Request, person: Person) -> Response:
         job = self._find(request, person)
-        after = int(_number(request, "after", 0))
+        after = int(number(request, "after", 0))
         if job.state == "waiting" or job.work.count <= after:
-            await self._ended(job, _number(request, "wait", 0.0), after=after)
+            await self._ended(job, number(request, "wait", 0.0), after=after)
         return self._state(job, after)
 
     async def stop(self, request: Request, person: Person) -> Response:
@@ -193,11 +189,11 @@ class App:
         once = request.headers.get("idempotency-key") or secrets.token_hex(16)
         if len(once) > 100:
             raise Refused(400, "an Idempotency-Key has at most 100 characters")
-        body = await _body(request, self.desk.turns.limits.body)
+        sent = await body(request, self.desk.turns.limits.body)
         submit = self.desk.submit
-        if len(body) > 1 << 16:  # reading it takes longer than others should wait
-            return await asyncio.to_thread(submit, person.name, body, once=once, keep=keep)
-        return submit(person.name, body, once=once, keep=keep)
+        if len(sent) > 1 << 16:  # reading it takes longer than others should wait
+            return await asyncio.to_thread(submit, person.name, sent, once=once, keep=keep)
+        return submit(person.name, sent, once=once, keep=keep)
 
     async def _ended(self, job: Job, seconds: float, *, after: int | None = None) -> None:
         """Wait until a job has ended, at most so long; with `after` also for a report after that one."""
@@ -215,18 +211,18 @@ class App:
     def _state(self, job: Job, after: int = 0) -> Response:
         if job.cancelled:
             why = self.desk.turns.why_gone(job.student, job.id)
-            return _refusal(Refused(410, why or "the call was cancelled"))
+            return refusal(Refused(410, why or "the call was cancelled"))
         if job.work.ended is None:
             return JSONResponse(self._news(job, after), status_code=202)
         self.desk.turns.fetched(job)
         if job.work.error is not None:
-            return _refusal(job.work.error)
+            return refusal(job.work.error)
         note = {"Labkit-Note": job.work.note} if job.work.note else {}
         return Response(job.work.result, headers=note, media_type="application/octet-stream")
 
     def _news(self, job: Job, after: int) -> dict[str, Any]:
         """What is new about a job since its report number `after`."""
-        said = [_plain(one) for one in job.work.since(after)]
+        said = [plain(one) for one in job.work.since(after)]
         if job.state == "waiting":
             said.append({"waiting": self.desk.turns.ahead(job)})
         return {"id": job.id, "state": job.state, "after": job.work.count, "said": said}
@@ -235,18 +231,19 @@ class App:
 
     async def events(self, socket: WebSocket) -> None:
         try:
-            _same_origin(socket)
+            same_origin(socket)
             person = await self.person(socket)
-            job = self._find(socket, person)
+            job, after = self._find(socket, person), int(number(socket, "after", 0))
             with self.one_more(person):
                 await socket.accept()
-                await self._tell(socket, job)
+                with suppress(WebSocketDisconnect):
+                    await self._tell(socket, job, after)
         except Refused as refused:
-            await socket.send_denial_response(_refusal(refused))
+            await socket.send_denial_response(refusal(refused))
 
-    async def _tell(self, socket: WebSocket, job: Job) -> None:
+    async def _tell(self, socket: WebSocket, job: Job, after: int) -> None:
         assert self.bell is not None
-        after, last = int(_number(socket, "after", 0)), None
+        last = None
         gone = asyncio.ensure_future(socket.receive())  # clients say nothing: they leave, or it is garbage
         job.watched += 1
         try:
@@ -272,56 +269,6 @@ class App:
             job.seen = self.desk.turns.clock()
             gone.cancel()
 
-    # -- the teacher -----------------------------------------------------------------------------------------------
-
-    def _logged_in(self, request: Request) -> bool:
-        now, session = asyncio.get_running_loop().time(), request.cookies.get(COOKIE, "")
-        return any(secrets.compare_digest(one.encode(), session.encode()) and now < end
-                   for one, end in self.sessions.items())  # fmt: skip
-
-    async def teacher(self, request: Request) -> Response:
-        nonce = secrets.token_urlsafe(16)
-        if not self._logged_in(request):
-            return _page(teacher.login(base=self.base, nonce=nonce), nonce)
-        model = str(self.desk.about.get("name", "the model"))
-        return _page(teacher.page(self.desk.turns, model=model, base=self.base, nonce=nonce), nonce)
-
-    async def teacher_does(self, request: Request) -> Response:
-        """The forms of the page."""
-        try:
-            _same_origin(request)
-            form = parse_qs((await _body(request, 4096)).decode("utf-8", "replace"))
-        except Refused as refused:
-            return _refusal(refused)
-        value = lambda name: form.get(name, [""])[0]  # noqa: E731
-        back = RedirectResponse(f"{self.base}/teacher", status_code=303)
-        action = request.path_params["action"]
-        if action == "login":
-            person = await self._who(value("token"))
-            if person is None or not person.teacher:
-                nonce = secrets.token_urlsafe(16)
-                return _page(teacher.login(base=self.base, nonce=nonce, wrong=True), nonce, status=401)
-            now, session = asyncio.get_running_loop().time(), secrets.token_urlsafe(32)
-            self.sessions = {one: end for one, end in self.sessions.items() if now < end} | {session: now + SESSION}
-            secure = request.url.scheme == "https"
-            path = f"{self.base}/teacher"
-            back.set_cookie(
-                COOKIE, session, max_age=SESSION, httponly=True, samesite="strict", secure=secure, path=path
-            )
-            return back
-        if not self._logged_in(request):
-            return _refusal(Refused(401, "log in first"))
-        if action == "logout":
-            self.sessions.pop(request.cookies.get(COOKIE, ""), None)
-        elif action == "stop":
-            for work in self.desk.turns.running():
-                if work.name == value("work"):
-                    for job in list(work.jobs):
-                        self.desk.turns.cancel(job, why="the teacher stopped this call")
-        elif action in ("pause", "resume") and value("student") in self.desk.turns.students:
-            self.desk.turns.pause(value("student"), action == "pause")
-        return back
-
     async def health(self, request: Request) -> Response:
         return JSONResponse({"labkit": __version__, "ready": True})
 
@@ -339,6 +286,7 @@ class App:
 def build(desk: Desk, door: Door, *, base: str = "") -> Starlette:
     """The application. With `base`, the prefix of a JupyterHub's service, everything is under it."""
     app = App(desk, door, base=base)
+    classroom = Classroom(desk, app.who, base=app.base)
     routes: list[BaseRoute] = [
         Route("/v1/model", app.route(app.model)),
         Route("/v1/tokenizer/{file}", app.route(app.tokenizer)),
@@ -348,75 +296,10 @@ def build(desk: Desk, door: Door, *, base: str = "") -> Starlette:
         Route("/v1/jobs/{id}", app.route(app.cancel), methods=["DELETE"]),
         Route("/v1/jobs/{id}/stop", app.route(app.stop), methods=["POST"]),
         WebSocketRoute("/v1/jobs/{id}/events", app.events),
-        Route("/teacher", app.teacher),
-        Route("/teacher/{action}", app.teacher_does, methods=["POST"]),
+        Route("/teacher", classroom.shown),
+        Route("/teacher/{action}", classroom.changed, methods=["POST"]),
         Route("/healthz", app.health),
     ]
     if app.base:
         routes = [Mount(app.base, routes=routes)]
     return Starlette(routes=routes, lifespan=app.alive)
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """A body that is cut off where it is too long or too slow.
-
-    Raises:
-        Refused: it is.
-    """
-    too_long = Refused(413, f"a call may have {most / (1 << 20):.1f} MB; send less")
-    if int(request.headers.get("content-length", "0") or 0) > most:
-        raise too_long
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise too_long
-    except TimeoutError:
-        raise Refused(408, f"the call did not arrive within {BODY_SECONDS:.0f} s") from None
-    return bytes(body)
-
-
-def _same_origin(connection: HTTPConnection) -> None:
-    """Browsers say where a page is from; pages from elsewhere may not act for whoever is logged in here."""
-    origin = connection.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != connection.headers.get("host"):
-        raise Refused(403, "this page is from another site")
-
-
-def _number(connection: HTTPConnection, name: str, otherwise: float) -> float:
-    try:
-        number = float(connection.query_params.get(name, otherwise))
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 1e9:
-        raise Refused(400, f"{name} must be a number, 0 or more")
-    return number
-
-
-def _plain(said: dict[str, Any]) -> dict[str, Any]:
-    """A report as JSON has it; bytes in it become `{"base64": text}`."""
-    return {
-        name: {"base64": base64.b64encode(one).decode()} if isinstance(one, bytes) else one
-        for name, one in said.items()
-    }
-
-
-def _refusal(refused: Refused) -> Response:
-    headers = {} if refused.after is None else {"Retry-After": str(max(1, round(refused.after)))}
-    return JSONResponse({"error": refused.sentence, "after": refused.after}, refused.status, headers)
-
-
-def _page(html: str, nonce: str, *, status: int = 200) -> Response:
-    return HTMLResponse(
-        html,
-        status,
-        {
-            "Content-Security-Policy": f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
-            "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-            "Cache-Control": "no-store",
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-        },
-    )

@@ -57,6 +57,8 @@ def serve(asked: argparse.Namespace) -> int:
 def _make_tokens(students: str, path: str) -> int:
     from labkit.server.tokens import make_tokens
 
+    if not students.isdecimal():
+        raise ValueError(f"how many students? --make-tokens 30 class.txt; {students!r} is no number")
     try:
         made = make_tokens(path, int(students))
     except FileExistsError:
@@ -66,11 +68,30 @@ def _make_tokens(students: str, path: str) -> int:
     return 0
 
 
-def _serve(asked: argparse.Namespace) -> int:
+def configured(app: Any) -> Any:
+    """uvicorn as it runs here."""
     import uvicorn
 
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            ws="auto",
+            ws_max_size=4096,
+            ws_per_message_deflate=False,
+            h11_max_incomplete_event_size=HEADERS,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=3,
+        )
+    )
+
+
+def _serve(asked: argparse.Namespace) -> int:
     from labkit.models.cache import cache_folder
-    from labkit.remote.calls import key
+    from labkit.remote.calls import failed, key
     from labkit.server.app import build
     from labkit.server.dask_workers import DaskWorker
     from labkit.server.desk import Desk, Worker
@@ -90,7 +111,7 @@ def _serve(asked: argparse.Namespace) -> int:
     if asked.workers < 1:
         raise ValueError(f"--workers is 1 or more, not {asked.workers}")
     host, port, base = _place(asked)
-    listening = _listening(host, port)  # before a minute of loading
+    bound = listening(host, port)  # before a minute of loading
     limits = Limits(
         jobs=asked.jobs,
         seconds=asked.seconds,
@@ -122,31 +143,20 @@ def _serve(asked: argparse.Namespace) -> int:
     model = f"{about.get('name')}, {about.get('bits')} bits"
     folder = Path(asked.keep) if asked.keep else cache_folder() / "serve" / re.sub(r"[^\w.-]+", "-", model)
     store = Store(folder, model=model)
-    desk = Desk(workers, about=about, files=files, key=key, limits=limits, store=store)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            build(desk, Doors(*doors), base=base),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            ws="auto",
-            ws_max_size=4096,
-            ws_per_message_deflate=False,
-            h11_max_incomplete_event_size=HEADERS,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=3,
-        )
-    )
+    desk = Desk(workers, about=about, files=files, key=key, failed=failed, limits=limits, store=store)
+    server = configured(build(desk, Doors(*doors), base=base))
     _many_files()
-    address = listening.getsockname()
+    address = bound.getsockname()
     url = f"http://{_shown(host)}:{address[1]}{base}"
     if desk.restored:
         print(f"{desk.restored} calls of before the restart are in the queue again, or ready to fetch")
     print(f"{model} is served. The first cell of a student's notebook:\n")
     print(f'    import labkit as lk\n    lm = lk.connect("{url}", token="...")  # each their own token\n')
     print(f"The teacher's page: {url}/teacher", flush=True)
-    server.run(sockets=[listening])
+    with suppress(KeyboardInterrupt):  # uvicorn passes it on when it has ended
+        server.run(sockets=[bound])
+    if left := len(desk.turns.unfinished()):
+        print(f"{left} calls go on when it starts again")
     return 0
 
 
@@ -158,17 +168,23 @@ def _place(asked: argparse.Namespace) -> tuple[str, int, str]:
     return asked.host or hub.hostname or "127.0.0.1", port, base
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at this address, for the server.
+
+    Raises:
+        ValueError: it is taken, or is not of this machine.
+    """
+    # asyncio sends small answers at once (TCP_NODELAY) only where the socket says that it is TCP: 1 ms instead of 45
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
+        bound.bind((host, port))
     except OSError as error:
-        listening.close()
+        bound.close()
         raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
-    listening.set_inheritable(False)
-    return listening
+    bound.set_inheritable(False)
+    return bound
 
 
 def _shown(host: str) -> str:

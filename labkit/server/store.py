@@ -18,7 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from labkit.results.file import written_whole
-from labkit.server.turns import Job, Refused, Turns, Work
+from labkit.server.jobs import Job, Refused, Work
+from labkit.server.turns import Turns
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _FOLDERS = ("jobs", "results", "running")
@@ -40,7 +41,7 @@ class Store:
         for name in _FOLDERS:
             (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)  # prompts of students
-        self._lock = FileLock(self.folder / "lock")
+        self._lock = FileLock(self.folder / "lock", thread_local=False)  # another thread lets it go
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -48,12 +49,15 @@ class Store:
                 f"another labkit serve uses {str(self.folder)!r}; stop it, or give this one a folder with --keep"
             ) from None
         about = self.folder / "queue.json"
-        kept = json.loads(about.read_text("utf-8")) if about.exists() else {}
-        if kept.get("model", model) != model:
+        try:
+            whose = json.loads(about.read_text("utf-8"))["model"] if about.exists() else model
+        except (OSError, ValueError, KeyError, TypeError):
+            whose = "a model that it does not name"
+        if whose != model:
             self.close()
             raise ValueError(
-                f"{str(self.folder)!r} has the queue of {kept['model']}, not of {model}; give another folder with "
-                "--keep, or delete this one if nobody waits for its jobs"
+                f"{str(self.folder)!r} has the queue of {whose}, not of {model}; give another folder with --keep, or "
+                "delete this one if nobody waits for its jobs"
             )
         with written_whole(about) as file:
             file.write(json.dumps({"kind": "labkit queue", "format": 1, "model": model}).encode())
@@ -68,8 +72,8 @@ class Store:
         about = {"student": job.student, "number": job.number, "key": job.work.key, "work": job.work.name}
         self._write("jobs", job.id, about, job.work.body)
 
-    def finished(self, work: Work, *, result: bytes | None, error: Refused | None) -> None:
-        about = {"error": error and [error.status, error.sentence]}
+    def finished(self, work: Work, *, result: bytes | None, error: Refused | None, shared: bool = True) -> None:
+        about = {"error": error and [error.status, error.sentence], "shared": shared}
         self._write("results", work.name, about, result or b"")
 
     def forgotten(self, what: Job | Work) -> None:
@@ -80,28 +84,28 @@ class Store:
 
     def restore(self, turns: Turns) -> int:
         """Put what was accepted back into the queue, in the order it came; how many jobs there are."""
-        found = sorted(self._read("jobs"), key=lambda one: one[1]["number"])
+        found = sorted((one for one in self._read("jobs") if _is_job(one[1])), key=lambda one: one[1]["number"])
+        works: dict[str, Work] = {}
         for id, about, body in found:
-            job = turns.submit(about["student"], body, id=id, key=about["key"], again=about["work"])
-            job.kept = True
-            if job.work.ended is None and (held := self._open("results", about["work"])) is not None:
+            name, key = about["work"], about["key"]
+            work = works.setdefault(name, Work(name, body, key))
+            job = turns.submit(about["student"], body, id=id, key=key, again=work, number=about["number"])
+            if work.ended is None and (held := self._open("results", name)) is not None and _is_end(held[0]):
                 said, result = held
                 error = Refused(*said["error"]) if said["error"] else None
+                work.shared = said["shared"]
                 turns.restored(job, result=None if error else result, error=error)
-        names = {about["work"] for _, about, _ in found}
         for path in (self.folder / "results").iterdir():  # of jobs that were fetched while the server went down
-            if path.name not in names:
+            if path.name not in works:
                 path.unlink(missing_ok=True)
         return len(found)
 
     # -- what kills servers ----------------------------------------------------------------------------------------
 
-    def begins(self, work: Work) -> Refused | None:
-        """Mark work that is about to run; what is said instead when it has killed two servers."""
-        if self.deaths.get(work.digest, 0) >= 2:
-            return Refused(422, "this call ended the server twice while it ran, so it is not run again")
+    def begins(self, work: Work) -> None:
+        """Mark work that is about to run."""
         with written_whole(self._path("running", work.digest)):
-            return None
+            pass
 
     def ends(self, work: Work) -> None:
         """It ran, or was asked to stop, and the server is still there."""
@@ -110,8 +114,7 @@ class Store:
             write_deaths(self.folder, self.deaths)
 
     def died(self, work: Work) -> None:
-        """A worker that ran it died."""
-        self.deaths[work.digest] = self.deaths.get(work.digest, 0) + 1
+        """A worker that ran it died, which is counted in `deaths`."""
         write_deaths(self.folder, self.deaths)
         self._path("running", work.digest).unlink(missing_ok=True)
 
@@ -130,8 +133,9 @@ class Store:
     def _open(self, where: str, name: str) -> tuple[dict[str, Any], bytes] | None:
         """What a file holds; None where there is none, or none that can be read."""
         with suppress(OSError, ValueError):
-            about, _, data = self._path(where, name).read_bytes().partition(b"\n")
-            return json.loads(about), data
+            line, _, data = self._path(where, name).read_bytes().partition(b"\n")
+            about = json.loads(line)
+            return (about, data) if isinstance(about, dict) else None
         return None
 
     def _read(self, where: str) -> Iterator[tuple[str, dict[str, Any], bytes]]:
@@ -142,10 +146,23 @@ class Store:
                 yield path.name, *held
 
 
+def _is_job(about: dict[str, Any]) -> bool:
+    kinds = {"student": str, "number": int, "key": str | None, "work": str}
+    return all(name in about and isinstance(about[name], kind) for name, kind in kinds.items()) and bool(
+        _ID.fullmatch(about["work"])
+    )
+
+
+def _is_end(about: dict[str, Any]) -> bool:
+    error = about.get("error", False)
+    named = isinstance(error, list) and len(error) == 2 and type(error[0]) is int and 400 <= error[0] < 600
+    return (error is None or named) and type(about.get("shared")) is bool
+
+
 def kept_deaths(folder: Path) -> dict[str, int]:
     """How many servers each piece of work has ended, those that the marks speak of included; the marks are removed."""
     path, deaths = folder / "deaths.json", {}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError, TypeError):
         deaths = {str(name): int(count) for name, count in json.loads(path.read_text("utf-8")).items()}
     marks = list((folder / "running").iterdir())
     for mark in marks:

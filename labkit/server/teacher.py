@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from html import escape
 
-from labkit.server.turns import Student, Turns, Work
+from labkit.server.jobs import Student, Work
+from labkit.server.turns import Turns
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #666; --accent: #0b57d0; }

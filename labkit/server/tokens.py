@@ -7,11 +7,15 @@ import hmac
 import os
 import re
 import secrets
+import shlex
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from labkit.server.jobs import Refused
 
 _NAME = re.compile(r"[^\s#\x00-\x1f\x7f]{1,64}")
 _TOKEN = re.compile(r"[!-~]{16,200}")
@@ -25,7 +29,7 @@ class Person:
 
 
 class Door(Protocol):
-    """Says whose token it is. May wait, so it is asked in a thread where `waits` is true."""
+    """Says whose token it is; Refused when it cannot. May wait, so it is asked in a thread where `waits` is true."""
 
     waits: bool
 
@@ -46,6 +50,11 @@ class TokenFile:
         self._stamp: tuple[int, ...] = ()
         self._people: list[tuple[bytes, Person]] = []
         self._read()
+        if os.name == "posix" and self.path.stat().st_mode & 0o077:
+            print(
+                f"labkit serve: others on this machine can read the tokens: chmod 600 {shlex.quote(str(path))}",
+                file=sys.stderr,
+            )
 
     def who(self, token: str) -> Person | None:
         try:
@@ -63,9 +72,11 @@ class TokenFile:
         return [person for _, person in self._people]
 
     def _read(self) -> None:
+        stamp: tuple[int, ...] = (0,)  # there is none
         try:
-            about = self.path.stat()
-            stamp = (about.st_mtime_ns, about.st_size, about.st_ino)
+            with suppress(OSError):
+                about = self.path.stat()
+                stamp = (about.st_mtime_ns, about.st_size, about.st_ino)
             if stamp == self._stamp:
                 return
             self._stamp = stamp
@@ -144,7 +155,11 @@ class Hub:
         if now < until:
             return person
         self._known = {one: held for one, held in self._known.items() if now < held[0]}
-        user = self.auth.user_for_token(token)
+        try:
+            user = self.auth.user_for_token(token)
+        except Exception as error:  # clients are patient while it begins anew
+            print(f"labkit serve: the hub does not answer: {error}", file=sys.stderr)
+            raise Refused(503, "the JupyterHub of this server does not answer; try again in a minute") from None
         if not user or not self.auth.check_scopes(self.auth.access_scopes, user):
             return None
         self._known[digest] = now + 60, (person := Person(str(user["name"]), bool(user.get("admin"))))

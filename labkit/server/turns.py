@@ -1,4 +1,4 @@
-"""Whose turn it is: a fair queue of calls to one model, and what a student may ask of it.
+"""Whose turn it is: a fair queue of calls to one model.
 
 Students take turns; the next is the one who has used the least model time since they joined those who wait (start-time
 fair queueing: Goyal, Vin and Cheng 1996), so whoever floods the queue waits behind themselves. Equal calls are one
@@ -7,121 +7,18 @@ piece of work, done once for all who ask. Nothing here knows of HTTP, files or m
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-State = Literal["waiting", "running", "done", "failed", "cancelled"]
+from labkit.server.jobs import Job, Kept, Limits, Refused, Student, Work, size
+
 LEAST = 0.001  # model seconds that any turn costs, so that turns alternate even when work takes no time
-REPORTS = 2000  # how many reports of a call are kept for whoever looks later
 KNOWN = 1000  # jobs of a student that are known, ended ones included
 GONE = 10_000  # ids of which it is still known why they are gone
-
-
-class Refused(Exception):
-    """What a student is told instead of an answer: a sentence, a status of HTTP, after how many seconds to retry."""
-
-    def __init__(self, status: int, sentence: str, *, after: float | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence, self.after = status, sentence, after
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one student may have.
-
-    Attributes:
-        jobs: how many may wait or run at a time.
-        body: bytes of a call.
-        result: bytes of a result.
-        seconds: model time of one call.
-        per_minute: model seconds within a minute; None for as many as turns allow.
-        away: seconds after which a call is dropped whose client does not come back.
-        keep_seconds: how long results are kept.
-        keep_bytes: of all results together; whoever keeps most loses theirs first.
-        held_bytes: of all calls that wait together.
-    """
-
-    jobs: int = 8
-    body: int = 8 << 20
-    result: int = 64 << 20
-    seconds: float = 120.0
-    per_minute: float | None = None
-    away: float = 180.0
-    keep_seconds: float = 1800.0
-    keep_bytes: int = 512 << 20
-    held_bytes: int = 512 << 20
-
-
-@dataclass(eq=False)
-class Work:
-    """One call to run, for everyone who asked for it."""
-
-    name: str  # what its result is filed under
-    body: bytes
-    key: str | None
-    state: State = "waiting"
-    jobs: list[Job] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-    began: float | None = None
-    ended: float | None = None
-    overdue: bool = False
-    note: str = ""  # what its clients should know of a result
-    charged: str = ""  # the student whose turn it was
-    result: bytes | None = None
-    error: Refused | None = None
-    reports: deque[tuple[int, dict[str, Any]]] = field(default_factory=lambda: deque(maxlen=REPORTS))
-    count: int = 0  # reports so far
-
-    def __post_init__(self) -> None:
-        self.digest = hashlib.sha256(self.body).hexdigest()
-
-    @property
-    def weight(self) -> int:
-        """About how much memory it takes once it has ended."""
-        return 2000 + len(self.result or b"") + len(self.body)
-
-    def since(self, number: int) -> list[dict[str, Any]]:
-        """The reports after the first `number`."""
-        return [said for n, said in self.reports if n > number]
-
-
-@dataclass(eq=False)
-class Job:
-    """What one student asked for."""
-
-    id: str
-    student: str
-    work: Work
-    number: int  # in order of arrival
-    seen: float  # when its client was last heard of
-    kept: bool = False  # is it on disk?
-    fetched: float | None = None
-    watched: int = 0  # clients that listen now
-    cancelled: bool = False
-
-    @property
-    def state(self) -> State:
-        return "cancelled" if self.cancelled else self.work.state
-
-
-@dataclass
-class Student:
-    name: str
-    clock: float = 0.0  # virtual time: model seconds used, never behind those who already wait
-    used: float = 0.0  # model seconds in all
-    turns: int = 0
-    last: int = 0  # the number of their last turn
-    paused: bool = False
-    running: int = 0
-    waiting: deque[Job] = field(default_factory=deque)
-    jobs: OrderedDict[str, Job] = field(default_factory=OrderedDict)  # all that are known, the oldest first
-    recent: deque[tuple[float, float]] = field(default_factory=deque)  # (when, model seconds) of the last minute
 
 
 class Turns:
@@ -150,10 +47,9 @@ class Turns:
         self._by_key: dict[str, Work] = {}
         self._running: list[Work] = []
         self._gone: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id: (student, why)
-        self._finished: OrderedDict[str, Work] = OrderedDict()
-        self._bytes = 0
+        self._kept = Kept(self.limits)
         self._virtual = 0.0
-        self._numbers, self._turn = itertools.count(1), itertools.count(1)
+        self._number, self._turn = 0, itertools.count(1)
         self._closed = False
         self._lock = threading.Condition(threading.RLock())
 
@@ -173,11 +69,12 @@ class Turns:
         id: str,
         key: str | None = None,
         keep: Callable[[Job], None] | None = None,
-        again: str | None = None,
+        again: Work | None = None,
+        number: int = 0,
     ) -> Job:
         """Ask for a call. The same id gives the same job; `keep` writes an accepted one down before it can run.
 
-        With `again`, the name of its work, it was accepted before a restart, and no limit refuses it.
+        With `again`, its work, and its `number`, it was accepted before a restart, and no limit refuses it.
 
         Raises:
             Refused: a limit of this student, or the server's own, is reached.
@@ -191,19 +88,18 @@ class Turns:
             if (why := self.why_gone(student, id)) is not None:
                 raise Refused(410, why)
             person = self._student(student)
-            work = self._by_key.get(key) if key else None
-            if work is not None and work.state not in ("waiting", "running", "done"):
-                work = None
+            work = again or (self._by_key.get(key) if key else None)
             if again is None:
                 self._check(person, body, new=work is None)
             if work is None:
-                work = Work(again or id, body, key)
-                if key:
-                    self._by_key[key] = work
-            job = Job(id, student, work, next(self._numbers), self.clock())
+                work = Work(id, body, key)
+            self._number = max(self._number + 1, number)
+            job = Job(id, student, work, self._number, self.clock(), kept=again is not None)
             if keep is not None:
                 keep(job)
                 job.kept = True
+            if key and work.shared:
+                self._by_key.setdefault(key, work)
             self.jobs[id] = person.jobs[id] = job
             if len(person.jobs) > KNOWN:
                 self._let_go(next(old for old in person.jobs.values() if old.work.ended is not None))
@@ -218,7 +114,7 @@ class Turns:
     def _check(self, person: Student, body: bytes, *, new: bool) -> None:
         limits = self.limits
         if len(body) > limits.body:
-            raise Refused(413, f"a call may have {_size(limits.body)}, and this one has {_size(len(body))}")
+            raise Refused(413, f"a call may have {size(limits.body)}, and this one has {size(len(body))}")
         mine = sum(job.student == person.name for work in self._running for job in work.jobs)
         if len(person.waiting) + mine >= limits.jobs:
             raise Refused(
@@ -288,8 +184,10 @@ class Turns:
             told = list(work.jobs)
         self.changed(told)
 
-    def finish(self, work: Work, *, result: bytes | None = None, error: Refused | None = None) -> None:
-        """Running work has ended, with a result or an error."""
+    def finish(
+        self, work: Work, *, result: bytes | None = None, error: Refused | None = None, shared: bool = True
+    ) -> None:
+        """Running work has ended, with a result or an error. One that is not `shared` is for those who wait for it."""
         with self._lock:
             if work not in self._running:
                 return
@@ -301,13 +199,13 @@ class Turns:
             person.clock += max(seconds, LEAST)
             person.used += seconds
             person.recent.append((work.ended, seconds))
-            work.error = error or self.too_large(result)
+            work.error = error or self.limits.too_large(result)
             work.result = None if work.error else result
             work.state = "failed" if work.error else "done"
-            work.note = self.late(work) if work.overdue else ""
+            work.note = self.limits.late() if work.overdue else ""
             work.body = b""
             self.done += 1
-            if work.state == "failed" or work.stop.is_set():  # what was stopped is a part of an answer
+            if work.state == "failed" or not shared or work.stop.is_set():  # what was stopped is a part of an answer
                 self._unshare(work)
             if work.jobs:
                 self._put_by(work)
@@ -315,23 +213,6 @@ class Turns:
             self._lock.notify_all()
             told = list(work.jobs)
         self.changed(told)
-
-    def late(self, work: Work) -> str:
-        """What is said of work that was stopped for the time it took."""
-        return (
-            f"the call was stopped after {self.limits.seconds:.0f} s of the model, the limit for one call. Ask for "
-            "less: fewer layers, positions or tokens"
-        )
-
-    def too_large(self, result: bytes | None) -> Refused | None:
-        """What is said instead of a result that is larger than the limit."""
-        if result is None or len(result) <= self.limits.result:
-            return None
-        return Refused(
-            413,
-            f"the result has {_size(len(result))}, and a result may have {_size(self.limits.result)}. Read fewer "
-            "sites, layers or positions",
-        )
 
     def again(self, work: Work) -> None:
         """Put running work back to the front, as when its worker died through no fault of its own."""
@@ -345,6 +226,7 @@ class Turns:
             for job in work.jobs:
                 self.students[job.student].waiting.appendleft(job)
             self._lock.notify_all()
+            self.report(work, {"again": True})
 
     def restored(self, job: Job, *, result: bytes | None = None, error: Refused | None = None) -> None:
         """What a job of before a restart had come to."""
@@ -352,6 +234,8 @@ class Turns:
             self._leave(job.work)
             job.work.result, job.work.error = result, error
             job.work.state, job.work.ended = "failed" if error else "done", self.clock()
+            if error is not None or not job.work.shared:
+                self._unshare(job.work)
             self._put_by(job.work)
 
     # -- looking ---------------------------------------------------------------------------------------------------
@@ -388,6 +272,10 @@ class Turns:
             others = (p for p in self.students.values() if p is not me and p.waiting and not p.paused)
             turns = (min(len(other.waiting), place + (rank(other) <= rank(me))) for other in others)
             return len(self._running) + place + sum(turns)
+
+    def unfinished(self) -> list[Job]:
+        with self._lock:
+            return [job for job in self.jobs.values() if job.work.ended is None]
 
     def running(self) -> list[Work]:
         with self._lock:
@@ -471,35 +359,24 @@ class Turns:
             self._drop(job.work)
 
     def _unshare(self, work: Work) -> None:
+        work.shared = False
         if work.key and self._by_key.get(work.key) is work:
             del self._by_key[work.key]
 
     def _put_by(self, work: Work) -> None:
-        self._finished[work.name] = work
-        self._bytes += work.weight
+        self._kept.add(work)
         self._trim()
 
     def _trim(self) -> None:
-        """Forget results that are too old, and, when there are too many, those of whoever keeps most."""
-        now = self.clock()
-        while self._finished and now - (next(iter(self._finished.values())).ended or 0) > self.limits.keep_seconds:
-            self._drop(next(iter(self._finished.values())))
-        while self._bytes > self.limits.keep_bytes:
-            by: dict[str, int] = {}
-            for work in self._finished.values():
-                by[work.charged] = by.get(work.charged, 0) + work.weight
-            most = max(by, key=lambda name: by[name])
-            theirs = [work for work in self._finished.values() if work.charged == most]
-            self._drop(next((work for work in theirs if all(job.fetched for job in work.jobs)), theirs[0]))
+        while (work := self._kept.too_much(self.clock())) is not None:
+            self._drop(work)
 
     def _drop(self, work: Work) -> None:
-        if self._finished.pop(work.name, None) is None:
-            return
-        self._bytes -= work.weight
-        self._unshare(work)
-        for job in list(work.jobs):
-            self._let_go(job)
-        self.forgotten(work)
+        if self._kept.remove(work):
+            self._unshare(work)
+            for job in list(work.jobs):
+                self._let_go(job)
+            self.forgotten(work)
 
     def _tell_all(self) -> None:
         """How many are ahead has changed for all who wait."""
@@ -512,7 +389,3 @@ class Turns:
             for work in self._running:
                 work.stop.set()
             self._lock.notify_all()
-
-
-def _size(bytes: int) -> str:
-    return f"{bytes / (1 << 20):.1f} MB" if bytes >= 1 << 20 else f"{bytes:,} bytes"

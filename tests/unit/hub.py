@@ -1,7 +1,7 @@
 """A class on a real JupyterHub: the example of docs/, its proxy from npm, and students who run a cell each.
 
-test_hub.py and benchmarks/hub.py use it. Only what a machine decides differs from the example: ports, who may log in,
-and that all students run as the user who runs this.
+test_hub.py, test_server_hub.py and benchmarks/hub.py use it. Only what a machine decides differs from the example:
+ports, who may log in, and that all students run as the user who runs this.
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ class Kernel:
 
 
 @contextmanager
-def hub(folder: Path, cache: Path) -> Iterator[Hub]:
-    """A hub whose students load models from a cache; it ends with the block."""
+def hub(folder: Path, cache: Path, *, more: str = "") -> Iterator[Hub]:
+    """A hub whose students load models from a cache; it ends with the block. `more` goes to its configuration."""
     assert PROXY.exists(), "the hub's proxy is not installed: make .venv/.js"
-    (folder / "config.py").write_text(OVERRIDES)
+    (folder / "config.py").write_text(OVERRIDES + more)
     ports = [_port() for _ in range(3)]
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     with (folder / "log.txt").open("w") as log:

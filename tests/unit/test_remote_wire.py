@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 import labkit as lk
 from labkit.patching.spec import PatchSpec
 from labkit.remote import kinds, wire
+from labkit.remote.calls import failed, perform
 from labkit.remote.wire import pack, unpack
 from labkit.text.tokens import Token
 
@@ -185,3 +187,13 @@ def test_nothing_in_the_room_imports_by_name_pickles_or_evaluates() -> None:
         }
         assert not imported & {"pickle", "dill", "cloudpickle", "marshal", "shelve", "importlib", "subprocess"}, path
         assert not called & {"eval", "exec", "compile", "__import__"}, path
+
+
+def test_a_server_tells_an_error_from_an_answer_by_its_first_bytes() -> None:
+    nobody: Any = None
+    error = perform(nobody, b"garbage", stop=threading.Event(), report=print)
+    assert "error" in unpack(error)
+    assert failed(error)
+    for value in (None, "error", {"error": 1}, torch.zeros(3)):
+        assert not failed(pack({"result": value, "warnings": ["error"]}))
+    assert not failed(b"")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.server.turns import Limits, Refused, Turns, Work
+from labkit.server.jobs import Limits, Refused, Work
+from labkit.server.turns import Turns
 
 
 class Clock:
