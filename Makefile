@@ -39,17 +39,21 @@ lab: $(VENV)/.lab  ## JupyterLab on the notebooks, with the default model ready 
 	$(BIN)/labkit lab $(ARGS)
 
 # What makes up `make test`, in the order of what fails first. Each can be run alone: make test-zoo ARGS="-k gemma"
-test: lint test-js test-unit test-zoo test-browser test-notebooks  ## every test: lint, promises, a real browser, notebooks
+test: lint test-js test-unit test-zoo test-browser test-notebooks  ## every test: lint, promises, a real browser, notebooks (SHORT=1: as CI runs it)
 
 test-quick: $(VENV)/.test  ## the promises on the default model and ten architectures; under four minutes
 	$(PYTEST) tests/unit tests/zoo -m "not long and not alone" $(SPREAD) --dist worksteal $(ARGS)
+
+# SHORT=1, as in CI: without the unit tests that take longest, and of the many architectures the promises alone.
+UNIT := not alone$(if $(SHORT), and not long)
+ZOO := $(if $(SHORT),-m "promises or not long")
 
 test-js: $(VENV)/.js  ## the widgets' JavaScript, as far as it needs no browser
 	$(NODE) --test tests/js/*.test.js
 
 test-unit: $(VENV)/.js  ## the promises on the default model, and all that has no other place
 	$(BIN)/labkit pull
-	$(PYTEST) tests/unit -m "not alone" $(SPREAD) --dist worksteal $(ARGS)
+	$(PYTEST) tests/unit -m "$(UNIT)" $(SPREAD) --dist worksteal $(ARGS)
 	$(PYTEST) tests/unit/test_busy_machine.py -m alone
 
 coverage: $(VENV)/.js  ## the unit tests once more, and which lines of labkit they do not run
@@ -60,7 +64,7 @@ test-workshop: $(VENV)/.js  ## a workshop's folder made, installed from without 
 	LABKIT_TEST_OFFLINE=1 $(PYTEST) tests/unit/test_workshop_offline.py $(ARGS)
 
 test-zoo: $(VENV)/.test  ## the promises on every architecture
-	$(PYTEST) tests/zoo $(SPREAD) --dist worksteal $(ARGS)
+	$(PYTEST) tests/zoo $(ZOO) $(SPREAD) --dist worksteal $(ARGS)
 
 test-browser: $(VENV)/.js  ## every widget and notebook in JupyterLab and Chromium
 	$(BIN)/labkit pull

@@ -80,6 +80,7 @@ def nbgrader(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.long
 def test_nbgrader_gives_out_what_labkit_makes_and_full_or_no_points_for_it(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("nbgrader", reason="not in this environment")
     from nbgrader.api import Gradebook

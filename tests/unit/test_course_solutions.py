@@ -16,6 +16,8 @@ from course_answers import RIGHT
 
 import labkit as lk
 from labkit.course import check
+
+pytestmark = pytest.mark.long
 from labkit.course.assignment import exercises_of
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))

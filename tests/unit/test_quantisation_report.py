@@ -34,6 +34,7 @@ def changed(lm: lk.LanguageModel, layer: int, name: str, factor: float) -> lk.La
     return other
 
 
+@pytest.mark.long
 def test_the_default_model_in_four_and_thirty_two_bits_as_plain_transformers_has_it(lm4, lm32):
     report = lk.quantisation_report({"NF4": lm4, "fp32": lm32}, context=64, progress=False)
     frame = report.to_frame()

@@ -30,6 +30,7 @@ def zoo(names=ZOO):
     return [pytest.param(name, marks=[] if name in CORE else pytest.mark.long) for name in names]
 
 
+@pytest.mark.promises
 @pytest.mark.parametrize("bits", [32, 4])
 @pytest.mark.parametrize("name", zoo())
 def test_promises_are_kept_as_the_table_says(name, bits, capsys):
