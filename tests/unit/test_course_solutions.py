@@ -16,10 +16,9 @@ from course_answers import RIGHT
 
 import labkit as lk
 from labkit.course import check
-
-pytestmark = pytest.mark.long
 from labkit.course.assignment import exercises_of
 
+pytestmark = pytest.mark.long
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 FEWER = {"n=40": "n=20", "pairs=6": "pairs=2", "limit=150": "limit=60"}  # in what comes before
 
