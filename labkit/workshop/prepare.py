@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit._version import __version__
+from labkit.course.checks import CLEAN, CORRUPT
 from labkit.course.folder import CHECKOUT, SHIPPED, write_whole
 from labkit.language_model import load
 from labkit.models.cache import MANIFEST, is_whole
@@ -22,8 +23,6 @@ from labkit.workshop.wheels import PLATFORMS, fetch, needed, own_wheel
 
 SIZE = 600 << 20  # bytes of wheels per platform and Python, at most
 REST = 400 << 20  # the model, once fetched and once converted, notebooks and grids
-CLEAN = "When Mary and John went to the store, John gave a drink to"
-CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""Grids that are slow on purpose."""
+"""Grids that are slow on purpose, and a room with a server in it."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from labkit.patching.patch import PatchJob
 
 if TYPE_CHECKING:
     from held import Hold
+    from shared_room import Room, Small
 
 
 @pytest.fixture
@@ -37,3 +40,19 @@ def hold(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> Hold:
         return go
 
     return held
+
+
+@pytest.fixture
+def worker() -> Small:
+    from shared_room import Small
+
+    return Small()
+
+
+@pytest.fixture
+def room(tmp_path: Path, worker: Small) -> Iterator[Room]:
+    """A server with one small worker and narrow limits."""
+    from shared_room import Room
+
+    with Room(tmp_path, worker, jobs=3, body=1000, result=2000) as room:
+        yield room

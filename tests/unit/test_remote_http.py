@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,6 @@ import pytest
 from shared_room import TOKENS, Room, Small, until
 
 from labkit.remote.http import DEAF, HttpTransport
-
-
-@pytest.fixture
-def worker() -> Small:
-    return Small()
-
-
-@pytest.fixture
-def room(tmp_path: Path, worker: Small) -> Iterator[Room]:
-    with Room(tmp_path, worker, jobs=3, body=1000, result=2000) as room:
-        yield room
 
 
 class Proxy:

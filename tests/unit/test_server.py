@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import stat
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,17 +21,6 @@ from labkit.server import command
 from labkit.server.desk import Desk
 from labkit.server.store import Store
 from labkit.server.tokens import TokenFile
-
-
-@pytest.fixture
-def worker() -> Small:
-    return Small()
-
-
-@pytest.fixture
-def room(tmp_path: Path, worker: Small) -> Iterator[Room]:
-    with Room(tmp_path, worker, jobs=3, body=1000, result=2000) as room:
-        yield room
 
 
 def socket(room: Room, id: str, name: str = "ann", *, query: str = "", **headers: str) -> Any:

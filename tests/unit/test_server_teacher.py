@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from shared_room import ODD, TOKENS, Room, Small, answer, ask
 
 from labkit.remote.http import HttpTransport
-
-
-@pytest.fixture
-def worker() -> Small:
-    return Small()
-
-
-@pytest.fixture
-def room(tmp_path: Path, worker: Small) -> Iterator[Room]:
-    with Room(tmp_path, worker, jobs=3, body=1000, result=2000) as room:
-        yield room
 
 
 def test_only_the_teacher_logs_in_and_the_cookie_is_kept_close(room: Room) -> None:
