@@ -76,3 +76,15 @@ def test_a_part_shows_its_edges_alone_until_all_are_asked_for(page: Page) -> Non
     expect(view.locator(".labkit-circuit-heading")).to_contain_text("edges of mlp_out.0")
     kernel_says(page, "view.node = None; print(1)")
     expect(view.locator(".labkit-circuit-option")).to_have_count(every)
+
+
+def test_a_click_is_not_lost_when_the_theme_changes_while_the_button_is_down(page: Page) -> None:
+    view = page.locator(".labkit-circuit")
+    node = view.locator(".labkit-circuit-node", has_text="23.3")
+    node.hover()
+    page.mouse.down()
+    page.evaluate("document.body.dataset.jpThemeLight = 'false'")
+    expect(view).to_have_attribute("data-theme", "dark")
+    page.mouse.up()
+    expect(view.locator(".labkit-circuit-heading")).to_contain_text("edges of z.23.3")
+    page.evaluate("document.body.dataset.jpThemeLight = 'true'")

@@ -7,8 +7,8 @@ import zlib from "node:zlib";
 
 import { cases, load } from "./load.js";
 
-const { colourTable, ends, follow, half, inkOn, numbers, percent, say, shade, tick } = load(
-  "{ colourTable, ends, follow, half, inkOn, numbers, percent, say, shade, tick }",
+const { colourTable, ends, follow, half, inkOn, numbers, percent, say, shade, tick, unlessPressed } = load(
+  "{ colourTable, ends, follow, half, inkOn, numbers, percent, say, shade, tick, unlessPressed }",
 );
 const { clipped } = load("{ clipped }", "heatmap_texts");
 const { placed, sourceOf, unpacked, zoomed } = load("{ placed, sourceOf, unpacked, zoomed }", "heatmap_window");
@@ -143,12 +143,29 @@ test("a block hears of its traits and of messages until it is taken away", () =>
   const dressed = [];
   globalThis.dressRoot = (root) => dressed.push(root);
   const shadow = { host: {} };
-  const el = { dataset: {}, getRootNode: () => shadow };
+  const el = Object.assign(new EventTarget(), { dataset: {}, getRootNode: () => shadow });
   follow({ model: traits, el }, { "title unit": listener, "msg:custom": listener })();
   assert.deepEqual(dressed, [shadow]);
   assert.equal(el.dataset.theme, "dark");
   assert.deepEqual(heard.on, [["change:title change:unit", listener], ["msg:custom", listener]]);
   assert.deepEqual(heard.off, heard.on);
+});
+
+test("nothing is drawn anew between press and release, and once after it", async () => {
+  const [el, draws] = [new EventTarget(), []];
+  globalThis.window = new EventTarget();
+  const calmly = unlessPressed(el, () => draws.push(1));
+  calmly();
+  el.dispatchEvent(new Event("pointerdown"));
+  calmly();
+  calmly();
+  assert.equal(draws.length, 1);
+  window.dispatchEvent(new Event("pointerup"));
+  assert.equal(draws.length, 1); // the click comes first
+  await new Promise((done) => setTimeout(done, 5));
+  assert.equal(draws.length, 2);
+  calmly();
+  assert.equal(draws.length, 3);
 });
 
 test("what was deflated is inflated, however it was packed", () => {

@@ -50,14 +50,33 @@ function dressShadow(/** @type {HTMLElement} */ el, again = true) {
 }
 
 /**
+ * `draw`, but not between the press and the release of a pointer in `el`: a node that is replaced in between gets no click.
+ * @param {HTMLElement} el @param {() => void} draw
+ */
+function unlessPressed(el, draw) {
+  let [pressed, owed] = [false, false];
+  const release = () => {
+    pressed = false;
+    if (owed) setTimeout(draw); // after the click that follows the release
+    owed = false;
+  };
+  el.addEventListener("pointerdown", () => {
+    pressed = true;
+    for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, release, { once: true, capture: true });
+  }, true);
+  return () => (pressed ? (owed = true) : draw());
+}
+
+/**
  * Act when traits change: `{"title unit": draw}`. `dress` is called when the theme does and, where `sized`, the width.
  * Returns how to stop.
  * @param {Context<any>} context @param {Record<string, (...news: any[]) => void>} listeners
  */
 function follow({ model, el }, listeners, dress = () => {}, sized = false) {
   dressShadow(el);
-  const stopTheme = followTheme(el, dress);
-  const observer = new ResizeObserver(dress);
+  const calmly = unlessPressed(el, dress);
+  const stopTheme = followTheme(el, calmly);
+  const observer = new ResizeObserver(calmly);
   if (sized) observer.observe(el);
   const all = Object.entries(listeners).map(
     ([names, act]) => /** @type {const} */ ([names.replace(/(^| )(?!msg:)/g, "$1change:"), act]),
