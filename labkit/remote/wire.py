@@ -158,7 +158,8 @@ def _named(tree: Any, deep: int) -> None:
             held = list(held.values())
         parts = [held] if isinstance(held, dict) else held if isinstance(held, list) else ()
     for part in parts:
-        _named(part, deep + 1)
+        if isinstance(part, list | dict):
+            _named(part, deep + 1)
 
 
 def _one(tree: dict[str, Any]) -> tuple[str, Any]:

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -18,6 +18,15 @@ from labkit.server.tokens import make_tokens
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"<tr><td>([\w-]+)<td>(\S+?)" + r'<td class="n">([\d.]*)' * 5)
+
+
+def until(true: Callable[[], Any]) -> Any:
+    """What is true at last."""
+    for _ in range(6000):
+        if found := true():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it never came about")
 
 
 class Row(NamedTuple):

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import student
 import torch
-from serving import ROOT, Serving
+from serving import ROOT, Serving, until
 
 import labkit as lk
 from labkit.remote.http import HttpTransport
@@ -31,15 +31,6 @@ from labkit.remote.wire import MAGIC, pack
 SMALL = str(ROOT / "tests/files/small_llama")
 JOBS = 8  # calls that a student may have waiting or running
 GRACE = 5  # turns more than an honest student that a flooding one may have had when all are done
-
-
-def until(true: Callable[[], Any]) -> Any:
-    """What is true at last."""
-    for _ in range(3000):
-        if found := true():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it never came about")
 
 
 class Recorder(HttpTransport):
