@@ -2,7 +2,7 @@
 
     python benchmarks/shared_model.py [--students 20] [--times 20] [--out FOLDER] [MODEL ...]
 
-For the default model in 4 bits, whose passes take most of the time, and for a tiny one in fp32, where the way to it does.
+For the default model in 4 bits, whose passes take most of the time, and for a tiny one in fp32, where the way does.
 It starts a real `labkit serve` on this machine, and students who are threads with a connection of their own. Prompts
 differ, so that no answer is taken from an equal call, except where the row says that the whole class asks the same.
 The model beside it is in this process, and idle while the server works. CPU times are those of the process with the

@@ -151,8 +151,9 @@ class App:
     # -- calls and jobs --------------------------------------------------------------------------------------------
 
     async def call(self, request: Request, person: Person) -> Response:
+        wait = number(request, "wait", 1.0)  # what is refused is not in the queue
         job = await self._submitted(request, person, keep=False)
-        await self._ended(job, number(request, "wait", 1.0))
+        await self._ended(job, wait)
         if job.state in ("waiting", "running"):
             self.desk.keep(job)
         return self._state(job)

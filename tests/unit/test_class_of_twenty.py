@@ -32,6 +32,8 @@ SMALL = str(ROOT / "tests/files/small_llama")
 JOBS = 8  # calls that a student may have waiting or running
 GRACE = 5  # turns more than an honest student that a flooding one may have had when all are done
 
+pytestmark = pytest.mark.long
+
 
 class Recorder(HttpTransport):
     """A connection that keeps what would be sent."""
@@ -157,7 +159,7 @@ def started(serving: Serving, name: str, number: int, *more: str) -> subprocess.
     ("many", "model"),
     [
         pytest.param(5, [SMALL, "--bits", "32"], id="a few on a tiny model"),
-        pytest.param(20, ["--bits", "4"], id="twenty on the default model", marks=pytest.mark.long),
+        pytest.param(20, ["--bits", "4"], id="twenty on the default model"),
     ],
 )
 def test_a_class_finishes_its_exercise_whatever_four_others_do(
@@ -217,7 +219,6 @@ def test_a_class_finishes_its_exercise_whatever_four_others_do(
         assert waits[-1] <= 3 * statistics.median(waits)
 
 
-@pytest.mark.long
 def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, lm4: lk.LanguageModel) -> None:
     many, queue = 8, tmp_path / "queue"
     pairs = student.pairs(lm4)[:many]

@@ -136,6 +136,7 @@ def test_a_scheduler_that_is_not_there_is_refused_in_words() -> None:
         places("nowhere:1", plan_of(SMALL, bits=32))
 
 
+@pytest.mark.long
 def test_a_class_is_served_by_two_workers_of_dask_of_which_one_is_killed(
     tmp_path: Path, here: lk.LanguageModel
 ) -> None:
