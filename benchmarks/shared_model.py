@@ -1,10 +1,12 @@
 """One model for a class: what a call costs beside a model here, small reads per second, and who waits longest.
 
-    python benchmarks/shared_model.py [MODEL] [--bits 4] [--students 20] [--times 20] [--out FOLDER]
+    python benchmarks/shared_model.py [--students 20] [--times 20] [--out FOLDER] [MODEL ...]
 
+For the default model in 4 bits, whose passes take most of the time, and for a tiny one in fp32, where the way does.
 It starts a real `labkit serve` on this machine, and students who are threads with a connection of their own. Prompts
 differ, so that no answer is taken from an equal call, except where the row says that the whole class asks the same.
-The model beside it is in this process, and idle while the server works. The table is written to results/.
+The model beside it is in this process, and idle while the server works. CPU times are those of the process with the
+model, of the server that receives the calls, and of all students. The tables are written to results/.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
+import psutil
 import torch
 from machine import describe, keep
 
@@ -30,40 +33,54 @@ import labkit as lk
 from labkit.server.tokens import make_tokens
 
 HERE = Path(__file__).parent
+TINY = HERE.parent / "tests/files/small_llama"
 SITE = "resid_pre@-1"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?")
-    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument(
+        "models", nargs="*", default=["", str(TINY)], help="a folder is loaded in fp32, others in 4 bits"
+    )
     parser.add_argument("--students", type=int, default=20)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    here = lk.load(*filter(None, [options.model]), bits=options.bits, progress=False)
-    with served(options.model, options.bits, options.students) as (url, tokens):
-        about, threads = describe(), torch.get_num_threads()
-        one = lk.connect(url, token=tokens[0])
-        rows, record = overhead(here, one, options.times)
-        class_rows, class_record = together([lk.connect(url, token=token) for token in tokens], options.times)
+    about, cores = describe(), len(psutil.Process().cpu_affinity())
+    lines = [f"{date.today()}: server and {options.students} students on {cores} cores of one machine, {about['cpu']}, "
+             f"the model with {torch.get_num_threads()} threads"]  # fmt: skip
+    records = []
+    for model in options.models:
+        bits = 32 if Path(model or " ").is_dir() else 4
+        more, record = measured(model, bits, options.students, options.times * (1 if bits == 4 else 5))
+        lines += more
+        records.append(record)
+    keep(options.out, "shared_model", lines, {"machine": about, "cores": cores, "models": records})
+
+
+def measured(model: str, bits: int, students: int, times: int) -> tuple[list[str], dict]:
+    """The tables of one model, and their numbers."""
+    here = lk.load(*filter(None, [model]), bits=bits, progress=False)
+    with served(model, bits, students) as (url, tokens):
+        rows, record = overhead(here, lk.connect(url, token=tokens[0]), 20)
+        class_rows, class_record = together([lk.connect(url, token=token) for token in tokens], times)
+    name = f"{Path(here.name).name} in {here.bits} bits"
     lines = [
-        f"{date.today()}: {here.name} in {here.bits} bits, server and students on one machine, {about['cpu']}, "
-        f"{threads} threads",
         "",
-        "| one student | here | served | ratio |",
+        f"| {name}, one student | here | served | ratio |",
         "|---" * 4 + "|",
         *rows,
         "",
-        f"| {options.students} students at once | median | slowest | slowest / median | calls/s |",
-        "|---" * 5 + "|",
+        f"| {name}, {students} students at once | median | slowest | slowest / median | calls/s "
+        "| CPU per call: model, server, students |",
+        "|---" * 6 + "|",
         *class_rows,
     ]
-    keep(options.out, "shared_model", lines, {"model": here.name, "one": record, "together": class_record})
+    return lines, {"model": name, "one": record, "together": class_record}
 
 
 @contextmanager
-def served(model: str | None, bits: int, students: int) -> Iterator[tuple[str, list[str]]]:
+def served(model: str, bits: int, students: int) -> Iterator[tuple[str, list[str]]]:
     """A server's address, and a token for each student."""
     with tempfile.TemporaryDirectory() as folder:
         path = make_tokens(Path(folder, "class.txt"), students)
@@ -125,7 +142,7 @@ def together(students: Sequence[lk.LanguageModel], times: int) -> tuple[list[str
     }
     rows, record = [], {}
     for name, (parts, count) in classes.items():
-        start = threading.Barrier(len(parts))
+        start, before = threading.Barrier(len(parts)), cpu()
 
         def do(part: Sequence[Callable[[], object]], start: threading.Barrier = start) -> float:
             start.wait()
@@ -135,9 +152,21 @@ def together(students: Sequence[lk.LanguageModel], times: int) -> tuple[list[str
             each = list(pool.map(do, parts))
         median, slowest = statistics.median(each), max(each)
         rate = count * len(parts) / slowest
-        rows.append(f"| {name} | {median:.2f} s | {slowest:.2f} s | {slowest / median:.2f} | {rate:.1f} |")
-        record[name] = {"seconds": each, "median": median, "slowest": slowest, "calls per second": rate}
+        used = {who: (after - before[who]) / (count * len(parts)) for who, after in cpu().items()}
+        took = ", ".join(f"{1000 * seconds:.1f}" for seconds in used.values())
+        rows.append(f"| {name} | {median:.2f} s | {slowest:.2f} s | {slowest / median:.2f} | {rate:.1f} | {took} ms |")
+        record[name] = {"seconds": each, "median": median, "slowest": slowest, "calls per second": rate, "cpu": used}
     return rows, record
+
+
+def cpu() -> dict[str, float]:
+    """Seconds of a processor that the model's process, the server and the students have used."""
+    used = dict.fromkeys(("model", "server", "students"), 0.0)
+    for process in (me := psutil.Process(), *me.children(recursive=True)):
+        words, times = " ".join(process.cmdline()), process.cpu_times()
+        who = "students" if process == me else "model" if "spawn_main" in words else "server"
+        used[who] += times.user + times.system
+    return used
 
 
 if __name__ == "__main__":

@@ -42,13 +42,15 @@ from labkit.models.catalog import known
 from labkit.models.handle import Model
 from labkit.patching.axes import neurons_of
 from labkit.remote import kinds
-from labkit.remote.wire import START, pack, unpack
+from labkit.remote.wire import START, outline, pack, unpack
 from labkit.steering.steer import steer
 from labkit.text.encode import TooLong
 
 Report = Callable[[dict[str, Any]], None]
 FRAME = 0.08  # seconds between two partial answers
 SMALL = 64 << 10  # bytes of a call that may be small
+FORM = {"call": str, "args": list, "kwargs": dict, "streams": bool, "within": list}
+"""What a call is made of."""
 ERRORS: dict[str, type[Exception]] = {
     one.__name__: one
     for one in (*vars(builtins).values(), *vars(errors).values(), Cancelled, Elsewhere, TooLong, Unsupported)
@@ -137,8 +139,7 @@ def _read(lm: Model, body: bytes) -> tuple[Call, BoundArguments, dict[str, Any]]
         TypeError: its arguments are not those of the function.
     """
     asked = unpack(body, lm=lm, only_sent=True)
-    names = {"call": str, "args": list, "kwargs": dict, "streams": bool, "within": list}
-    if not isinstance(asked, dict) or {name: type(one) for name, one in asked.items()} != names:
+    if not isinstance(asked, dict) or {name: type(one) for name, one in asked.items()} != FORM:
         raise ValueError("this is no call: it has a name, arguments, and what the model is steered with")
     if (call := CALLS.get(asked["call"])) is None:
         raise ValueError(f"there is no {asked['call']!r:.80} to ask for; another version of labkit may have it")
@@ -222,28 +223,44 @@ def raised(found: Mapping[str, Any]) -> Exception:
 # -- what a queue may want to know ------------------------------------------------------------------------------------
 
 
-def _outline(body: bytes) -> tuple[Call | None, dict[str, Any]]:
+def _outline(body: bytes) -> tuple[Call, dict[str, Any]]:
+    """What a body asks for, and its keyword arguments as they are on the wire.
+
+    Raises:
+        ValueError: it is no call.
+    """
+    tree = outline(body)
     try:
-        json_end = 16 + int.from_bytes(body[8:16], "little")
-        ((_, pairs),) = json.loads(body[16:json_end]).items()
-        asked = dict(pairs)
-        return CALLS.get(asked["call"]), dict(asked["kwargs"]["dict"])
-    except Exception:
-        return None, {}
+        asked = dict(tree["dict"])
+        name, given = asked["call"], dict(asked["kwargs"]["dict"])
+        fits = set(asked) == set(FORM) and isinstance(name, str)
+    except (TypeError, ValueError, KeyError, IndexError):
+        fits = False
+    if not fits:
+        raise ValueError("this is no call: it has a name, arguments, and what the model is steered with")
+    if (call := CALLS.get(name)) is None:
+        raise ValueError(f"there is no {name!r:.80} to ask for; another version of labkit may have it")
+    return call, given
 
 
 def key(body: bytes) -> str | None:
-    """The same for calls that have the same answer; None for those that draw at random, and for what is no call."""
+    """The same for calls that have the same answer; None for those that draw at random.
+
+    Raises:
+        ValueError: it is no call, so it needs no turn to be refused.
+    """
     call, given = _outline(body)
-    if call is None or (call.draws and given.get("temperature") and given.get(call.draws) is None):
+    if call.draws and given.get("temperature") and given.get(call.draws) is None:
         return None
     return hashlib.sha256(body).hexdigest()
 
 
 def is_small(body: bytes) -> bool:
     """Is this one pass over a short prompt at most, so that it may go before others?"""
-    call, _ = _outline(body)
-    return call is not None and call.small and len(body) <= SMALL
+    try:
+        return len(body) <= SMALL and _outline(body)[0].small
+    except ValueError:
+        return False
 
 
 def failed(answer: bytes) -> bool:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -95,6 +96,25 @@ def unpack(data: bytes, *, lm: Model | None = None, only_sent: bool = False) -> 
     Raises:
         ValueError: they are no such bytes; the message says why.
     """
+    tree, tensors = _opened(data)
+    with _in_words():
+        return _Unpacking(tensors, lm, only_sent).value(tree, 0)
+
+
+def outline(data: bytes) -> Any:
+    """The tree of a message from a client, of which nothing is made yet: no model is needed.
+
+    Raises:
+        ValueError: `unpack` would refuse it for its form, its tensors, or the name of something that no client sends.
+    """
+    tree, _ = _opened(data)
+    with _in_words():
+        _named(tree, 0)
+    return tree
+
+
+def _opened(data: bytes) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The two parts of a message."""
     if len(data) > MOST + MOST_JSON:
         raise ValueError(f"this message has {len(data) >> 20} MB; the most is {(MOST + MOST_JSON) >> 20}")
     if data[: len(MAGIC)] != MAGIC or len(data) < START:
@@ -102,10 +122,16 @@ def unpack(data: bytes, *, lm: Model | None = None, only_sent: bool = False) -> 
     length = int.from_bytes(data[len(MAGIC) : START], "little")
     if length > MOST_JSON or START + length > len(data):
         raise ValueError(f"this message was cut short, or damaged: it says it has {length} bytes of JSON")
-    try:
+    with _in_words():
         tree = json.loads(data[START : START + length].decode("utf-8"), parse_constant=_no_constant)
-        tensors = safetensors.torch.load(data[START + length :])
-        return _Unpacking(tensors, lm, only_sent).value(tree, 0)
+        return tree, safetensors.torch.load(data[START + length :])
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Whatever is wrong with a message is said in one sentence."""
+    try:
+        yield
     except _Refused as error:
         raise ValueError(str(error)) from None
     except (RecursionError, MemoryError):
@@ -116,6 +142,41 @@ def unpack(data: bytes, *, lm: Model | None = None, only_sent: bool = False) -> 
 
 class _Refused(Exception):
     """What is said of a message as it is."""
+
+
+def _named(tree: Any, deep: int) -> None:
+    """Refuse a tree that is too deep, or that names what no client sends."""
+    if deep > 2 * DEEPEST:
+        raise _Refused("this message is nested too deeply")
+    parts: Iterable[Any] = tree if isinstance(tree, list) else ()
+    if isinstance(tree, dict):
+        name, held = _one(tree)
+        if name not in _PLAIN:
+            _kind(name, only_sent=True)
+            if not isinstance(held, dict):
+                raise _Refused(f"this message is damaged: {name} without its parts")
+            held = list(held.values())
+        parts = [held] if isinstance(held, dict) else held if isinstance(held, list) else ()
+    for part in parts:
+        if isinstance(part, list | dict):
+            _named(part, deep + 1)
+
+
+def _one(tree: dict[str, Any]) -> tuple[str, Any]:
+    """What an object is, and what it is made of."""
+    if len(tree) != 1:
+        raise _Refused(f"this message is damaged: an object with {len(tree)} names")
+    ((name, held),) = tree.items()
+    return name, held
+
+
+def _kind(name: str, *, only_sent: bool) -> Kind:
+    kind = KINDS.get(name)
+    if kind is None:
+        raise _Refused(f"this message holds {name!r:.60}, which this version of labkit does not know")
+    if only_sent and not kind.sent:
+        raise _Refused(f"{name} is a result; it is not taken as an argument")
+    return kind
 
 
 def _no_constant(name: str) -> Any:
@@ -215,16 +276,10 @@ class _Unpacking:
             return [self.value(one, deep + 1) for one in tree]
         if not isinstance(tree, dict):
             return tree
-        if len(tree) != 1:
-            raise _Refused(f"this message is damaged: an object with {len(tree)} names")
-        ((name, held),) = tree.items()
+        name, held = _one(tree)
         if (make := _PLAIN.get(name)) is not None:
             return make(self, held, deep + 1)
-        kind = KINDS.get(name)
-        if kind is None:
-            raise _Refused(f"this message holds {name!r:.60}, which this version of labkit does not know")
-        if self.only_sent and not kind.sent:
-            raise _Refused(f"{name} is a result; it is not taken as an argument")
+        kind = _kind(name, only_sent=self.only_sent)
         return kind.made({key: self.value(one, deep + 1) for key, one in held.items()}, self.lm)
 
     def _many(self, held: Any, deep: int) -> list[Any]:

@@ -40,6 +40,7 @@ from labkit.server.tokens import Door, Person
 OPEN = 32  # requests that a student may have open at a time
 LONGEST_WAIT = 30.0  # seconds that an answer is waited for in one request
 BATCH = 0.05  # seconds between two messages of a WebSocket
+QUEUED = 0.5  # of a call that waits, which every turn of anybody has news for
 
 Answer = Callable[[Request, Person], Awaitable[Response]]
 
@@ -151,8 +152,9 @@ class App:
     # -- calls and jobs --------------------------------------------------------------------------------------------
 
     async def call(self, request: Request, person: Person) -> Response:
+        wait = number(request, "wait", 1.0)  # what is refused is not in the queue
         job = await self._submitted(request, person, keep=False)
-        await self._ended(job, number(request, "wait", 1.0))
+        await self._ended(job, wait)
         if job.state in ("waiting", "running"):
             self.desk.keep(job)
         return self._state(job)
@@ -243,22 +245,27 @@ class App:
 
     async def _tell(self, socket: WebSocket, job: Job, after: int) -> None:
         assert self.bell is not None
-        last = None
+        last, due = None, 0.0
         gone = asyncio.ensure_future(socket.receive())  # clients say nothing: they leave, or it is garbage
         job.watched += 1
         try:
             with self.bell.of(job) as news:
                 while not gone.done():
                     news.clear()
-                    told = self._news(job, after)
-                    if told["said"] != last or told["state"] not in ("waiting", "running"):
-                        await socket.send_text(json.dumps(told))
-                    after, last = told["after"], told["said"] if job.state == "waiting" else []
-                    if told["state"] not in ("waiting", "running"):
-                        await socket.close()
-                        return
+                    left = due - self.bell.loop.time() if job.state == "waiting" else 0.0
+                    if left <= 0:
+                        told = self._news(job, after)
+                        if told["said"] != last or told["state"] not in ("waiting", "running"):
+                            await socket.send_text(json.dumps(told))
+                        after, last = told["after"], told["said"] if job.state == "waiting" else []
+                        if told["state"] not in ("waiting", "running"):
+                            await socket.close()
+                            return
+                        due = self.bell.loop.time() + QUEUED
                     waiting = asyncio.ensure_future(news.wait())
-                    await asyncio.wait([waiting, gone], return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(
+                        [waiting, gone], timeout=left if left > 0 else None, return_when=asyncio.FIRST_COMPLETED
+                    )
                     waiting.cancel()
                     if job.state == "running":
                         await asyncio.sleep(BATCH)

@@ -93,7 +93,7 @@ def _serve(asked: argparse.Namespace) -> int:
     from labkit.models.cache import cache_folder
     from labkit.remote.calls import failed, key
     from labkit.server.app import build
-    from labkit.server.dask_workers import DaskWorker
+    from labkit.server.dask_workers import places
     from labkit.server.desk import Desk, Worker
     from labkit.server.store import Store
     from labkit.server.tokens import Door, Doors, Hub, TokenFile
@@ -122,12 +122,9 @@ def _serve(asked: argparse.Namespace) -> int:
     plan = plan_of(asked.name, bits=asked.bits)
     workers: list[Worker] = []
     if asked.dask:
-        from distributed import Client
-
-        client = Client(asked.dask)
-        places = [DaskWorker(client, plan) for _ in range(max(1, len(client.scheduler_info(n_workers=-1)["workers"])))]
-        about, files = places[0].described()
-        workers += places
+        print("waiting for the cluster to load the model ...", flush=True)
+        workers += (there := places(asked.dask, plan))
+        about, files = there[0].described()
     else:
         print("loading the model ...", flush=True)
         processes = [ProcessWorker(plan) for _ in range(asked.workers)]

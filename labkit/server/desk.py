@@ -23,7 +23,11 @@ class Worker(Protocol):
 
 
 class WorkerDied(Exception):
-    """The worker ended while it ran a call, and is there again."""
+    """The worker ended while it ran a call, and is there again; `times` says how often the call is to blame."""
+
+    def __init__(self, why: str = "", *, times: int = 1) -> None:
+        super().__init__(why)
+        self.times = times
 
 
 class Desk:
@@ -161,7 +165,7 @@ class Desk:
 
     def _died(self, work: Work, died: WorkerDied) -> None:
         """Work whose worker died runs once more, and not a third time."""
-        self._deaths[work.digest] = self._deaths.get(work.digest, 0) + 1
+        self._deaths[work.digest] = self._deaths.get(work.digest, 0) + died.times
         if self.store:
             with _said():
                 self.store.died(work)

@@ -116,6 +116,7 @@ class Job:
     fetched: float | None = None
     watched: int = 0  # clients that listen now
     cancelled: bool = False
+    came: int = 0  # the number of turns that there had been
 
     @property
     def state(self) -> State:
@@ -129,6 +130,7 @@ class Student:
     used: float = 0.0  # model seconds in all
     turns: int = 0
     last: int = 0  # the number of their last turn
+    longest: int = 0  # turns that one of their jobs waited, at most
     paused: bool = False
     running: int = 0
     waiting: deque[Job] = field(default_factory=deque)

@@ -33,21 +33,23 @@ class Store:
         model: what the server serves; a folder with jobs for another model is refused.
 
     Raises:
-        ValueError: another server uses the folder, or it belongs to another model.
+        ValueError: another server uses the folder, it belongs to another model, or it cannot be written to.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, model: str) -> None:
         self.folder = Path(folder)
-        for name in _FOLDERS:
-            (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder.chmod(0o700)  # prompts of students
         self._lock = FileLock(self.folder / "lock", thread_local=False)  # another thread lets it go
         try:
+            for name in _FOLDERS:
+                (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.chmod(0o700)  # prompts of students
             self._lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
                 f"another labkit serve uses {str(self.folder)!r}; stop it, or give this one a folder with --keep"
             ) from None
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
         about = self.folder / "queue.json"
         try:
             whose = json.loads(about.read_text("utf-8"))["model"] if about.exists() else model
@@ -59,9 +61,13 @@ class Store:
                 f"{str(self.folder)!r} has the queue of {whose}, not of {model}; give another folder with --keep, or "
                 "delete this one if nobody waits for its jobs"
             )
-        with written_whole(about) as file:
-            file.write(json.dumps({"kind": "labkit queue", "format": 1, "model": model}).encode())
-        self.deaths: dict[str, int] = kept_deaths(self.folder)
+        try:
+            with written_whole(about) as file:
+                file.write(json.dumps({"kind": "labkit queue", "format": 1, "model": model}).encode())
+            self.deaths: dict[str, int] = kept_deaths(self.folder)
+        except OSError as error:
+            self.close()
+            raise _unwritable(self.folder, error) from None
 
     def close(self) -> None:
         self._lock.release()
@@ -104,8 +110,7 @@ class Store:
 
     def begins(self, work: Work) -> None:
         """Mark work that is about to run."""
-        with written_whole(self._path("running", work.digest)):
-            pass
+        self._path("running", work.digest).touch()
 
     def ends(self, work: Work) -> None:
         """It ran, or was asked to stop, and the server is still there."""
@@ -144,6 +149,11 @@ class Store:
                 path.unlink(missing_ok=True)
             elif (held := self._open(where, path.name)) is not None:
                 yield path.name, *held
+
+
+def _unwritable(folder: Path, error: OSError) -> ValueError:
+    why = f"{error.strerror or error}"
+    return ValueError(f"the queue cannot be kept in {str(folder)!r}: {why}; give another folder with --keep")
 
 
 def _is_job(about: dict[str, Any]) -> bool:

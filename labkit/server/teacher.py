@@ -61,7 +61,7 @@ def page(turns: Turns, *, model: str, base: str, nonce: str) -> str:
     }
 <h2>Students</h2>
 <table><tr><th>Student<th>Now<th class="n">Waiting<th class="n">Ahead of them<th class="n">Model seconds
-<th class="n">Turns<th></tr>{rows}</table>
+<th class="n">Turns<th class="n">Longest wait, in turns<th></tr>{rows}</table>
 {"" if rows else '<p class="quiet">Nobody has asked for anything yet.</p>'}
 <form method="post" action="{base}/teacher/logout"><p><button id="out">Log out</button></p></form>
 </main>"""
@@ -105,7 +105,7 @@ def _row(turns: Turns, student: Student, running: list[Work], base: str) -> str:
     change = _button(base, "resume" if student.paused else "pause", "student", student.name, word, f"{word} {name}")
     return (
         f'<tr><td>{name}<td>{now}<td class="n">{len(student.waiting) or ""}<td class="n">{ahead}'
-        f'<td class="n">{student.used:.1f}<td class="n">{student.turns}<td>{change}</tr>'
+        f'<td class="n">{student.used:.1f}<td class="n">{student.turns}<td class="n">{student.longest}<td>{change}</tr>'
     )
 
 

@@ -7,7 +7,6 @@ piece of work, done once for all who ask. Nothing here knows of HTTP, files or m
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections import OrderedDict
@@ -49,7 +48,7 @@ class Turns:
         self._gone: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id: (student, why)
         self._kept = Kept(self.limits)
         self._virtual = 0.0
-        self._number, self._turn = 0, itertools.count(1)
+        self._number, self._turn = 0, 0  # of jobs, of turns
         self._closed = False
         self._lock = threading.Condition(threading.RLock())
 
@@ -94,7 +93,7 @@ class Turns:
             if work is None:
                 work = Work(id, body, key)
             self._number = max(self._number + 1, number)
-            job = Job(id, student, work, self._number, self.clock(), kept=again is not None)
+            job = Job(id, student, work, self._number, self.clock(), kept=again is not None, came=self._turn)
             if keep is not None:
                 keep(job)
                 job.kept = True
@@ -155,7 +154,8 @@ class Turns:
             self._virtual = person.clock
             person.running += 1
             person.turns += 1
-            person.last = next(self._turn)
+            self._turn += 1
+            person.last = self._turn
             work.state, work.began, work.charged = "running", self.clock(), person.name
             self._running.append(work)
             self._leave(work)
@@ -173,6 +173,7 @@ class Turns:
             person = self.students[job.student]
             if job in person.waiting:
                 person.waiting.remove(job)
+                person.longest = max(person.longest, self._turn - job.came - 1)
 
     def report(self, work: Work, said: dict[str, Any]) -> None:
         """Something about running work for those who wait for it; of progress only the last is kept."""

@@ -375,7 +375,8 @@ def test_the_same_question_has_the_same_key(away: RemoteModel, room: NextRoom) -
     assert one == two != three == four != other
     assert drawn is None
     assert seeded is not None
-    assert key(b"nonsense") is None
+    with pytest.raises(ValueError, match="no message"):
+        key(b"nonsense")
     room.calls.clear()
     away.run(CLEAN)
     lk.edge_attribution  # noqa: B018

@@ -148,6 +148,25 @@ def test_a_folder_is_of_one_model_one_server_and_its_owner(server: Server) -> No
     Store(folder, model="small").close()  # what was refused let go of the lock
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "queue"):
+        with pytest.raises(ValueError, match=r"cannot be kept in .*give another folder with --keep"):
+            Store(folder, model="small")
+
+
+def test_a_file_that_cannot_be_written_at_the_start_is_refused_in_words(tmp_path: Path) -> None:
+    folder = tmp_path / "queue"
+    Store(folder, model="small").close()
+    (folder / "running" / an_id("a")).touch()
+    (folder / "deaths.json").mkdir()  # what cannot be replaced, whoever writes
+    with pytest.raises(ValueError, match="cannot be kept in"):
+        Store(folder, model="small")
+    (folder / "deaths.json").rmdir()
+    Store(folder, model="small").close()  # what was refused let go of the lock
+
+
 def test_what_ended_two_servers_is_refused_for_good(server: Server) -> None:
     job = server.ask("ann", b"deadly")
     for _ in range(2):
