@@ -19,6 +19,7 @@ from pathlib import Path
 SUMS = "SHA256SUMS"
 ABOUT = "workshop.json"
 ROOM = 3 << 30  # bytes on disk for the environment
+MODEL = 600 << 20  # bytes beside the model, which is made there in more bits where a notebook asks for that
 PLATFORMS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
 
 
@@ -41,7 +42,13 @@ def wrong(folder: Path, *, environment: Path | None = None) -> str:
     here = ".".join(map(str, sys.version_info[:2]))
     if not (folder / ABOUT).is_file() or not (folder / SUMS).is_file():
         return f"{folder} is not a whole workshop folder ({ABOUT} or {SUMS} is missing): copy it again, all of it"
-    about = json.loads((folder / ABOUT).read_text("utf-8"))
+    sums = [line.partition("  ") for line in (folder / SUMS).read_text("utf-8").splitlines()]
+    if ABOUT not in [name for _, _, name in sums]:  # of its lines the last
+        return f"{SUMS} in {folder} is cut short: copy the folder again, all of it"
+    try:
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
+    except ValueError:
+        return f"{ABOUT} is damaged (it cannot be read): copy it again"
     system, machine = PLATFORMS.get(platform.system(), platform.system()), platform.machine().lower()
     if system not in about["wheels"]:
         return f"the folder has packages for {_list(about['wheels'])}, not for {system}: ask the teacher for yours"
@@ -50,13 +57,20 @@ def wrong(folder: Path, *, environment: Path | None = None) -> str:
     if environment is not None and here not in about["wheels"][system]:
         needed = _list(about["wheels"][system])
         return f"this is Python {here}, and the packages are for {needed}: install one of these, then set PYTHON to it"
-    for line in (folder / SUMS).read_text("utf-8").splitlines():
-        expected, name = line.split("  ", 1)
+    for expected, _, name in sums:
         file = folder / name
         if not file.is_file():
             return f"{name} is missing in {folder}: copy it again"
-        if digest(file) != expected:
-            return f"{name} is damaged (its checksum differs): copy it again"
+        try:
+            if digest(file) != expected:
+                return f"{name} is damaged (its checksum differs): copy it again"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror}): copy it again"
+    cache = next(place for place in (folder / "cache", folder) if place.is_dir())
+    if not _writable(cache):
+        return f"{folder} is read-only: copy it to your disk (notebooks make the model in more bits in {cache})"
+    if not any(cache.glob("models/*-full-*")) and (free := shutil.disk_usage(str(cache)).free) < MODEL:
+        return f"{free / 1e9:.1f} GB are free on the disk of {folder}, {MODEL / 1e9:.1f} are needed: make room"
     if environment is not None:
         there = next(place for place in (environment, *environment.parents) if place.exists())
         free = shutil.disk_usage(str(there)).free
@@ -64,11 +78,17 @@ def wrong(folder: Path, *, environment: Path | None = None) -> str:
             return f"{free / 1e9:.1f} GB are free on the disk of {environment}, {ROOM / 1e9:.0f} are needed: make room"
         if not importlib.util.find_spec("venv") or not importlib.util.find_spec("ensurepip"):
             return "this Python has no venv: install it (Debian and Ubuntu: apt install python3-venv)"
-        try:
-            tempfile.TemporaryFile(dir=str(there)).close()
-        except OSError:
+        if not _writable(there):
             return f"{there} cannot be written: set LABKIT_VENV to a folder of yours"
     return ""
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        tempfile.TemporaryFile(dir=str(folder)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _list(names: Iterable[str]) -> str:

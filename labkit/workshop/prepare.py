@@ -19,7 +19,7 @@ from labkit.models.sources import default_model as packaged
 from labkit.patching.patch import patch
 from labkit.workshop import folder_check
 from labkit.workshop.page import INSTALL_PS1, INSTALL_SH, page
-from labkit.workshop.wheels import PLATFORMS, fetch, needed, own_wheel
+from labkit.workshop.wheels import PLATFORMS, fetch, needed, own_wheel, unmet
 
 SIZE = 600 << 20  # bytes of wheels per platform and Python, at most
 REST = 400 << 20  # the model, once fetched and once converted, notebooks and grids
@@ -67,6 +67,7 @@ def prepare(
             print(f"labkit: packages for {name}, Python {python}", file=sys.stderr)
             kind = PLATFORMS[name]
             failed = fetch(place / "wheels", needed(kind, python), kind, python, index=index)
+            failed = unmet(place / "wheels", kind, python) | failed
             lacking |= {f"{package} for {name}, Python {python}": why for package, why in failed.items()}
             got[name] += [] if failed else [python]
     _model_and_grids(place)
