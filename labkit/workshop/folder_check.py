@@ -19,7 +19,6 @@ from pathlib import Path
 SUMS = "SHA256SUMS"
 ABOUT = "workshop.json"
 ROOM = 3 << 30  # bytes on disk for the environment
-MODEL = 600 << 20  # bytes beside the model, which is made there in more bits where a notebook asks for that
 PLATFORMS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
 
 
@@ -66,11 +65,6 @@ def wrong(folder: Path, *, environment: Path | None = None) -> str:
                 return f"{name} is damaged (its checksum differs): copy it again"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror}): copy it again"
-    cache = next(place for place in (folder / "cache", folder) if place.is_dir())
-    if not _writable(cache):
-        return f"{folder} is read-only: copy it to your disk (notebooks make the model in more bits in {cache})"
-    if not any(cache.glob("models/*-full-*")) and (free := shutil.disk_usage(str(cache)).free) < MODEL:
-        return f"{free / 1e9:.1f} GB are free on the disk of {folder}, {MODEL / 1e9:.1f} are needed: make room"
     if environment is not None:
         there = next(place for place in (environment, *environment.parents) if place.exists())
         free = shutil.disk_usage(str(there)).free
@@ -78,17 +72,11 @@ def wrong(folder: Path, *, environment: Path | None = None) -> str:
             return f"{free / 1e9:.1f} GB are free on the disk of {environment}, {ROOM / 1e9:.0f} are needed: make room"
         if not importlib.util.find_spec("venv") or not importlib.util.find_spec("ensurepip"):
             return "this Python has no venv: install it (Debian and Ubuntu: apt install python3-venv)"
-        if not _writable(there):
+        try:
+            tempfile.TemporaryFile(dir=str(there)).close()
+        except OSError:
             return f"{there} cannot be written: set LABKIT_VENV to a folder of yours"
     return ""
-
-
-def _writable(folder: Path) -> bool:
-    try:
-        tempfile.TemporaryFile(dir=str(folder)).close()
-    except OSError:
-        return False
-    return True
 
 
 def _list(names: Iterable[str]) -> str:
