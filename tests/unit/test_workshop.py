@@ -78,7 +78,8 @@ def test_too_little_room_is_said_in_one_line(folder, monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a folder that not even root can write to")
-def test_a_place_that_cannot_be_written_is_said_in_one_line(folder):
+def test_a_place_that_cannot_be_written_is_said_in_one_line(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1 << 40))
     assert "cannot be written: set LABKIT_VENV" in folder_check.wrong(folder, environment=Path("/proc/self/venv"))
 
 
