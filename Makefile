@@ -70,9 +70,11 @@ test-browser: $(VENV)/.js  ## every widget and notebook in JupyterLab and Chromi
 	$(BIN)/labkit pull
 	$(PYTEST) tests/browser $(SPREAD) --dist loadfile $(ARGS)
 
-test-notebooks: $(VENV)/.test  ## the notebooks without a browser: every cell, stored outputs where they are marked
+test-notebooks: $(VENV)/.test  ## the notebooks without a browser: every cell, stored outputs where they are marked, memory
 	$(BIN)/labkit pull
-	$(PYTEST) notebooks $(SPREAD) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(ARGS)
+	$(BIN)/labkit pull --bits 16
+	$(PYTEST) notebooks -p tests.kernel_memory $(SPREAD) --dist loadfile --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout=1800 $(ARGS)
 
 # The same machine, as it is and as older ones are: with AVX2 and without AVX-512, and without either.
 PORTABLE := $(wildcard $(patsubst %,tests/unit/test_%.py,container fast gguf last_product loading narrow other_processors \

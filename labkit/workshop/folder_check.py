@@ -41,7 +41,13 @@ def wrong(folder: Path, *, environment: Path | None = None) -> str:
     here = ".".join(map(str, sys.version_info[:2]))
     if not (folder / ABOUT).is_file() or not (folder / SUMS).is_file():
         return f"{folder} is not a whole workshop folder ({ABOUT} or {SUMS} is missing): copy it again, all of it"
-    about = json.loads((folder / ABOUT).read_text("utf-8"))
+    sums = [line.partition("  ") for line in (folder / SUMS).read_text("utf-8").splitlines()]
+    if ABOUT not in [name for _, _, name in sums]:  # of its lines the last
+        return f"{SUMS} in {folder} is cut short: copy the folder again, all of it"
+    try:
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
+    except ValueError:
+        return f"{ABOUT} is damaged (it cannot be read): copy it again"
     system, machine = PLATFORMS.get(platform.system(), platform.system()), platform.machine().lower()
     if system not in about["wheels"]:
         return f"the folder has packages for {_list(about['wheels'])}, not for {system}: ask the teacher for yours"
@@ -50,13 +56,15 @@ def wrong(folder: Path, *, environment: Path | None = None) -> str:
     if environment is not None and here not in about["wheels"][system]:
         needed = _list(about["wheels"][system])
         return f"this is Python {here}, and the packages are for {needed}: install one of these, then set PYTHON to it"
-    for line in (folder / SUMS).read_text("utf-8").splitlines():
-        expected, name = line.split("  ", 1)
+    for expected, _, name in sums:
         file = folder / name
         if not file.is_file():
             return f"{name} is missing in {folder}: copy it again"
-        if digest(file) != expected:
-            return f"{name} is damaged (its checksum differs): copy it again"
+        try:
+            if digest(file) != expected:
+                return f"{name} is damaged (its checksum differs): copy it again"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror}): copy it again"
     if environment is not None:
         there = next(place for place in (environment, *environment.parents) if place.exists())
         free = shutil.disk_usage(str(there)).free

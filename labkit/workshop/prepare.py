@@ -19,10 +19,10 @@ from labkit.models.sources import default_model as packaged
 from labkit.patching.patch import patch
 from labkit.workshop import folder_check
 from labkit.workshop.page import INSTALL_PS1, INSTALL_SH, page
-from labkit.workshop.wheels import PLATFORMS, fetch, needed, own_wheel
+from labkit.workshop.wheels import PLATFORMS, fetch, needed, own_wheel, unmet
 
 SIZE = 600 << 20  # bytes of wheels per platform and Python, at most
-REST = 400 << 20  # the model, once fetched and once converted, notebooks and grids
+REST = 800 << 20  # the model, in 4 bits and in 32, notebooks and grids
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ def prepare(
             print(f"labkit: packages for {name}, Python {python}", file=sys.stderr)
             kind = PLATFORMS[name]
             failed = fetch(place / "wheels", needed(kind, python), kind, python, index=index)
+            failed = unmet(place / "wheels", kind, python) | failed
+            if "cuda-toolkit" in failed:  # PyTorch for CUDA: gigabytes, of no use to most
+                failed["cuda-toolkit"] += "; take PyTorch's CPU build: name its index with --index"
             lacking |= {f"{package} for {name}, Python {python}": why for package, why in failed.items()}
             got[name] += [] if failed else [python]
     _model_and_grids(place)
@@ -117,15 +120,15 @@ def _spellings(name: str) -> list[str]:
 
 
 def _model_and_grids(place: Path) -> None:
-    """The default model in 4 bits, and its GGUF for other precisions, as a cache has them; and grids of notebook 04."""
-    for entry in (packaged.checkpoint(4), packaged.GGUF):
-        target = place / "cache" / entry
+    """The default model in 4 bits, and in 32 for other precisions, as a cache has them; and grids of notebook 04.
+
+    Made on each machine, the second would take 1 GB of memory beside the first, and a folder that can be written to.
+    """
+    for bits in (4, 32):
+        target = place / "cache" / packaged.checkpoint(bits)
         if is_whole(target):
             continue
-        if entry == packaged.GGUF:
-            source = packaged.default_gguf(progress=True).parent
-        else:
-            source = packaged.default_checkpoint(bits=4, progress=True)
+        source = packaged.default_checkpoint(bits=bits, progress=True)
         for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST):  # it is whole by the last
             _put(target / file.name, file.read_bytes())
     sites = [site for site in ("resid_pre", "z") if not (place / "grids" / f"{site}.npz").is_file()]

@@ -9,13 +9,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from email.parser import HeaderParser
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.version import Version
 
 from labkit._version import DISTRIBUTION, __version__
 from labkit.course.folder import CHECKOUT
@@ -59,10 +62,7 @@ def needed(platform: Platform, python: str, *, extras: Iterable[str] = ("lab",))
     found: dict[str, str] = {}
     waiting = [(DISTRIBUTION, frozenset(extras))]
     seen: set[tuple[str, frozenset[str]]] = set()
-    environment = platform.markers | {
-        "python_version": python, "python_full_version": f"{python}.0", "implementation_name": "cpython",
-        "platform_python_implementation": "CPython",
-    }  # fmt: skip
+    environment = _environment(platform, python)
     while waiting:
         name, wanted = waiting.pop()
         name = canonicalize_name(name)
@@ -76,12 +76,61 @@ def needed(platform: Platform, python: str, *, extras: Iterable[str] = ("lab",))
             continue
         if name != canonicalize_name(DISTRIBUTION):
             found[name] = f"{name}=={there.version.partition('+')[0]}"
-        for line in there.requires or []:
-            one = Requirement(line)
-            marker = one.marker
-            if marker is None or any(marker.evaluate(environment | {"extra": extra}) for extra in ("", *wanted)):
-                waiting.append((one.name, frozenset(one.extras)))
+        waiting += [(one.name, frozenset(one.extras)) for one in _asked(there.requires or [], environment, wanted)]
     return found
+
+
+def unmet(folder: Path, platform: Platform, python: str, *, extras: Iterable[str] = ("lab",)) -> dict[str, str]:
+    """What an installation from the folder's wheels alone would find missing on such a machine.
+
+    It goes by what the wheels themselves ask for, which need not be what is installed here.
+
+    Returns:
+        By name, what asks for it and in which version.
+    """
+    wheels: dict[str, list[tuple[str, Path]]] = {}
+    for name, number, file in _provided(folder, platform, python):
+        wheels.setdefault(name, []).append((number, file))
+    environment, found = _environment(platform, python), {}
+    start = Requirement(f"{DISTRIBUTION}[{','.join(extras)}]")
+    waiting = [(start, "the workshop")]
+    seen: set[tuple[str, frozenset[str], str]] = set()
+    while waiting:
+        one, asker = waiting.pop()
+        name = canonicalize_name(one.name)
+        if (key := (name, frozenset(one.extras), str(one.specifier))) in seen:
+            continue
+        seen.add(key)
+        fitting = [w for w in wheels.get(name, []) if one.specifier.contains(w[0], prereleases=True)]
+        if not fitting:
+            found[name] = f"{asker} needs {name}{one.specifier}"
+            continue
+        number, file = max(fitting, key=lambda w: Version(w[0]))
+        requires = _requires(file)
+        waiting += [(more, f"{name} {number}") for more in _asked(requires, environment, frozenset(one.extras))]
+    return found
+
+
+def _environment(platform: Platform, python: str) -> dict[str, str]:
+    """What markers see on such a machine."""
+    return platform.markers | {
+        "python_version": python, "python_full_version": f"{python}.0", "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }  # fmt: skip
+
+
+def _asked(lines: Iterable[str], environment: dict[str, str], extras: frozenset[str]) -> Iterator[Requirement]:
+    """Of a package's requirements those that hold in an environment, with some of its extras."""
+    for one in map(Requirement, lines):
+        if one.marker is None or any(one.marker.evaluate(environment | {"extra": e}) for e in ("", *extras)):
+            yield one
+
+
+def _requires(wheel: Path) -> list[str]:
+    """The requirements in a wheel's metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA"))
+        return HeaderParser().parsestr(archive.read(name).decode()).get_all("Requires-Dist") or []
 
 
 def missing(folder: Path, wanted: dict[str, str], platform: Platform, python: str) -> dict[str, str]:
@@ -90,18 +139,19 @@ def missing(folder: Path, wanted: dict[str, str], platform: Platform, python: st
     return {
         name: requirement
         for name, requirement in wanted.items()
-        if not any(name == had and Requirement(requirement).specifier.contains(number) for had, number in there)
+        if not any(name == had and Requirement(requirement).specifier.contains(number) for had, number, _ in there)
     }
 
 
-def _provided(folder: Path, platform: Platform, python: str) -> Iterator[tuple[str, str]]:
+def _provided(folder: Path, platform: Platform, python: str) -> Iterator[tuple[str, str, Path]]:
+    """The folder's wheels that fit such a machine: name, version, file."""
     short = python.replace(".", "")
     for file in folder.glob("*.whl"):
         name, number, _, tags = parse_wheel_filename(file.name)
         for tag in tags:
             fits = tag.interpreter in (f"cp{short}", "py3", f"py{short}", "py2.py3") or tag.abi == "abi3"
             if fits and (tag.platform == "any" or tag.platform in platform.tags):
-                yield str(name), str(number).partition("+")[0]
+                yield str(name), str(number).partition("+")[0], file
                 break
 
 

@@ -5,7 +5,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import zipfile
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from labkit.cli import main
 from labkit.workshop import folder_check
 from labkit.workshop.page import page
 from labkit.workshop.prepare import _write_sums, prepare
-from labkit.workshop.wheels import PLATFORMS, missing, needed
+from labkit.workshop.wheels import PLATFORMS, missing, needed, unmet
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -49,6 +51,10 @@ def test_a_whole_folder_is_ready_to_install(folder, tmp_path):
         (lambda f: (f / "wheels/one.whl").write_bytes(b"two"), "wheels/one.whl is damaged (its checksum differs)"),
         (lambda f: (f / "wheels/one.whl").unlink(), "wheels/one.whl is missing"),
         (lambda f: (f / folder_check.SUMS).unlink(), "not a whole workshop folder"),
+        (lambda f: shutil.rmtree(f / "wheels"), "wheels/one.whl is missing"),
+        (lambda f: _cut(f / folder_check.SUMS, 0.5), "SHA256SUMS in"),
+        (lambda f: _cut(f / folder_check.SUMS, 0.99), "is cut short: copy the folder again"),
+        (lambda f: _cut(f / folder_check.ABOUT, 0.5), "workshop.json is damaged"),
         (lambda f: _about(f, wheels={"linux": ["3.2"], "macos": ["3.2"], "windows": ["3.2"]}), "install one of these"),
         (lambda f: _about(f, wheels={"plan9": ["3.12"]}), "has packages for plan9, not for"),
         (lambda f: _about(f, machines={name: ["vax"] for name in PLATFORMS}), "vax processors, not for"),
@@ -59,6 +65,22 @@ def test_what_is_wrong_is_said_in_one_line(folder, tmp_path, break_it, says):
     status, line = said(folder, tmp_path / "venv")
     assert status == 1
     assert says in line
+
+
+def _cut(file, part):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(part * len(content))])
+
+
+def test_too_little_room_is_said_in_one_line(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1 << 20))
+    assert "are needed: make room" in folder_check.wrong(folder, environment=folder.parent / "venv")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a folder that not even root can write to")
+def test_a_place_that_cannot_be_written_is_said_in_one_line(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1 << 40))
+    assert "cannot be written: set LABKIT_VENV" in folder_check.wrong(folder, environment=Path("/proc/self/venv"))
 
 
 def _about(folder, **changed):
@@ -98,6 +120,26 @@ def test_only_wheels_that_fit_count_as_there(tmp_path):
     assert set(missing(tmp_path, wanted, PLATFORMS["linux"], "3.12")) == {"b", "d"}
     assert set(missing(tmp_path, wanted, PLATFORMS["windows"], "3.12")) == {"c", "d"}
     assert set(missing(tmp_path, wanted, PLATFORMS["windows"], "3.13")) == {"b", "c", "d"}
+
+
+def test_what_the_wheels_themselves_ask_for_is_looked_for_with_the_markers_of_the_machine(tmp_path):
+    def wheel(name, *requires):
+        with zipfile.ZipFile(tmp_path / f"{name}.whl", "w") as archive:
+            lines = ["Metadata-Version: 2.1", *(f"Requires-Dist: {line}" for line in requires), "", "text"]
+            archive.writestr(f"{'-'.join(name.split('-')[:2])}.dist-info/METADATA", "\n".join(lines))
+
+    def unmet_on(name, python="3.12"):
+        return unmet(tmp_path, PLATFORMS[name], python)
+
+    wheel("labkit_lm-0.2-py3-none-any", "a>=1", 'b; extra == "lab"', 'd; extra == "test"')
+    wheel("a-1.0-py3-none-any", 'on-windows; sys_platform == "win32"', 'backport; python_version < "3.12"')
+    assert unmet_on("linux") == {"b": "labkit-lm 0.2 needs b"}
+    wheel("b-2.0-cp312-cp312-manylinux2014_x86_64", "a<1")
+    assert unmet_on("linux") == {"a": "b 2.0 needs a<1"}
+    wheel("b-3.0-cp312-cp312-manylinux2014_x86_64", "a")
+    assert unmet_on("linux") == {}
+    assert unmet_on("linux", "3.11") == {"b": "labkit-lm 0.2 needs b", "backport": "a 1.0 needs backport"}
+    assert unmet_on("windows") == {"b": "labkit-lm 0.2 needs b", "on-windows": "a 1.0 needs on-windows"}
 
 
 @pytest.mark.parametrize(

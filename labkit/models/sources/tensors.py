@@ -67,6 +67,8 @@ class Tensor:
 def open_files(files: list[Path]) -> dict[str, Tensor]:
     """All tensors of some safetensors files by name; nothing but the headers is read.
 
+    A file is mapped anew for each tensor: what was read of a mapping counts as memory of this process until it closes.
+
     Raises:
         LoadError: a file is cut short, damaged or a pointer.
     """
@@ -74,10 +76,8 @@ def open_files(files: list[Path]) -> dict[str, Tensor]:
 
     tensors: dict[str, Tensor] = {}
     for file in files:
-        entries = header(file)
-        handle = safe_open(file, framework="pt", device="cpu")
-        for name, entry in entries.items():
-            read = lambda handle=handle, name=name: handle.get_tensor(name)  # noqa: E731
+        for name, entry in header(file).items():
+            read = lambda file=file, name=name: safe_open(file, framework="pt", device="cpu").get_tensor(name)  # noqa: E731
             tensors[name] = Tensor(tuple(entry["shape"]), entry["dtype"], read)
     return tensors
 
