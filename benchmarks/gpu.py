@@ -142,6 +142,7 @@ def what_people_do(table: Any, at: Any, lm: Any, config: Any, size: argparse.Nam
     gpu_uses.attention_view(table, at, lm, length=size.view)
     gpu_uses.reading(table, at, lm, **how)
     gpu_uses.several_pairs(table, at, lm, length=max(4, size.length // 4), pairs=size.pairs)
+    gpu_uses.other_block_loops(table, at, lm, length=size.length)
     gpu_uses.long_prompt(table, at, lm, length=size.view)
     gpu_uses.out_of_memory(table, at, lm, length=size.length)
 

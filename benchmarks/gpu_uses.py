@@ -1,15 +1,18 @@
 """What people do with one model besides grids of one pair: a long prompt's attention, reading while it writes, several
-pairs at once, and memory that runs out.
+pairs at once, the block loop's other ways, and memory that runs out.
 """
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
-from gpu_rows import ANSWER, FOIL, Device, endless, random_pair
+from gpu_rows import ANSWER, FOIL, Device, endless, job, random_pair
 from timed_table import Row, Table
 
 import labkit as lk
+from labkit.engine.block_loop import block_loop
 from labkit.models.memory import in_words
 from labkit.patching.patch import PatchJob
 
@@ -76,6 +79,42 @@ def several_pairs(table: Table, at: Device, lm: lk.LanguageModel, *, length: int
         return Row(lm.name, "", said, beside, f"{theirs / ours:.1f}x", "off by at most 2% of the metric", kept, numbers)
 
     table.measure(lm.name, f"exact resid_pre grids of {pairs} pairs of {length} tokens together", 30, swept)
+
+
+def other_block_loops(table: Table, at: Device, lm: lk.LanguageModel, *, length: int) -> None:
+    """The resid_pre grid with compiled blocks, and with attention of all packed rows in one call, beside the usual."""
+    backend = "inductor" if at.cuda else "eager"  # here only that it runs; a CPU may have no compiler
+
+    def way(how: dict[str, bool]) -> Row:
+        usual = job(lm, "resid_pre", length=length)
+        with block_loop(backend=backend, **how):
+            begin = time.perf_counter()
+            found = job(lm, "resid_pre", length=length)  # compiles
+            first = time.perf_counter() - begin
+
+        def other() -> None:
+            with block_loop(backend=backend, **how):
+                job(lm, "resid_pre", length=length)
+
+        a, b, ratio = at.side_by_side(other, lambda: job(lm, "resid_pre", length=length), times=3)
+        peak = at.peak(other)
+        worst = float(np.abs(found.grid.values - usual.grid.values).max())
+        scale = max(1.0, abs(usual.grid.clean), abs(usual.grid.corrupt))
+        kept = worst <= 0.02 * scale and found.engine == "wavefront"
+        numbers = {"seconds": a, "usual": b, "first": first, "worst": worst, "peak": peak, "backend": backend}
+        said = f"{a:.2f} s ({first:.0f} s the first time), off by {worst:.1e} at most"
+        said += "" if peak is None else f", {in_words(peak)} at most"
+        return Row(
+            lm.name, "", said, f"as usual {b:.2f} s", f"{ratio:.3f}", "off by at most 2% of the metric", kept, numbers
+        )
+
+    for what, how in (
+        ("compiled blocks", {"compiled": True}),
+        ("one call of attention a layer", {"flex": True}),
+        ("both", {"compiled": True, "flex": True}),
+    ):
+        label = f"exact resid_pre grid, {length} tokens, switched on: {what} ({backend})"
+        table.measure(lm.name, label, 60, lambda how=how: way(how))
 
 
 def long_prompt(table: Table, at: Device, lm: lk.LanguageModel, *, length: int) -> None:

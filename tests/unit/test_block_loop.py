@@ -37,10 +37,17 @@ def grid(lm: lk.LanguageModel, **how) -> np.ndarray:
     return lk.patch(lm, *P, progress=False, **how).values
 
 
+LONG = pytest.mark.long
 # Llama's way, GPT-2's with biases, a mixture of experts, and capped scores, whose attention goes the usual way.
-@pytest.mark.parametrize("name", ["llama", "gpt2", pytest.param("mixtral", marks=pytest.mark.long),
-                                  pytest.param("gemma2", marks=pytest.mark.long)])  # fmt: skip
-@pytest.mark.parametrize("way", WAYS)
+CASES = [pytest.param("llama", "both")] + [
+    pytest.param(name, way, marks=LONG)
+    for name in ("llama", "gpt2", "mixtral", "gemma2")
+    for way in WAYS
+    if (name, way) != ("llama", "both")
+]
+
+
+@pytest.mark.parametrize(("name", "way"), CASES)
 def test_grids_are_those_of_the_usual_way(name, way, called):
     lm = loud(name)
     usual = grid(lm)
@@ -73,7 +80,8 @@ def test_several_pairs_and_layers_that_are_patched_inside():
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("mixtral", marks=pytest.mark.long)])  # with packed experts
+@LONG
+@pytest.mark.parametrize("name", ["llama", "mixtral"])  # the second with packed experts
 def test_linear_layers_and_experts_in_four_bits_stay_as_they_are(name, called, tmp_path):
     lm = model(name, 4, tmp_path)
     usual = grid(lm)
