@@ -148,17 +148,17 @@ def what_people_do(table: Any, at: Any, lm: Any, config: Any, size: argparse.Nam
 
 
 def the_rest(table: Any, at: Any, lm: Any, grid: Any, size: argparse.Namespace, *, peers: bool) -> None:
-    """Forward passes, the grid of z, gradient estimates, and the peers."""
+    """Forward passes, the grid of z, gradient estimates, and at the end the peers."""
     import gpu_rows
     from gpu_peers import peers as beside
 
-    if peers and grid is not None:
-        beside(table, at, lm, grid.seconds, length=size.length, sample=size.sample)
     gpu_rows.forwards(table, at, lm, length=size.length, times=size.times)
     nothing = gpu_rows.Limits()
     gpu_rows.exact_grid(table, at, lm, nothing, site="z", length=size.length, sample=size.sample)
     for site in ("resid_pre", "z"):
         gpu_rows.attribution(table, at, lm, site=site, length=size.length)
+    if peers and grid is not None:  # last: what they put into the model stays there, and labkit could not read it then
+        beside(table, at, lm, grid.seconds, length=size.length, sample=size.sample)
 
 
 def tiny_models(table: Any, at: Any) -> None:
