@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip $(QUIET) --constraint constraints.txt
 
 .PHONY: lab test test-quick test-js test-unit test-zoo test-browser test-notebooks test-portable test-native test-avx2 \
-	test-default test-colab test-oldest mutation notebooks links site coverage test-workshop lint bench bench-avx2 bench-gpu clean help
+	test-default test-colab test-oldest test-ready mutation notebooks links site coverage test-workshop lint bench bench-avx2 bench-gpu clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -138,6 +138,19 @@ test-oldest: .venv-oldest/.ready  ## the oldest versions that pyproject.toml all
 	.venv-oldest/bin/labkit pull
 	.venv-oldest/bin/python -m pytest tests/unit -m "not long" $(ARGS)
 
+.venv-ready/.ready: pyproject.toml tests/ready-constraints.txt
+	$(call find_python,3.12) -m venv .venv-ready
+	.venv-ready/bin/python -m pip $(QUIET) "$(call TORCH,ready)"
+	.venv-ready/bin/python -m pip $(QUIET) --constraint tests/ready-constraints.txt --editable ".[lab,scale,probe]" $(TOOLS)
+	touch $@
+
+READY := $(patsubst %,tests/unit/test_%.py,elsewhere host_waits block_loop gpu_benchmark patching run)
+test-ready: .venv-ready/.ready  ## what an image for a GPU may have, PyTorch 2.11 and transformers 5.17 (Python 3.12), on a CPU
+	.venv-ready/bin/labkit pull
+	.venv-ready/bin/python benchmarks/gpu.py --reduced --device cpu --out .venv-ready/results
+	.venv-ready/bin/python -m pytest $(READY) -m "not long" $(ARGS)
+	.venv-ready/bin/python -m pytest tests/zoo -m "not long" $(ARGS)
+
 mutation: $(VENV)/.test  ## of small faults in what only computes, how many tests find; ARGS="axes" (tools/mutation.py)
 	$(BIN)/python tools/mutation.py $(ARGS)
 
@@ -176,4 +189,4 @@ bench-gpu: $(VENV)/.test  ## labkit on the GPU there is, in under 9 minutes (sma
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean:  ## remove the environments; the model cache stays
-	rm -rf $(VENV) .venv-colab .venv-oldest .venv-peers tests/js/node_modules
+	rm -rf $(VENV) .venv-colab .venv-oldest .venv-ready .venv-peers tests/js/node_modules

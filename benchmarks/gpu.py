@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SHAPES = {
@@ -65,14 +66,13 @@ def measured(options: argparse.Namespace, gguf: str | None, seconds: float) -> i
 
     import gpu_sections
     import torch
-    from gpu_peers import peers
-    from gpu_rows import Device, Limits, grids, long_prompt, out_of_memory, speed
+    from gpu_rows import Device, Limits
     from machine import describe
     from timed_table import Row, Table
 
     at = Device(torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu")))
     reduced = options.reduced or not at.cuda
-    length, sample = options.length or (16 if reduced else 64), options.sample or (6 if reduced else 24)
+    size = size_of(options, reduced=reduced)
     card = torch.cuda.get_device_name(at.device) if at.cuda else "cpu"
     about = describe() | {"device": card}
     if at.cuda:
@@ -82,39 +82,89 @@ def measured(options: argparse.Namespace, gguf: str | None, seconds: float) -> i
     title = f"labkit in 4 bits on {card}, {what}. Shapes have random weights. Ratios are of times, or as said."
     table = Table(options.out / f"gpu-{slug}", about, title=title, seconds=seconds)
 
-    llama = Limits(weights=4.3e9, seconds=60, faster=15, peak=12e9)
+    asked = Limits(weights=4.3e9, seconds=60, faster=15, peak=12e9, rate=0.5, generation=1.03)
     wanted = [n for n in SHAPES if options.only is None or any(part.lower() in n.lower() for part in options.only)]
     for position, name in enumerate(wanted):
-        if position == 1:  # after the first shape, before the others, which matter less if time runs out
-            small_sections(table, at, gguf, options)
-        limits = llama if "Llama-2-7b" in name and not reduced else Limits()
-        lm = gpu_sections.shape(table, at, name, SHAPES[name], limits, reduced=reduced)
-        if lm is None:
-            continue
-        speed(table, at, lm, length=length, tokens=8 if reduced else 32, times=3 if reduced else 10)
-        grids(table, at, lm, limits, length=length, sample=sample)
-        if position == 0 and not reduced:
-            long_prompt(table, at, lm, length=2048)
-            out_of_memory(table, at, lm, length=length)
-        done = [row for row in table.rows if row.model == lm.name and row.what.startswith("exact resid_pre grid, ")]
-        if position < 2 and done and "seconds" in done[0].numbers:
-            peers(table, at, lm, min(done[0].numbers["seconds"]), length=length, sample=sample)
-        del lm
+        limits = asked if "Llama-2-7b" in name and not reduced else Limits()
+        lm, config = gpu_sections.shape(table, at, name, SHAPES[name], limits, reduced=reduced)
+        grid = lm and what_matters(table, at, lm, limits, size)
+        if position == 0:
+            gpu_sections.default_model(table, at, gguf, given=options.model is not None)
+            if lm is not None:
+                what_people_do(table, at, lm, config, size)
+        if lm is not None:
+            the_rest(table, at, lm, grid, size, peers=position < 2)
+        if position == 0:  # before the other shapes, which matter less if time runs out
+            tiny_models(table, at)
+        del lm, grid
         gc.collect()
         at.clear()
-    if len(wanted) < 2:
-        small_sections(table, at, gguf, options)
+    if not wanted:
+        gpu_sections.default_model(table, at, gguf, given=options.model is not None)
+        tiny_models(table, at)
     kept = [row for row in table.rows if row.kept is not None]
     table.add(Row("all", "rows with something asked, kept", f"{sum(bool(row.kept) for row in kept)} of {len(kept)}"))
     print(f"\n{table.markdown()}\nwritten to {table.place}.md and .json")
     return 1 if table.failed else 0
 
 
-def small_sections(table: object, at: object, gguf: str | None, options: argparse.Namespace) -> None:
-    """The default model, the promises in fp32, and a model larger than its device."""
+def size_of(options: argparse.Namespace, *, reduced: bool) -> argparse.Namespace:
+    """How much is measured."""
+    return argparse.Namespace(
+        length=options.length or (16 if reduced else 64),  # tokens of a prompt
+        sample=options.sample or (6 if reduced else 24),  # cells that are also run one by one
+        tokens=8 if reduced else 32,  # written
+        times=3 if reduced else 10,
+        view=256 if reduced else 2048,  # tokens of a long text
+        pairs=4 if reduced else 16,
+    )
+
+
+def what_matters(table: Any, at: Any, lm: Any, limits: Any, size: argparse.Namespace) -> Any:
+    """What is asked of a model: its grid, in time and in memory, and that it writes as fast as transformers."""
+    import gpu_rows
+
+    grid = gpu_rows.exact_grid(table, at, lm, limits, site="resid_pre", length=size.length, sample=size.sample)
+    if grid is not None and not any(block.router is not None for block in lm.anatomy.blocks):
+        gpu_rows.share_of_the_rate(table, at, lm, grid, limits)
+    gpu_rows.generation(table, at, lm, limits, length=size.length, tokens=size.tokens)
+    return grid
+
+
+def what_people_do(table: Any, at: Any, lm: Any, config: Any, size: argparse.Namespace) -> None:
+    """4 bits beside 16 and across them, a long text's attention, reading while writing, several pairs."""
+    import gpu_precisions
+    import gpu_uses
+
+    how = {"length": size.length, "tokens": size.tokens}
+    gpu_precisions.side_by_side(table, at, lm, config, sample=size.sample, **how)
+    at.clear()
+    gpu_uses.attention_view(table, at, lm, length=size.view)
+    gpu_uses.reading(table, at, lm, **how)
+    gpu_uses.several_pairs(table, at, lm, length=max(4, size.length // 4), pairs=size.pairs)
+    gpu_uses.other_block_loops(table, at, lm, length=size.length)
+    gpu_uses.long_prompt(table, at, lm, length=size.view)
+    gpu_uses.out_of_memory(table, at, lm, length=size.length)
+
+
+def the_rest(table: Any, at: Any, lm: Any, grid: Any, size: argparse.Namespace, *, peers: bool) -> None:
+    """Forward passes, the grid of z, gradient estimates, and at the end the peers."""
+    import gpu_rows
+    from gpu_peers import peers as beside
+
+    gpu_rows.forwards(table, at, lm, length=size.length, times=size.times)
+    nothing = gpu_rows.Limits()
+    gpu_rows.exact_grid(table, at, lm, nothing, site="z", length=size.length, sample=size.sample)
+    for site in ("resid_pre", "z"):
+        gpu_rows.attribution(table, at, lm, site=site, length=size.length)
+    if peers and grid is not None:  # last: what they put into the model stays there, and labkit could not read it then
+        beside(table, at, lm, grid.seconds, length=size.length, sample=size.sample)
+
+
+def tiny_models(table: Any, at: Any) -> None:
+    """The promises in fp32, and a model larger than its device."""
     import gpu_sections
 
-    gpu_sections.default_model(table, at, gguf, given=options.model is not None)
     gpu_sections.promises(table, at, PROMISED)
     gpu_sections.offloaded(table, at)
 

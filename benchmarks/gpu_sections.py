@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import conformance
 import shapes
@@ -21,8 +22,10 @@ from labkit.models.sources.default_model import default_is_ready
 
 def shape(
     table: Table, at: Device, name: str, layers: int | None, limits: Limits, *, reduced: bool
-) -> lk.LanguageModel | None:
-    """A model of a catalogued shape, with the row of its loading; None where there was no time for it."""
+) -> tuple[lk.LanguageModel | None, Any]:
+    """A model of a catalogued shape, with the row of its loading, and its configuration; None where there was no time
+    for it.
+    """
     config = shapes.config_of(name, layers=layers, reduced=reduced)
     label = f"{name.split('/')[-1]}-shaped" + (f", {config.num_hidden_layers} layers" if layers or reduced else "")
     found: list[lk.LanguageModel] = []
@@ -42,9 +45,10 @@ def shape(
         asked = "" if limits.weights is None else f"<= {in_words(limits.weights)}"
         said = f"{in_words(memory.total)} in {seconds[0]:.1f} s{most}"
         numbers = {"bytes": memory.total, "seconds": seconds[0], "peak": peak, "parts": memory.parts}
-        return Row(label, f"weights in NF4 ({parts})", said, "", "", asked, kept, numbers)
+        quote = f"{in_words(memory.total)} of weights in NF4"
+        return Row(label, f"weights in NF4 ({parts})", said, "", "", asked, kept, numbers, quote)
 
-    return found[0] if table.measure(label, "weights in NF4", 40, build) else None
+    return (found[0] if table.measure(label, "weights in NF4", 40, build) else None), config
 
 
 def default_model(table: Table, at: Device, gguf: str | None, *, given: bool) -> None:
@@ -79,7 +83,8 @@ def default_model(table: Table, at: Device, gguf: str | None, *, given: bool) ->
         numbers = {"seconds": seconds, "load": load_time, "off": worst, "off fp32": worst32, "noise": noise}
         kept = worst <= 2 * noise and worst32 <= 0.01 if at.cuda else None
         asked = "in bf16 within 2x that noise, in fp32 within 0.01" if at.cuda else ""
-        return Row(label, f"exact resid_pre grid in NF4, {size}", said, beside, "", asked, kept, numbers)
+        quote = f"the NF4 grid of a GPU within {worst:.1e} of the CPU's; rounding alone {noise:.1e}" if at.cuda else ""
+        return Row(label, f"exact resid_pre grid in NF4, {size}", said, beside, "", asked, kept, numbers, quote)
 
     table.measure(label, "exact resid_pre grid in NF4", 60, compare)
 

@@ -43,13 +43,17 @@ def matmul_rate(
     tokens: int = 2048,
     seconds: float = 2.0,
     product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.nn.functional.linear,
+    device: torch.device | str = "cpu",
 ) -> float:
     """FLOP/s of a (tokens, d_model) x (d_model, d_mlp) product, two for each multiply-add: the best of many."""
-    a, b = torch.randn(tokens, d_model).to(dtype), torch.randn(d_mlp, d_model).to(dtype)
+    a, b = (torch.randn(n, d_model).to(device, dtype) for n in (tokens, d_mlp))
+    wait = torch.cuda.synchronize if a.is_cuda else lambda: None
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
+        wait()
         begin = time.perf_counter()
         product(a, b)
+        wait()
         best = min(best, time.perf_counter() - begin)
     return 2 * tokens * d_model * d_mlp / best
 

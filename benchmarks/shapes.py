@@ -1,4 +1,4 @@
-"""Models of a known shape with random weights, made in NF4 on a device without ever being there in 16 bits.
+"""Models of a known shape with random weights, made in NF4 on a device without ever being there in 16 bits; or in 16.
 
 The configuration of a catalogued model is built without weights; then each linear layer is drawn and quantised by
 itself, and each expert of a mixture likewise, so that the most that is there in 16 bits is one matrix, the embedding
@@ -48,8 +48,13 @@ def config_of(name: str, *, layers: int | None = None, reduced: bool = False) ->
     return AutoConfig.for_model(**fields)
 
 
-def build(config: Any, tokenizer: Any, *, name: str, device: torch.device, dtype: torch.dtype) -> lk.LanguageModel:
-    """A model of a configuration in NF4 with double quantisation, its weights drawn anew, the same ones every time."""
+def build(
+    config: Any, tokenizer: Any, *, name: str, device: torch.device, dtype: torch.dtype, bits: int = 4
+) -> lk.LanguageModel:
+    """A model of a configuration in NF4 with double quantisation, its weights drawn anew, the same ones every time.
+
+    With `bits=16` the very weights that are quantised otherwise; of models without experts.
+    """
     config.dtype = dtype
     hf: Any = empty_model(config)
     kept = {*kept_layers(hf), *get_keys_to_not_convert(hf)}
@@ -60,7 +65,7 @@ def build(config: Any, tokenizer: Any, *, name: str, device: torch.device, dtype
 
     for path, module in list(hf.named_modules()):
         if isinstance(module, nn.Linear) and path not in kept:
-            hf.set_submodule(path, _linear(module, drawn, dtype))
+            hf.set_submodule(path, _linear(module, drawn, dtype) if bits == 4 else _plain(module, drawn))
     for module, own, shape in list(fused(hf)):
         stack = PackedExperts(shape, dtype, device)
         for n in range(shape[0]):
@@ -83,8 +88,18 @@ def build(config: Any, tokenizer: Any, *, name: str, device: torch.device, dtype
                 parameter.copy_(drawn(*parameter.shape))
     if hasattr(config, "_experts_implementation"):
         hf.set_experts_implementation("eager")  # one expert after another, as lk.load has it
-    finish(hf, 4, dtype)
-    return lk.LanguageModel(hf, tokenizer, name=name, bits=4)
+    if bits == 4:
+        finish(hf, 4, dtype)
+    return lk.LanguageModel(hf, tokenizer, name=name, bits=bits)
+
+
+def _plain(empty: nn.Linear, drawn: Any) -> nn.Linear:
+    layer = nn.Linear(empty.in_features, empty.out_features, empty.bias is not None, device="meta")
+    layer.weight = nn.Parameter(drawn(empty.out_features, empty.in_features), requires_grad=False)
+    if empty.bias is not None:
+        layer.bias = nn.Parameter(drawn(empty.out_features), requires_grad=False)
+    layer._is_hf_initialized = True  # type: ignore[assignment]
+    return layer
 
 
 def _linear(plain: nn.Linear, drawn: Any, dtype: torch.dtype) -> Linear4bit:

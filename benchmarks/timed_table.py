@@ -13,7 +13,9 @@ from typing import Any
 
 @dataclass
 class Row:
-    """One measurement; `kept` says whether what was asked held, None where nothing was asked."""
+    """One measurement; `kept` says whether what was asked held, None where nothing was asked; `quote` is a sentence
+    for readers of the head of the table.
+    """
 
     model: str
     what: str
@@ -23,6 +25,7 @@ class Row:
     asked: str = ""
     kept: bool | None = None
     numbers: dict[str, Any] = field(default_factory=dict)
+    quote: str = ""
 
 
 class Table:
@@ -77,7 +80,9 @@ class Table:
             kept = {None: "", True: "yes", False: "no"}[row.kept]
             cells = (row.model, row.what, row.labkit, row.beside, row.ratio, row.asked, kept)
             lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-        return "\n".join([self.title, "", head, "", *lines, ""])
+        quoted = [f"- {row.model}: {row.quote}" for row in self.rows if row.quote]
+        block = ["What one would quote:", "", *quoted, ""] if quoted else []
+        return "\n".join([self.title, "", head, "", *block, *lines, ""])
 
     def write(self) -> None:
         self.place.parent.mkdir(parents=True, exist_ok=True)

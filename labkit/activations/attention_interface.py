@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -168,6 +169,13 @@ def _sparse(mask: torch.Tensor | None, indices: torch.Tensor, queries: int, keys
 for _name, _mask in ((NAME, sdpa_mask), (EAGER, eager_mask)):
     AttentionInterface.register(_name, _attention)
     AttentionMaskInterface.register(_name, _mask)
+
+
+@cache
+def keep_out_of_graphs() -> None:
+    """Let code that `torch.compile` makes call our attention without looking into it."""
+    for name in (NAME, EAGER):
+        AttentionInterface.register(name, torch.compiler.disable(_attention))
 
 
 _configs: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()

@@ -79,11 +79,11 @@ class Tally:
         back = total * places[offset:stop] - seen @ places[:keys]
         sums["distance"] += (back / total.clamp(min=1e-9)).sum(-1)
 
-    def scores(self) -> dict[str, np.ndarray]:
-        """The scores of the layer, each (head,) float32; NaN if no token of the text can show it."""
+    def scores(self) -> dict[str, torch.Tensor]:
+        """The scores of the layer, each (head,) float32, on its device; NaN if no token of the text can show it."""
         counts = dict.fromkeys(self._sums, self.length - 1) | self._counts
         return {
-            name: (sums / counts[name] if counts[name] else sums * np.nan).cpu().numpy()
+            name: sums / counts[name] if counts[name] else torch.full_like(sums, torch.nan)
             for name, sums in self._sums.items()
         }
 

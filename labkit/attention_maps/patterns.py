@@ -29,6 +29,7 @@ from labkit.attention_maps.file import save
 from labkit.attention_maps.head_scores import SCORES, HeadScore, Tally, repeated_tokens
 from labkit.elsewhere import where_the_model_is
 from labkit.language_model import LanguageModel
+from labkit.models.devices import Copies
 from labkit.models.reference import RefersToModel
 from labkit.text.as_code import LM, as_code
 from labkit.text.prompts import asked, each_prompt
@@ -181,21 +182,31 @@ class AttentionPatterns(RefersToModel, ModelPatterns):
         small = np.zeros((self.n_layers, self.n_heads, tally.side, tally.side), np.uint8)
         table: dict[str, np.ndarray] = {}
 
+        copies, seen = Copies(), dict[int, tuple[np.ndarray, dict[str, np.ndarray]]]()
+
         def see(layer: int, call: AttentionCall) -> None:
             n_heads = call.q.shape[1]
             tally.begin(n_heads, call.q.device)
             for start, stop in tally.rows(n_heads, bytes=BLOCK):
                 tally.add(rows_of(call, start, stop), start)
-            small[layer, :n_heads] = tally.picture.cpu().numpy()
-            scores = tally.scores()
-            for name, values in scores.items():
-                table.setdefault(name, np.full((self.n_layers, self.n_heads), np.nan, np.float32))
-                table[name][layer, :n_heads] = values
-            if each is not None:
+            scores = {name: copies.of(values) for name, values in tally.scores().items()}
+            seen[layer] = copies.of(tally.picture), scores
+            if each is not None:  # who does not look on waits for the device once, at the end
+                take()
                 each(layer, small[layer], scores)
+
+        def take() -> None:
+            copies.done()
+            for layer, (picture, scores) in seen.items():
+                small[layer, : len(picture)] = picture
+                for name, values in scores.items():
+                    table.setdefault(name, np.full((self.n_layers, self.n_heads), np.nan, np.float32))
+                    table[name][layer, : len(values)] = values
+            seen.clear()
 
         with self._lock:
             self._pass(see)
+        take()
         return small, table
 
     def thumbnails(self, size: int = 24) -> np.ndarray:

@@ -150,17 +150,24 @@ class BlockRunner:
 
 
 def same_calls(a: RecordedRun, b: RecordedRun) -> bool:
-    """Did the blocks of two runs get the same arguments besides the residual stream?"""
-    return all(_equal(x, y) for x, y in zip(a.calls, b.calls, strict=True))
+    """Did the blocks of two runs get the same arguments besides the residual stream?
+
+    Most of them all blocks of a run share, and each is compared once.
+    """
+    compared: dict[tuple[int, int], bool] = {}
+    return all(_equal(x, y, compared) for x, y in zip(a.calls, b.calls, strict=True))
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: Any, b: Any, compared: dict[tuple[int, int], bool]) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
+        pair = (id(a), id(b))
+        if pair not in compared:
+            compared[pair] = a.shape == b.shape and torch.equal(a, b)
+        return compared[pair]
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b) and all(map(_equal, a, b))
+        return len(a) == len(b) and all(_equal(x, y, compared) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
+        return a.keys() == b.keys() and all(_equal(a[name], b[name], compared) for name in a)
     return type(a) is type(b)
 
 

@@ -18,9 +18,13 @@ from labkit.activations.site_kinds import HEAD_IN
 from labkit.activations.sites import absent, layers_with, n_heads_of
 from labkit.engine.block_runner import BlockRunner
 from labkit.engine.recorded_run import RecordedRun
+from labkit.models.handle import PerModel
 
 if TYPE_CHECKING:
     from labkit.models.handle import Model
+
+_AS_PUT_OUT: PerModel[dict[int, tuple[bool, bool]]] = PerModel(dict)
+"""Of each layer of a model, whether attention and MLP add their outputs as they are."""
 
 
 @dataclass
@@ -54,7 +58,10 @@ class ResidualDecomposition:
         for layer in range(lm.n_layers):
             if not self.rows.additive(layer):
                 raise ValueError(f"{lm.name} has no edges: layer {layer} does not add to the residual stream unchanged")
-            self._as_put_out[layer] = self._look(layer)
+            known = _AS_PUT_OUT[lm]
+            if layer not in known:  # a property of the layer, not of the run
+                known[layer] = self._look(layer)
+            self._as_put_out[layer] = known[layer]
         self._own: dict[int, Layer] = {}
 
     @property

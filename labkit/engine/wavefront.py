@@ -16,6 +16,7 @@ base run's prefix in front; once per model each layer is tested for the fastest 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -35,6 +36,7 @@ from labkit.activations.attention_interface import (
 from labkit.activations.head_layout import heads_of
 from labkit.activations.hooks import hooked
 from labkit.activations.site_kinds import ATTENTION_KINDS, BY_QUERY, HEAD_IN, MODULE_KINDS, ROTATED_KINDS
+from labkit.engine.block_loop import Rows, Together, block_loop, compiled_block, ways
 from labkit.engine.cells import Cell, layers_of, put_cell, put_rows
 from labkit.engine.recorded_run import RecordedRun, Unsupported, expanded, mapped, same_output
 from labkit.models.devices import to_index
@@ -104,7 +106,7 @@ class Wavefront:
     def __init__(self, lanes: Sequence[Lane], *, site: str, window: int = 1) -> None:
         self.lanes, self.site, self.lm, self.window = lanes, site, lanes[0].base.lm, window
         self._causal: dict[tuple[torch.device, int], torch.Tensor] = {}
-        with self.lm.busy():
+        with self.lm.busy(), block_loop():  # how a layer restarts is found, and kept, in the usual way
             self._find_restarts()
 
     def __call__(self, cells: Sequence[Cell], *, cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
@@ -193,8 +195,14 @@ class Wavefront:
         attention = heads_of(self.lm)[layer].attention
         assert attention is not None
         task = partial(self._attend, layer, groups, patched, cells)
-        with hooked(self.lm, set(), edits), attention_tasks(self.lm.hf, {attention: task}):
-            out = first_tensor(block.module(packed, *args, **kwargs))
+        untouched = not edits and not (patched and self.site in ATTENTION_KINDS)
+        if untouched and ways().flex:
+            task = partial(self._attend_together, layer, groups, cells)
+        with ExitStack() as stack:
+            stack.enter_context(hooked(self.lm, set(), edits))
+            stack.enter_context(attention_tasks(self.lm.hf, {attention: task}))
+            call = stack.enter_context(compiled_block(self.lm, block.module)) if untouched else block.module
+            out = first_tensor(call(packed, *args, **kwargs))
         assert out is not None
         for group, x in zip(groups, _parts(groups, out[0]), strict=True):
             group.x = x.view(group.x.shape)
@@ -293,6 +301,17 @@ class Wavefront:
                 _put_by_query(out, here, by_head, lane.source[layer][:, start:], edited)
             z.append(out.flatten(0, 1))
         return _packed(z, call.q.shape[2] - sum(g.tokens for g in groups))
+
+    def _attend_together(
+        self, layer: int, groups: list[_Group], cells: Sequence[Cell], call: AttentionCall
+    ) -> torch.Tensor:
+        """z of packed rows as `_attend` computes it where nothing is patched, in one call if that can be done."""
+        stored = {g.lane: self.lanes[g.lane].base.attention[layer] for g in groups}
+        if needs_pattern(call.options) or any(one.mask is not None for one in stored.values()):
+            return self._attend(layer, groups, set(), cells, call)
+        rows = [Rows(g.lane, g.start, g.x.shape[1], len(g.cells)) for g in groups]
+        spare = call.q.shape[2] - sum(g.tokens for g in groups)
+        return Together(rows, spare, call.q.device)(call, stored)
 
     def _mask(self, base: RecordedRun, stored: AttentionCall, start: int) -> torch.Tensor | None:
         """The base run's mask for the queries from `start` on, (..., length, seq)."""

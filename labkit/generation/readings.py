@@ -23,6 +23,7 @@ from labkit.activations.batch import Batch
 from labkit.activations.run import covers, index, not_read, stacked
 from labkit.activations.site_kinds import BY_QUERY
 from labkit.activations.sites import Site
+from labkit.models.devices import on_the_cpu
 from labkit.results.file import written_whole
 
 Span = Literal["written", "prompt", "all"]
@@ -107,7 +108,8 @@ class Readings:
         """Move what waits to the CPU, or into the next file."""
         if not self._waiting:
             return
-        found = {site: joined(site, rows).cpu() for site, rows in self._waiting.items()}
+        moved = on_the_cpu([joined(site, rows) for site, rows in self._waiting.items()])
+        found = dict(zip(self._waiting, moved, strict=True))
         if self.folder is None:
             for site, rows in found.items():
                 self.blocks.setdefault(site, []).append(rows)

@@ -24,7 +24,7 @@ from labkit.elsewhere import where_the_model_is
 from labkit.engine.readout import Readout, readout_of
 from labkit.engine.recorded_run import RecordedRun, Unsupported
 from labkit.language_model import LanguageModel
-from labkit.models.devices import copied, runs_on
+from labkit.models.devices import Copies, copied, runs_on
 from labkit.models.flow import first_tensor
 from labkit.models.weights import bias_of, is_plain, weight_of
 from labkit.text.as_code import LM, as_code
@@ -137,21 +137,26 @@ def direct_logit_attribution(
     n_heads = max(1, n_heads_of(lm, "head_out"))
     attn, mlp, attn_bias = (np.zeros(lm.n_layers, np.float32) for _ in range(3))
     heads = np.full((lm.n_layers, n_heads), np.nan, np.float32)
+    copies = Copies()  # the host waits for all layers' shares once
     for layer in range(lm.n_layers):
         after = found["resid_post", layer].float()
         added = after - found["resid_pre", layer].to(after.device).float()  # which comes from the layer before
         by_attention = by_attention_of(found, layer)
-        mlp[layer] = way(added[-1] if by_attention is None else (added - by_attention)[-1])
+        copies.into(
+            mlp[layer : layer + 1], way.shares(added[-1:] if by_attention is None else (added - by_attention)[-1:])
+        )
         if by_attention is None:
             continue
-        attn[layer] = way(by_attention[-1])
-        if (HEAD_IN, layer) in found and (
-            turn := factors_on_the_way(found["attn_out", layer], by_attention)
-        ) is not None:
+        copies.into(attn[layer : layer + 1], way.shares(by_attention[-1:]))
+        if (HEAD_IN, layer) in found:
+            turn, fits = _factors(found["attn_out", layer], by_attention)
             with lm.busy():
                 outs = _heads_out(lm, layer, found[HEAD_IN, layer][-1])
-            heads[layer, : len(outs)] = [way(turn * out) for out in outs]
-            attn_bias[layer] = way(by_attention[-1] - turn * outs.sum(0))
+            fits = fits.to(way.direction.device)
+            beside = way.shares((by_attention[-1] - turn * outs.sum(0))[None])
+            copies.into(heads[layer, : len(outs)], torch.where(fits, way.shares(turn * outs), torch.nan))
+            copies.into(attn_bias[layer : layer + 1], torch.where(fits, beside, 0.0))
+    copies.done()
     embed = way(found["resid_pre", 0][-1].float())
     rest = way.total - embed - float(attn.sum()) - float(mlp.sum()) - way.bias
     code = as_code(lm.code(), "found = lk.direct_logit_attribution", LM, prompt, answer, foil)
@@ -217,7 +222,7 @@ def by_attention_of(found: dict[Place, torch.Tensor], layer: int) -> torch.Tenso
     seen = found["resid_mid", layer].float() - found["resid_pre", layer].to(out.device).float()
     rounding = 1e-5 if found["attn_out", layer].dtype == torch.float32 else 2.0**-7
     limit = rounding * (found["resid_mid", layer].float().norm() + out.norm())
-    return out if float((seen - out).norm()) <= float(limit) else seen
+    return torch.where((seen - out).norm() <= limit, out, seen)
 
 
 def factors_on_the_way(out: torch.Tensor, added: torch.Tensor) -> torch.Tensor | None:
@@ -225,17 +230,22 @@ def factors_on_the_way(out: torch.Tensor, added: torch.Tensor) -> torch.Tensor |
 
     None if they are not factors, that is, if the same ones, up to a scale, do not fit another position.
     """
+    factors, fits = _factors(out, added)
+    return factors if bool(fits) else None
+
+
+def _factors(out: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same without waiting for the device: the factors, and whether they are factors (), bool."""
     out = out.float()
     more = added - out
-    if float((more - more[-1]).norm()) <= 1e-5 * float(out.norm()):  # nothing, or a bias
-        return torch.ones_like(out[-1])
+    nothing = (more - more[-1]).norm() <= 1e-5 * out.norm()  # or a bias
     factors = torch.where(out == 0, 0, added / torch.where(out == 0, 1, out))
+    fits = torch.ones((), dtype=torch.bool, device=out.device)
     if len(out) > 1:
         guess = factors[0] * out[1]
         guess = guess * (guess @ added[1]) / (guess @ guess).clamp(min=1e-30)
-        if float((guess - added[1]).norm()) > 0.05 * float(added[1].norm()):
-            return None
-    return factors[-1]
+        fits = (guess - added[1]).norm() <= 0.05 * added[1].norm()
+    return torch.where(nothing, 1.0, factors[-1]), nothing | fits
 
 
 def _heads_out(lm: LanguageModel, layer: int, z: torch.Tensor) -> torch.Tensor:
@@ -261,7 +271,11 @@ class _Way:
     bias: float
 
     def __call__(self, x: torch.Tensor) -> float:
-        return float(self.direction @ x.float().to(self.direction.device))
+        return float(self.shares(x))
+
+    def shares(self, x: torch.Tensor) -> torch.Tensor:
+        """The shares (...) of vectors (..., d_model), float32, where they are computed."""
+        return x.float().to(self.direction.device) @ self.direction
 
     @classmethod
     def of(cls, lm: LanguageModel, readout: Readout, x: torch.Tensor, chosen: int, against: int | None) -> _Way:

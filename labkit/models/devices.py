@@ -78,6 +78,19 @@ def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.to(device, non_blocking=x.device.type == "cpu")
 
 
+def on_the_cpu(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors on the CPU, in their dtypes; the host waits once for each device and dtype, not for each tensor."""
+    found, kinds = list(tensors), dict[Any, list[int]]()
+    for n, x in enumerate(tensors):
+        if x.device.type != "cpu":
+            kinds.setdefault((x.device, x.dtype), []).append(n)
+    for own in kinds.values():
+        numbers = torch.cat([tensors[n].flatten() for n in own]).cpu()
+        for n, part in zip(own, numbers.split([tensors[n].numel() for n in own]), strict=True):
+            found[n] = part.view(tensors[n].shape).clone()  # each in memory of its own
+    return found
+
+
 def columns_of(x: torch.Tensor, columns: Sequence[int] | None) -> torch.Tensor:
     """`x[..., columns]`, or x itself for None, without waiting for the device, as a list for an index would."""
     return x if columns is None else x.index_select(-1, to_index(columns, x.device))

@@ -26,6 +26,7 @@ from labkit.activations.sites import checked
 from labkit.activations.unembedding import measured_end
 from labkit.elsewhere import is_elsewhere, steps_of, where_the_model_is
 from labkit.engine.batching import chunked, give_back, in_chunks, is_out_of_memory, tokens_at_once
+from labkit.engine.block_loop import Ways, ways
 from labkit.engine.cells import Cell, at_cell, by_unit, layers_of, put_whole
 from labkit.engine.recorded_run import Unsupported
 from labkit.engine.wavefront import Cancelled, Lane, Wavefront
@@ -399,7 +400,8 @@ class PatchJob:
 
     def _check_engine(self) -> None:
         """On the first grid of a site in this model, check a few cells against the naive path."""
-        if self.site in CHECKED[self.base] or not (waiting := self.waiting()):
+        name = self.site if ways() == Ways() else f"{self.site}, {ways()}"
+        if name in CHECKED[self.base] or not (waiting := self.waiting()):
             return
         some = [self.cells[i] for i in (waiting[0], waiting[len(waiting) // 2])]
         fast, whole = self._values(some), np.array([self._whole(cell) for cell in some])
@@ -408,7 +410,7 @@ class PatchJob:
         if not np.all(np.abs(fast - whole) <= tolerance):
             self._fall_back(f"fast patching gave {fast.tolist()} where whole runs gave {whole.tolist()}")
         else:
-            CHECKED[self.base].add(self.site)
+            CHECKED[self.base].add(name)
 
     def _fall_back(self, why: str) -> None:
         self.engine, self._wavefront = "whole runs", None

@@ -40,7 +40,9 @@ def test_it_runs_complete_on_the_cpu_at_reduced_size(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     what = " | ".join(f"{row['model']}: {row['what']}: {row['labkit']}" for row in record["rows"])
     for part in ("weights in NF4", "reads nothing", "reads every site", "generation", "exact resid_pre grid, 4 x 8",
-                 "one forward a cell", "attribution resid_pre", "exact z grid", "attribution z", "nnsight",
+                 "peak memory", "one forward a cell", "of the matmul rate", "4 bits beside 16", "across precisions",
+                 "attention view", "reading every resid_post", "4 pairs of 4 tokens together", "compiled blocks",
+                 "one call of attention a layer", "attribution resid_pre", "exact z grid", "attribution z", "nnsight",
                  "TransformerLens", "default model", "promises in fp32", "weights on the CPU"):  # fmt: skip
         assert part in what
     assert "failed" not in what
@@ -48,6 +50,9 @@ def test_it_runs_complete_on_the_cpu_at_reduced_size(tmp_path):
     grid = next(row for row in record["rows"] if row["what"].startswith("exact resid_pre grid, 4"))
     assert grid["numbers"]["engine"] == "wavefront"
     assert record["title"].count("nothing of a GPU's speed")
+    text = (tmp_path / "gpu-cpu-reduced.md").read_text()
+    quoted = text[text.index("What one would quote") : text.index("| model |")].splitlines()
+    assert len([line for line in quoted if line.startswith("- Llama")]) >= 8
     assert (tmp_path / "gpu-cpu-reduced.md").read_text() in done.stdout
 
 
@@ -88,6 +93,22 @@ def test_shapes_take_the_bytes_that_are_predicted_and_hold_what_their_classes_ho
     assert torch.equal(logits, again.run(ids).logits)
     assert bool(logits.isfinite().all())
     assert float(logits.float().std()) > 0.01
+
+
+def test_sixteen_bits_are_the_numbers_that_four_were_made_of():
+    config = shapes.config_of(QWEN, reduced=True)
+    made = {
+        bits: shapes.build(config, tokenizer(), name=QWEN, device=torch.device("cpu"), dtype=torch.bfloat16, bits=bits)
+        for bits in (4, 16)
+    }
+    assert {bits: lm.bits for bits, lm in made.items()} == {4: 4, 16: 16}
+    four, sixteen = (made[bits].weight("down_proj", 1, dtype=torch.float32) for bits in (4, 16))
+    assert 0.02 < float((four - sixteen).norm() / sixteen.norm()) < 0.15  # what NF4 rounds
+    for name, parameter in made[16].hf.named_parameters():
+        if name.endswith(("bias", "norm.weight", "embed_tokens.weight", "lm_head.weight")):
+            assert torch.equal(parameter, made[4].hf.get_parameter(name)), name
+    predicted = predict(empty_model(config), bits=16, dtype=torch.bfloat16)
+    assert predicted <= made[16].memory().total <= 1.1 * predicted
 
 
 def test_attribution_goes_through_layers_with_biases_in_the_dtype_that_a_laptop_computes_in():

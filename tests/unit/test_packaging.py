@@ -68,6 +68,14 @@ def test_what_colab_has_is_in_the_ranges_that_labkit_asks_for():
     assert {"torch", "transformers", "ipywidgets", "anywidget", "traitlets", "numpy", "pandas"} <= set(checked)
 
 
+def test_a_ready_image_differs_from_what_labkit_is_tested_with_only_in_torch_and_transformers():
+    ready, tested = pins("tests/ready-constraints.txt"), pins("constraints.txt")
+    assert {name for name, version in ready.items() if tested[name] != version} == {"torch", "transformers"}
+    found = {r.name: r.specifier.contains(ready[r.name]) for r in PROMISED if r.name in ready}
+    assert all(found.values())
+    assert {"torch", "transformers", "bitsandbytes", "accelerate"} <= set(found)
+
+
 def test_the_oldest_versions_tested_are_those_promised():
     oldest = pins("tests/oldest-constraints.txt")
     every = [*PROMISED, *EXTRAS]
