@@ -3,8 +3,8 @@
     python tools/other_bits.py 32 build/notebooks-32
     python -m pytest build/notebooks-32 --nbval-lax --nbval-current-env
 
-`make test-claims` does both, and again as on a processor with only AVX2. Notebook 07 compares 4 bits with 32 and is left out; of other notebooks, cells
-that are about 4 bits are tagged so, and run without a comparison of what they print.
+`make test-claims` does both, and again as on a processor with only AVX2. Notebook 07 compares 4 bits with 32 and is
+left out; in others, cells about 4 bits are tagged so, and what they print is not compared.
 """
 
 from __future__ import annotations
