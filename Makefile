@@ -8,8 +8,9 @@ QUIET := --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip $(QUIET) --constraint constraints.txt
 
-.PHONY: lab test test-quick test-js test-unit test-zoo test-browser test-notebooks test-portable test-native test-avx2 \
-	test-default test-colab test-oldest test-ready mutation notebooks links site coverage test-workshop lint bench bench-avx2 bench-gpu clean help
+.PHONY: lab test test-quick test-js test-unit test-zoo test-browser test-notebooks test-claims test-portable test-native \
+	test-avx2 test-default test-colab test-oldest test-ready mutation notebooks links site coverage test-workshop lint \
+	bench bench-avx2 bench-gpu clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,11 +71,17 @@ test-browser: $(VENV)/.js  ## every widget and notebook in JupyterLab and Chromi
 	$(BIN)/labkit pull
 	$(PYTEST) tests/browser $(SPREAD) --dist loadfile $(ARGS)
 
+NBVAL := $(SPREAD) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 test-notebooks: $(VENV)/.test  ## the notebooks without a browser: every cell, stored outputs where they are marked, memory
 	$(BIN)/labkit pull
 	$(BIN)/labkit pull --bits 16
-	$(PYTEST) notebooks -p tests.kernel_memory $(SPREAD) --dist loadfile --nbval-lax --nbval-current-env \
-		--nbval-cell-timeout=1800 $(ARGS)
+	$(PYTEST) notebooks -p tests.kernel_memory $(NBVAL) $(ARGS)
+
+test-claims: $(VENV)/.test  ## what the notebooks claim, with the model in fp32 as well, and as on a processor with only AVX2
+	$(BIN)/labkit pull
+	$(BIN)/python tools/other_bits.py 32 build/notebooks-32
+	$(PYTEST) build/notebooks-32 $(NBVAL) $(ARGS)
+	ATEN_CPU_CAPABILITY=avx2 $(AVX2) PYTHONPATH=$(CURDIR)/tests/without_avx512 $(PYTEST) notebooks build/notebooks-32 $(NBVAL) $(ARGS)
 
 # The same machine, as it is and as older ones are: with AVX2 and without AVX-512, and without either.
 PORTABLE := $(wildcard $(patsubst %,tests/unit/test_%.py,container fast gguf last_product loading narrow other_processors \

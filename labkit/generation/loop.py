@@ -66,7 +66,7 @@ class _Watch(LogitsProcessor, BaseStreamer):
         if self.access is not None:
             self.access.passed(input_ids.shape[1])
             self.access.over = self.ending.past
-        if self.ending.past:  # in a batch others go on
+        if self.ending.ended:  # this pass only reads, or in a batch others go on
             return scores
         self.steps.append(Distribution(scores[0], self.record.alternatives))
         return scores
@@ -75,7 +75,7 @@ class _Watch(LogitsProcessor, BaseStreamer):
         if not self.past_prompt:  # the prompt comes first
             self.past_prompt = True
             return
-        if self.ending.past:  # the token after the last, whose pass only read
+        if not self.steps:  # the token after the last; transformers asks before or after this whether that was the end
             return
         self.record.append(self.steps.popleft().row(int(value.view(-1)[0])))
         self.first_at = self.first_at or time.perf_counter()

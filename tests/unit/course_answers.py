@@ -34,7 +34,7 @@ class Made:
         """One pair in which another head than 23.3 is the strongest, and one in which it is that."""
         found: dict[bool, Any] = {}
         for pair in lk.task("indirect object").pairs(self.lm, n=40):
-            grid = lk.patch(self.lm, *pair, site="z", layers=range(15, 27), progress=False).normalized
+            grid = lk.patch(self.lm, *pair, site="z", layers=range(17, 25), progress=False).normalized
             found.setdefault(int(grid.argmax()) == (23 - 15) * self.lm.n_heads + 3, pair)
             if len(found) == 2:
                 break

@@ -9,10 +9,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
+from other_bits import ABOUT, CHECKED, COMPARES, LOADS, in_bits
 from ran import edited
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -113,3 +115,14 @@ def test_every_cell_was_run_in_order_and_said_nothing_it_should_not(path: Path) 
     assert counts == list(range(1, len(counts) + 1))
     kinds = {(output["output_type"], output.get("name")) for output in outputs(notebook)}
     assert kinds <= {("stream", "stdout"), ("display_data", None), ("execute_result", None)}
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.name != COMPARES], ids=lambda path: path.stem)
+def test_what_a_notebook_claims_can_be_checked_in_other_bits(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    before = [cell.source.count(CHECKED) for cell in notebook.cells if ABOUT not in cell.metadata.get("tags", ())]
+    assert in_bits(notebook, 32) > 0
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert "lk.load(bits=32, progress=False)" in code
+    assert LOADS not in code
+    assert code.count(CHECKED) == sum(before) > 0
