@@ -350,7 +350,8 @@ def test_what_a_server_is_sent_is_checked(home: lk.LanguageModel, away: RemoteMo
         (asking(kwargs={"read": ["z"], "store": "/"}), "unexpected keyword"),
         (asking(kwargs={"to": "cuda:7"}), "to= is of one machine"),
         (asking(within=[("steer",)]), "no call"),
-        (asking(within=[((torch.ones(3),), {"layer": 3})]), "has shape"),
+        (asking(within=[("steering.steer.steer", (torch.ones(3),), {"layer": 3})]), "has shape"),
+        (asking(within=[("os.system", ("ls",), {})]), "no 'os.system' to do to a model"),
     ):
         error = answer(body)
         assert isinstance(error, ValueError | TypeError | Elsewhere)
