@@ -105,11 +105,8 @@ def steering_search(
     sides = {name: [asked(lm, prompt) for prompt in side] for name, side in sides.items()}
     train, held_out = _uses(lm, sides, prompts, effect, seed)
     usual_text = isinstance(neutral, str) and neutral == PASSAGE
-    ids = (
-        encode(lm, PASSAGE, most=None)[:, : min(NEUTRAL, lm.context or NEUTRAL)]
-        if usual_text
-        else room_for(lm, neutral, 0)
-    )
+    most = min(NEUTRAL, lm.context or NEUTRAL)
+    ids = encode(lm, PASSAGE, most=None)[:, :most] if usual_text else room_for(lm, neutral, 0)
     test = SteeringTest(lm, held_out, effect, ids)
     usual: dict[str, Any] = {
         "prompts": None, "layers": None, "strengths": list(STRENGTHS), "effect": None, "neutral": None, "random": 5,

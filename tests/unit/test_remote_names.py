@@ -34,7 +34,6 @@ CLEAN = "After Susan and William sat down in the museum, William handed a box to
 CORRUPT = "After Susan and William sat down in the museum, Susan handed a box to"
 PAIR = (CLEAN, CORRUPT, " Susan", " William")
 PAIRS = [PAIR, (CORRUPT, CLEAN, " William", " Susan")]
-LONG = 120
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +52,6 @@ def room(away: RemoteModel) -> Iterator[NextRoom]:
     room.calls, room.reports = [], []
     yield room
     room.on_report = room.reports.append
-
-
-@pytest.fixture(scope="module")
-def audit(home: lk.LanguageModel) -> lk.Audit:
-    return lk.audit(home, limit=2, categories=["gender and occupation"], progress=False)
 
 
 def edges(lm: Any) -> Any:
@@ -111,10 +105,14 @@ def injected(lm: Any) -> Any:
     return found.log_odds, found.random, found.attention, found.elsewhere
 
 
-def audit_lab(lm: Any) -> Any:
-    lab = lk.AuditLab(lm, limit=4, background=False)
-    lab.run(LONG)
-    return lab.audit.logprobs
+def carried(lm: Any) -> Any:
+    sides = (CLEAN, CORRUPT, "Susan", True), (CORRUPT, CLEAN, "William", False)
+    pairs = [
+        lk.MinimalPair("names", (here, f" {word}"), (there, f" {word}"), "one", word, "both", first)
+        for here, there, word, first in sides
+    ]
+    found = lk.audit_heads(lm, lk.audit(lm, pairs, progress=False), progress=False)
+    return found.effects, found.direct, found.direct_mlp, found.gaps
 
 
 WORKS: dict[str, Callable[[Any], Any]] = {
@@ -122,6 +120,7 @@ WORKS: dict[str, Callable[[Any], Any]] = {
     "Circuit.completeness": lambda lm: three(edges(lm).completeness(lm, PAIRS, metric="logprob")),
     "sweep": swept,
     "audit_without": ablated,
+    "audit_heads": carried,
     "benchmark": lambda lm: lk.benchmark(lm, "mini", limit=2, compare=lm, progress=False).logprobs,
     "memorisation": lambda lm: lk.memorisation(lm, [CLEAN, CORRUPT], given=6, progress=False).logprobs,
     "refusal_direction": refusals,
@@ -136,8 +135,6 @@ WORKS: dict[str, Callable[[Any], Any]] = {
 
 
 def ways(lm: Any, tmp: Path) -> dict[str, Callable[[], Any]]:
-    home = lk.load  # what to do instead, in every message
-    assert home
     functions = {
         "sweep with a function": lambda: lk.sweep(lm, PAIRS, metric=lambda x: x[:, 0], progress=False),
         "Circuit.faithfulness with a function": lambda: CIRCUIT[0].faithfulness(lm, PAIRS, metric=lambda x: x[:, 0]),
@@ -210,8 +207,8 @@ def public() -> set[str]:
     return found
 
 
-INSIDE = {"LanguageModel.busy", "LanguageModel.for_patching", "LanguageModel.to_ids"}
-"""Methods of a model that its own machine uses."""
+INSIDE = {"LanguageModel.busy", "LanguageModel.for_patching", "LanguageModel.regions"}
+"""Methods of a model that its own machine uses, or that need its tokenizer alone."""
 
 
 def test_every_public_name_that_takes_a_model_is_accounted_for() -> None:
