@@ -111,7 +111,7 @@ def carried(lm: Any) -> Any:
         lk.MinimalPair("names", (here, f" {word}"), (there, f" {word}"), "one", word, "both", first)
         for here, there, word, first in sides
     ]
-    found = lk.audit_heads(lm, lk.audit(lm, pairs, progress=False), progress=False)
+    found = lk.audit_heads(lm, lk.audit(lm, pairs, progress=False), "names", progress=False)
     return found.effects, found.direct, found.direct_mlp, found.gaps
 
 
@@ -352,12 +352,13 @@ def test_pairs_that_do_not_fit_into_a_call_are_asked_for_one_by_one(
         lk.sweep(away, PAIRS, site="z", layers=[1], progress=False)
 
 
-def test_the_audit_tool_ablates_heads_of_a_model_elsewhere(home: lk.LanguageModel, away: RemoteModel) -> None:
+def test_heads_are_ablated_there_while_a_block_runs(home: lk.LanguageModel, away: RemoteModel) -> None:
     from labkit.audits.heads import at_mean
 
     plain = away.run(CLEAN).logits
-    with at_mean(away, [(1, 3), (2, 0)], text=CORRUPT), at_mean(home, [(1, 3), (2, 0)], text=CORRUPT):
+    with at_mean(away, [(1, 3), (2, 0)], text=CORRUPT):
         there = away.run(CLEAN).logits
+    with at_mean(home, [(1, 3), (2, 0)], text=CORRUPT):
         near(home.run(CLEAN).logits, there)
     assert not torch.allclose(plain, there)
     assert torch.equal(away.run(CLEAN).logits, plain)
@@ -375,4 +376,4 @@ def test_a_server_of_its_own_process_knows_every_call() -> None:
     }
     known = found.stdout.split()
     assert {name for name in marked if not any(one.startswith(f"{name}.") for one in known)} == set()
-    assert set(known) >= {*CALLS, *BLOCKS}
+    assert set(known) >= {name for name in (*CALLS, *BLOCKS) if name.rpartition(".")[0] in marked}
