@@ -6,6 +6,10 @@ gets the call by its name instead. `CALLS` has all that can be asked for, so wha
 and nothing else can be named.
 
 What such a function tells while it works goes to a `Listener`: how far it is, and what it warns of.
+
+Long work on a model that is elsewhere is asked for in pieces, so that others have their turn in between: a job here
+(`labkit.results.job`) whose steps are such calls. What a block of code does to the model (`@while_it_runs`) goes with
+each call inside it.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, NoReturn, Protocol, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,9 +80,62 @@ def where_the_model_is(function: Any = None, /, **how: Any) -> Any:
     return marked if function is None else marked(function)
 
 
+BLOCKS: dict[str, Callable[..., Any]] = {}
+"""By name, what may be done to a model that is elsewhere while calls run."""
+
+
+def while_it_runs(function: F) -> F:
+    """Let a context manager of a model act where that model is: on all that this thread asks of it meanwhile."""
+    name = f"{function.__module__.removeprefix('labkit.')}.{function.__qualname__}"
+    BLOCKS[name] = function
+
+    @wraps(function)
+    def there(lm: Any, *args: Any, **kwargs: Any) -> Any:
+        return lm.within(name, args, kwargs) if is_elsewhere(lm) else function(lm, *args, **kwargs)
+
+    return there  # type: ignore[return-value]
+
+
 def is_elsewhere(lm: Any) -> bool:
     """Is this a model whose weights are not in this process?"""
     return hasattr(type(lm), "ask")
+
+
+def needs_weights(what: str, *models: Any, instead: str) -> None:
+    """Refuse work that needs the weights in this process, before it begins.
+
+    Raises:
+        Elsewhere: one of the models is elsewhere; the message says what to do instead.
+    """
+    for lm in models:
+        if is_elsewhere(lm):
+            raise Elsewhere(f"{what}, and the weights of {lm.name} are on another machine: {instead}")
+
+
+LOAD_BOTH = "load both precisions here, with lk.load(..., bits=4) and lk.load(..., bits=16)"
+
+
+def names_only(*models: Any, **given: Any) -> None:
+    """Refuse a user's own functions for a model that is elsewhere, before anything is asked of it.
+
+    Raises:
+        TypeError: one of the arguments is a function.
+    """
+    for value in given.values():
+        if callable(value) and any(map(is_elsewhere, models)):
+            refuse_function(value)
+
+
+def refuse_function(function: Any) -> NoReturn:
+    """
+    Raises:
+        TypeError: says what to do instead of sending a function.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    raise TypeError(
+        f"{name} is a function, and a model that is elsewhere runs no code of yours: take a metric by its name "
+        "(docs/reference.md has them), write tensors or steering vectors, or load a model with lk.load()"
+    )
 
 
 class Listener(Protocol):
@@ -100,6 +157,16 @@ class Nobody:
 
 LISTENER: ContextVar[Listener | None] = ContextVar("labkit_listener", default=None)
 """Who listens to what goes on in this context; None for the person at this machine."""
+
+
+PIECES: ContextVar[threading.Event | None] = ContextVar("labkit_pieces", default=None)
+"""Set where an interrupt ended a call that is a piece of this context's work; None where calls are no pieces."""
+
+
+def interrupted() -> bool:
+    """Was a call that is a piece of longer work ended by an interrupt, so that the work is to end as well?"""
+    pieces = PIECES.get()
+    return pieces is not None and pieces.is_set()
 
 
 def tell_progress(done: int, total: int) -> None:

@@ -22,7 +22,6 @@ from labkit.audits.audit import AuditJob
 from labkit.audits.benchmark import BenchmarkJob
 from labkit.audits.heads import at_mean
 from labkit.audits.result import Audit
-from labkit.elsewhere import where_the_model_is
 from labkit.generation.continuations import score_continuations
 from labkit.generation.score import score
 from labkit.precision.passage import PASSAGE
@@ -41,7 +40,6 @@ CHECKED = 4  # pairs that are scored again to see that an audit's scores are thi
 APART = 0.5, 0.02  # nats, and share of the log-probability, by which rounding may change one
 
 
-@where_the_model_is(without=("data_dir",))
 def audit_without(
     lm: LanguageModel,
     audit: Audit,

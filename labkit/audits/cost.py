@@ -23,6 +23,7 @@ import torch
 from labkit.activations.run import run
 from labkit.audits.energy import Meter, meter_for
 from labkit.audits.openers import uninterrupted
+from labkit.elsewhere import needs_weights
 from labkit.generation.generate import room_for
 from labkit.models.memory import in_words
 from labkit.models.processors import free, usable
@@ -191,6 +192,7 @@ def running_cost(
     models = list(lm) if isinstance(lm, Sequence) else [lm]
     if not models:
         raise ValueError("there is no model to measure; give one or a list of them")
+    needs_weights("lk.running_cost measures the machine that it runs on", *models, instead="run it there")
     if tokens < 2 or repeats < 1 or idle < 0:
         raise ValueError(
             f"speed needs at least 2 tokens and 1 repeat, and idle may not be negative; got tokens={tokens}, "

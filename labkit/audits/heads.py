@@ -8,7 +8,7 @@ a word stereotyped of the other the foil. What patching a head's `z` moves is wh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from labkit.activations.run import run
 from labkit.activations.sites import checked
 from labkit.audits.result import Audit
 from labkit.datasets.tasks import PromptPair
+from labkit.elsewhere import while_it_runs
 from labkit.lens.direct_attribution import direct_logit_attribution
 from labkit.patching.patch import patch
 from labkit.precision.passage import PASSAGE
@@ -283,6 +284,18 @@ def at_mean(lm: LanguageModel, heads: Sequence[tuple[int, int]], *, text: Prompt
         assert site.head is not None
         means.setdefault(site.layer, {})[site.head] = seen[site][0, 1:].float().mean(0)
 
+    with lm.lock, heads_written(lm, means):
+        yield
+
+
+@while_it_runs
+@contextmanager
+def heads_written(lm: LanguageModel, means: Mapping[int, Mapping[int, torch.Tensor]]) -> Iterator[None]:
+    """While a block runs, some heads write what is given, by layer and head (d_head,), at every position."""
+    for layer, of in means.items():
+        for head in of:
+            checked(lm, f"z.{layer}.{head}")
+
     def written(layer: int) -> Any:
         def write(z: torch.Tensor) -> torch.Tensor:  # (batch, position, head, d_head)
             z = z.clone()
@@ -292,5 +305,5 @@ def at_mean(lm: LanguageModel, heads: Sequence[tuple[int, int]], *, text: Prompt
 
         return write
 
-    with lm.lock, hooked(lm, set(), {("z", layer): written(layer) for layer in means}):
+    with hooked(lm, set(), {("z", layer): written(layer) for layer in means}):
         yield

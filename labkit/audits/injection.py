@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from labkit.activations.hooks import Edit
     from labkit.language_model import LanguageModel
 
 FILE = "injection"
@@ -317,8 +316,7 @@ class _Planned:
         (3,) of the conditions."""
 
         def odds(ids: torch.Tensor, cut: slice | None = None) -> float:
-            write = {} if cut is None else {"pattern": _cutting(cut)}
-            return float(log_odds(lm, [ids], *self.answers, write=write)[0])
+            return float(log_odds(lm, [ids], *self.answers, cut=cut)[0])
 
         conditions = [odds(self.mention), odds(self.ids), odds(self.ids, self.span)]
         random = [odds(self.ids, stretch) for stretch in self.stretches]
@@ -330,20 +328,6 @@ class _Planned:
             looks[n, : len(pattern)] = pattern
         elsewhere = np.mean([looks[..., stretch].sum(-1) for stretch in self.stretches], 0)
         return np.array(random), looks[..., self.span].sum(-1), elsewhere, np.array(conditions)
-
-
-def _cutting(span: slice) -> Edit:
-    """Take attention from all later positions to a stretch away, and give it to their other keys in proportion."""
-
-    def edit(pattern: torch.Tensor) -> torch.Tensor:  # (batch, head, query, key)
-        new = pattern.clone()
-        later = new[:, :, span.stop :]
-        had = later.sum(-1, keepdim=True)
-        later[..., span] = 0
-        later *= had / later.sum(-1, keepdim=True).clamp(min=1e-6)
-        return new
-
-    return edit
 
 
 def _differing(ids: torch.Tensor, other: torch.Tensor) -> slice:

@@ -8,7 +8,7 @@ have been written (teacher forcing). Beginnings that share their first tokens sh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from labkit.activations.run import batch_of, run
+from labkit.elsewhere import where_the_model_is
 from labkit.generation.generate import Generation, generate
 from labkit.text.chat import Chat, is_chat, template_of
 from labkit.text.encode import following
@@ -81,19 +82,20 @@ def _after(lm: LanguageModel, prompt: Prompt, text: str) -> list[int]:
     return following(lm.tokenizer, text, ids)
 
 
+@where_the_model_is
 def opener_logprobs(
     lm: LanguageModel,
     prompts: Sequence[torch.Tensor],
     openers: Sequence[tuple[int, ...]],
     *,
-    write: Mapping[Any, torch.Tensor | Edit] | None = None,
+    cut: slice | None = None,
 ) -> np.ndarray:
     """The natural log-probability of each beginning after each prompt, float64 (prompt, beginning).
 
     Args:
         prompts: token ids (1, seq) each.
         openers: token ids of each beginning.
-        write: sites that are written meanwhile, as for `lm.run`.
+        cut: a stretch of the prompts to which no later position attends: what it had goes to the other keys.
     """
     tree: Tree = {}
     for one in openers:
@@ -102,7 +104,7 @@ def opener_logprobs(
     found = np.zeros((len(prompts), len(openers)))
     for first in range(0, len(prompts), ROWS):
         some = [ids[0] for ids in prompts[first : first + ROWS]]
-        after = (None if write else _read_once(lm, some, tree)) or _read_again(lm, some, tree, write)
+        after = (None if cut else _read_once(lm, some, tree)) or _read_again(lm, some, tree, cut)
         for n, one in enumerate(openers):
             for at, id in enumerate(one):
                 place = list(tree[one[:at]]).index(id)
@@ -144,9 +146,10 @@ def _read_once(lm: LanguageModel, prompts: Sequence[torch.Tensor], tree: Tree) -
 
 
 def _read_again(
-    lm: LanguageModel, prompts: Sequence[torch.Tensor], tree: Tree, write: Mapping[Any, torch.Tensor | Edit] | None
+    lm: LanguageModel, prompts: Sequence[torch.Tensor], tree: Tree, cut: slice | None
 ) -> dict[tuple[int, ...], torch.Tensor]:
-    """The same with prompts read anew for each start that begins no other; sites are written at places of the whole."""
+    """The same with prompts read anew for each start that begins no other; `cut` is at places of the whole."""
+    write = {} if cut is None else {"pattern": _cutting(cut)}
     found: dict[tuple[int, ...], torch.Tensor] = {}
     for start in tree:
         if any((*start, id) in tree for id in tree[start]):
@@ -156,6 +159,20 @@ def _read_again(
         for n in range(len(start) + 1):
             found[start[:n]] = _of_next(logits[:, n], tree[start[:n]])
     return found
+
+
+def _cutting(span: slice) -> Edit:
+    """Take attention from all later positions to a stretch away, and give it to their other keys in proportion."""
+
+    def edit(pattern: torch.Tensor) -> torch.Tensor:  # (batch, head, query, key)
+        new = pattern.clone()
+        later = new[:, :, span.stop :]
+        had = later.sum(-1, keepdim=True)
+        later[..., span] = 0
+        later *= had / later.sum(-1, keepdim=True).clamp(min=1e-6)
+        return new
+
+    return edit
 
 
 def _of_next(logits: torch.Tensor, tokens: Iterable[int]) -> torch.Tensor:
@@ -169,10 +186,10 @@ def log_odds(
     these: Sequence[tuple[int, ...]],
     others: Sequence[tuple[int, ...]],
     *,
-    write: Mapping[Any, torch.Tensor | Edit] | None = None,
+    cut: slice | None = None,
 ) -> np.ndarray:
     """For each prompt, by how many nats an answer begins with any of `these` rather than any of `others`."""
-    found = torch.from_numpy(opener_logprobs(lm, prompts, [*these, *others], write=write))
+    found = torch.from_numpy(opener_logprobs(lm, prompts, [*these, *others], cut=cut))
     return (found[:, : len(these)].logsumexp(1) - found[:, len(these) :].logsumexp(1)).numpy()
 
 

@@ -24,6 +24,7 @@ from labkit.activations.sites import checked
 from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids, uninterrupted
 from labkit.audits.refusal_report import MANNERS, OWN, SIDES, Refusal, code_of
 from labkit.datasets import refusals as built_in
+from labkit.elsewhere import is_elsewhere, where_the_model_is
 from labkit.generation.generate import room_for
 from labkit.precision.passage import PASSAGE
 from labkit.results.job import finish
@@ -247,27 +248,38 @@ class _Test:
         """
         prose = encode(self.lm, PASSAGE, most=None)[:, : min(PROSE, self.lm.context or PROSE)]
 
-        def read() -> torch.Tensor:
-            return run(self.lm, prose, to="cpu").logits[0, :-1].float()
-
-        plain = read()
+        plain = None if is_elsewhere(self.lm) else _predicted(self.lm, prose)
 
         def measured(manner: Any, name: str, vector: SteeringVector | None) -> tuple[Any, ...]:
             prompts = self.second[name if vector is None else SIDES[manner]]
             with nullcontext() if vector is None else steer(self.lm, vector, manner=manner):
                 odds = self.odds(prompts)
-                logits = plain if vector is None else read()
                 some = prompts[:WRITTEN] if new_tokens and name in (*SIDES.values(), OWN, "random 0") else []
                 written = [uninterrupted(self.lm, ids, max_new_tokens=new_tokens).text for ids in some]
-            surprise = float(torch.nn.functional.cross_entropy(logits, prose[0, 1:].cpu()))
-            damage = float(np.exp(surprise)), _divergence(plain, logits)
-            return _share_refused(written), damage, tuple(written), odds
+            return _share_refused(written), _damaged(self.lm, prose, vector, manner, plain), tuple(written), odds
 
         return measured
 
     def _next(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The logits of the first token of an answer, (prompt, vocab)."""
         return run(self.lm, [ids[0] for ids in prompts], logits="last", to="cpu").logits[:, -1].float()
+
+
+def _predicted(lm: LanguageModel, prose: torch.Tensor) -> torch.Tensor:
+    """The logits (position, vocab) of all tokens of a text (1, seq) but the first."""
+    return run(lm, prose, to="cpu").logits[0, :-1].float()
+
+
+@where_the_model_is
+def _damaged(
+    lm: LanguageModel, prose: torch.Tensor, vector: SteeringVector | None, manner: Any, plain: torch.Tensor | None
+) -> tuple[float, float]:
+    """The perplexity of a text with a vector, and the KL from what is predicted without, `plain` where it is known."""
+    plain = _predicted(lm, prose) if plain is None else plain
+    with nullcontext() if vector is None else steer(lm, vector, manner=manner):
+        logits = plain if vector is None else _predicted(lm, prose)
+    surprise = float(torch.nn.functional.cross_entropy(logits, prose[0, 1:].cpu()))
+    return float(np.exp(surprise)), _divergence(plain, logits)
 
 
 def _check(pairs: Sequence[Any], controls: int, new_tokens: int) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from labkit.activations.metrics import METRICS, MetricFunction, code_of_own, metric_of
 from labkit.activations.sites import checked
 from labkit.audits.steering_search_result import SteeringSearch
+from labkit.elsewhere import names_only, where_the_model_is
 from labkit.engine.batching import chunked, in_chunks, tokens_at_once
 from labkit.engine.steered_run import Change, Measure, SteeredRun
 from labkit.generation.generate import room_for
@@ -90,6 +92,7 @@ def steering_search(
             does not exist, strengths that are no numbers, a metric that needs an answer, or a text too long for the
             context; before anything is measured.
     """
+    names_only(lm, effect=effect)
     numbers = _numbers(strengths)
     random = whole("random", random, least=1, of=" of directions, which judge the effect")
     if method not in get_args(Method) or at not in get_args(At):
@@ -102,12 +105,9 @@ def steering_search(
     sides = {name: [asked(lm, prompt) for prompt in side] for name, side in sides.items()}
     train, held_out = _uses(lm, sides, prompts, effect, seed)
     usual_text = isinstance(neutral, str) and neutral == PASSAGE
-    ids = (
-        encode(lm, PASSAGE, most=None)[:, : min(NEUTRAL, lm.context or NEUTRAL)]
-        if usual_text
-        else room_for(lm, neutral, 0)
-    )
-    test = _Test(lm, held_out, effect, ids)
+    most = min(NEUTRAL, lm.context or NEUTRAL)
+    ids = encode(lm, PASSAGE, most=None)[:, :most] if usual_text else room_for(lm, neutral, 0)
+    test = SteeringTest(lm, held_out, effect, ids)
     usual: dict[str, Any] = {
         "prompts": None, "layers": None, "strengths": list(STRENGTHS), "effect": None, "neutral": None, "random": 5,
         "method": "mean_difference", "at": "last", "seed": 0,
@@ -139,7 +139,7 @@ class SearchJob:
 
     def __init__(
         self,
-        test: _Test,
+        test: SteeringTest,
         directions: dict[int, SteeringVector],
         strengths: tuple[float, ...],
         random: int,
@@ -177,7 +177,7 @@ class SearchJob:
     def steps(self) -> Iterator[int]:
         """What is not measured yet: the directions at each layer, then the random ones."""
         waiting = [(int(a), int(b), int(c)) for a, b, c in np.argwhere(np.isnan(self._damage[..., 0]))]
-        size, budget = self.test.neutral.ids.shape[1], tokens_at_once(self.test.lm)
+        size, budget = self.test.neutral_ids.shape[1], tokens_at_once(self.test.lm)
         chunks: list[list[Cell]] = []
         for own in (True, False):
             for layer in range(len(self._layers)):
@@ -213,7 +213,7 @@ class _Text:
         return self.run.measured(slice(self.start - 1, self.run.ids.shape[1] - 1), summed, change)
 
 
-class _Test:
+class SteeringTest:
     """What effect and damage are measured on."""
 
     def __init__(
@@ -242,10 +242,19 @@ class _Test:
             texts = [(room_for(lm, prompt, 0), -1) for prompt in held_out]
         else:
             texts = [text for n, pair in enumerate(held_out) for text in _parted(lm, pair, n)]
-        self.neutral = SteeredRun(lm, neutral)
-        self._texts = [_Text(SteeredRun(lm, ids), start) for ids, start in texts]
+        self.held_out, self.neutral_ids, self._asked = held_out, neutral, texts
+        self._clean: torch.Tensor | None = None  # logits of the unchanged model, (token, vocab)
         self._functions: list[Measure] = []
 
+    @cached_property
+    def neutral(self) -> SteeredRun:
+        return SteeredRun(self.lm, self.neutral_ids)
+
+    @cached_property
+    def _texts(self) -> list[_Text]:
+        return [_Text(SteeredRun(self.lm, ids), start) for ids, start in self._asked]
+
+    @where_the_model_is
     def unchanged(self) -> tuple[np.ndarray, float]:
         """What is measured of the unchanged model: by prompt, and the perplexity; later damage is compared with it."""
         kept: list[torch.Tensor] = []
@@ -266,10 +275,13 @@ class _Test:
         found = self.measured(None)[0]
         return found[2:], float(found[0])
 
+    @where_the_model_is
     def measured(self, change: Change | None) -> np.ndarray:
         """(rows, 2 + prompt) float32 for each vector that is added: perplexity and KL on the neutral text, and the
         effect's measure for each prompt.
         """
+        if self._clean is None:
+            self.unchanged()
         damage = self.neutral.measured(slice(0, -1), self._damage, change)
         if self.effect is None:
             each = [text.logprob(change) for text in self._texts]
@@ -286,6 +298,7 @@ class _Test:
         found = []
         for row in logits:
             own = row.log_softmax(-1)
+            assert self._clean is not None
             clean = self._clean.to(own.device)
             target = self.neutral.ids[0, 1:].to(own.device)
             kl = (clean.exp() * (clean - own)).sum(-1).mean().clamp(min=0)

@@ -21,6 +21,7 @@ import torch
 from labkit.circuits.graph import Wiring
 from labkit.circuits.mib import write_mib
 from labkit.circuits.prepare import Prepared, prepared
+from labkit.elsewhere import names_only, where_the_model_is
 from labkit.language_model import LanguageModel
 from labkit.patching.spec import PAIR, PairSpec
 from labkit.results.job import finish
@@ -141,6 +142,7 @@ class Circuit:
         return f"Circuit({self.n_edges} edges, {share:.2%} of all, between {heads} heads and {mlps} MLPs)"
 
     def _measured(self, lm: LanguageModel, pairs: Iterable[Any], kept: np.ndarray, metric: Any) -> Faithfulness:
+        names_only(lm, metric=metric)
         job = _Measuring(self, lm, [_pair(pair) for pair in pairs], kept, metric)
         if not job.pairs:
             raise ValueError("faithfulness needs at least one pair: [(clean, corrupt, answer, foil)]")
@@ -183,13 +185,25 @@ class _Measuring:
     def steps(self) -> Iterator[None]:
         wiring = self.circuit.wiring
         for pair in self.pairs:
-            work = prepared(self.lm, PairSpec(*pair, metric=self.metric))
-            if work.wiring != wiring:
+            found = _three_runs(self.lm, pair, self.metric, self.kept, wiring)
+            if found is None:
                 raise ValueError(f"this circuit is for {self.circuit.scores.recipe['model']}, not for {self.lm.name}")
-            measured = patched(work, self.kept, wiring)
-            self.close += [self.done] * work.too_close
-            self.numbers.append((work.metrics["clean"], work.metrics["corrupt"], measured))
+            numbers, too_close = found
+            self.close += [self.done] * too_close
+            self.numbers.append(numbers)
             yield
+
+
+@where_the_model_is
+def _three_runs(
+    lm: LanguageModel, pair: tuple[Any, ...], metric: Any, kept: np.ndarray, wiring: Wiring
+) -> tuple[tuple[float, float, float], bool] | None:
+    """The metric of a pair (clean, corrupt, circuit), and whether the first two hardly differ; None if the model is
+    wired in another way."""
+    work = prepared(lm, PairSpec(*pair, metric=metric))
+    if work.wiring != wiring:
+        return None
+    return (work.metrics["clean"], work.metrics["corrupt"], patched(work, kept, wiring)), work.too_close
 
 
 @dataclass(repr=False)

@@ -22,6 +22,7 @@ from labkit.collected.collection import Collection, Temporary
 from labkit.collected.positions import Positions, chosen
 from labkit.collected.reading import DTYPES, parsed, row_size, shapes_of, shard_of, sites_of
 from labkit.collected.store import Store
+from labkit.elsewhere import is_elsewhere
 from labkit.language_model import LanguageModel
 from labkit.results.job import finish
 from labkit.results.recipe import versions
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 SHARD, SHARD_BYTES = 256, 64 << 20  # texts in a shard at most, and how large its file gets unless one text is larger
-ELSEWHERE = 32  # texts in a shard where the model is not here to say how large they get
+ELSEWHERE, PIECE_BYTES = 32, 16 << 20  # the same where the model is not here, and its shards come over a network
 OWN = ("text", "position", "token")
 """The columns of `rows` that every collection has."""
 
@@ -95,9 +96,9 @@ def collect(
     kept_as = None if dtype is None else str(dtype).removeprefix("torch.")
     if kept_as is not None and kept_as not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {kept_as!r}")
+    workers = workers_of(executor, lm)
     where, sites = at.parsed(positions), parsed(read)
     counts = _checked(lm, prompts, sites, where) if isinstance(lm, LanguageModel) else None
-    workers = workers_of(executor)
     settings = {"read": list(map(str, sites)), "positions": where, "stored_dtype": kept_as}
     plan = plan_for(lm, settings, call="collect", threads=None if workers is None else workers.threads)
     if isinstance(lm, LanguageModel):
@@ -223,7 +224,7 @@ def _shard_size(
     """How many texts fill a file of the usual size."""
     shapes = shapes_of(lm, sites_of(lm, sites), prompts[0])
     size = row_size(shapes, DTYPES[dtype] if dtype else lm.dtype)
-    shard = SHARD
-    while shard > 1 and size * max(np.add.reduceat(counts, range(0, len(counts), shard))) > SHARD_BYTES:
+    shard, most = (ELSEWHERE, PIECE_BYTES) if is_elsewhere(lm) else (SHARD, SHARD_BYTES)
+    while shard > 1 and size * max(np.add.reduceat(counts, range(0, len(counts), shard))) > most:
         shard //= 2
     return shard

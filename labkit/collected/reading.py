@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -20,6 +20,7 @@ from labkit.activations.site_kinds import BY_QUERY
 from labkit.activations.sites import Site, adds_keys, checked, refuse_without_positions
 from labkit.collected.batches import batches
 from labkit.collected.positions import chosen
+from labkit.elsewhere import tell_progress, where_the_model_is
 from labkit.engine.batching import in_chunks
 from labkit.language_model import LanguageModel
 from labkit.results.file import KINDS
@@ -88,11 +89,20 @@ def row_size(shapes: dict[Site, tuple[int, ...]], dtype: torch.dtype) -> int:
 def shard_of(plan: Plan, texts: Sequence[tuple[int, Prompt]]) -> bytes:
     """The file of a shard: for each site the rows of its texts, one after the other (row, ...)."""
     lm, asked = plan.model(), plan.settings
+    at = [chosen(asked["positions"], lm.tokenizer, lm.encode(prompt)[0].tolist()) for _, prompt in texts]
+    same = asked["positions"] if isinstance(asked["positions"], tuple) else None
+    return _file(lm, texts, at, {**asked, "positions": same})
+
+
+@where_the_model_is
+def _file(
+    lm: LanguageModel, texts: Sequence[tuple[int, Prompt]], at: Sequence[list[int]], asked: Mapping[str, Any]
+) -> bytes:
+    """The same where the model is: `at` has the positions of each text; `positions` those that all have, or None."""
     sites = sites_of(lm, asked["read"])
     dtype = DTYPES[asked["stored_dtype"]] if asked["stored_dtype"] else lm.dtype
     shapes = shapes_of(lm, sites, texts[0][1])
     ids = [lm.encode(prompt)[0] for _, prompt in texts]
-    at = [chosen(asked["positions"], lm.tokenizer, some.tolist()) for some in ids]
     starts = np.cumsum([0, *map(len, at)]).tolist()
     rows = {site: torch.empty((starts[-1], *shape), dtype=dtype) for site, shape in shapes.items()}
 
@@ -106,10 +116,10 @@ def shard_of(plan: Plan, texts: Sequence[tuple[int, Prompt]]) -> bytes:
                     "collect with dtype='bfloat16' or 'float32'"
                 )
 
-    row = None if isinstance(asked["positions"], tuple) else row_size(shapes, lm.dtype)
+    row = None if asked["positions"] else row_size(shapes, lm.dtype)
     chunks = batches(lm, ids, [n for n in range(len(ids)) if at[n]], batch=asked["batch"], row=row)
-    for _ in in_chunks(chunks, read, stopped=lambda: False):
-        pass
+    for n, _ in enumerate(in_chunks(chunks, read, stopped=lambda: False), 1):
+        tell_progress(n, max(n, len(chunks)))
     every = torch.cat(ids).tolist()
     tensors = {str(site): values for site, values in rows.items()} | {
         "text": torch.tensor([texts[n][0] for n, some in enumerate(at) for _ in some], dtype=torch.int32),
@@ -135,7 +145,7 @@ def _rows_of(
 ) -> Any:
     """Of one batch the number of each text, with each site and its rows there (row, ...)."""
     prompts = list(ids.values())
-    if isinstance(positions, tuple):  # only these leave the model's device
+    if positions:  # only these leave the model's device
         read = {(site, one): Site(site.kind, site.layer, site.head, one) for site in sites for one in positions}
         found = run(lm, prompts, read=list(read.values()), logits="none", to="cpu")
         for site in sites:

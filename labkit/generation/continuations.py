@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from labkit.activations.unembedding import measured_tail
-from labkit.elsewhere import where_the_model_is
+from labkit.elsewhere import is_elsewhere, tell_progress, where_the_model_is
 from labkit.models.handle import Model
 from labkit.text.continuation import Added, encode_continuations
 from labkit.text.types import Prompt
 
+PIECE = 256  # pairs that a model elsewhere is asked for at a time
 WINDOW = 2048  # pairs among which rows of one length are sought; what an interrupt leaves is whole up to such a window
 TOKENS = 2048, 16384  # of a batch on a CPU, where more do not fit the caches, and elsewhere
 LOGITS = 1 << 25, 1 << 28  # numbers of the logits of a batch, likewise
@@ -85,7 +86,7 @@ def score_continuations(
     """
     job = ContinuationJob(lm, pairs, batch=batch)
     for _ in job.steps():
-        pass
+        tell_progress(job.done, job.total)
     return [one for one in job.found if one is not None]
 
 
@@ -105,6 +106,7 @@ class ContinuationJob:
             raise ValueError(f"batch must be at least 1 row; got {batch}")
         self.lm, self.batch = lm, batch
         self.found: list[Continuation | None] = [None] * len(pairs)
+        self._pairs = list(pairs)
         self._ids = encode_continuations(lm, pairs)
         texts = [added if isinstance(added, str) else lm.tokenizer.decode(added) for _, added in pairs]
         self._bytes = [len(text.encode()) for text in texts]
@@ -122,9 +124,23 @@ class ContinuationJob:
 
     def steps(self) -> Iterator[int]:
         """Score what is not scored yet; yields after each batch how many pairs it had."""
+        if is_elsewhere(self.lm):
+            yield from self._steps_there()
+            return
         for first in range(0, self.total, WINDOW):
             for rows in self._batches(range(first, min(first + WINDOW, self.total))):
                 yield self._score(rows)
+
+    def _steps_there(self) -> Iterator[int]:
+        for first in range(0, self.total, PIECE):
+            waiting = [n for n in range(first, min(first + PIECE, self.total)) if self.found[n] is None]
+            if not waiting:
+                continue
+            found = score_continuations(self.lm, [self._pairs[n] for n in waiting], batch=self.batch)
+            for n, one in zip(waiting, found, strict=True):
+                self.found[n] = one
+            self.done += len(waiting)
+            yield len(waiting)
 
     def _batches(self, pairs: range) -> Iterator[list[Row]]:
         """The pairs that wait, as rows of one length in batches that fit."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from labkit.datasets.tasks import task
+from labkit.elsewhere import LOAD_BOTH, needs_weights
 from labkit.language_model import LanguageModel, load
 from labkit.models.load import BITS, check_packing
 from labkit.models.quantisation import Packing
@@ -83,6 +84,8 @@ class ReportJob:
             raise ValueError(
                 "a report compares two precisions or more: models={'NF4': {'bits': 4}, 'fp32': {'bits': 32}}"
             )
+        loaded = [how for how in models.values() if isinstance(how, LanguageModel)]
+        needs_weights("lk.quantisation_report compares every matrix", *loaded, instead=LOAD_BOTH)
         if context is not None and context < 2:
             raise ValueError(f"context must be at least 2 tokens; got {context}")
         self.text, self.pairs, self.context, self.progress = text or PASSAGE, pairs, context, progress

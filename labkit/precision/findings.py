@@ -23,6 +23,7 @@ from labkit.activations.run import run_to_measure
 from labkit.activations.site_kinds import PATCHED
 from labkit.activations.sites import checked
 from labkit.circuits.edge_attribution import edge_attribution
+from labkit.elsewhere import LOAD_BOTH, needs_weights
 from labkit.lens.direct_attribution import direct_logit_attribution
 from labkit.patching.gap import other_digits
 from labkit.patching.patch import patch
@@ -308,6 +309,7 @@ class FindingsJob:
     def __init__(
         self, lm: LanguageModel, source: LanguageModel, pairs: Pairs, *, findings: Sequence[str], k: int
     ) -> None:
+        needs_weights("lk.compare_findings rounds a model in other ways", lm, source, instead=LOAD_BOTH)
         if not pairs:
             raise ValueError(
                 "findings are compared on pairs of prompts; give one or more (clean, corrupt, answer, foil)"

@@ -20,6 +20,7 @@ from torch import nn
 
 from labkit.activations.run import run_to_measure
 from labkit.activations.sites import layers_with
+from labkit.elsewhere import LOAD_BOTH, needs_weights
 from labkit.models.memory import tensors_of
 from labkit.models.weights import bias_of, is_quantised, weight_of
 from labkit.patching.patch import patch
@@ -116,6 +117,7 @@ def what_to_keep(
         ValueError: the models cannot be compared, the source has no more bits, or nothing is packed in this one; before
             anything has run.
     """
+    needs_weights("lk.what_to_keep exchanges matrices", lm, source, instead=LOAD_BOTH)
     if evaluations < 3:
         raise ValueError(f"evaluations must be at least 3; got {evaluations}")
     asked: dict[str, Any] = {"answer": answer, "foil": foil, "metric": metric, "source": source, "progress": progress}

@@ -27,11 +27,23 @@ from inspect import BoundArguments, signature
 from pathlib import Path
 from typing import Any
 
+import labkit.attribution.input_attribution
+import labkit.audits.heads
+import labkit.audits.openers
+import labkit.audits.refusal
+import labkit.circuits.edge_attribution
+import labkit.collected.reading
+import labkit.lens.patchscope
+import labkit.patching.attribution
+import labkit.patching.paths
+import labkit.shards.workers
+import labkit.sweeps.workers
+import labkit.text.alignment  # noqa: F401 - what is marked there can be asked for
 from labkit._version import __version__
 from labkit.activations.site_kinds import HEAD_IN
 from labkit.activations.site_kinds import KINDS as SITE_KINDS
 from labkit.activations.sites import _missing, adds_keys, n_heads_of, of_keys
-from labkit.elsewhere import CALLS, LISTENER, Call, Elsewhere
+from labkit.elsewhere import BLOCKS, CALLS, LISTENER, Call, Elsewhere
 from labkit.engine.recorded_run import Unsupported
 from labkit.engine.wavefront import Cancelled
 from labkit.generation.loop import ends_of
@@ -43,7 +55,6 @@ from labkit.models.handle import Model
 from labkit.patching.axes import neurons_of
 from labkit.remote import kinds
 from labkit.remote.wire import START, outline, pack, unpack
-from labkit.steering.steer import steer
 from labkit.text.encode import TooLong
 
 Report = Callable[[dict[str, Any]], None]
@@ -78,7 +89,7 @@ def only_here(call: Call, bound: BoundArguments) -> None:
         Elsewhere: there is one.
     """
     for name in call.without:
-        if (bound.arguments | bound.kwargs).get(name) is not None:
+        if (value := (bound.arguments | bound.kwargs).get(name)) is not None and str(value) != "cpu":
             raise Elsewhere(f"{name}= is of one machine, and the model is on another; leave it out")
 
 
@@ -121,8 +132,8 @@ def _performed(lm: Model, body: bytes, listener: _Listener) -> Any:
         if asked["within"]:
             kinds.forget(lm)
             stack.callback(kinds.forget, lm)
-        for args, how in asked["within"]:
-            stack.enter_context(steer(lm, *args, **how))
+        for name, args, how in asked["within"]:
+            stack.enter_context(BLOCKS[name](lm, *args, **how))
         if call.busy:
             stack.enter_context(lm.busy())
         try:
@@ -143,8 +154,10 @@ def _read(lm: Model, body: bytes) -> tuple[Call, BoundArguments, dict[str, Any]]
         raise ValueError("this is no call: it has a name, arguments, and what the model is steered with")
     if (call := CALLS.get(asked["call"])) is None:
         raise ValueError(f"there is no {asked['call']!r:.80} to ask for; another version of labkit may have it")
-    if any(type(one) is not tuple or list(map(type, one)) != [tuple, dict] for one in asked["within"]):
-        raise ValueError("this is no call: what the model is steered with has arguments")
+    if any(type(one) is not tuple or list(map(type, one)) != [str, tuple, dict] for one in asked["within"]):
+        raise ValueError("this is no call: what is done to the model meanwhile has a name and arguments")
+    if unknown := [name for name, *_ in asked["within"] if name not in BLOCKS]:
+        raise ValueError(f"there is no {unknown[0]!r:.80} to do to a model; another version of labkit may have it")
     bound = signature(call.function).bind(*asked["args"], **asked["kwargs"])
     first = next(iter(bound.arguments.values()), None)
     if getattr(first, "lm", first) is not lm:

@@ -21,14 +21,10 @@ from labkit.attention_maps.weighting import LogitContribution
 from labkit.attribution.deletion import DeletionCurve
 from labkit.attribution.result import InputAttribution
 from labkit.attribution.units import Unit
-from labkit.audits.ablation_result import AuditAblation
-from labkit.audits.benchmark_result import Benchmark
 from labkit.audits.choices import Choices
-from labkit.audits.result import Audit
+from labkit.audits.steering_search import SteeringTest
 from labkit.circuits.graph import Wiring
 from labkit.circuits.scores import EdgeScores
-from labkit.datasets.items import Item, ItemSet
-from labkit.datasets.minimal_pairs import MinimalPair
 from labkit.datasets.tasks import PromptPair
 from labkit.elsewhere import LISTENER, Nobody
 from labkit.features.head_circuit import HeadCircuit
@@ -52,7 +48,7 @@ from labkit.patching.patch import PatchJob
 from labkit.patching.path_grid import PathGrid
 from labkit.patching.perturbations import Mean, Noise, Resample, Zero
 from labkit.patching.spec import PatchSpec
-from labkit.remote.wire import KINDS, Kind
+from labkit.remote.wire import KINDS, Kind, pack
 from labkit.sanity.checks import ControlsJob, ControlsSpec
 from labkit.sanity.report import Check, Controls
 from labkit.steering.vector import Steering, SteeringVector
@@ -60,15 +56,14 @@ from labkit.text.chat import Chat
 from labkit.text.tokens import Token
 
 SENT = (
-    Audit, ControlsSpec, InputAttribution, LogitLens, Mean, MinimalPair, Noise, PatchGrid, Resample, Sampling, Site,
-    Steering, SteeringVector, Token, Unit, Zero,
+    ControlsSpec, InputAttribution, LogitLens, Mean, Noise, PatchGrid, Resample, Sampling, Site, Steering,
+    SteeringVector, Token, Unit, Wiring, Zero,
 )  # fmt: skip
 """Data classes that are arguments, too."""
 RETURNED = (
-    AuditAblation, Batch, Benchmark, CellReport, Check, Choices, Continuation, Continued, Controls, DeletionCurve,
-    DirectAttribution, EdgeScores, GeneratedToken, Generation, HeadCircuit, HeadCircuits, Item, ItemSet,
-    JointReport, KnockOut, LogitContribution, MemoryReport, Patchscope, PatchscopeRow, PathGrid, Run, Score, Wiring,
-    Writes, Wrote,
+    Batch, CellReport, Check, Choices, Continuation, Continued, Controls, DeletionCurve, DirectAttribution, EdgeScores,
+    GeneratedToken, Generation, HeadCircuit, HeadCircuits, JointReport, KnockOut, LogitContribution, MemoryReport,
+    Patchscope, PatchscopeRow, PathGrid, Run, Score, Writes, Wrote,
 )  # fmt: skip
 AT_ONCE = 4
 """Prompts whose attention calls are kept between two questions about them."""
@@ -136,6 +131,18 @@ def _attention(of: dict[str, Any], lm: Any) -> AttentionPatterns:
     return found
 
 
+_tests: PerModel[dict[bytes, SteeringTest]] = PerModel(dict)
+
+
+def _test(of: dict[str, Any], lm: Any) -> SteeringTest:
+    """What a search is measured on: the one that was asked about before, while it is the same."""
+    kept, key = _tests[lm], pack(of, lm=lm)
+    if key not in kept:
+        kept.clear()
+        kept[key] = SteeringTest(lm, of["held_out"], of["effect"], of["neutral_ids"])
+    return kept[key]
+
+
 def _writer(_: dict[str, Any], lm: Any) -> Writer:
     return _writers[lm].setdefault("", Writer(lm))
 
@@ -143,6 +150,11 @@ def _writer(_: dict[str, Any], lm: Any) -> Writer:
 def forget(lm: Any) -> None:
     """Drop what is kept between questions: the model is steered, or no longer is."""
     _patterns[lm].clear()
+    _tests[lm].clear()
+
+
+def _of_test(of: SteeringTest) -> dict[str, Any]:
+    return {"held_out": of.held_out, "effect": of.effect, "neutral_ids": of.neutral_ids}
 
 
 def _by_name(of: Mapping[str, Any], _: Any) -> PromptPair:
@@ -162,6 +174,7 @@ KINDS |= {
         Kind(PromptPair, lambda of: of._asdict(), _by_name, sent=True),
         Kind(Readings, _of_readings, lambda of, _: Readings(**{**of, "folder": None})),
         Kind(Record, _of_record, _record),
+        Kind(SteeringTest, _of_test, _test, sent=True),
         Kind(Writer, lambda of: {}, _writer, sent=True),
     )
 }

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from labkit.activations.run import Run
-from labkit.elsewhere import Call, Elsewhere
+from labkit.elsewhere import PIECES, Call, Elsewhere
 from labkit.language_model import LanguageModel
 from labkit.models.memory import MemoryReport
 from labkit.remote.calls import answers_of, only_here, packed_call, parts_of, raised
@@ -32,8 +32,8 @@ from labkit.text.types import Prompt
 from labkit.text.warn import warn
 
 MOST_FILES = 256 << 20  # bytes of a tokenizer
-_STEERED: ContextVar[tuple[tuple[Any, Any], ...]] = ContextVar("labkit_steered", default=())
-"""(model, call of `steer`) for each block that is open in this context."""
+_WITHIN: ContextVar[tuple[tuple[Any, Any], ...]] = ContextVar("labkit_within", default=())
+"""(model, what is done to it) for each block that is open in this context."""
 
 
 class Transport(Protocol):
@@ -83,11 +83,17 @@ class RemoteModel(LanguageModel):
         bound = form.bind(*args, **kwargs)
         only_here(call, bound)
         given = bound.arguments
-        each, stop = given.pop(call.streams, None), given.pop("stop", None) or threading.Event()
+        each, own = given.pop(call.streams, None), given.pop("stop", None)
+        stop = own or threading.Event()
         shows = bool(given.pop("progress", "progress" in form.parameters))
-        within = tuple(how for lm, how in _STEERED.get() if lm is self)
+        within = tuple(how for lm, how in _WITHIN.get() if lm is self)
         body = packed_call(call, bound, lm=self, within=within, streams=each is not None)
         answer = self._answered(body, call.name.rpartition(".")[2], each, stop, shows)
+        if own is None and stop.is_set():  # by an interrupt
+            if call.small:
+                raise KeyboardInterrupt
+            if (pieces := PIECES.get()) is not None:
+                pieces.set()
         for message in answer["warnings"]:
             warn(message)
         if "error" in answer:
@@ -179,12 +185,13 @@ class RemoteModel(LanguageModel):
         return super().run(prompt, write=write, logits=logits, **how)
 
     @contextmanager
-    def _within(self, *args: Any, **how: Any) -> Iterator[None]:
-        token = _STEERED.set((*_STEERED.get(), (self, (args, how))))
+    def within(self, name: str, args: tuple[Any, ...], how: dict[str, Any]) -> Iterator[None]:
+        """Have something done to the model with every call of this thread while a block runs (`elsewhere.BLOCKS`)."""
+        token = _WITHIN.set((*_WITHIN.get(), (self, (name, args, how))))
         try:
             yield
         finally:
-            _STEERED.reset(token)
+            _WITHIN.reset(token)
 
     def steer(
         self,
@@ -199,7 +206,7 @@ class RemoteModel(LanguageModel):
         for one in [*vector.values()] if isinstance(vector, Mapping) else [vector]:
             at = None if isinstance(vector, Mapping) else layer
             _edits(self, one, strength, at, manner, {"to": None, "low": None, "high": None, "when": None} | how)
-        return self._within(vector, strength, layer=layer, manner=manner, **how)
+        return super().steer(vector, strength, layer=layer, manner=manner, **how)
 
     @contextmanager
     def busy(self, *, gradients: bool = False, plain: bool = False) -> Iterator[None]:

@@ -25,6 +25,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from labkit.elsewhere import refuse_function
 from labkit.models.handle import Model
 
 MAGIC = b"labkit1\n"
@@ -209,7 +210,7 @@ class _Packing:
         if isinstance(value, np.ndarray):
             return self._array(value)
         if isinstance(value, bytes | bytearray):
-            return {"bytes": self._number(torch.tensor(list(value), dtype=torch.uint8))}
+            return {"bytes": self._number(torch.from_numpy(np.frombuffer(bytes(value), np.uint8).copy()))}
         if isinstance(value, torch.dtype):
             return {"dtype": str(value).removeprefix("torch.")}
         if (kind := KINDS.get(type(value).__name__)) is not None and type(value) is kind.cls:
@@ -232,6 +233,8 @@ class _Packing:
             return {"range": [value.start, value.stop, value.step]}
         if isinstance(value, Mapping):
             return {"dict": [[below(name), below(one)] for name, one in value.items()]}
+        if callable(value):
+            refuse_function(value)
         raise TypeError(_why_not(value))
 
     def _number(self, value: torch.Tensor) -> int:
@@ -254,12 +257,6 @@ class _Packing:
 
 
 def _why_not(value: Any) -> str:
-    if callable(value):
-        name = getattr(value, "__name__", type(value).__name__)
-        return (
-            f"{name} is a function, and a model that is elsewhere runs no code of yours: take a metric by its name "
-            "(docs/reference.md has them), write tensors or steering vectors, or load a model with lk.load()"
-        )
     return f"{type(value).__name__} cannot be sent to a model that is elsewhere; load a model with lk.load() for this"
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from labkit.elsewhere import needs_weights
 from labkit.models.processors import usable
 from labkit.text.warn import warn
 
@@ -33,15 +34,17 @@ class Workers:
     threads: int | None = None
 
 
-def workers_of(executor: Any) -> Workers | None:
+def workers_of(executor: Any, lm: Any = None) -> Workers | None:
     """The workers of an executor or of a Dask client; None for this thread.
 
     Raises:
+        Elsewhere: workers for `lm`, whose weights are elsewhere.
         TypeError: it is neither.
         ValueError: its processes are forked.
     """
     if executor is None:
         return None
+    needs_weights("executor= computes in several places at once", lm, instead="leave it out, the server has its own")
     if type(executor).__module__.split(".")[0] == "distributed":
         if not hasattr(executor, "get_executor"):
             raise TypeError(f"give the Client of the cluster, distributed.Client(...), not {executor!r:.80}")

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from labkit.elsewhere import where_the_model_is
 from labkit.language_model import LanguageModel, load
 from labkit.models.sources.default_model import NAME
 from labkit.models.weights import is_quantised
@@ -111,6 +112,7 @@ def _key(spec: dict[str, Any], weights: str | None) -> str:
     return hashlib.sha256(repr([sorted(spec.items()), weights]).encode()).hexdigest()
 
 
+@where_the_model_is
 def fingerprint(lm: LanguageModel) -> str:
     """A short hash of a model's weights: a few of every matrix, the same before and after it has run.
 

@@ -87,6 +87,7 @@ def steering_vector(
     return vectors if isinstance(layer, Iterable) else vectors[layers[0]]
 
 
+@where_the_model_is
 def vectors_of(
     lm: Model, sides: Mapping[str, Sequence[Prompt]], layers: Sequence[int], *, at: At, method: Method
 ) -> dict[int, SteeringVector]:

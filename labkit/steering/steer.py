@@ -12,10 +12,12 @@ import torch
 
 from labkit.activations.hooks import Place, hooked, never_reached
 from labkit.activations.sites import checked, layers_with
+from labkit.elsewhere import while_it_runs
 from labkit.models.handle import Model
 from labkit.steering.vector import Manner, Steering, SteeringVector
 
 
+@while_it_runs
 @contextmanager
 def steer(
     lm: Model,

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from labkit.elsewhere import names_only
 from labkit.language_model import LanguageModel
 from labkit.patching.grid import PatchGrid
 from labkit.patching.patch import PatchJob
@@ -79,6 +80,8 @@ def sweep(
             sweep has the results so far in its attribute `sweep`.
     """
     settings: dict[str, Any] = {**USUAL, **how}
+    names_only(lm, metric=settings["metric"])
+    workers = workers_of(executor, lm)
     for name in ("layers", "heads", "neurons", "positions"):
         settings[name] = None if settings[name] is None else list(map(int, settings[name]))
     settings["over"] = None if settings["over"] is None else tuple(settings["over"])
@@ -87,7 +90,6 @@ def sweep(
         (*(asked(lm, prompt) if isinstance(lm, LanguageModel) else prompt for prompt in pair[:2]), *pair[2:])
         for pair in pairs
     ]
-    workers = workers_of(executor)
     plan = plan_for(lm, settings, call="sweep", threads=None if workers is None else workers.threads)
     size = shard or max(1, -(-len(kept) // 50))
     positions = settings["positions"]

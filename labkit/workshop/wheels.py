@@ -91,7 +91,8 @@ def unmet(folder: Path, platform: Platform, python: str, *, extras: Iterable[str
     wheels: dict[str, list[tuple[str, Path]]] = {}
     for name, number, file in _provided(folder, platform, python):
         wheels.setdefault(name, []).append((number, file))
-    environment, found = _environment(platform, python), {}
+    environment = _environment(platform, python)
+    found: dict[str, str] = {}
     start = Requirement(f"{DISTRIBUTION}[{','.join(extras)}]")
     waiting = [(start, "the workshop")]
     seen: set[tuple[str, frozenset[str], str]] = set()

@@ -104,7 +104,6 @@ ASK: dict[str, Callable[[Any], Any]] = {
         lk.input_attribution(lm, CLEAN, written=" Susan", progress=False), progress=False
     ),
     "head circuits": lambda lm: lk.head_circuits(lm, sample=64, progress=False),
-    "audit": lambda lm: lk.audit(lm, limit=6, progress=False),
     "one weight": lambda lm: lm.weight("o_proj", 1),
 }
 
@@ -350,7 +349,8 @@ def test_what_a_server_is_sent_is_checked(home: lk.LanguageModel, away: RemoteMo
         (asking(kwargs={"read": ["z"], "store": "/"}), "unexpected keyword"),
         (asking(kwargs={"to": "cuda:7"}), "to= is of one machine"),
         (asking(within=[("steer",)]), "no call"),
-        (asking(within=[((torch.ones(3),), {"layer": 3})]), "has shape"),
+        (asking(within=[("steering.steer.steer", (torch.ones(3),), {"layer": 3})]), "has shape"),
+        (asking(within=[("os.system", ("ls",), {})]), "no 'os.system' to do to a model"),
     ):
         error = answer(body)
         assert isinstance(error, ValueError | TypeError | Elsewhere)

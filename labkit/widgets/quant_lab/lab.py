@@ -17,6 +17,7 @@ import traitlets as t
 
 from labkit.activations.metrics import code_of_own
 from labkit.activations.site_kinds import KINDS
+from labkit.elsewhere import LOAD_BOTH, needs_weights
 from labkit.language_model import LanguageModel
 from labkit.patching.cell_report import Place
 from labkit.patching.grid import PatchGrid
@@ -88,6 +89,7 @@ class QuantLab(GridTool):
         view: str = "lost",
         background: bool | None = None,
     ) -> None:
+        needs_weights("QuantLab puts activations of one model into another", lm, source, instead=LOAD_BOTH)
         check_source(lm, source, prompt or "a")
         self.source = source
         self.names = run_names({**made_with(lm), "source": made_with(source)})
