@@ -41,6 +41,17 @@ def test_tokens_are_coloured_by_a_direction_around_zero(lab: lk.PromptLab) -> No
     assert "resid_post" not in lab.code()
 
 
+def test_a_first_token_of_another_order_does_not_set_the_scale(lab: lk.PromptLab) -> None:
+    lab.run()
+    first = lab.lm.run(shown_ids(lab), read=["resid_post.15"])["resid_post.15"][0, 0]
+    lab.colour_by("first", first, site="resid_post.15")
+    lab.colours.menu.value = "first"
+    lab.wait()
+    sizes = np.abs(lab.strip.values)
+    assert sizes[0] > 5 * sizes[1:].max()
+    assert lab.strip.high == pytest.approx(sizes[1:].max())
+
+
 def test_a_head_says_how_much_of_a_written_token_goes_to_the_prompt(lab: lk.PromptLab) -> None:
     lab.run()
     lab.colour_by("head", site="pattern.3.1")

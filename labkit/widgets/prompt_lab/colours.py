@@ -91,7 +91,8 @@ class Colours(Panel):
             return
         for column in columns:
             values = shade.values(column.lm, _ids(column), column.offset)
-            _show(column, values, f"{name}, {shade.site}", centred=shade.direction is not None)
+            high = _besides_the_sink(values)
+            _show(column, values, f"{name}, {shade.site}", centred=shade.direction is not None, high=high)
         self.shown_by, self._line_of_code = name, ""
 
     def colour(self, name: str, *, aloud: bool = False) -> None:
@@ -228,9 +229,16 @@ def _ids(column: Column) -> torch.Tensor:
     return torch.tensor([ids], dtype=torch.long)
 
 
-def _show(column: Column, values: np.ndarray, unit: str, *, centred: bool) -> None:
-    """Colour a strip by these values; directions and reasons around zero."""
-    strip, reach = column.strip, float(np.nanmax(np.abs(values), initial=0)) or 1.0
+def _besides_the_sink(values: np.ndarray) -> float | None:
+    """The largest of the other tokens, where the first one's activation is of another order (Sun et al. 2024)."""
+    sizes = np.nan_to_num(np.abs(values))
+    rest = float(sizes[1:].max(initial=0))
+    return rest if sizes[0] > 5 * rest > 0 else None
+
+
+def _show(column: Column, values: np.ndarray, unit: str, *, centred: bool, high: float | None = None) -> None:
+    """Colour a strip by these values, up to `high` or the largest; directions and reasons around zero."""
+    strip, reach = column.strip, high or float(np.nanmax(np.abs(values), initial=0)) or 1.0
     with strip.hold_sync():
         strip.scale, strip.centre = ("effect", 0.0) if centred else ("amount", None)
         strip.low, strip.high, strip.unit = (-reach if centred else 0.0), reach, unit
