@@ -35,7 +35,7 @@ class Made:
         found: dict[bool, Any] = {}
         for pair in lk.task("indirect object").pairs(self.lm, n=40):
             grid = lk.patch(self.lm, *pair, site="z", layers=range(17, 25), progress=False).normalized
-            found.setdefault(int(grid.argmax()) == (23 - 15) * self.lm.n_heads + 3, pair)
+            found.setdefault(int(grid.argmax()) == (23 - 17) * self.lm.n_heads + 3, pair)
             if len(found) == 2:
                 break
         return found[False], found[True]

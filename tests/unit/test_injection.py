@@ -8,8 +8,8 @@ import torch
 from stopped import stopped
 
 import labkit as lk
-from labkit.audits.injection import ASKED, _cutting, _Planned
-from labkit.audits.openers import asking, opener_ids
+from labkit.audits.injection import ASKED, _Planned
+from labkit.audits.openers import _cutting, asking, opener_ids
 from labkit.datasets.injections import CASES, Case
 
 CASE = CASES[0]
