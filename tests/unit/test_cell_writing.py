@@ -147,6 +147,7 @@ def test_stop_ends_the_writing_and_keeps_what_is_there(lab: PatchLab, monkeypatc
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.long
 def test_between_two_models_the_one_that_is_patched_writes(
     lm4: lk.LanguageModel, lm32: lk.LanguageModel, direction: str
 ) -> None:

@@ -139,6 +139,7 @@ def test_of_equal_numbers_the_first_text_and_position_come_first_and_one_decile_
     assert [len(some) for some in found.deciles] == [0] * 9 + [3]
 
 
+@pytest.mark.long
 def test_shards_threads_and_processes_make_no_difference(tiny, texts, tmp_path: Path) -> None:
     parts = lk.collect(tiny, texts, read=["z", "resid_post"], shard=7, store=tmp_path / "parts", **QUIET)
     direction = torch.linspace(-1, 1, 64)

@@ -114,6 +114,7 @@ class TestKeep:
             torch.testing.assert_close(mine(x), x @ theirs.weight.to(lm4.dtype).T)
         torch.testing.assert_close(mine(x), before, rtol=0, atol=0)
 
+    @pytest.mark.long
     def test_the_damaged_part_is_what_is_found(self, lm32, tmp_path):
         """Quantised from a model in which one matrix was destroyed, compared with the whole one."""
         broken = copy.deepcopy(lm32)
@@ -133,6 +134,7 @@ class TestKeep:
         assert 1.4 * weights < search.bytes < 1.5 * weights
         assert search.to_frame().kept.sum() == 1
 
+    @pytest.mark.long
     def test_what_it_finds_can_be_loaded_and_does_what_it_says(self, lm4, lm32):
         search = lk.what_to_keep(lm4, lm32, CLEAN, " Mary", " John", evaluations=6, progress=False)
         assert len(search.tried) <= 6

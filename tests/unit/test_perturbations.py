@@ -107,6 +107,7 @@ BY = {
     ],
     ids=["resid_pre", "attn_out in windows", "resid_post in windows", "z", "neurons"],
 )
+@pytest.mark.long
 def test_every_cell_is_what_whole_runs_say(lm, by, site, how):
     if lm.bits == 4 and site != "z":
         pytest.skip("in NF4 heads are enough: the engine is the same")
@@ -119,6 +120,7 @@ def test_every_cell_is_what_whole_runs_say(lm, by, site, how):
     assert float(np.abs(fast - slow).max()) <= (1e-4 if lm.bits == 32 else 0.5)
 
 
+@pytest.mark.long
 def test_causal_tracing_puts_clean_into_a_run_with_a_noised_subject(lm32):
     grid = lk.patch(lm32, CLEAN, None, " Mary", " John", by=lk.Noise("Mary and John", samples=4), progress=False)
     assert grid.direction == "denoise"

@@ -272,6 +272,7 @@ def test_built_in_requests_are_alike_in_form_and_their_beginnings_exclude_each_o
 # -- the default model ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_it_runs_on_a_chat_model(lm4):
     settings = {"layers": [16], "controls": 2, "new_tokens": 6, "progress": False}
     first = lk.refusal_direction(lm4, PAIRS[:4], **settings)

@@ -130,6 +130,7 @@ def test_a_process_that_does_not_stop_is_ended(
 # -- Dask ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_scheduler_that_is_not_there_is_refused_in_words() -> None:
     pytest.importorskip("distributed")
     with pytest.raises(ValueError, match="no scheduler of Dask answers at nowhere:1"):
