@@ -15,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from endless import endless
 from machine import describe, least_work, matmul_rate, onednn
 from prompts import ANSWER, FOIL, PAIRS
 
@@ -45,16 +45,6 @@ def side_by_side(ours: Callable[[], object], theirs: Callable[[], object], *, ti
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(times)]
     a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
     return a, b, statistics.median(x / y for x, y in pairs)
-
-
-@contextmanager
-def endless(lm: lk.LanguageModel) -> Iterator[None]:
-    """Have every generation write all its tokens: texts that may end early end at other places."""
-    ends, lm.hf.generation_config.eos_token_id = lm.hf.generation_config.eos_token_id, None
-    try:
-        yield
-    finally:
-        lm.hf.generation_config.eos_token_id = ends
 
 
 def grids(lm: lk.LanguageModel, *, times: dict[str, int]) -> dict[str, dict]:

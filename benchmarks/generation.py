@@ -15,7 +15,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from compare import endless, side_by_side
+from compare import side_by_side
+from endless import endless
 from machine import describe, keep
 from prompts import PAIRS
 

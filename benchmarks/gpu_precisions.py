@@ -6,7 +6,8 @@ from typing import Any
 
 import conformance
 import shapes
-from gpu_rows import ANSWER, FOIL, Device, endless, job, one_forward_a_cell, random_pair
+from endless import endless
+from gpu_rows import ANSWER, FOIL, Device, job, one_forward_a_cell, random_pair
 from timed_table import Row, Table
 
 import labkit as lk

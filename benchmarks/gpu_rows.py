@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from endless import endless
 from machine import least_work, matmul_rate
 from timed_table import Row, Table
 from torch import nn
@@ -82,16 +82,6 @@ def random_pair(length: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(8, 128, (1, length), generator=generator)
     return clean, clean + 100
-
-
-@contextmanager
-def endless(lm: lk.LanguageModel) -> Iterator[None]:
-    """No token ends a text."""
-    ends, lm.hf.generation_config.eos_token_id = lm.hf.generation_config.eos_token_id, None
-    try:
-        yield
-    finally:
-        lm.hf.generation_config.eos_token_id = ends
 
 
 def generation(table: Table, at: Device, lm: lk.LanguageModel, limits: Limits, *, length: int, tokens: int) -> None:

@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 import torch
-from gpu_rows import ANSWER, FOIL, Device, endless, job, random_pair
+from endless import endless
+from gpu_rows import ANSWER, FOIL, Device, job, random_pair
 from timed_table import Row, Table
 
 import labkit as lk
