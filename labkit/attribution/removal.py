@@ -10,6 +10,7 @@ batches. With `delete` the tokens are not there at all, and whatever follows mov
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -138,12 +139,19 @@ class _Pass:
     """The passes over a prompt and all but the last token of a text, of which those that differ in it have the same."""
 
     def __init__(self, of: Removals, span: Ids) -> None:
-        self.of, self.lm = of, of.lm
+        self._of = weakref.ref(of)  # it holds this pass, and both are to be free at once
+        self.lm = of.lm
         self.ids = torch.tensor([[*of.prompt, *span[:-1]]], device=self.lm.device)
         self.count = len(span)  # positions at which a token of the text is predicted
         self.base: RecordedRun | None = None
         self.readout: Readout | None = None
         self.removed: torch.Tensor | None = None  # what enters the first layer with the whole prompt removed
+
+    @property
+    def of(self) -> Removals:
+        of = self._of()
+        assert of is not None
+        return of
 
     def logprobs(self, sets: Sequence[frozenset[int]], spans: Sequence[Ids]) -> dict[Ids, np.ndarray]:
         """For each text of this pass (set, token)."""

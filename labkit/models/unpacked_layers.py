@@ -15,7 +15,6 @@ Layers get a `forward` of ours under the model's lock, and lose it when the pass
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from labkit.models import heap
 from labkit.models.bf16_matmul import has_bfloat16, is_slow, linear
 from labkit.models.memory import available, in_words, installed
 from labkit.models.quantisation import has_experts
@@ -201,7 +201,7 @@ class FastLayers:
         """Layers compute for patching, under the model's lock: float32 ones go through oneDNN where that is faster,
         and 4-bit ones in one way however many tokens there are, so that a cell's number does not depend on its
         company. `layers` are those that may be float32."""
-        _keep_the_heap()
+        heap.keep()
         ours: list[Any] = []
         before, self.patching = self.patching, True
         try:
@@ -216,8 +216,8 @@ class FastLayers:
             self.patching = before
             for layer in ours:
                 layer.__dict__.pop("forward", None)
-            if self.mapped and (trim := _trim()) is not None:
-                trim(0)  # where many share a machine, what is idle goes back to it: a millisecond
+            if self.mapped or heap.idle() > heap.IDLE:  # where many share a machine, any of it is the others'
+                heap.trim()
 
     def drop(self) -> None:
         """Release the memory; weights that are needed again are unpacked again."""
@@ -346,19 +346,3 @@ def mkl_is_slow() -> bool:
         return False
     about = Path("/proc/cpuinfo")
     return "AuthenticAMD" in (about.read_text() if about.exists() else platform.processor())
-
-
-@cache
-def _trim() -> Any:
-    """glibc's function that gives idle memory back; None with another C library."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if platform.system() == "Linux" else None
-
-
-@cache
-def _keep_the_heap() -> None:
-    """Have what layers take and give back used again, instead of fresh pages each time: a tenth of a grid's time.
-
-    glibc gives idle memory back to the system when it is more than twice the largest block that was ever freed, up to
-    32 MB; so one of that size is freed here, which was never written to.
-    """
-    torch.empty((32 << 20) - 8192, dtype=torch.uint8)

@@ -84,7 +84,7 @@ class PairRuns:
         self.ids = {"clean": clean.to(self.models["clean"].device), "corrupt": corrupt}
         self._together = tuple(dict.fromkeys(map(engine_kind, together)))
         several = itertools.product(self.draws or (None,), self.forced or ((),))
-        self.lanes = [self._with(ids, draw) for draw, ids in several] if self.draws or self.forced else [self]
+        self._lanes = [self._with(ids, draw) for draw, ids in several] if self.draws or self.forced else []
         self.unsupported: str | None = None
         self._bases: dict[str, RecordedRun] = {}
         self._readouts: dict[str, Readout] = {}
@@ -111,13 +111,17 @@ class PairRuns:
         return lane
 
     @property
+    def lanes(self) -> list[PairRuns]:
+        return self._lanes or [self]  # never kept: who holds itself is freed late, with all its activations
+
+    @property
     def together(self) -> tuple[str, ...]:
         return self._together
 
     @together.setter
     def together(self, kinds: Sequence[str]) -> None:
         self._together = tuple(kinds)
-        for lane in self.lanes:
+        for lane in self._lanes:
             lane._together = self._together
 
     def same(self, other: PairRuns) -> bool:
@@ -132,7 +136,7 @@ class PairRuns:
 
     def first(self, direction: str) -> int:
         """The first position that a patch can change; the length if there is none. Nothing before it matters."""
-        if self.lanes != [self]:
+        if self._lanes:
             return min(lane.first(direction) for lane in self.lanes)
         if not self.one_model or (self.draw is not None and self.draw.corrupt is None):
             return 0
@@ -187,7 +191,7 @@ class PairRuns:
 
     def logits(self, name: str) -> torch.Tensor:
         """Logits (reads, vocab) at the positions that the metric reads, of one lane after another, float32."""
-        if self.lanes != [self]:
+        if self._lanes:
             return torch.cat([lane.logits(name) for lane in self.lanes])
         if name not in self._logits:
             self._run(None)

@@ -139,7 +139,7 @@ class PatchJob:
     @property
     def one_lane(self) -> bool:
         """Is each cell one row at one layer, so that several pairs can go up the blocks together?"""
-        return self.runs.lanes == [self.runs] and self.spec.window == 1
+        return self.runs.lanes[0] is self.runs and self.spec.window == 1
 
     def go_on(self) -> None:
         """Withdraw a request to end; `steps` does so when it ends."""

@@ -1,4 +1,4 @@
-"""Grids that are slow on purpose, and a room with a server in it."""
+"""Grids that are slow on purpose, a room with a server in it, and a model at home and in the next room."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+import labkit as lk
 from labkit.patching import patch as patching
 from labkit.patching.patch import PatchJob
+from labkit.remote.model import RemoteModel
 
 if TYPE_CHECKING:
     from held import Hold
+    from next_room import NextRoom
     from shared_room import Room, Small
 
 
@@ -56,3 +59,28 @@ def room(tmp_path: Path, worker: Small) -> Iterator[Room]:
 
     with Room(tmp_path, worker, jobs=3, body=1000, result=2000) as room:
         yield room
+
+
+@pytest.fixture(scope="module")
+def home() -> lk.LanguageModel:
+    from next_room import SMALL
+
+    return lk.load(SMALL, bits=32, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def away(home: lk.LanguageModel) -> RemoteModel:
+    """The same model behind a connection."""
+    from next_room import NextRoom
+
+    return RemoteModel(NextRoom(home))
+
+
+@pytest.fixture
+def next_room(away: RemoteModel) -> Iterator[NextRoom]:
+    """Where `away` is, with nothing asked of it yet."""
+    room: NextRoom = away.transport
+    room.calls, room.reports = [], []
+    room.on_report = room.reports.append
+    yield room
+    room.on_report = room.reports.append

@@ -6,10 +6,16 @@ import json
 import queue
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import labkit as lk
 from labkit.remote.calls import describe, perform, tokenizer_files
+
+SMALL = Path(__file__).parents[1] / "files" / "small_llama"
+CLEAN = "After Susan and William sat down in the museum, William handed a box to"
+CORRUPT = "After Susan and William sat down in the museum, Susan handed a box to"
+PAIR = (CLEAN, CORRUPT, " Susan", " William")
 
 
 class NextRoom:

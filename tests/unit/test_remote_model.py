@@ -7,13 +7,12 @@ import json
 import threading
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from next_room import NextRoom
+from next_room import CLEAN, CORRUPT, PAIR, NextRoom
 
 import labkit as lk
 from labkit.elsewhere import CALLS, Elsewhere
@@ -22,29 +21,6 @@ from labkit.remote import calls, wire
 from labkit.remote.calls import is_small, key, perform
 from labkit.remote.model import RemoteModel
 from labkit.text.encode import TooLong
-
-SMALL = Path(__file__).parents[1] / "files" / "small_llama"
-CLEAN = "After Susan and William sat down in the museum, William handed a box to"
-CORRUPT = "After Susan and William sat down in the museum, Susan handed a box to"
-PAIR = (CLEAN, CORRUPT, " Susan", " William")
-
-
-@pytest.fixture(scope="module")
-def home() -> lk.LanguageModel:
-    return lk.load(SMALL, bits=32, device="cpu", progress=False)
-
-
-@pytest.fixture(scope="module")
-def away(home: lk.LanguageModel) -> RemoteModel:
-    return RemoteModel(NextRoom(home))
-
-
-@pytest.fixture
-def room(away: RemoteModel) -> NextRoom:
-    room: NextRoom = away.transport
-    room.calls, room.reports = [], []
-    room.on_report = room.reports.append
-    return room
 
 
 def same(a: Any, b: Any) -> bool:
@@ -110,10 +86,10 @@ ASK: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", ASK)
 def test_what_is_asked_is_answered_as_it_is_here(
-    name: str, away: RemoteModel, room: NextRoom, home: lk.LanguageModel
+    name: str, away: RemoteModel, next_room: NextRoom, home: lk.LanguageModel
 ) -> None:
     there = ASK[name](away)
-    assert room.calls
+    assert next_room.calls
     equal(ASK[name](home), there, home, away)
 
 
@@ -133,7 +109,9 @@ def test_a_model_elsewhere_has_the_names_and_sizes_of_one_that_is_here(
     assert repr(away) == repr(home).replace("LanguageModel", "RemoteModel")[:-1] + ", elsewhere)"
 
 
-def test_attention_is_computed_there_and_read_here(away: RemoteModel, room: NextRoom, home: lk.LanguageModel) -> None:
+def test_attention_is_computed_there_and_read_here(
+    away: RemoteModel, next_room: NextRoom, home: lk.LanguageModel
+) -> None:
     here, there = lk.attention(home, CLEAN), lk.attention(away, CLEAN)
     assert np.array_equal(here.pattern(1), there.pattern(1))
     assert np.array_equal(here.pattern(1, 3), there.pattern(1, 3))
@@ -147,9 +125,9 @@ def test_attention_is_computed_there_and_read_here(away: RemoteModel, room: Next
     own = {"last": lambda pattern: pattern[-1, 0]}
     few = lk.attention(away, CLEAN)
     few.layers = [1]
-    room.calls.clear()
+    next_room.calls.clear()
     assert few.add_score("last", own["last"])[1, 3] == here.pattern(1, 3)[-1, 0]
-    assert len(room.calls) == 8  # your own function runs here, on what was read there
+    assert len(next_room.calls) == 8  # your own function runs here, on what was read there
 
 
 def test_results_of_a_model_elsewhere_can_ask_it_again(away: RemoteModel, home: lk.LanguageModel) -> None:
@@ -162,14 +140,14 @@ def test_results_of_a_model_elsewhere_can_ask_it_again(away: RemoteModel, home: 
     assert away.run(CLEAN).lm is away
 
 
-def test_tokens_come_as_they_are_written(away: RemoteModel, room: NextRoom, home: lk.LanguageModel) -> None:
+def test_tokens_come_as_they_are_written(away: RemoteModel, next_room: NextRoom, home: lk.LanguageModel) -> None:
     came: list[Any] = []
     written = away.generate(CLEAN, max_new_tokens=12, on_token=came.append)
     assert [token.id for token in came] == written.record.ids
     assert came[0].alternatives == home.generate(CLEAN, max_new_tokens=1).tokens[0].alternatives
-    streamed = [told for told in room.reports if "partial" in told]
+    streamed = [told for told in next_room.reports if "partial" in told]
     assert "".join(told["text"] for told in streamed).removesuffix("<|end|>") == written.text
-    assert all(json.dumps(told) for told in room.reports)
+    assert all(json.dumps(told) for told in next_room.reports)
 
 
 def test_a_tree_grows_there(away: RemoteModel, home: lk.LanguageModel) -> None:
@@ -237,7 +215,7 @@ def test_an_error_there_is_the_error_it_is_here(
     assert len(getattr(there, "results", ())) == len(getattr(here, "results", ()))
 
 
-def test_functions_are_refused_before_anything_is_sent(away: RemoteModel, room: NextRoom) -> None:
+def test_functions_are_refused_before_anything_is_sent(away: RemoteModel, next_room: NextRoom) -> None:
     for ask in (
         lambda: away.run(CLEAN, write={"z.1.3": lambda z: 0 * z}),
         lambda: away.run(CLEAN, grad=["z.1"], of=lambda logits: logits[:, 0]),
@@ -246,11 +224,11 @@ def test_functions_are_refused_before_anything_is_sent(away: RemoteModel, room: 
     ):
         with pytest.raises(TypeError, match="runs no code of yours"):
             ask()
-    assert not room.calls
+    assert not next_room.calls
 
 
 def test_what_needs_the_weights_says_what_to_do(
-    away: RemoteModel, home: lk.LanguageModel, room: NextRoom, tmp_path: Any
+    away: RemoteModel, home: lk.LanguageModel, next_room: NextRoom, tmp_path: Any
 ) -> None:
     for use in (lambda: away.hf, lambda: away.anatomy, lambda: lk.attention(away, CLEAN).call(3)):
         with pytest.raises(Elsewhere, match=r"on another machine: .*lk\.load\(\)"):
@@ -259,7 +237,7 @@ def test_what_needs_the_weights_says_what_to_do(
         away.generate(CLEAN, store=tmp_path)
     with pytest.raises(TypeError, match="is another model"):
         lk.patchscope(away, CLEAN, source=home)
-    assert not room.calls
+    assert not next_room.calls
     assert away.run(CLEAN, to="cpu").logits.device.type == "cpu"
 
 
@@ -281,13 +259,13 @@ def test_stopping_keeps_what_is_done(away: RemoteModel, small_chunks: None) -> N
     assert 0 < len(written.record) < 100
 
 
-def test_an_interrupt_keeps_what_is_done(away: RemoteModel, room: NextRoom, small_chunks: None) -> None:
+def test_an_interrupt_keeps_what_is_done(away: RemoteModel, next_room: NextRoom, small_chunks: None) -> None:
     def interrupt(told: dict[str, Any]) -> None:
         if told.get("done", 0) >= 1:
-            room.on_report = room.reports.append
+            next_room.on_report = next_room.reports.append
             raise KeyboardInterrupt
 
-    room.on_report = interrupt
+    next_room.on_report = interrupt
     with pytest.warns(UserWarning, match="interrupted: 1 of 4 layers are in the circuits"):
         found = lk.head_circuits(away, sample=64, progress=False)
     assert np.isfinite(found.eigen[0]).all()
@@ -324,9 +302,9 @@ def test_warnings_are_given_here_at_the_users_line(away: RemoteModel) -> None:
     assert "hardly differ" in str(given[0].message) or "same" in str(given[0].message)
 
 
-def test_what_a_server_is_sent_is_checked(home: lk.LanguageModel, away: RemoteModel, room: NextRoom) -> None:
+def test_what_a_server_is_sent_is_checked(home: lk.LanguageModel, away: RemoteModel, next_room: NextRoom) -> None:
     away.run(CLEAN)
-    (good,) = room.calls
+    (good,) = next_room.calls
 
     def answer(body: bytes) -> Any:
         found = wire.unpack(perform(home, body, stop=threading.Event(), report=lambda _: None), lm=away)
@@ -359,29 +337,29 @@ def test_what_a_server_is_sent_is_checked(home: lk.LanguageModel, away: RemoteMo
     assert all("." in one and call.name == one for one, call in CALLS.items())
 
 
-def test_a_stop_before_the_turn_does_nothing(home: lk.LanguageModel, away: RemoteModel, room: NextRoom) -> None:
+def test_a_stop_before_the_turn_does_nothing(home: lk.LanguageModel, away: RemoteModel, next_room: NextRoom) -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Cancelled):
         away.generate(CLEAN, stop=stop)
 
 
-def test_the_same_question_has_the_same_key(away: RemoteModel, room: NextRoom) -> None:
+def test_the_same_question_has_the_same_key(away: RemoteModel, next_room: NextRoom) -> None:
     for seed, text in ((None, CLEAN), (None, CLEAN), (1, CLEAN), (1, CLEAN), (None, CORRUPT)):
         away.generate(text, max_new_tokens=1, seed=seed)
     away.generate(CLEAN, max_new_tokens=1, temperature=1.0)
     away.generate(CLEAN, max_new_tokens=1, temperature=1.0, seed=4)
-    one, two, three, four, other, drawn, seeded = map(key, room.calls)
+    one, two, three, four, other, drawn, seeded = map(key, next_room.calls)
     assert one == two != three == four != other
     assert drawn is None
     assert seeded is not None
     with pytest.raises(ValueError, match="no message"):
         key(b"nonsense")
-    room.calls.clear()
+    next_room.calls.clear()
     away.run(CLEAN)
     lk.edge_attribution  # noqa: B018
     lk.patch(away, *PAIR, layers=[3], progress=False)
-    assert [is_small(body) for body in room.calls] == [True, False]
+    assert [is_small(body) for body in next_room.calls] == [True, False]
     assert not is_small(b"nonsense")
 
 
@@ -394,7 +372,7 @@ def test_a_tokenizer_that_leads_out_of_its_folder_is_refused(away: RemoteModel, 
         RemoteModel(Liar(away.transport.lm))
 
 
-def test_reports_are_plain_json(away: RemoteModel, room: NextRoom) -> None:
+def test_reports_are_plain_json(away: RemoteModel, next_room: NextRoom) -> None:
     away.generate(CLEAN, max_new_tokens=3, on_token=lambda _: None)
-    assert all(set(told) <= {"partial", "text", "done", "total"} for told in room.reports)
-    assert all(base64.b64decode(told["partial"]).startswith(wire.MAGIC) for told in room.reports)
+    assert all(set(told) <= {"partial", "text", "done", "total"} for told in next_room.reports)
+    assert all(base64.b64decode(told["partial"]).startswith(wire.MAGIC) for told in next_room.reports)

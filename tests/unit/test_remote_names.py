@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from next_room import NextRoom
+from next_room import CLEAN, CORRUPT, PAIR, NextRoom
 
 import labkit as lk
 from labkit.elsewhere import BLOCKS, CALLS, Elsewhere
@@ -29,29 +29,7 @@ from labkit.remote.model import RemoteModel
 from labkit.sweeps import workers
 
 HERE = Path(__file__).parent
-SMALL = HERE.parent / "files" / "small_llama"
-CLEAN = "After Susan and William sat down in the museum, William handed a box to"
-CORRUPT = "After Susan and William sat down in the museum, Susan handed a box to"
-PAIR = (CLEAN, CORRUPT, " Susan", " William")
 PAIRS = [PAIR, (CORRUPT, CLEAN, " William", " Susan")]
-
-
-@pytest.fixture(scope="module")
-def home() -> lk.LanguageModel:
-    return lk.load(SMALL, bits=32, device="cpu", progress=False)
-
-
-@pytest.fixture(scope="module")
-def away(home: lk.LanguageModel) -> RemoteModel:
-    return RemoteModel(NextRoom(home))
-
-
-@pytest.fixture
-def room(away: RemoteModel) -> Iterator[NextRoom]:
-    room: NextRoom = away.transport
-    room.calls, room.reports = [], []
-    yield room
-    room.on_report = room.reports.append
 
 
 def edges(lm: Any) -> Any:
@@ -242,22 +220,22 @@ def near(here: Any, there: Any) -> None:
 
 @pytest.mark.parametrize("name", WORKS)
 def test_it_gives_the_numbers_that_it_gives_here(
-    name: str, home: lk.LanguageModel, away: RemoteModel, room: NextRoom
+    name: str, home: lk.LanguageModel, away: RemoteModel, next_room: NextRoom
 ) -> None:
     there = WORKS[name](away)
-    assert room.calls or name == "Task.pairs"  # which needs the tokenizer alone
+    assert next_room.calls or name == "Task.pairs"  # which needs the tokenizer alone
     near(WORKS[name](home), there)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_says_before_any_work_why_not(
-    name: str, home: lk.LanguageModel, away: RemoteModel, room: NextRoom, tmp_path: Path
+    name: str, home: lk.LanguageModel, away: RemoteModel, next_room: NextRoom, tmp_path: Path
 ) -> None:
     if not CIRCUIT:
         CIRCUIT.append(edges(home))
     with pytest.raises((Elsewhere, TypeError), match=r"on another machine|runs no code of yours") as caught:
         ways(away, tmp_path)[name]()
-    assert not room.calls
+    assert not next_room.calls
     assert not [*tmp_path.iterdir()]
     said = str(caught.value)
     assert "lk.load(" in said or "leave it out" in said or "run it there" in said
@@ -280,7 +258,7 @@ def test_files_of_the_served_model_open_with_it(home: lk.LanguageModel, away: Re
 
 
 def test_a_long_sweep_is_asked_for_in_pieces_and_goes_on_from_its_store(
-    home: lk.LanguageModel, away: RemoteModel, room: NextRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: lk.LanguageModel, away: RemoteModel, next_room: NextRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "TOGETHER", 2)
     pairs = [PAIR] * 6
@@ -298,12 +276,12 @@ def test_a_long_sweep_is_asked_for_in_pieces_and_goes_on_from_its_store(
         begun = lk.sweep(RemoteModel(Gone(home)), pairs, **asked)
     assert len(begun.done) == 4
     whole = lk.sweep(away, pairs, **asked)
-    assert sum(b"sweeps.workers" in one for one in room.calls) == 1
+    assert sum(b"sweeps.workers" in one for one in next_room.calls) == 1
     near([grid.values for grid in whole.grids], [lk.patch(home, *PAIR, site="z", layers=[1]).values] * 6)
 
 
 def test_an_interrupt_ends_all_pieces_and_keeps_what_is_done(
-    home: lk.LanguageModel, away: RemoteModel, room: NextRoom, monkeypatch: pytest.MonkeyPatch
+    home: lk.LanguageModel, away: RemoteModel, next_room: NextRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(continuations, "PIECE", 8)
     pieces = 0
@@ -314,17 +292,17 @@ def test_an_interrupt_ends_all_pieces_and_keeps_what_is_done(
         if pieces == 2:
             raise KeyboardInterrupt
 
-    room.on_report = interrupt
+    next_room.on_report = interrupt
     with pytest.warns(UserWarning, match=r"interrupted: \d+ of \d+ texts are in the benchmark"):
         found = lk.benchmark(away, "mini", limit=8, progress=False)
-    assert len(room.calls) == 2
+    assert len(next_room.calls) == 2
     done = np.isfinite(found.logprobs).all(1)
     assert 0 < done.sum() < len(done)
     whole = lk.benchmark(home, "mini", limit=8, progress=False)
     near(whole.logprobs[done], found.logprobs[done])
 
 
-def test_an_interrupt_during_a_small_call_is_one(away: RemoteModel, room: NextRoom) -> None:
+def test_an_interrupt_during_a_small_call_is_one(away: RemoteModel, next_room: NextRoom) -> None:
     class Slow(NextRoom):
         def call(self, body: bytes, *, stop: threading.Event | None = None, **how: Any) -> bytes:
             assert stop is not None
@@ -332,11 +310,11 @@ def test_an_interrupt_during_a_small_call_is_one(away: RemoteModel, room: NextRo
             return super().call(body, stop=threading.Event(), **how)
 
     with pytest.raises(KeyboardInterrupt):
-        RemoteModel(Slow(room.lm)).run(CLEAN)
+        RemoteModel(Slow(next_room.lm)).run(CLEAN)
 
 
 def test_pairs_that_do_not_fit_into_a_call_are_asked_for_one_by_one(
-    home: lk.LanguageModel, away: RemoteModel, room: NextRoom, monkeypatch: pytest.MonkeyPatch
+    home: lk.LanguageModel, away: RemoteModel, next_room: NextRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = workers._here
 
@@ -345,7 +323,7 @@ def test_pairs_that_do_not_fit_into_a_call_are_asked_for_one_by_one(
 
     monkeypatch.setattr(workers, "_here", slow)
     found = lk.sweep(away, PAIRS, site="z", layers=[1], shard=2, progress=False)
-    assert sum(b"sweeps.workers" in one for one in room.calls) == 3
+    assert sum(b"sweeps.workers" in one for one in next_room.calls) == 3
     monkeypatch.undo()
     near([grid.values for grid in found.grids], [lk.patch(home, *pair, site="z", layers=[1]).values for pair in PAIRS])
     monkeypatch.setattr(workers, "_here", lambda *args, **how: iter(()))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from next_room import NextRoom
+from next_room import CLEAN, PAIR
 
 import labkit as lk
 from labkit.patching import patch as patching
@@ -22,21 +21,7 @@ from labkit.widgets.patch_lab import live_grid
 if TYPE_CHECKING:
     from held import Hold
 
-SMALL = Path(__file__).parents[1] / "files" / "small_llama"
-CLEAN = "After Susan and William sat down in the museum, William handed a box to"
-CORRUPT = "After Susan and William sat down in the museum, Susan handed a box to"
-PAIR = (CLEAN, CORRUPT, " Susan", " William")
 LONG = 120
-
-
-@pytest.fixture(scope="module")
-def home() -> lk.LanguageModel:
-    return lk.load(SMALL, bits=32, device="cpu", progress=False)
-
-
-@pytest.fixture(scope="module")
-def away(home: lk.LanguageModel) -> RemoteModel:
-    return RemoteModel(NextRoom(home))
 
 
 def prompt_lab(lm: lk.LanguageModel) -> Any:
