@@ -86,7 +86,7 @@ def end_kernels(lab: Lab) -> None:
 
 
 def indicator_of(page: Page) -> Locator:
-    """What says in JupyterLab whether the kernel is busy; Notebook 7 has none."""
+    """What says whether the kernel is busy."""
     return page.locator(".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator")
 
 
@@ -115,34 +115,30 @@ def run_all(page: Page, *, minutes: float = 10) -> None:
 
 def idle_for(page: Page, milliseconds: float) -> bool:
     """Has the kernel nothing to do for so long? At once False where it is busy."""
-    indicator = indicator_of(page)
-    if indicator.count() == 0:  # Notebook 7
-        return False
     try:
-        expect(indicator).not_to_have_attribute("data-status", "idle", timeout=milliseconds)
+        expect(indicator_of(page)).not_to_have_attribute("data-status", "idle", timeout=milliseconds)
     except AssertionError:
         return True
     return False
 
 
 def until_it_runs(page: Page, prompt: Locator, ask: Callable[[], None]) -> None:
-    """Ask for a cell to be run until it is, or the kernel is at it: Jupyter drops what it is asked while it still puts
-    the page together, and says nothing; a cell can then wait ([*]) for a kernel that was never told."""
-    done = prompt.filter(has_text=re.compile(r"^\[\d+\]:$"))
+    """Ask an idle kernel for a cell until that is run, or the kernel is at it.
+
+    Jupyter drops what it is asked while it still puts the page together, and says nothing; a cell can then wait ([*])
+    for a kernel that was never told. That a kernel is busy alone says nothing either: one that starts is, too.
+    """
+    done, waits = (prompt.filter(has_text=re.compile(rf"^\[{what}\]:$")) for what in (r"\d+", r"\*"))
     busy = page.locator('.jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator[data-status="busy"]')
-    waits = prompt.filter(has_text=re.compile(r"^\[\*\]:$"))
-    in_notebook_7 = indicator_of(page).count() == 0
-    for seconds in (2, 5, 15, 30, 60, 60):
+    for seconds in (2, 5, 15, 30, 60):
         ask()
         try:
-            expect(done.or_(waits if in_notebook_7 else busy)).not_to_have_count(0, timeout=seconds * 1000)
-            if in_notebook_7:  # it says nothing of the kernel, and forgets what waits when another takes its place
-                expect(waits).to_have_count(0)
-                expect(done).not_to_have_count(0, timeout=1000)
+            expect(done.or_(waits)).not_to_have_count(0, timeout=seconds * 1000)
+            expect(done.or_(busy)).not_to_have_count(0, timeout=seconds * 1000)
         except AssertionError:
             continue
         return
-    raise AssertionError("the cell was not run, asked six times")
+    raise AssertionError("the cell was not run in two minutes")
 
 
 def errors(page: Page) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import serve
-from driver import PATIENCE, Lab, button, end_kernels, saved, until_it_runs
+from driver import PATIENCE, Lab, button, end_kernels, kernel_idle, saved, until_it_runs
 from playwright.sync_api import Browser, Page, expect
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -27,13 +27,13 @@ def page(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator
         page.goto(address(server, path))
         cell = page.locator(".jp-Notebook .jp-CodeCell").first
         expect(cell).to_be_visible()
-        expect(page.locator(".jp-NotebookKernelStatus, .jp-Notebook-ExecutionIndicator").first).to_be_attached()
+        kernel_idle(page)
 
         def ask() -> None:
             cell.locator(".cm-content").click()
             page.keyboard.press("Shift+Enter")
 
-        until_it_runs(page, cell.locator(".jp-InputPrompt"), ask)  # the kernel may still be coming up
+        until_it_runs(page, cell.locator(".jp-InputPrompt"), ask)
         expect(cell.locator(".jp-InputPrompt")).to_have_text(re.compile(r"^\[\d+\]:$"))
         page.server = server  # type: ignore[attr-defined]
         try:
