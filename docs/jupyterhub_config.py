@@ -27,8 +27,9 @@ c.Spawner.environment = {
 }
 
 # Limits are kept by spawners that have containers or control groups (systemdspawner, DockerSpawner); with others they
-# are only shown. A kernel with the default model takes about 420 MB of its own and maps 350 that all share.
-c.Spawner.mem_limit = "1G"
+# are only shown. They are for all kernels of a student together. A kernel with the default model takes about 420 MB of
+# its own and maps 350 that all share; that of notebook 04 takes up to 1.7 GB.
+c.Spawner.mem_limit = "2G"
 c.Spawner.cpu_limit = 2.0
 
 # The first start on a busy machine takes its time.

@@ -29,8 +29,16 @@ MANIFEST = "labkit.json"
 
 
 def cache_folder() -> Path:
-    """Where labkit keeps models: `LABKIT_CACHE`, or the platform's user cache folder."""
-    return Path(os.environ.get("LABKIT_CACHE") or user_cache_dir("labkit", appauthor=False)).expanduser()
+    """Where labkit keeps models: `LABKIT_CACHE`, or the platform's user cache folder.
+
+    Raises:
+        CacheUnusable: `LABKIT_CACHE` is in the home folder of somebody who has none here.
+    """
+    named = os.environ.get("LABKIT_CACHE")
+    try:
+        return Path(named or user_cache_dir("labkit", appauthor=False)).expanduser()
+    except RuntimeError as error:
+        raise CacheUnusable(f"LABKIT_CACHE is {named}, and there is no such home folder: write it in full") from error
 
 
 def is_whole(entry: Path) -> bool:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from labkit.models.errors import CacheUnusable, LoadError
 from labkit.workshop.folder_check import wrong
 
 
@@ -33,25 +34,39 @@ def run(parsed: argparse.Namespace) -> int:
                 from labkit.workshop.check import problem
 
                 found = problem(folder)
-            except ImportError as error:
+            except CacheUnusable as error:
+                found = str(error)
+            except (ImportError, OSError, RuntimeError) as error:  # of PyTorch's libraries too
                 found = f"the installation is broken ({error}): delete it and run the install script again"
         print(found or "ready")
         return 1 if found else 0
-    from labkit.models.errors import LoadError
     from labkit.workshop.prepare import prepare
 
     try:
         made = prepare(
-            parsed.folder, platforms=parsed.platform.split(","), pythons=parsed.python.split(","),
+            parsed.folder, platforms=_parts(parsed.platform), pythons=_parts(parsed.python),
             notebooks=_numbers(parsed.notebooks), index=parsed.index,
         )  # fmt: skip
     except (LoadError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{made.folder} is {made.size / 1e9:.2f} GB: hand it out whole; participants open index.html")
     for what, why in made.missing.items():
         print(f"not had: {what} ({why})", file=sys.stderr)
-    return 1 if made.missing else 0
+    size = f"{made.folder} is {made.size / 1e9:.2f} GB"
+    if made.missing:
+        print(
+            f"{size}, without all packages for the platforms and Pythons just listed: run the same command again, or "
+            "hand it out for the others, which index.html names",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"{size}: hand it out whole; participants open index.html")
+    return 0
+
+
+def _parts(text: str) -> list[str]:
+    """Of `linux,macos`, each."""
+    return [part.strip() for part in text.split(",")]
 
 
 def _numbers(text: str) -> list[str]:
@@ -61,5 +76,7 @@ def _numbers(text: str) -> list[str]:
         first, _, last = part.strip().partition("-")
         if not first.isdigit() or not (last or first).isdigit():
             raise ValueError(f"--notebooks takes numbers such as 00-04,06; got {text!r}")
+        if int(first) > int(last or first):
+            raise ValueError(f"--notebooks takes the lower number first, {last}-{first}; got {text!r}")
         found += [f"{number:02d}" for number in range(int(first), int(last or first) + 1)]
     return found

@@ -41,20 +41,29 @@ def wrong(folder: Path, *, environment: Path | None = None) -> str:
     here = ".".join(map(str, sys.version_info[:2]))
     if not (folder / ABOUT).is_file() or not (folder / SUMS).is_file():
         return f"{folder} is not a whole workshop folder ({ABOUT} or {SUMS} is missing): copy it again, all of it"
-    sums = [line.partition("  ") for line in (folder / SUMS).read_text("utf-8").splitlines()]
+    try:
+        sums = [line.partition("  ") for line in (folder / SUMS).read_text("utf-8").splitlines()]
+    except ValueError:
+        return f"{SUMS} is damaged (it is not text): copy it again"
+    except OSError as error:
+        return f"{SUMS} in {folder} cannot be read ({error.strerror}): copy the folder to a disk of yours"
     if ABOUT not in [name for _, _, name in sums]:  # of its lines the last
         return f"{SUMS} in {folder} is cut short: copy the folder again, all of it"
     try:
         about = json.loads((folder / ABOUT).read_text("utf-8"))
-    except ValueError:
+        wheels, machines = dict(about["wheels"]), dict(about["machines"])
+    except (ValueError, TypeError, KeyError, OSError):
         return f"{ABOUT} is damaged (it cannot be read): copy it again"
     system, machine = PLATFORMS.get(platform.system(), platform.system()), platform.machine().lower()
-    if system not in about["wheels"]:
-        return f"the folder has packages for {_list(about['wheels'])}, not for {system}: ask the teacher for yours"
-    if machine not in about["machines"][system]:
-        return f"the folder has packages for {_list(about['machines'][system])} processors, not for {machine}"
-    if environment is not None and here not in about["wheels"][system]:
-        needed = _list(about["wheels"][system])
+    if not wheels:
+        return "the folder has all packages for no machine: ask the teacher to run `labkit workshop prepare` again"
+    if system not in wheels:
+        return f"the folder has packages for {_list(wheels)}, not for {system}: ask the teacher for yours"
+    if machine not in machines.get(system, []):
+        had = _list(machines.get(system, []))
+        return f"the folder has packages for {had} processors, not for {machine}: ask the teacher for another machine"
+    if environment is not None and here not in wheels[system]:
+        needed = _list(wheels[system])
         return f"this is Python {here}, and the packages are for {needed}: install one of these, then set PYTHON to it"
     for expected, _, name in sums:
         file = folder / name

@@ -12,14 +12,18 @@ to=${LABKIT_VENV:-$HOME/labkit-workshop}
 python=${PYTHON:-python3}
 "$python" "$here/check.py" "$to"
 "$python" -m venv "$to"
+to=$(cd "$to" && pwd)
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 "$to/bin/python" -m pip install --quiet --no-index --find-links "$here/wheels" "labkit-lm[lab]"
-mkdir -p "$to/notebooks"
+mkdir -p "$to/notebooks/grids"
 for notebook in "$here"/notebooks/*.ipynb; do
   [ -e "$to/notebooks/$(basename "$notebook")" ] || cp "$notebook" "$to/notebooks/"
 done
+cp -f "$here"/grids/*.npz "$to/notebooks/grids/"
+chmod -R u+w "$to/notebooks"
 cat > "$to/start.sh" <<END
 #!/bin/sh
+[ -d "$here/cache" ] || { echo "$here is not there: put it back, or run install.sh where it is now" >&2; exit 1; }
 LABKIT_CACHE="$here/cache" exec "$to/bin/labkit" lab --ServerApp.root_dir="$to/notebooks" "\\$@"
 END
 chmod +x "$to/start.sh"
@@ -35,13 +39,17 @@ $python = if ($env:PYTHON) { $env:PYTHON } else { "python" }
 function Run { & $args[0] @($args | Select-Object -Skip 1); if ($LASTEXITCODE) { exit $LASTEXITCODE } }
 Run $python "$here\\check.py" $to
 Run $python -m venv $to
+$to = (Resolve-Path $to).Path
 $env:PIP_DISABLE_PIP_VERSION_CHECK = "1"
 Run "$to\\Scripts\\python.exe" -m pip install --quiet --no-index --find-links "$here\\wheels" "labkit-lm[lab]"
-New-Item -ItemType Directory -Force "$to\\notebooks" | Out-Null
+New-Item -ItemType Directory -Force "$to\\notebooks\\grids" | Out-Null
 Get-ChildItem "$here\\notebooks\\*.ipynb" | ForEach-Object {
   if (-not (Test-Path "$to\\notebooks\\$($_.Name)")) { Copy-Item $_.FullName "$to\\notebooks" }
 }
+Copy-Item -Force "$here\\grids\\*.npz" "$to\\notebooks\\grids"
+Get-ChildItem -Recurse -File "$to\\notebooks" | ForEach-Object { $_.IsReadOnly = $false }
 @"
+if (-not (Test-Path "$here\\cache")) { throw "$here is not there: put it back, or run install.ps1 where it is now" }
 `$env:LABKIT_CACHE = "$here\\cache"
 & "$to\\Scripts\\labkit.exe" lab --ServerApp.root_dir="$to\\notebooks" `$args
 "@ | Set-Content "$to\\start.ps1"

@@ -54,6 +54,7 @@ def prepare(
     Raises:
         ValueError: an unknown platform, Python or notebook, or too little room on the disk; before any work.
         LoadError: the default model cannot be had.
+        ConnectionError: packages are missing, and pip does not reach the package index.
     """
     place = Path(folder).expanduser().absolute()
     chosen = _check(place, platforms, pythons, notebooks)
@@ -66,10 +67,15 @@ def prepare(
         for python in pythons:
             print(f"labkit: packages for {name}, Python {python}", file=sys.stderr)
             kind = PLATFORMS[name]
-            failed = fetch(place / "wheels", needed(kind, python), kind, python, index=index)
+            first = {"torch": needed(kind, python)["torch"]}  # what its build needs counts, not that of the one here
+            fetch(place / "wheels", first, kind, python, index=index)
+            wanted = needed(kind, python, folder=place / "wheels")
+            failed = fetch(place / "wheels", wanted, kind, python, index=index)
             failed = unmet(place / "wheels", kind, python) | failed
             if "cuda-toolkit" in failed:  # PyTorch for CUDA: gigabytes, of no use to most
-                failed["cuda-toolkit"] += "; take PyTorch's CPU build: name its index with --index"
+                failed["cuda-toolkit"] += (
+                    "; take PyTorch's CPU build: delete wheels/torch-*, and name its index with --index"
+                )
             lacking |= {f"{package} for {name}, Python {python}": why for package, why in failed.items()}
             got[name] += [] if failed else [python]
     _model_and_grids(place)

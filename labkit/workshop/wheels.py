@@ -22,6 +22,7 @@ from packaging.version import Version
 
 from labkit._version import DISTRIBUTION, __version__
 from labkit.course.folder import CHECKOUT
+from labkit.doctor import unreachable
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,19 @@ PLATFORMS = {
 }  # fmt: skip
 
 
-def needed(platform: Platform, python: str, *, extras: Iterable[str] = ("lab",)) -> dict[str, str]:
-    """What labkit needs on a kind of machine: pip's requirement by name, with the version that is installed here."""
+def needed(
+    platform: Platform, python: str, *, extras: Iterable[str] = ("lab",), folder: Path | None = None
+) -> dict[str, str]:
+    """What labkit needs on a kind of machine: pip's requirement by name, with the version that is installed here.
+
+    Args:
+        platform: the kind of machine.
+        python: its version of Python, such as `3.12`.
+        extras: those of labkit.
+        folder: wheels that are there already. What these need counts, not what is installed: a build of PyTorch for
+            CUDA needs gigabytes more than one for the CPU.
+    """
+    wheels = {(name, number): file for name, number, file in _provided(folder, platform, python)} if folder else {}
     found: dict[str, str] = {}
     waiting = [(DISTRIBUTION, frozenset(extras))]
     seen: set[tuple[str, frozenset[str]]] = set()
@@ -76,7 +88,9 @@ def needed(platform: Platform, python: str, *, extras: Iterable[str] = ("lab",))
             continue
         if name != canonicalize_name(DISTRIBUTION):
             found[name] = f"{name}=={there.version.partition('+')[0]}"
-        waiting += [(one.name, frozenset(one.extras)) for one in _asked(there.requires or [], environment, wanted)]
+        wheel = wheels.get((name, there.version.partition("+")[0]))
+        requires = _requires(wheel) if wheel else there.requires or []
+        waiting += [(one.name, frozenset(one.extras)) for one in _asked(requires, environment, wanted)]
     return found
 
 
@@ -165,8 +179,16 @@ def fetch(
 
     Returns:
         By name, why a wheel could not be had.
+
+    Raises:
+        ConnectionError: pip does not reach the package index; nothing more is tried, since that takes hours.
     """
-    return _halving(folder, list(missing(folder, wanted, platform, python).items()), platform, python, index)
+    todo = list(missing(folder, wanted, platform, python).items())
+    if not todo or not _pip(folder, [requirement for _, requirement in todo], platform, python, index):
+        return {}
+    if why := unreachable("torch"):
+        raise ConnectionError(f"{why}, then run the same command again; what is in {folder.parent} stays")
+    return _halving(folder, todo, platform, python, index)
 
 
 def _halving(

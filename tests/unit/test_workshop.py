@@ -1,21 +1,24 @@
 """A workshop's folder: what is needed where, and one line on what is wrong (test_workshop_offline.py)."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
 import zipfile
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from labkit.cli import main
+from labkit.models.sources import default_model as packaged
 from labkit.workshop import folder_check
-from labkit.workshop.page import page
-from labkit.workshop.prepare import _write_sums, prepare
-from labkit.workshop.wheels import PLATFORMS, missing, needed, unmet
+from labkit.workshop.page import INSTALL_SH, page
+from labkit.workshop.prepare import Prepared, _write_sums, prepare
+from labkit.workshop.wheels import PLATFORMS, fetch, missing, needed, unmet
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -55,6 +58,10 @@ def test_a_whole_folder_is_ready_to_install(folder, tmp_path):
         (lambda f: _cut(f / folder_check.SUMS, 0.5), "SHA256SUMS in"),
         (lambda f: _cut(f / folder_check.SUMS, 0.99), "is cut short: copy the folder again"),
         (lambda f: _cut(f / folder_check.ABOUT, 0.5), "workshop.json is damaged"),
+        (lambda f: (f / folder_check.SUMS).write_bytes(b"\xff\xfe\x00"), "SHA256SUMS is damaged (it is not text)"),
+        (lambda f: (f / folder_check.ABOUT).write_text("[]"), "workshop.json is damaged"),
+        (lambda f: (f / folder_check.ABOUT).write_text('{"wheels": {}}'), "workshop.json is damaged"),
+        (lambda f: _about(f, wheels={}), "packages for no machine: ask the teacher to run `labkit workshop prepare`"),
         (lambda f: _about(f, wheels={"linux": ["3.2"], "macos": ["3.2"], "windows": ["3.2"]}), "install one of these"),
         (lambda f: _about(f, wheels={"plan9": ["3.12"]}), "has packages for plan9, not for"),
         (lambda f: _about(f, machines={name: ["vax"] for name in PLATFORMS}), "vax processors, not for"),
@@ -97,6 +104,88 @@ def test_the_installed_check_says_where_the_model_should_be(folder, tmp_path, mo
 def test_the_installed_check_is_ready_where_all_is_well(lm4, folder, capsys):
     assert main(["workshop", "check", str(folder)]) == 0
     assert capsys.readouterr().out == "ready\n"
+
+
+def test_the_installed_check_takes_the_model_that_the_start_script_takes(lm4, folder, tmp_path, monkeypatch, capsys):
+    at = folder / "cache" / packaged.checkpoint(4)
+    at.parent.mkdir(parents=True)
+    at.symlink_to(packaged.default_checkpoint(bits=4, progress=False))
+    monkeypatch.delenv("LABKIT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert main(["workshop", "check", str(folder)]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [OSError("libtorch_cpu.so: no such file"), ImportError("no"), RuntimeError("no")])
+def test_the_installed_check_says_that_the_installation_is_broken(folder, monkeypatch, capsys, error):
+    def broken(_):
+        raise error
+
+    monkeypatch.setattr("labkit.workshop.check.problem", broken)
+    assert main(["workshop", "check", str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert said == f"the installation is broken ({error}): delete it and run the install script again\n"
+
+
+STUB = """#!/bin/sh
+case "$*" in
+  *" venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/labkit";;
+  lab*) echo "cache $LABKIT_CACHE";;
+esac
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script for sh")
+def test_the_script_installs_from_a_read_only_folder_and_brings_the_grids(tmp_path):
+    folder = tmp_path / "a folder"
+    for name in ("notebooks/00_start.ipynb", "grids/z.npz", "cache/model"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch(mode=0o444)
+    (folder / "install.sh").write_text(INSTALL_SH)
+    (tmp_path / "python").write_text(STUB)
+    (tmp_path / "python").chmod(0o755)
+    environment = os.environ | {"PYTHON": str(tmp_path / "python"), "LABKIT_VENV": "its own"}
+    for _ in range(2):
+        subprocess.run(["sh", str(folder / "install.sh")], cwd=tmp_path, env=environment, check=True)
+    for name in ("notebooks/00_start.ipynb", "notebooks/grids/z.npz"):
+        assert (tmp_path / "its own" / name).stat().st_mode & 0o200, name
+    start = ["sh", str(tmp_path / "its own/start.sh")]
+    assert subprocess.run(start, capture_output=True, text=True, cwd="/").stdout == f"cache {folder}/cache\n"
+    folder.rename(tmp_path / "elsewhere")
+    done = subprocess.run(start, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"{folder} is not there: put it back, or run install.sh where it is now\n"
+
+
+def test_what_the_build_of_a_wheel_needs_counts_not_that_of_what_is_installed(tmp_path):
+    """PyTorch for CUDA, installed here, would bring gigabytes into a folder that has its build for the CPU."""
+    name = f"torch-{version('torch').partition('+')[0]}"
+    with zipfile.ZipFile(tmp_path / f"{name}-cp312-cp312-manylinux_2_28_x86_64.whl", "w") as archive:
+        archive.writestr(f"{name}.dist-info/METADATA", "Metadata-Version: 2.1\nRequires-Dist: only-of-this-build\n")
+    assert "only-of-this-build" in needed(PLATFORMS["linux"], "3.12", folder=tmp_path)
+    assert "only-of-this-build" not in needed(PLATFORMS["linux"], "3.13", folder=tmp_path)
+
+
+def test_without_a_network_packages_are_not_asked_for_one_by_one(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("labkit.workshop.wheels._pip", lambda *a: asked.append(a) or "ERROR: nothing found")
+    monkeypatch.setattr("labkit.workshop.wheels.unreachable", lambda _: "no network: connect")
+    with pytest.raises(ConnectionError, match="no network: connect, then run the same command again"):
+        fetch(tmp_path, {"a": "a==1", "b": "b==1"}, PLATFORMS["linux"], "3.12", index=None)
+    assert len(asked) == 1
+
+
+def test_a_folder_that_is_not_complete_is_not_said_to_be_ready(tmp_path, monkeypatch, capsys):
+    made = Prepared(tmp_path, 1 << 20, {"a for linux, Python 3.12": "none"})
+    monkeypatch.setattr("labkit.workshop.prepare.prepare", lambda *_, **__: made)
+    assert main(["workshop", "prepare", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "run the same command again" in err
+
+
+def test_notebooks_in_the_wrong_order_are_refused(tmp_path, capsys):
+    assert main(["workshop", "prepare", str(tmp_path / "new"), "--notebooks", "04-00"]) == 1
+    assert "takes the lower number first, 00-04; got '04-00'" in capsys.readouterr().err
 
 
 def test_other_platforms_get_what_their_markers_ask_for():
