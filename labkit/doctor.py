@@ -160,7 +160,7 @@ def _is_installed(name: str) -> bool:
 
 def _import_failed(name: str, why: str) -> str:
     _, _, build = version(name).partition("+")
-    exact = f"'{name}=={version(name)}'" + (f" --index-url https://download.pytorch.org/whl/{build}" if build else "")
+    exact = f"'{name}=={version(name)}'" + (f" --index-url INDEX, PyTorch's index of {build} builds" if build else "")
     first = "install the Visual C++ Redistributable, or " if name == "torch" and sys.platform == "win32" else ""
     return f"{name} does not import ({why}): {first}install it again: pip install --force-reinstall --no-deps {exact}"
 
