@@ -22,7 +22,7 @@ c.Spawner.environment = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8",
     "TOKENIZERS_PARALLELISM": "false",
 }
 

@@ -216,8 +216,12 @@ class FastLayers:
             self.patching = before
             for layer in ours:
                 layer.__dict__.pop("forward", None)
-            if self.mapped or heap.idle() > heap.IDLE:  # where many share a machine, any of it is the others'
-                heap.trim()
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Give idle memory back to the system: much of it, and where many share the weights of a machine any."""
+        if self.mapped or heap.idle() > heap.IDLE:
+            heap.trim()
 
     def drop(self) -> None:
         """Release the memory; weights that are needed again are unpacked again."""

@@ -65,7 +65,10 @@ def patch(lm: LanguageModel, spec: PatchSpec) -> PatchGrid:
     """
     job = PatchJob(lm, spec)
     finish(job, f"patching {spec.site}", unit="cell", kept="grid", progress=spec.progress)
-    return job.grid.warned()
+    grid = job.grid.warned()
+    del job  # and all that it kept of the two runs
+    lm.fast.tidy()
+    return grid
 
 
 class PatchJob:
