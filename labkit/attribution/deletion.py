@@ -89,11 +89,13 @@ class DeletionCurve:
         name = f"{LEVEL:.0%} of {len(self.random)} random orders"
         figure = go.Figure(
             [
-                go.Scatter(x=self.removed, y=high, line={"width": 0}, showlegend=False, hoverinfo="skip"),
-                go.Scatter(x=self.removed, y=low, line={"width": 0}, fill="tonexty", name=name, hoverinfo="skip",
+                go.Scatter(x=self.removed, y=high, mode="none", showlegend=False, hoverinfo="skip"),
+                go.Scatter(x=self.removed, y=low, mode="none", fill="tonexty", name=name, hoverinfo="skip",
                            fillcolor="rgba(120,120,120,0.3)"),
-                go.Scatter(x=self.removed, y=self.random.mean(0), name="their mean", line={"dash": "dot"}),
-                go.Scatter(x=self.removed, y=self.scores, name="most important first", mode="lines+markers"),
+                go.Scatter(x=self.removed, y=self.random.mean(0), name="their mean", mode="lines",
+                           line={"dash": "dot", "color": "#555"}),
+                go.Scatter(x=self.removed, y=self.scores, name="most important first", mode="lines+markers",
+                           line={"color": "#0072b2"}),
             ]
         )  # fmt: skip
         return figure.update_layout(
