@@ -158,7 +158,7 @@ KINDS = {
         ),
         SiteKind(
             "mlp_gate",
-            "gates of the neurons: mlp_act is act(mlp_gate) * mlp_up",
+            "gates: mlp_act is act(mlp_gate) * mlp_up",
             _NEURONS,
             lambda block: block.mlp_parts.gate,
             absent=_NO_GATE,
@@ -195,7 +195,7 @@ KINDS = {
             fine=True,
         ),
         SiteKind("pattern", "attention pattern by head", ("n_heads", "query", "key")),
-        SiteKind("z", "pattern times values by head, before the output projection", _HEADS, sent=True),
+        SiteKind("z", "pattern @ v by head, before the output projection", _HEADS, sent=True),
         SiteKind(
             "head_out",
             "output of each head, after the output projection",
@@ -205,7 +205,7 @@ KINDS = {
         ),
         SiteKind(
             "router",
-            "weight of each expert for a token, 0 where it is not chosen",
+            "weight of each expert, 0 where it is not chosen",
             ("position", "n_experts"),
             absent=_NO_EXPERTS,
         ),
@@ -219,7 +219,7 @@ KINDS = {
         ),
         SiteKind(
             "latent",
-            "compressed keys and values of multi-head latent attention",
+            "compressed keys and values of latent attention",
             ("position", "kv_lora_rank"),
             lambda block: block.latent,
             at_input=True,
@@ -227,7 +227,7 @@ KINDS = {
         ),
         SiteKind(
             "state",
-            "recurrent state after the last position, as the layer leaves it in the cache",
+            "recurrent state after the last position",
             ("...",),
             absent="no layer leaves a recurrent state in the cache: it is no state-space model and has no linear "
             "attention, or keeps its state elsewhere",
