@@ -229,7 +229,7 @@ class Refusal:
 
         fig = make_subplots(
             1, 2, subplot_titles=("Choice of the layer, first half of the pairs", "Measured on the other half"),
-            horizontal_spacing=0.14,
+            horizontal_spacing=0.18,
         )  # fmt: skip
         colours = {"add": "#b2182b", "project_out": "#2166ac"}
         for n, (manner, name) in enumerate(MANNERS.items()):
@@ -258,7 +258,7 @@ class Refusal:
         what = "no layer is chosen" if self.layer is None else f"what the direction of layer {self.layer} does"
         return fig.update_layout(
             title={"text": f"Refusal: {what}", "font": {"size": 14}},
-            width=900, height=440,
+            width=740, height=440,
         )  # fmt: skip
 
     def code(self) -> str:

@@ -204,11 +204,9 @@ class SteeringSearch:
             line={"color": "#000", "width": 2, "shape": "hv"}, hoverinfo="skip",
         )  # fmt: skip
         fig.update_xaxes(title="damage: KL on neutral text, nats per token", type="log")
-        fig.update_yaxes(
-            title=f"effect: change of the {self._what}{self._unit and ',' + self._unit}", zerolinecolor="#555"
-        )
+        fig.update_yaxes(title=f"change of the {self._what}{self._unit and ',' + self._unit}", zerolinecolor="#555")
         title = "Steering: effect against damage, by layer and strength"
-        return fig.update_layout(title={"text": title, "font": {"size": 14}}, width=820, height=480)
+        return fig.update_layout(title={"text": title, "font": {"size": 14}}, width=740, height=480)
 
     def code(self) -> str:
         """The Python that searches again."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from labkit.models.card import card
 from labkit.models.per_token import active_parameters
+from labkit.text.regions import widths_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +73,7 @@ def relatives_figure(catalog: pd.DataFrame) -> go.Figure:
     ).dropna(subset="month")
     figure = px.scatter(
         papers, x="month", y="parameters (B)", color="makers", hover_name="name", hover_data=["licence", "family"],
-        log_y=True, width=900, height=560, title="Open models by the month of their paper; arrows: distilled from R1",
+        log_y=True, width=740, height=560, title="Open models by the month of their paper; arrows: distilled from R1",
         color_discrete_map={"Llama": BLUE, "DeepSeek": ORANGE, "Qwen 2.5": GREEN, "others": GREY},
         category_orders={"makers": ["others", "Qwen 2.5", "Llama", "DeepSeek"]},
     )  # fmt: skip
@@ -85,7 +86,9 @@ def relatives_figure(catalog: pd.DataFrame) -> go.Figure:
         x, y = places[name]
         figure.add_annotation(x=x, y=y, text=label, showarrow=False, yshift=above)
     return figure.update_layout(
-        legend_title="", xaxis_title="month of the paper", yaxis={"title": "parameters (billions)", "dtick": 1}
+        legend={"title": "", "orientation": "h", "y": 1.06},
+        xaxis_title="month of the paper",
+        yaxis={"title": "parameters (billions)", "dtick": 1},
     )
 
 
@@ -135,7 +138,8 @@ def sizes_figure(sizes: pd.DataFrame, named: Sequence[str]) -> go.Figure:
         title="Memory for the weights; circles: all work on every token, diamonds: mixtures of experts",
         xaxis={"title": "parameters that work on one token (billions)", "type": "log", "dtick": 1},
         yaxis={"title": "memory for the weights (GB)", "type": "log", "dtick": 1},
-        width=900,
+        legend={"orientation": "h", "y": 1.06},
+        width=740,
         height=620,
     )
 
@@ -153,7 +157,7 @@ def cache_figure(per_token: pd.Series) -> go.Figure:
         title="Keys and values kept for one token; orange: latent attention",
         xaxis_title="kB per token (16 bits)",
         yaxis={"autorange": "reversed"},
-        width=800,
+        width=740,
         height=380,
     )
 
@@ -165,8 +169,10 @@ def shaded(lm: LanguageModel, text: str, messages: Sequence[Mapping[str, Any]]) 
         ValueError: a message is not in the text.
     """
     tokens = lm.tokens(text)
-    ends = np.cumsum([len(token.text) for token in tokens])  # in characters
-    begins = np.r_[0, ends[:-1]]
+    spans = widths_of(lm, text, [token.id for token in tokens])
+    if spans is None:
+        raise ValueError("this tokenizer does not say where its tokens stand in a text; use a fast one")
+    begins, ends = np.array(spans).T
     said = np.zeros(len(tokens), bool)
     start = 0
     for message in messages:

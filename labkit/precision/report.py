@@ -197,5 +197,5 @@ def _drawn(values: np.ndarray, rows: Sequence[str], kind: str, title: str, unit:
         values, x=list(range(values.shape[1])), y=rows, axes=("layer", kind), title=title, unit=unit, colours=colours,
         ends=(0.0, float(np.nanmax(values, initial=1e-9))), slanted=False,
         hover=f"{kind} %{{y}}, layer %{{x}}<br>%{{z:.3f}}",
-        size=(max(560, 200 + 22 * values.shape[1]), 180 + 34 * len(rows)),
+        size=(max(560, min(740, 200 + 22 * values.shape[1])), 180 + 34 * len(rows)),
     )  # fmt: skip

@@ -48,7 +48,7 @@ def regions(lm: TextModel, prompt: Prompt) -> list[Region]:
         return thinking(tokens)
     writer = Writer(lm, prompt)
     places = places_of(writer)
-    if (widths := _widths(lm, writer.text, ids)) is None:
+    if (widths := widths_of(lm, writer.text, ids)) is None:
         return thinking(tokens)
     said: list[tuple[int, Region]] = []  # with the number of its message
     for number, spans in enumerate(places):
@@ -176,7 +176,7 @@ def _place(writer: Writer, number: int) -> list[Span]:
     return []
 
 
-def _widths(lm: TextModel, text: str, ids: list[int]) -> list[Span] | None:
+def widths_of(lm: TextModel, text: str, ids: list[int]) -> list[Span] | None:
     """Where each token stands in the text, in characters, parts of a character as the whole; None: it is not known."""
     pieces = bytes_of(lm.tokenizer, ids)
     if b"".join(pieces) == text.encode():

@@ -62,6 +62,9 @@ def test_the_messages_in_a_written_chat_are_shaded(lm4):
     tokens, values = shaded(lm4, "[INST] Name a colour. [/INST] Blue. </s>", chat)
     said = "".join(token.text for token, value in zip(tokens, values, strict=True) if value == 1)
     assert said.split() == ["Name", "a", "colour.", "Blue."]
+    tokens, values = shaded(lm4, "<｜User｜> Name a colour. <｜Assistant｜> Blue. <｜end▁of▁sentence｜>", chat)
+    said = "".join(token.text for token, value in zip(tokens, values, strict=True) if value == 1)
+    assert said.split() == ["Name", "a", "colour.", "Blue."]  # also where a token is a part of a character
     with pytest.raises(ValueError, match="not found"):
         shaded(lm4, "[INST] Name a colour. [/INST]", chat)
 

@@ -36,7 +36,7 @@ class CheckList(Block):
     def picture(self) -> str:
         """The list as HTML without a frame, for the snapshot of a tool."""
         rows = "".join(
-            f'<tr><td style="padding:1px 8px 1px 0">{SIGNS[ok]}</td>'
+            f'<tr style="background:none;color:inherit"><td style="padding:1px 8px 1px 0">{SIGNS[ok]}</td>'
             f'<td style="padding:1px 12px 1px 0;white-space:nowrap;text-align:left">{escape(name)}</td>'
             f'<td style="padding:1px 0;text-align:left">{escape(says)}</td></tr>'
             for name, ok, says in self.checks

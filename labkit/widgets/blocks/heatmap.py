@@ -193,7 +193,7 @@ class Heatmap(Block):
         out.append(f'<text x="{left + width / 2:.0f}" y="{total - 4:.0f}" class="q c">{xml(self.column_axis)}</text>')
         turn = f'transform="rotate(-90 12 {middle:.0f})"'
         out.append(f'<text x="12" y="{middle:.0f}" class="q c" {turn}>{xml(self.row_axis)}</text>')
-        out.append(bar(left + width + 18, min(height, 160), total / 2, look, self.unit, self.ticks))
+        out.append(bar(left + width + 18, min(height, 160), 8 + min(height, 160) / 2, look, self.unit, self.ticks))
         return image("".join(out), left + width + 110, total, about)
 
     def _about(self) -> str:
