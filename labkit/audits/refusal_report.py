@@ -242,8 +242,9 @@ class Refusal:
                 continue
             effect = self.effect(manner)
             fig.add_scatter(
-                x=[name] * len(effect.controls), y=effect.controls, name="controls", mode="markers", row=1, col=2,
+                x=[f"{name}: controls"] * len(effect.controls), y=effect.controls, name="controls", mode="markers",
                 marker={"color": "#999", "symbol": "circle-open"}, showlegend=n == 0, hovertemplate="%{y:+.2f} nats",
+                row=1, col=2,
             )  # fmt: skip
             bars = {"array": [effect.high - effect.mean], "arrayminus": [effect.mean - effect.low], "symmetric": False}
             fig.add_scatter(
@@ -252,7 +253,8 @@ class Refusal:
             )  # fmt: skip
         if self.layer is not None:
             fig.add_vline(x=self.layer, line_dash="dot", line_color="#555", row=1, col=1)
-        fig.update_xaxes(title="layer", row=1, col=1)
+        ticks = list(self.directions) if len(self.directions) < 5 else None
+        fig.update_xaxes(title="layer", tickvals=ticks, row=1, col=1)
         fig.update_xaxes(title="direction and its controls", row=1, col=2)
         fig.update_yaxes(title="change of log-odds of a refusal, nats", zeroline=True, zerolinecolor="#555")
         what = "no layer is chosen" if self.layer is None else f"what the direction of layer {self.layer} does"
