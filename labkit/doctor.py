@@ -132,7 +132,7 @@ def unimportable(names: tuple[str, ...]) -> Iterator[str]:
 
     They are imported in another process, since what is wrong with compiled code may end it.
     """
-    waiting, causes = [name for name in names if _is_installed(name)], set()
+    waiting, causes = [name for name in names if is_installed(name)], set()
     while waiting:
         done = subprocess.run(
             [sys.executable, "-c", IMPORT, *waiting], capture_output=True, text=True, errors="replace"
@@ -150,7 +150,7 @@ def unimportable(names: tuple[str, ...]) -> Iterator[str]:
             yield _import_failed(failed, f"Python ended with {how}")
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     try:
         distribution(name)
     except PackageNotFoundError:

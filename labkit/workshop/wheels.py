@@ -22,7 +22,7 @@ from packaging.version import Version
 
 from labkit._version import DISTRIBUTION, __version__
 from labkit.course.folder import CHECKOUT
-from labkit.doctor import unreachable
+from labkit.doctor import is_installed, unreachable
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def own_wheel(folder: Path) -> str:
         if checkout is None:
             command = [*pip, "download", "--quiet", "--no-deps", "--dest", temporary, f"{DISTRIBUTION}=={__version__}"]
         else:
-            here = ["--no-build-isolation"] if _has("hatchling") else []
+            here = ["--no-build-isolation"] if is_installed("hatchling") else []
             command = [*pip, "wheel", "--quiet", "--no-deps", *here, "--wheel-dir", temporary, str(checkout)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -241,11 +241,3 @@ def own_wheel(folder: Path) -> str:
         if not (folder / new.name).exists():
             new.replace(folder / new.name)
     return ""
-
-
-def _has(name: str) -> bool:
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True
