@@ -24,6 +24,7 @@ from labkit.activations.run import Run
 from labkit.elsewhere import PIECES, Call, Elsewhere
 from labkit.language_model import LanguageModel
 from labkit.models.memory import MemoryReport
+from labkit.models.unpacked_layers import FastLayers
 from labkit.remote.calls import answers_of, only_here, packed_call, parts_of, raised
 from labkit.remote.wire import unpack
 from labkit.steering.steer import _edits
@@ -67,7 +68,7 @@ class RemoteModel(LanguageModel):
         self.tokenizer = _tokenizer(transport.tokenizer_files())
         self.name, self.revision, self.bits = str(about["name"]), about["revision"], int(about["bits"])
         self.stored_as, self.load_code, self.licence = about["stored_as"], str(about["load_code"]), about["licence"]
-        self.lock = threading.RLock()
+        self.lock, self.fast = threading.RLock(), FastLayers()  # of no layers: they are elsewhere
         self._answers = answers_of(about)
 
     def ask(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

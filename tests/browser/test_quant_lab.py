@@ -105,14 +105,14 @@ def test_the_difference_is_that_of_a_pair_in_both_models(page: Page) -> None:
     box.press("Control+Enter")
     expect(status_of(tool)).to_contain_text("Two grids in")
     shown = tool.locator(".labkit-heatmap:visible")
-    expect(shown).to_have_count(1)
-    expect(shown.locator(".labkit-title")).to_have_text("resid_pre: clean into corrupt, 4-bit minus 32-bit")
+    title = shown.locator(".labkit-title")  # one in the end; for a moment two grids may be there
+    expect(title).to_have_text(["resid_pre: clean into corrupt, 4-bit minus 32-bit"])
     expect(tool.locator(".labkit-status").last).to_contain_text("strongest cells in 32-bit")
     shown.locator(".labkit-stage").focus()
     page.keyboard.press("Home")
     expect(shown.locator(".labkit-spoken")).to_contain_text("4-bit 0.00, 32-bit 0.00")
     button(tool, "32-bit").click()
-    expect(shown.locator(".labkit-title")).to_have_text("resid_pre: clean into corrupt")
+    expect(title).to_have_text(["resid_pre: clean into corrupt"])
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
