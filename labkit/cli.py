@@ -52,12 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.command != "lab":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if parsed.command == "lab":
-        return _lab(rest)
     if parsed.command == "doctor":
         from labkit.doctor import doctor
 
         return doctor()
+    try:
+        return _run(parsed, rest)
+    except (ImportError, OSError) as error:
+        if not isinstance(error, ImportError) and not hasattr(error, "winerror"):  # a library that Windows cannot load
+            raise
+        print(f"labkit cannot run here: {error}. `labkit doctor` says how to mend it.", file=sys.stderr)
+        return 1
+
+
+def _run(parsed: argparse.Namespace, rest: list[str]) -> int:
+    if parsed.command == "lab":
+        return _lab(rest)
     if parsed.command == "serve":
         return server.serve(parsed)
     if parsed.command == "card":

@@ -24,8 +24,10 @@ def explained(name: str) -> Iterator[None]:
             f"{name} comes with its own Python code, which labkit does not run unless asked. lk.scan({name!r}) names "
             "the files; read them, and if you trust them: lk.load(..., trust_remote_code=True)"
         ) from error
-    except OSError as error:
+    except Exception as error:  # those of httpx, which the hub's client uses, are no OSErrors
         causes = list(_causes(error))
+        if not isinstance(error, OSError) and not _offline(causes):
+            raise
         kinds = tuple(type(cause) for cause in causes)
         text = " ".join(str(cause) for cause in causes)
         # of a model that it does not have the hub says that it may be "a private or gated repo"
@@ -62,7 +64,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _offline(causes: list[BaseException], text: str) -> bool:
+def _offline(causes: list[BaseException], text: str = "") -> bool:
     kinds = {cls.__name__ for cause in causes for cls in type(cause).__mro__}
-    known = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"}
+    known = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "TransportError", "Timeout"}
     return bool(kinds & known) or "couldn't connect" in text or "offline" in text

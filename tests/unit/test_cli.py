@@ -1,17 +1,22 @@
 """The command line."""
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from labkit._version import install_command
 from labkit.cli import main
 
+ROOT = Path(__file__).parents[2]
 
-def labkit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "labkit.cli", *arguments], capture_output=True, text=True, timeout=300)
+
+def labkit(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "labkit.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, timeout=300)
 
 
 def test_doctor_says_what_there_is(lm4, capsys):
@@ -41,6 +46,25 @@ def test_pull_of_what_is_not_there_fails_with_a_message():
     done = labkit("pull", "./nothing.gguf")
     assert done.returncode == 1
     assert "there is no file" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["pull", "pull --bits 16", "lab --no-browser", "models", "serve"])
+def test_a_torch_that_does_not_import_is_a_sentence_and_no_traceback(tmp_path, command):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libtorch_cpu.so: cannot open shared object')")
+    done = labkit(*command.split(), PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}", LABKIT_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("labkit cannot run here: libtorch_cpu.so: cannot open shared object"), done.stderr
+    assert "labkit doctor" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_pip_it_is_said_that_pip_is_missing(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pip'] = None")
+    done = labkit("pull", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}", LABKIT_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert "has no pip to fetch it with" in done.stderr
+    assert "Connect to the network" not in done.stderr
 
 
 def test_help_waits_for_nothing_heavy_and_an_unknown_command_is_refused():

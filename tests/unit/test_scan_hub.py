@@ -84,6 +84,19 @@ def scanned(hub: Hub, tmp_path: Path, name: str = "owner/model") -> tuple[int, d
     return done.returncode, json.loads(done.stdout)
 
 
+def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(hub, tmp_path):
+    hub.server_port = 9
+    status, scan = scanned(hub, tmp_path)
+    assert (status, scan["safe"]) == (2, False)
+    assert scan["error"].startswith("owner/model is not on this machine and the hub cannot be reached")
+
+
+def test_a_model_that_the_hub_does_not_have_is_said_in_a_sentence(hub, tmp_path):
+    status, scan = scanned(hub, tmp_path, "owner/modle")
+    assert (status, scan["safe"]) == (2, False)
+    assert scan["error"].startswith("there is no model 'owner/modle' on the hub")
+
+
 def test_a_model_on_the_hub_is_scanned_without_its_weights(hub, tmp_path):
     with (hub.folder / "model.safetensors").open("wb") as weights:
         head = hub.folder / "head.safetensors"

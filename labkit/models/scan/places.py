@@ -245,8 +245,9 @@ def _of_the_hub(name: str, revision: str | None) -> Place:
     if cached and any(file.name.endswith((*WEIGHTS, ".bin", ".pt", ".pth")) for file in cached.files):
         return cached
     try:
-        info = HfApi().model_info(name, revision=revision, files_metadata=True)
-    except OSError:
+        with explained(name):
+            info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    except LoadError:
         if cached and cached.files:
             return cached
         raise
