@@ -72,6 +72,8 @@ def configured(app: Any) -> Any:
     """uvicorn as it runs here."""
     import uvicorn
 
+    from labkit.server.connection import Connection
+
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -79,6 +81,7 @@ def configured(app: Any) -> Any:
             access_log=False,
             server_header=False,
             lifespan="on",
+            http=Connection,
             ws="auto",
             ws_max_size=4096,
             ws_per_message_deflate=False,

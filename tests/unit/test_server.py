@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from labkit.remote.http import HttpTransport
-from labkit.server import command
+from labkit.server import command, connection
 from labkit.server.desk import Desk
 from labkit.server.store import Store
 from labkit.server.tokens import TokenFile
@@ -128,6 +129,31 @@ def test_garbage_is_refused_in_words(room: Room, worker: Small) -> None:
         assert client.get("/v1/calls").status_code == 405
     assert answer(room, ask(room, b"good")).content == b"answer to good"
     assert worker.ran == [b"good"]
+
+
+def test_a_request_whose_head_does_not_arrive_holds_no_connection(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
+    whole = f"GET /healthz HTTP/1.1\r\nHost: {room.url.rpartition('/')[2]}\r\n\r\n".encode()
+    silent, slow, second = (create_connection(room.bound.getsockname()) for _ in range(3))
+    second.sendall(whole)
+    assert second.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    for half in (slow, second):
+        half.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
+    for _ in range(600):
+        try:
+            slow.sendall(b"x")
+        except OSError:
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("a byte now and then gave it more time")
+    for half in (silent, second):
+        half.settimeout(60)
+        while half.recv(1 << 16):  # of the answer; nothing when it is closed
+            pass
+    monkeypatch.undo()
+    with room.of() as client:
+        assert client.get("/healthz").status_code == 200
 
 
 def test_what_is_too_large_is_refused_before_and_after(room: Room, worker: Small) -> None:
