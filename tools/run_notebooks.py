@@ -3,8 +3,8 @@
     make notebooks                        # all of them
     python tools/run_notebooks.py notebooks/05_circuits.ipynb
 
-Views of live widgets are left out of the file, as they would be of widgets that no longer live; the picture that each
-widget leaves beside its view stays. Lines that one cell prints one after the other are kept together. What the cells
+Views of live widgets are left out of the file, as they would be of widgets that no longer live; of what a tool leaves,
+its picture stays. Lines that one cell prints one after the other are kept together. What the cells
 were when they ran is noted (`tools/ran.py`).
 """
 
@@ -46,7 +46,9 @@ def run(path: Path) -> None:
 def tidied(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     """Outputs without live views, and with neighbouring lines of one stream joined."""
     kept: list[nbformat.NotebookNode] = []
-    for output in outputs:
+    for output, after in zip(outputs, [*outputs, {}][1:], strict=True):
+        if VIEW in output.get("data", {}) and "labkit-snapshot" in after.get("data", {}).get("text/html", ""):
+            continue  # without its view it would be the tool's name, above its picture
         if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
             kept[-1].text += output.text
             continue

@@ -137,7 +137,7 @@ class InputAttribution(RefersToModel):
             title={"text": title, "font": {"size": 14}},
             xaxis={"title": "change of the log-probability (nats)", "zeroline": True},
             yaxis={"title": self._word, "type": "category", "autorange": "reversed"},
-            width=760,
+            width=740,
             height=max(320, 160 + 20 * len(names)),
         )
 

@@ -228,7 +228,7 @@ class AuditAblation:
             fig.update_xaxes(title=title, row=n, col=1)
         fig.update_yaxes(autorange="reversed", type="category", automargin=True)
         return fig.update_layout(
-            title=shares.layout.title, scattermode="group", scattergap=0.6, width=760, height=sum(heights) + 160,
+            title=shares.layout.title, scattermode="group", scattergap=0.6, width=740, height=sum(heights) + 160,
             legend={"title": {"text": "ablated"}}, margin={"t": 60},
         )  # fmt: skip
 

@@ -359,7 +359,7 @@ def _bars(
         title={"text": "<br>".join(wrap(title, 90)), "font": {"size": 14}}, xaxis={"title": unit}, barmode="group",
         yaxis={"autorange": "reversed", "type": "category", "automargin": True}, showlegend=len(drawn) > 1,
         legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
-        width=760, height=180 + 26 * rows * max(1, len(drawn)),
+        width=740, height=180 + 26 * rows * max(1, len(drawn)),
     )  # fmt: skip
 
 

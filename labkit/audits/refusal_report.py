@@ -173,7 +173,7 @@ class Refusal:
         return pd.DataFrame(rows, columns=columns).set_index(["manner", "vector"])
 
     def words(self) -> str:
-        """What it shows and what it cannot show, in sentences."""
+        """What it shows and what it cannot show, a line for each matter."""
         if not self.done[:2].all():
             return "Nothing has been measured yet."
         gap, low, high = self.gap
@@ -193,13 +193,13 @@ class Refusal:
             tried = int(np.isfinite(self.choice).all(1).sum())
             none = "Its activations are the same for both: there is no direction."
             some = f"{tried} of {len(self.directions)} layers were tried, so none is chosen yet."
-            return " ".join([*said, some if self.directions else none, LIMITS])
+            return "\n".join([*said, some if self.directions else none, LIMITS])
         said.append(
             f"Along the direction of layer {self.layer} the refused one is ahead in {np.mean(self.apart > 0):.0%} of "
             "these pairs."
         )
         said += [self._said(manner) for manner in MANNERS]
-        return " ".join([*said, LIMITS])
+        return "\n".join([*said, LIMITS])
 
     def _said(self, manner: str) -> str:
         n = self.conditions.index((manner, OWN))

@@ -20,7 +20,7 @@ import torch
 from labkit.elsewhere import where_the_model_is
 from labkit.features.head_weights import Head, HeadWeights, Unembedding, head_of
 from labkit.language_model import LanguageModel
-from labkit.results.figures import heatmap
+from labkit.results.figures import heatmap, width_for
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code, changed
@@ -107,9 +107,10 @@ class HeadCircuit:
     def figure(self, circuit: str = "promotes") -> go.Figure:
         """Each token's strongest others in one circuit, in order: `promotes`, `suppresses` or `looks at`."""
         ids, values = self._of(circuit)
-        words = [[self.words[int(id)].display.replace("&", "&amp;").replace("<", "&lt;") for id in row] for row in ids]
+        words = [[self.words[int(id)].display for id in row] for row in ids]
         reach = float(np.abs(values).max(initial=0.0)) or 1.0
-        labels = [f"{n} {token.display}".replace("<", "&lt;") for n, token in enumerate(self.tokens)]
+        places = self.recipe["asked"].get("positions") or range(len(self.tokens))
+        labels = [f"{n} {token.display}" for n, token in zip(places, self.tokens, strict=True)]
         titles = {
             "promotes": "what it writes for when it looks at a token",
             "suppresses": "what it writes against when it looks at a token",
@@ -122,12 +123,11 @@ class HeadCircuit:
             axes=("rank", "token that looks" if circuit == "looks at" else "token looked at"),
             title=f"Head {self.layer}.{self.head}, {self._by}: {titles[circuit]}",
             unit="score above the mean" if circuit == "looks at" else "logits",
-            hover="%{y}<br>%{text}<br>%{z:.3f}",
-            size=(max(620, 200 + 84 * values.shape[1]), max(320, 180 + 24 * len(values))),
+            hover="%{y}<br>%{hovertext}<br>%{z:.3f}",
+            size=(max(620, width_for(values.shape[1], least=56, most=84)), max(320, 180 + 24 * len(values))),
             ends=(-reach, reach),
             slanted=False,
-            text=words,
-            texttemplate="%{text}",
+            words=words,
         ).update_yaxes(autorange="reversed")
 
     @property

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labkit.results.figures import heatmap
+from labkit.results.figures import heatmap, width_for
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.text.as_code import Name, as_code, changed
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 FILE = "examples"
 USUAL = {"of": None, "top": 10, "each": 3, "context": 8, "seed": 0}
 _NUMBERS = ("value", "values")
-_SHOWN = 14  # characters of a token in a figure
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Examples:
             for place, token, value in zip(one.positions, one.tokens, one.values, strict=True):
                 column = place - one.position + reach
                 values[row, column] = value
-                words[row][column] = escape(token if len(token) <= _SHOWN else token[: _SHOWN - 1] + "…", quote=False)
+                words[row][column] = token
         most = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
         signed = bool((values < 0).any())
         labels = [f"{label}{chr(0x200B) * labels[:n].count(label)}" for n, label in enumerate(labels)]  # none twice
@@ -136,13 +134,12 @@ class Examples:
             axes=("tokens before and after", "example"),
             title=f"{self.unit}: {self.measure} over {self.rows:,} rows of {self.texts:,} texts",
             unit=self.measure,
-            hover="%{y}<br>%{text}<br>%{z:.4g}",
-            size=(max(640, 300 + 66 * len(offsets)), max(320, 160 + 22 * len(every))),
+            hover="%{y}<br>%{hovertext}<br>%{z:.4g}",
+            size=(max(640, 140 + width_for(len(offsets), least=50, most=66)), max(320, 160 + 22 * len(every))),
             colours="RdBu" if signed else "Blues",
             ends=(-most, most) if signed else (0.0, most),
             slanted=False,
-            text=words,
-            texttemplate="%{text}",
+            words=words,
         )
         return figure.update_yaxes(autorange="reversed")
 

@@ -32,7 +32,7 @@ from labkit.engine.wavefront import Cancelled
 from labkit.language_model import LanguageModel
 from labkit.models.devices import Copies, to_index
 from labkit.models.reference import RefersToModel
-from labkit.results.figures import heatmap
+from labkit.results.figures import heatmap, width_for
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.recipe import made_with
 from labkit.text.as_code import LM, as_code
@@ -190,11 +190,10 @@ class LogitLens(RefersToModel):
             axes=("position", "layer"),
             title=f"Logit lens on {self.site}: the likeliest next token, by {shade}{of}",
             unit=units.get(shade, f"−log10(rank){of}"),
-            hover="layer %{y}, %{x}<br>%{text}<br>" + f"{shade} " + "%{customdata:.3g}",
-            size=(max(520, 160 + 62 * len(self.positions)), max(360, 180 + 19 * len(self.layers))),
+            hover="layer %{y}, %{x}<br>%{hovertext}<br>" + f"{shade} " + "%{customdata:.3g}",
+            size=(max(520, width_for(len(self.positions), least=42, most=62)), max(360, 180 + 19 * len(self.layers))),
             colours="Blues" if shade in ("probability", "rank") else "Oranges",
-            text=words,
-            texttemplate="%{text}",
+            words=words,
             customdata=values,
         )
 

@@ -130,13 +130,11 @@ class Patchscope:
         layers, positions = sorted({row.layer for row in self.rows}), sorted({row.position for row in self.rows})
         values = np.full((len(layers), len(positions)), np.nan)
         words = [["" for _ in positions] for _ in layers]
-        whole = [["" for _ in positions] for _ in layers]
         for row in self.rows:
             if row.wrote is not None:
                 y, x = layers.index(row.layer), positions.index(row.position)
                 values[y, x] = row.wrote.probability
-                text = " ".join(row.wrote.text.split()).replace("<", "‹")
-                words[y][x], whole[y][x] = text[:28], text[:200]
+                words[y][x] = " ".join(row.wrote.text.split())[:200]
         unpatched = "" if self.unpatched is None else f"; unpatched: {self.unpatched.text.strip()!r:.60}"
         return heatmap(
             values,
@@ -145,13 +143,11 @@ class Patchscope:
             axes=("source position", "source layer"),
             title=f"What the model writes with {self.recipe['site']} of each place in {self._into()!r:.60}{unpatched}",
             unit="probability of the first token",
-            hover="layer %{y}, %{x}<br>%{customdata}<br>first token %{z:.3f}",
+            hover="layer %{y}, %{x}<br>%{hovertext}<br>first token %{z:.3f}",
             size=(max(560, 160 + 210 * len(positions)), max(320, 180 + 24 * len(layers))),
             colours="Blues",
             ends=(0, 1),
-            text=words,
-            texttemplate="%{text}",
-            customdata=np.array(whole, dtype=object),
+            words=words,
         )
 
     def code(self) -> str:

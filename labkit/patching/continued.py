@@ -34,7 +34,7 @@ from labkit.patching.patch import PatchJob
 from labkit.patching.perturbations import perturbation_from
 from labkit.patching.source_model import run_names
 from labkit.patching.spec import PatchSpec
-from labkit.results.figures import heatmap
+from labkit.results.figures import heatmap, width_for
 from labkit.results.file import open_arrays, reading, save_arrays
 from labkit.results.recipe import code_of
 from labkit.text.as_code import LM, Name, as_call
@@ -84,7 +84,7 @@ class Continued:
         for row, one in enumerate(texts.values()):
             for n, token in enumerate(one.tokens):
                 values[row, n] = token.probability
-                words[row][n] = token.token.display.replace("<", "‹")
+                words[row][n] = token.token.display
         return heatmap(
             values,
             x=list(range(length)),
@@ -92,12 +92,11 @@ class Continued:
             axes=("written token", "patch"),
             title=f"{self.recipe['site']}, {cell_words(self.cell)}: what is written without the patch, and under it",
             unit="probability",
-            hover="%{y}, token %{x}: %{text}<br>%{z:.3f}",
-            size=(max(560, 160 + 64 * length), 260),
+            hover="%{y}, token %{x}: %{hovertext}<br>%{z:.3f}",
+            size=(max(560, width_for(length, least=50, most=64)), 260),
             colours="Blues",
             ends=(0, 1),
-            text=words,
-            texttemplate="%{text}",
+            words=words,
         )
 
     def code(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from html import escape
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+_LETTER = 6.4  # pixels of a letter in a cell
+_NARROW, _BESIDE = 748, 160  # pixels of an output in a narrow notebook, and of what stands beside the cells
 
 
 def heatmap(
@@ -26,6 +30,7 @@ def heatmap(
     colours: str = "RdBu",
     ends: tuple[float, float] | None = None,
     slanted: bool = True,
+    words: Sequence[Sequence[str]] | None = None,
     **more: Any,
 ) -> go.Figure:
     """A plotly heatmap with its colour bar.
@@ -39,6 +44,7 @@ def heatmap(
         size: width and height in pixels.
         colours, ends: the colour scale, and the values at its ends.
         slanted: write the labels of the columns at an angle.
+        words: what is written into the cells (rows, columns), as much as fits; `%{hovertext}` in the note is all of it.
         more: other arguments of `plotly.graph_objects.Heatmap`.
     """
     import plotly.graph_objects as go
@@ -48,18 +54,34 @@ def heatmap(
     whole = re.sub("(?<= ') ", "\u00a0", title)  # a token is not broken at its own space
     lines = [line for part in whole.split("<br>") for line in wrap(part, fits)]
     bar = {"title": {"text": unit, "side": "right"}}
+    if words is not None:
+        beside = 110 + _LETTER * max((len(str(label)) for label in y), default=0)  # labels and colour bar, in pixels
+        room = max(2, int((size[0] - beside) / max(1, len(x)) / _LETTER))
+        cut = [[word if len(word) <= room else word[: room - 1] + "…" for word in row] for row in words]
+        more |= {"text": [_escaped(row) for row in cut], "hovertext": [_escaped(row) for row in words]}
+        more |= {"texttemplate": "%{text}", "textfont": {"size": 11}}
     drawn = go.Heatmap(
-        z=values, x=x, y=y, zmin=low, zmax=high, colorscale=colours, colorbar=bar, hoverongaps=False,
-        hovertemplate=f"{hover}<extra></extra>", **more,
+        z=values, x=_escaped(x), y=_escaped(y), zmin=low, zmax=high, colorscale=colours, colorbar=bar,
+        hoverongaps=False, hovertemplate=f"{hover}<extra></extra>", **more,
     )  # fmt: skip
     return go.Figure(drawn).update_layout(
-        title={"text": "<br>".join(lines), "font": {"size": 14}},
+        title={"text": "<br>".join(_escaped(lines)), "font": {"size": 14}},
         xaxis={"title": axes[0], "type": "category", "tickangle": -45 if slanted else 0},
         yaxis={"title": axes[1], "type": "category"},
         width=size[0],
         height=size[1],
         margin={"t": 40 + 20 * len(lines)},
     )
+
+
+def width_for(columns: int, *, least: int, most: int) -> int:
+    """How wide a heatmap is, in pixels: as wide as a narrow notebook, if its columns get from `least` to `most`."""
+    return _BESIDE + columns * min(most, max(least, (_NARROW - _BESIDE) // max(1, columns)))
+
+
+def _escaped(words: Sequence[Any]) -> list[Any]:
+    """Without what plotly would read as tags, such as `<|im_end|>`, and leave out."""
+    return [escape(word, quote=False) if isinstance(word, str) else word for word in words]
 
 
 def of_patching(

@@ -157,6 +157,7 @@ def _curve(start: tuple[float, float], end: tuple[float, float]) -> str:
         middle = (x + to_x) / 2
         return f"M{x:.1f} {y:.1f}C{middle:.1f} {y - 12:.1f} {middle:.1f} {y - 12:.1f} {to_x:.1f} {to_y:.1f}"
     y, to_y = y - _TALL / 2, to_y + _TALL / 2
-    bow = min(46.0, 8 + 0.12 * (y - to_y)) if abs(x - to_x) < 2 else 0.0
+    far = y - to_y > _ROW  # with others in between, whose labels would hide it
+    bow = (min(66.0, 34 + 0.14 * (y - to_y)) if far else 8.0) if abs(x - to_x) < 2 else 0.0
     lift = max(6.0, 0.42 * (y - to_y))
     return f"M{x:.1f} {y:.1f}C{x + bow:.1f} {y - lift:.1f} {to_x + bow:.1f} {to_y + lift:.1f} {to_x:.1f} {to_y:.1f}"

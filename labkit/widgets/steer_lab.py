@@ -21,7 +21,7 @@ from labkit.steering.vector import SteeringVector
 from labkit.text.as_code import LM, as_call, as_code
 from labkit.text.prompts import asked
 from labkit.text.types import Prompt
-from labkit.widgets.base.snapshot import card, note, side_by_side
+from labkit.widgets.base.snapshot import card, note
 from labkit.widgets.base.tool import FRAME, Tool, labelled, link, row, special
 from labkit.widgets.blocks.given_prompt import GivenPrompt, share_prompt
 from labkit.widgets.blocks.prompt_box import PromptBox
@@ -231,8 +231,8 @@ class SteerLab(Tool):
         if self.after is None:
             return note("Nothing has been written yet.")
         strips = self.strips.values()
-        sides = (f'<div style="flex:1 1 300px">{note(one.title)}{one.picture()}</div>' for one in strips)
-        return note(str(self.box.value)) + side_by_side(*sides)
+        both = "".join(f"<div>{note(one.title)}{one.picture()}</div>" for one in strips)
+        return note(str(self.box.value)) + both + note("the warmer a token, the less probable it was")
 
     def snapshot(self) -> str:
         return card(self.picture(), note(self.status.text), title=f"SteerLab · {self.lm.name}")

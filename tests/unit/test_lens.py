@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from html import unescape
 
 import numpy as np
 import pytest
@@ -109,6 +110,21 @@ def test_a_token_that_was_not_followed_is_ranked_when_asked_for(lm4):
         lk.logit_lens(lm4, CLEAN, positions=[-1]).shade("rank")
 
 
+def test_the_words_of_a_figure_fit_their_cells_and_are_no_tags(lm4):
+    chat = lk.Chat([{"role": "user", "content": "Name a colour."}])
+    figure = lk.logit_lens(lm4, chat).figure()
+    heat = figure.data[0]
+    assert next(label for label in heat.x if "im_start" in label) == "0 &lt;|im_start|&gt;"  # plotly leaves tags out
+    assert not any("<" in word for row in (*heat.text, *heat.hovertext) for word in row)
+    room = figure.layout.width / len(heat.x) / 6  # pixels of a letter
+    assert all(len(unescape(word)) <= room for row in heat.text for word in row)
+    for shown, whole in zip(heat.text, heat.hovertext, strict=True):
+        assert all(
+            b.startswith(a.removesuffix("…")) for a, b in zip(map(unescape, shown), map(unescape, whole), strict=True)
+        )
+    assert lk.logit_lens(lm4, CLEAN).figure().layout.width <= 748  # as wide as a narrow notebook
+
+
 def test_code_frame_figure_and_file_hold_the_same(lm4, tmp_path):
     lens = lk.logit_lens(lm4, CLEAN, site="mlp_out", positions=[9, 13], follow=[" Mary"], k=5)
     scope: dict = {}
@@ -118,7 +134,7 @@ def test_code_frame_figure_and_file_hold_the_same(lm4, tmp_path):
     assert len(frame) == 60
     assert list(frame["rank of ' Mary'"]) == lens.ranks[0].ravel().tolist()
     for shade in lens_module.SHADES:
-        assert lens.figure(shade).data[0].text[29][1] == lens.top(29, 13)[0][0]
+        assert lens.figure(shade).data[0].hovertext[29][1] == lens.top(29, 13)[0][0]
     again = lk.open_lens(lens.save(tmp_path / "a.npz"))
     for name in lens_module._ARRAYS:
         np.testing.assert_array_equal(getattr(again, name), getattr(lens, name))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from next_room import CLEAN, PAIR
+from next_room import CLEAN, PAIR, NextRoom
 
 import labkit as lk
 from labkit.patching import patch as patching
@@ -125,6 +125,26 @@ def test_a_tool_shows_the_same_pictures(
     assert there.code() == here.code()
     assert repr(there) == repr(here)
     assert timeless(there.status.text) == timeless(here.status.text)
+
+
+@pytest.mark.long
+def test_an_audit_finds_the_heads_and_audits_again_without_them(lm4: lk.LanguageModel) -> None:
+    """With the default model: a tiny one prefers nothing, and has no heads for that."""
+    labs = [
+        lk.AuditLab(lm, categories=["gender and occupation"], limit=24, background=False)
+        for lm in (lm4, RemoteModel(NextRoom(lm4)))
+    ]
+    for lab in labs:
+        lab.run()
+        lab.where()
+        assert not lab.ablate_button.disabled
+        lab.ablate()
+    here, there = labs
+    assert there.found.heads() == here.found.heads()
+    assert "without" in here.ablation_words.text
+    assert there.ablation_words.text == here.ablation_words.text
+    assert there.ablation.to_frame().equals(here.ablation.to_frame())
+    assert there.snapshot() == here.snapshot()
 
 
 def test_cells_of_a_grid_come_while_it_is_computed(

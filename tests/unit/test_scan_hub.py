@@ -92,9 +92,9 @@ def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(hub, tmp_path):
 
 
 def test_a_model_that_the_hub_does_not_have_is_said_in_a_sentence(hub, tmp_path):
-    status, scan = scanned(hub, tmp_path, "owner/modle")
+    status, scan = scanned(hub, tmp_path, "owner/other")
     assert (status, scan["safe"]) == (2, False)
-    assert scan["error"].startswith("there is no model 'owner/modle' on the hub")
+    assert scan["error"].startswith("there is no model 'owner/other' on the hub")
 
 
 def test_a_model_on_the_hub_is_scanned_without_its_weights(hub, tmp_path):

@@ -20,7 +20,7 @@ import numpy as np
 from labkit.widgets.base.colour_scales import colour
 
 MONO = "ui-monospace,Menlo,Consolas,monospace"
-WIDE = 940  # of a picture that is as wide as it may be, in pixels
+WIDE = 720  # of a picture that is as wide as it may be, in pixels: a narrow notebook does not make it smaller
 INK, QUIET = "#1f2328", "#59636e"
 _ADVANCE, _LINE, _SIZE = 7.9, 24, 13  # of the fixed-width text, in pixels
 _MOST_ALT = 600  # characters

@@ -9,10 +9,11 @@ import numpy as np
 import traitlets as t
 
 from labkit.widgets.base.block import Array, Block, cell, literal, module, texts, to_wire
-from labkit.widgets.base.picture import image, painted, png, xml
+from labkit.widgets.base.picture import columns_of, cut, image, painted, png, xml
 from labkit.widgets.blocks.heatmap_picture import bar, dotted, strongest, words
 
 _MOST_TEXTS = 800  # words in the cells of a picture
+_LONGEST = 24, 16  # columns of type of a label in a picture, of a row and of a column
 
 
 def _values_to_wire(values: np.ndarray | None, widget: Any) -> dict[str, Any] | None:
@@ -165,8 +166,9 @@ class Heatmap(Block):
         worded = len(texts) == rows * columns <= _MOST_TEXTS
         width = min(max(columns * (18 if self.square else 58 if worded else 34), 160), 820 if worded else 640)
         height = width * rows / columns if self.square else min(max(rows * 13, 110), 420)
-        left = 40 + 7 * max([len(label) for label in self.row_labels[:200]] + [2])
-        bottom = 34 + 6 * max([len(label) for label in self.column_labels[:200]] + [2])
+        down = [cut(_label(self.row_labels, row), _LONGEST[0]) for row in range(rows)]
+        across = [cut(_label(self.column_labels, column), _LONGEST[1]) for column in range(columns)]
+        left, bottom = 40 + 7 * max(2, *map(columns_of, down)), 34 + 6 * max(2, *map(columns_of, across))
         picture = painted(strongest(values, self.centre or 0.0), **look)
         if worded:
             height = min(max(rows * 15, 110), 900)
@@ -182,13 +184,11 @@ class Heatmap(Block):
             out += words(texts, painted(values, **look), left, width / columns, height / rows, upwards=upwards)
         for row in range(0, rows, max(1, int(np.ceil(13 * rows / height)))):
             y = 8 + ((rows - 1 - row if upwards else row) + 0.5) * height / rows + 4
-            label = _label(self.row_labels, row)[:14]
-            out.append(f'<text x="{left - 6}" y="{y:.1f}" class="s e">{xml(label)}</text>')
+            out.append(f'<text x="{left - 6}" y="{y:.1f}" class="s e">{xml(down[row])}</text>')
         for column in range(0, columns, max(1, int(np.ceil(13 * columns / width)))):
             x = left + (column + 0.5) * width / columns + 3
             turn = f'transform="rotate(-55 {x:.1f} {height + 20:.0f})"'
-            label = _label(self.column_labels, column)[:14]
-            out.append(f'<text x="{x:.1f}" y="{height + 20:.0f}" class="s e" {turn}>{xml(label)}</text>')
+            out.append(f'<text x="{x:.1f}" y="{height + 20:.0f}" class="s e" {turn}>{xml(across[column])}</text>')
         total, middle = height + bottom + 14, 8 + height / 2
         out.append(f'<text x="{left + width / 2:.0f}" y="{total - 4:.0f}" class="q c">{xml(self.column_axis)}</text>')
         turn = f'transform="rotate(-90 12 {middle:.0f})"'

@@ -60,8 +60,12 @@ def _heatmap(trace: Any, axes: tuple[Any, ...], title: str) -> Heatmap:
     low, high = (float(end) if end is not None else None for end in (trace.zmin, trace.zmax))
     stops: Any = trace.colorscale or ()
     two_sided = bool(stops) and stops[0][1] == _RED and low is not None and high is not None
-    labels = lambda given, count: [str(one) for one in given] if given is not None else [str(n) for n in range(count)]  # noqa: E731
-    words = [str(one) for row in trace.text for one in row] if np.ndim(trace.text) == 2 else []
+
+    def labels(given: Any, count: int) -> list[str]:
+        return [unescape(str(one)) for one in (range(count) if given is None else given)]
+
+    text = trace.text if trace.hovertext is None else trace.hovertext  # all of it, where that is more than is shown
+    words = [unescape(str(one)) for row in text for one in row] if np.ndim(text) == 2 else []
     return Heatmap(
         values, row_labels=labels(trace.y, len(values)), column_labels=labels(trace.x, values.shape[1]), low=low,
         high=high, centre=(low + high) / 2 if two_sided else None,  # type: ignore[operator]

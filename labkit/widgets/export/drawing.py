@@ -82,7 +82,7 @@ def as_svg(still: str) -> str:
         wide, high = int(size[1]), int(size[2])
         out.append(part.replace("<svg ", f'<svg x="4" y="{y}" ', 1))
         y, right = y + high + 10, max(right, wide + 8)
-    return drawing("".join(out), min(right, WIDE + 200), y + 4)
+    return drawing("".join(out), min(right, WIDE + 420), y + 4)
 
 
 def as_png(svg: str, *, scale: float = 2.0) -> bytes:

@@ -13,7 +13,8 @@ function curve([x, y], [toX, toY]) {
     return `M${x} ${y}C${middle} ${y - 12} ${middle} ${y - 12} ${toX} ${toY}`;
   }
   const [from, to] = [y - TALL / 2, toY + TALL / 2];
-  const bow = Math.abs(x - toX) < 2 ? Math.min(46, 8 + 0.12 * (from - to)) : 0;
+  const round = from - to > ROW ? Math.min(66, 34 + 0.14 * (from - to)) : 8; // labels in between would hide it
+  const bow = Math.abs(x - toX) < 2 ? round : 0;
   const lift = Math.max(6, 0.42 * (from - to));
   return `M${x} ${from}C${x + bow} ${from - lift} ${toX + bow} ${to + lift} ${toX} ${to}`;
 }

@@ -25,7 +25,7 @@ from labkit.language_model import LanguageModel
 from labkit.text.chat import Chat, template_of
 from labkit.text.encode import TooLong, single_token
 from labkit.text.types import Prompt
-from labkit.widgets.base.snapshot import card, note, side_by_side
+from labkit.widgets.base.snapshot import card, note
 from labkit.widgets.base.tool import Tool, button, choice, link, row, shown
 from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.prompt_lab.branch_actions import take, tend
@@ -387,8 +387,7 @@ class PromptLab(Sampled, Coloured, Tool):
         title = f"PromptLab · {' | '.join(one.name for one in self.columns)}"
         if not any(one.strip.tokens for one in self.columns):
             return card(note(self.prompt or "no prompt yet"), title=title)
-        parts = (f'<div style="flex:1 1 380px">{one.picture()}</div>' for one in self.columns)
-        return card(side_by_side(*parts), note(self.colours.said()), title=title)
+        return card(*(one.picture() for one in self.columns), note(self.colours.said()), title=title)
 
     def __repr__(self) -> str:
         names = repr(self.lm.name)
