@@ -1,7 +1,7 @@
-"""How much slower a model is with one of its two processors taken: run by itself by test_busy_machine.py.
+"""What a model does when one of its two processors is taken: run by itself by test_busy_machine.py.
 
-Prints, for a forward pass, a grid and a few tokens, the median seconds on the machine as it is, and with a program on
-one of the two processors that never pauses.
+Prints, for a forward pass, a grid and a few tokens, with how many threads the layers computed and the median seconds:
+on the machine as it is, and with a program on one of the two processors that never pauses.
 """
 
 import json
@@ -32,13 +32,15 @@ def main() -> None:
         "grid": lambda: lk.patch(lm, CLEAN, CORRUPT, " Mary", " John", progress=False),
         "tokens": lambda: lm.generate(CLEAN, max_new_tokens=8),
     }
+    threads: set[int] = set()
+    lm.anatomy.blocks[0].module.register_forward_pre_hook(lambda *_: threads.add(torch.get_num_threads()))
     for call in work.values():  # what happens once happens here
         call()
-    found = {"quiet": medians(work)}
+    found = {"quiet": measured(work, threads)}
     hog = subprocess.Popen([sys.executable, "-c", f"import os\nos.sched_setaffinity(0, [{TWO[0]}])\nwhile True: pass"])
     try:
         time.sleep(0.5)
-        found["busy"] = medians(work)
+        found["busy"] = measured(work, threads)
     finally:
         hog.kill()
         hog.wait()
@@ -46,8 +48,13 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def medians(work: dict[str, Callable[[], object]]) -> dict[str, float]:
-    return {name: statistics.median(seconds(call) for _ in range(5)) for name, call in work.items()}
+def measured(work: dict[str, Callable[[], object]], threads: set[int]) -> dict[str, tuple[list[int], float]]:
+    found = {}
+    for name, call in work.items():
+        threads.clear()
+        median = statistics.median(seconds(call) for _ in range(3))
+        found[name] = sorted(threads), median
+    return found
 
 
 def seconds(call: Callable[[], object]) -> float:
