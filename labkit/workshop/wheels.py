@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.request import urlopen
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
@@ -181,9 +182,15 @@ def fetch(
         By name, why a wheel could not be had.
 
     Raises:
-        ConnectionError: pip does not reach the package index; nothing more is tried, since that takes hours.
+        ConnectionError: pip does not reach the package index, or `index` has nothing; nothing more is tried, since that
+            takes hours.
     """
     todo = list(missing(folder, wanted, platform, python).items())
+    if todo and index:  # pip itself passes over one that is not there, and takes gigabytes from the usual one
+        try:
+            urlopen(f"{index.rstrip('/')}/torch/", timeout=30).close()
+        except (OSError, ValueError) as error:
+            raise ConnectionError(f"{index} has no torch ({error}): check the address given with --index") from error
     if not todo or not _pip(folder, [requirement for _, requirement in todo], platform, python, index):
         return {}
     if why := unreachable("torch"):

@@ -174,6 +174,13 @@ def test_without_a_network_packages_are_not_asked_for_one_by_one(tmp_path, monke
     assert len(asked) == 1
 
 
+def test_one_more_index_that_is_not_there_is_named_before_gigabytes_come_from_the_usual_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("labkit.workshop.wheels._pip", lambda *a: pytest.fail("pip was asked"))
+    for index in ("http://127.0.0.1:9/simple", "cpu builds", tmp_path.as_uri()):
+        with pytest.raises(ConnectionError, match=r"has no torch .*check the address given with --index"):
+            fetch(tmp_path, {"a": "a==1"}, PLATFORMS["linux"], "3.12", index=index)
+
+
 def test_a_folder_that_is_not_complete_is_not_said_to_be_ready(tmp_path, monkeypatch, capsys):
     made = Prepared(tmp_path, 1 << 20, {"a for linux, Python 3.12": "none"})
     monkeypatch.setattr("labkit.workshop.prepare.prepare", lambda *_, **__: made)
