@@ -80,7 +80,9 @@ def test_controls_are_the_same_for_the_same_seed_and_can_be_left_out(lm32: lk.La
     assert first == second
     bare = lk.patchscope(lm32, SOURCE, **how, controls=False)
     assert bare.unpatched is bare.rows[0].random is None
-    assert bare.rows[0].wrote == first.rows[0].wrote
+    alone, among = bare.rows[0].wrote, first.rows[0].wrote
+    assert alone.ids == among.ids
+    assert alone.probability == pytest.approx(among.probability, rel=1e-4)  # a row more or less: fp32's rounding (AVX2)
     assert bare.finish == "complete"
 
 

@@ -102,7 +102,8 @@ def test_the_metric_is_read_where_it_is_asked_for(lm32):
     slope = run.gradient("resid_pre.20")[0]
     assert float(slope[5:].abs().max()) == 0
     assert float(slope[4].abs().max()) > 0
-    assert torch.equal(lm32.run(CLEAN, logits=[4, -1]).logits, run.logits)
+    # of two rows or of all: the last matmul may round otherwise (AVX2)
+    torch.testing.assert_close(lm32.run(CLEAN, logits=[4, -1]).logits, run.logits, rtol=1e-5, atol=1e-3)
 
 
 def test_a_gradient_is_taken_at_what_is_written(lm32):
