@@ -66,5 +66,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _offline(causes: list[BaseException], text: str = "") -> bool:
     kinds = {cls.__name__ for cause in causes for cls in type(cause).__mro__}
-    known = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "TransportError", "Timeout"}
+    known = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "TransportError", "ReadTimeout"}
     return bool(kinds & known) or "couldn't connect" in text or "offline" in text
