@@ -19,6 +19,7 @@ GATE = {
     False: "",
     None: "; not known whether it has conditions to accept on the hub first",
 }
+LIBRARY = (126, 127, 193, 1114)  # Windows' numbers for a library that cannot be loaded
 ROOT_FLAGS = ("--notebook-dir", "--ServerApp.root_dir", "--ServerApp.notebook_dir")
 
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(parsed, rest)
     except (ImportError, OSError) as error:
-        if not isinstance(error, ImportError) and not hasattr(error, "winerror"):  # a library that Windows cannot load
+        if not isinstance(error, ImportError) and getattr(error, "winerror", None) not in LIBRARY:
             raise
         print(f"labkit cannot run here: {error}. `labkit doctor` says how to mend it.", file=sys.stderr)
         return 1
