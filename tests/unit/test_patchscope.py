@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_controls_are_the_same_for_the_same_seed_and_can_be_left_out(lm32: lk.La
     bare = lk.patchscope(lm32, SOURCE, **how, controls=False)
     assert bare.unpatched is bare.rows[0].random is None
     alone, among = bare.rows[0].wrote, first.rows[0].wrote
-    assert alone.ids == among.ids
+    assert replace(alone, probability=among.probability) == among
     assert alone.probability == pytest.approx(among.probability, rel=1e-4)  # a row more or less: fp32's rounding (AVX2)
     assert bare.finish == "complete"
 

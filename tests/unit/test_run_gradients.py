@@ -96,13 +96,15 @@ def test_each_row_of_a_padded_batch_has_its_own_gradient(lm32):
 
 
 def test_the_metric_is_read_where_it_is_asked_for(lm32):
-    run = lm32.run(CLEAN, grad=["resid_pre.20"], of="logprob", answer=" went", at=4, logits=[4, -1])
+    asked = {"grad": ["resid_pre.20"], "of": "logprob", "answer": " went", "at": 4}
+    run = lm32.run(CLEAN, **asked, logits=[4, -1])
     expected = run.logits_at(4).log_softmax(-1)[0, lm32.tokenizer(" went").input_ids[0]]
     assert float(run.measured[0]) == pytest.approx(float(expected), abs=1e-4)
     slope = run.gradient("resid_pre.20")[0]
     assert float(slope[5:].abs().max()) == 0
     assert float(slope[4].abs().max()) > 0
-    # of two rows or of all: the last matmul may round otherwise (AVX2)
+    assert torch.equal(lm32.run(CLEAN).logits, lm32.run(CLEAN, **asked).logits)
+    # of other numbers of rows the last matmul may round otherwise (AVX2)
     torch.testing.assert_close(lm32.run(CLEAN, logits=[4, -1]).logits, run.logits, rtol=1e-5, atol=1e-3)
 
 
