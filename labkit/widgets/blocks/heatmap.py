@@ -166,12 +166,14 @@ class Heatmap(Block):
         worded = len(texts) == rows * columns <= _MOST_TEXTS
         width = min(max(columns * (18 if self.square else 58 if worded else 34), 160), 820 if worded else 640)
         height = width * rows / columns if self.square else min(max(rows * 13, 110), 420)
-        down = [cut(_label(self.row_labels, row), _LONGEST[0]) for row in range(rows)]
-        across = [cut(_label(self.column_labels, column), _LONGEST[1]) for column in range(columns)]
-        left, bottom = 40 + 7 * max(2, *map(columns_of, down)), 34 + 6 * max(2, *map(columns_of, across))
-        picture = painted(strongest(values, self.centre or 0.0), **look)
         if worded:
             height = min(max(rows * 15, 110), 900)
+        every = max(1, int(np.ceil(13 * rows / height))), max(1, int(np.ceil(13 * columns / width)))
+        down = {row: cut(_label(self.row_labels, row), _LONGEST[0]) for row in range(0, rows, every[0])}
+        across = {n: cut(_label(self.column_labels, n), _LONGEST[1]) for n in range(0, columns, every[1])}
+        left = 40 + 7 * max(2, *map(columns_of, down.values()))
+        bottom = 34 + 6 * max(2, *map(columns_of, across.values()))
+        picture = painted(strongest(values, self.centre or 0.0), **look)
         out = [
             f'<image x="{left}" y="8" width="{width:.0f}" height="{height:.0f}" preserveAspectRatio="none" '
             f'class="x" href="{png(picture[::-1] if upwards else picture)}"/>'
@@ -182,13 +184,13 @@ class Heatmap(Block):
             about += "; dotted cells are estimates"
         if worded:
             out += words(texts, painted(values, **look), left, width / columns, height / rows, upwards=upwards)
-        for row in range(0, rows, max(1, int(np.ceil(13 * rows / height)))):
+        for row, label in down.items():
             y = 8 + ((rows - 1 - row if upwards else row) + 0.5) * height / rows + 4
-            out.append(f'<text x="{left - 6}" y="{y:.1f}" class="s e">{xml(down[row])}</text>')
-        for column in range(0, columns, max(1, int(np.ceil(13 * columns / width)))):
+            out.append(f'<text x="{left - 6}" y="{y:.1f}" class="s e">{xml(label)}</text>')
+        for column, label in across.items():
             x = left + (column + 0.5) * width / columns + 3
             turn = f'transform="rotate(-55 {x:.1f} {height + 20:.0f})"'
-            out.append(f'<text x="{x:.1f}" y="{height + 20:.0f}" class="s e" {turn}>{xml(across[column])}</text>')
+            out.append(f'<text x="{x:.1f}" y="{height + 20:.0f}" class="s e" {turn}>{xml(label)}</text>')
         total, middle = height + bottom + 14, 8 + height / 2
         out.append(f'<text x="{left + width / 2:.0f}" y="{total - 4:.0f}" class="q c">{xml(self.column_axis)}</text>')
         turn = f'transform="rotate(-90 12 {middle:.0f})"'

@@ -16,11 +16,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from textwrap import wrap
 
-from labkit.widgets.base.picture import WIDE, drawing, xml
+from labkit.widgets.base.picture import drawing, xml
 
 _SVG = "data:image/svg+xml;base64,"
 _SIZE = re.compile(r'^<svg [^>]*?width="(\d+)" height="(\d+)"')
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_WIDEST = 1140  # pixels of a drawing of all parts
 _BLOCKS = {"div", "tr", "p", "li", "table"}
 
 
@@ -82,7 +83,7 @@ def as_svg(still: str) -> str:
         wide, high = int(size[1]), int(size[2])
         out.append(part.replace("<svg ", f'<svg x="4" y="{y}" ', 1))
         y, right = y + high + 10, max(right, wide + 8)
-    return drawing("".join(out), min(right, WIDE + 420), y + 4)
+    return drawing("".join(out), min(right, _WIDEST), y + 4)
 
 
 def as_png(svg: str, *, scale: float = 2.0) -> bytes:
