@@ -99,7 +99,7 @@ class SteerLab(Tool):
         random = widgets.Checkbox(description="Random baseline", indent=False, layout={"width": "auto"})
         most = labelled(widgets.BoundedIntText, "Max tokens", "150px", min=1, max=lm.context or 100_000)
         self.strips = {
-            name: TokenStrip(scale="surprise", unit="probability", title=title)
+            name: TokenStrip(scale="surprise", unit="probability", title=title, legend=True)
             for name, title in (("before", "Before: not steered"), ("after", "After: steered"))
         }
         for block in (*self.sides.values(), *self.strips.values()):
