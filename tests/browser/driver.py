@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,26 @@ def kernel_idle(page: Page) -> None:
 
 
 def run_all(page: Page, *, minutes: float = 10) -> None:
-    """Run > Run All Cells, and wait until the last one is done."""
+    """Run > Run All Cells, and wait until the last one is done and its tools are there.
+
+    Rarely JupyterLab's widget manager hears nothing of the widgets of a kernel that started with the page (as in
+    issues 2748 and 3980 of ipywidgets); people then load the page again, and so does this.
+    """
+    run_cells(page, minutes)
+    waiting = page.get_by_text("Loading widget...", exact=True)
+    try:
+        expect(waiting).to_have_count(0, timeout=30_000)
+    except AssertionError:
+        warnings.warn("JupyterLab heard nothing of the kernel's widgets; the page was loaded again", stacklevel=2)
+        page.reload()
+        expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible()
+        kernel_idle(page)
+        run_cells(page, minutes)
+        expect(waiting).to_have_count(0)
+
+
+def run_cells(page: Page, minutes: float) -> None:
+    """Ask for all cells until they run, and wait until the last one is done."""
     prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt")
 
     def ask() -> None:
