@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import student
 import torch
-from serving import ROOT, Serving, until
+from serving import ROOT, Row, Serving, until
 
 import labkit as lk
 from labkit.remote.http import HttpTransport
@@ -177,14 +177,16 @@ def test_a_class_finishes_its_exercise_whatever_four_others_do(
         enough, begin = threading.Event(), threading.Event()
         flooded = pool.submit(flood, serving, flooding, calls, enough)
 
-        def one(room: lk.LanguageModel, pair: lk.PromptPair) -> tuple[dict[str, Any], float]:
+        def one(room: lk.LanguageModel, pair: lk.PromptPair) -> tuple[dict[str, Any], float, int]:
             assert begin.wait(300)
             since = time.perf_counter()
-            return student.exercise(room, pair), time.perf_counter() - since
+            numbers = student.exercise(room, pair)
+            return numbers, time.perf_counter() - since, serving.page()[1][2]
 
         parts = [pool.submit(one, room, pair) for room, pair in zip(rooms, pairs[many - len(near) : many], strict=True)]
         until(lambda: (row := serving.page()[0].get(dying)) and row.now in ("runs", "waits"))
-        before = rows[flooding].turns if flooding in (rows := serving.page()[0]) else 0
+        rows, (_, _, first) = serving.page()
+        before = rows.get(flooding, Row("", 0, 0.0, 0, 0))
         begin.set()
         killed.kill()
         with silence(serving, hostile):
@@ -199,7 +201,7 @@ def test_a_class_finishes_its_exercise_whatever_four_others_do(
         end, (_, _, done) = until(lambda: (now := serving.page())[1][:2] == (0, 0) and now)
     # All have the numbers that they would have alone.
     there = [dict(np.load(tmp_path / "found.npz"))] if own else []
-    there += [numbers for numbers, _ in found]
+    there += [numbers for numbers, _, _ in found]
     wrong = [n for n, numbers in enumerate(there) if not student.same(student.exercise(here, pairs[n]), numbers)]
     assert not wrong
     # What ran is what honest students asked for, what the flooding one was allowed, and what the dead one had begun.
@@ -212,13 +214,16 @@ def test_a_class_finishes_its_exercise_whatever_four_others_do(
     assert all(one.startswith(f"429 you have {JOBS} calls waiting or running, which is the limit") for one in said)
     assert said.total() > accepted
     waits = sorted(rows[name].longest for name in honest)
-    turns = rows[flooding].turns - before
-    print(f"turns that a call waited at most: {waits}; turns of the flood meanwhile: {turns}")
-    print(f"seconds: {sorted(round(seconds, 1) for _, seconds in found)}; refused {said.total()}, accepted {accepted}")
+    turns, used = rows[flooding].turns - before.turns, rows[flooding].used - before.used
+    ended = sorted(turn - first for _, _, turn in found)  # in turns of all: by the clock it would depend on the machine
+    print(f"turns that a call waited at most: {waits}; ended after {ended}; the flood: {turns} turns, {used:.1f} s")
+    print(f"seconds: {sorted(round(one[1], 1) for one in found)}; refused {said.total()}, accepted {accepted}")
     assert waits[-1] <= student.CALLS * (many + 2)
     if many >= 20:  # the model is never idle then
-        assert turns <= student.CALLS + GRACE
-        assert waits[-1] <= 3 * statistics.median(waits)
+        # Turns are given by the model's seconds: where one call of a student was slow, the flood had as many of them.
+        assert turns <= student.CALLS + GRACE or used <= 2 * max(rows[name].used for name in honest)
+        # A single wait says less: whoever's grid took a little longer waits until the others have used as much.
+        assert ended[-1] <= 3 * statistics.median(ended)
 
 
 def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, lm4: lk.LanguageModel) -> None:
