@@ -51,8 +51,7 @@ def open_notebook(
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(lab.url(path))
-    expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible()
-    kernel_idle(page)
+    loaded(page)
     try:
         yield page
     finally:
@@ -91,6 +90,12 @@ def indicator_of(page: Page) -> Locator:
     return page.locator(".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator")
 
 
+def loaded(page: Page) -> None:
+    """Wait until a notebook is there and its kernel ready."""
+    expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible()
+    kernel_idle(page)
+
+
 def kernel_idle(page: Page) -> None:
     expect(indicator_of(page)).to_have_attribute("data-status", "idle")
 
@@ -108,8 +113,7 @@ def run_all(page: Page, *, minutes: float = 10) -> None:
     except AssertionError:
         warnings.warn("JupyterLab heard nothing of the kernel's widgets; the page was loaded again", stacklevel=2)
         page.reload()
-        expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible()
-        kernel_idle(page)
+        loaded(page)
         run_cells(page, minutes)
         expect(waiting).to_have_count(0)
 
@@ -216,5 +220,4 @@ def reload(page: Page, lab: Lab, path: str) -> None:
     """Save the notebook and load the page again; the kernel goes on."""
     saved(page, lab, path)
     page.goto(lab.url(path))
-    expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible()
-    kernel_idle(page)
+    loaded(page)

@@ -34,7 +34,6 @@ class Row(NamedTuple):
 
     now: str
     waiting: int
-    used: float  # seconds of the model
     turns: int
     longest: int  # turns that one of their calls waited, at most
 
@@ -94,6 +93,6 @@ class Serving:
         text = self.web.get("/teacher").text
         now = re.search(r"(\d+) running, (\d+) waiting, (\d+) done", text)
         assert now, text
-        rows = {name: Row(state, int(waiting or 0), float(used), int(turns), int(longest))
-                for name, state, waiting, _, used, turns, longest in ROW.findall(text)}  # fmt: skip
+        rows = {name: Row(state, int(waiting or 0), int(turns), int(longest))
+                for name, state, waiting, _, _, turns, longest in ROW.findall(text)}  # fmt: skip
         return rows, (int(now[1]), int(now[2]), int(now[3]))
