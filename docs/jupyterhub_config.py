@@ -28,7 +28,7 @@ c.Spawner.environment = {
 }
 
 # Limits are kept by spawners that have containers or control groups (systemdspawner, DockerSpawner); with others they
-# are only shown. They are for all kernels of a student together. A kernel with the default model takes about 420 MB of
+# are only shown. They are for all kernels of a student together. A kernel with the default model takes about 400 MB of
 # its own and maps 350 that all share; that of notebook 04 takes up to 1.5 GB.
 c.Spawner.mem_limit = "2G"
 c.Spawner.cpu_limit = 2.0

@@ -8,8 +8,8 @@ have been written (teacher forcing). Beginnings that share their first tokens sh
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from labkit.text.types import Prompt
 
 ROWS = 20  # prompts in a batch
+MOST = 80  # rows, prompts times the starts of one length
 ENDING = ("continue_final_message", "add_generation_prompt")
 
 
@@ -102,8 +103,10 @@ def opener_logprobs(
         for n, id in enumerate(one):
             tree.setdefault(one[:n], {})[id] = None
     found = np.zeros((len(prompts), len(openers)))
-    for first in range(0, len(prompts), ROWS):
-        some = [ids[0] for ids in prompts[first : first + ROWS]]
+    widest = max(Counter(map(len, tree)).values())
+    rows = max(1, min(ROWS, MOST // widest))
+    for first in range(0, len(prompts), rows):
+        some = [ids[0] for ids in prompts[first : first + rows]]
         after = (None if cut else _read_once(lm, some, tree)) or _read_again(lm, some, tree, cut)
         for n, one in enumerate(openers):
             for at, id in enumerate(one):
@@ -117,31 +120,36 @@ Tree = dict[tuple[int, ...], dict[int, None]]
 
 
 def _read_once(lm: LanguageModel, prompts: Sequence[torch.Tensor], tree: Tree) -> dict[tuple[int, ...], torch.Tensor]:
-    """The log-probabilities (prompt, token) of what follows each start. Prompts are read once, and beginnings token by
-    token after them, as in generation: from copies of the model's cache. Empty where it has none.
+    """The log-probabilities (prompt, token) of what follows each start. Prompts are read once, and after them, as in
+    generation, one token of all starts of a length at a time. Empty where the model has no cache for that.
     """
-    ids, mask = batch_of(lm, list(prompts))
+    from transformers import DynamicCache
+
+    (ids, mask), n = batch_of(lm, list(prompts)), len(prompts)
     found: dict[tuple[int, ...], torch.Tensor] = {}
-
-    def visit(start: tuple[int, ...], cache: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
-        inputs = {"input_ids": ids, "past_key_values": cache, "use_cache": True, **lm.only_last}
-        if not bool(mask.all()):
-            places = (mask.long().cumsum(1) - 1).clamp(min=0)
-            inputs |= {"attention_mask": mask.long(), "position_ids": places[:, -ids.shape[1] :]}
-        out = lm.hf(**{name: value for name, value in inputs.items() if value is not None})
-        found[start] = _of_next(out.logits[:, -1], tree[start])
-        deeper = [id for id in tree[start] if (*start, id) in tree]
-        cache = getattr(out, "past_key_values", None)
-        if deeper and cache is None:
-            found.clear()
-            return
-        for n, id in enumerate(deeper):
-            own = cache if n == len(deeper) - 1 else deepcopy(cache)
-            one = mask.new_ones(len(mask), 1)
-            visit((*start, id), own, ids.new_full(one.shape, id), torch.cat([mask, one], 1))
-
+    level: list[tuple[int, ...]] = [()]
+    cache: Any = None
     with lm.busy():
-        visit((), None, ids, mask)
+        while level:
+            inputs = {"input_ids": ids, "past_key_values": cache, "use_cache": True, **lm.only_last}
+            if not bool(mask.all()):
+                places = (mask.long().cumsum(1) - 1).clamp(min=0)
+                inputs |= {"attention_mask": mask.long(), "position_ids": places[:, -ids.shape[1] :]}
+            out = lm.hf(**{name: value for name, value in inputs.items() if value is not None})
+            for start, logits in zip(level, out.logits[:, -1].split(n), strict=True):
+                found[start] = _of_next(logits, tree[start])
+            deeper = [
+                (at, (*start, id)) for at, start in enumerate(level) for id in tree[start] if (*start, id) in tree
+            ]
+            level = [start for _, start in deeper]
+            if level:
+                cache = getattr(out, "past_key_values", None)
+                if type(cache) is not DynamicCache:  # one of a model's own may not reorder all that it has
+                    return {}
+                rows = torch.cat([torch.arange(n, device=ids.device) + at * n for at, _ in deeper])
+                cache.reorder_cache(rows)
+                ids = torch.cat([ids.new_full((n, 1), start[-1]) for start in level])
+                mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], 1)
     return found
 
 

@@ -12,7 +12,7 @@ from labkit.language_model import LanguageModel
 from labkit.patching.patch import patch
 from labkit.sweeps.sweep import sweep
 
-LAYERS, PAIRS = range(17, 25), 40  # what the notebook sweeps over
+LAYERS, PAIRS = range(17, 25), 24  # what the notebook sweeps over
 
 
 @exercise("10.1", "a pair (clean, corrupt, answer, foil), such as pairs[0]")

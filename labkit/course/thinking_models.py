@@ -1,6 +1,6 @@
 """Thinking models: written traces, what each sentence of one does, and exercises about both.
 
-A trace is a list of sentences, one a line between `<think>` and `</think>`; the answer follows. Six products are too
+A trace is a list of sentences, one a line between `<think>` and `</think>`; the answer follows. Four products are too
 hard for the default model, so that the result has to come from the trace.
 """
 
@@ -17,7 +17,7 @@ from labkit.audits.choices import choices
 from labkit.course.checks import Verdict, exercise
 from labkit.language_model import LanguageModel
 
-PRODUCTS = ((17, 8), (23, 7), (14, 12), (19, 6), (31, 9), (48, 5))
+PRODUCTS = ((17, 8), (23, 7), (14, 12), (19, 6))
 ANSWER = "</think>\n\nThe answer is"
 NEW = (26, 4)  # of an exercise
 

@@ -25,7 +25,7 @@ from labkit.models.hub_errors import explained
 from labkit.models.memory import available, empty_model, in_words, predict
 from labkit.models.packed_experts import register
 from labkit.models.processors import shared
-from labkit.models.quantisation import USUAL, Packing, has_experts, quantisation_config
+from labkit.models.quantisation import USUAL, Packing, has_experts, import_bitsandbytes, quantisation_config
 from labkit.models.quiet import quiet
 from labkit.models.scan.loading import check_templates
 from labkit.models.sources import default_model as packaged
@@ -81,6 +81,8 @@ def loaded(
                 "before that"
             )
         dtype = asked or compute_dtype(where.type, bits)
+        if bits < 16:
+            import_bitsandbytes()
         if form is not None and form.way == "package":
             stored.check_package(form, label, device=where, dtype=dtype)
         lazily = config is not whole or (form is not None and form.way == "expanded")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -44,6 +47,23 @@ class Packing:
 
 QUANT_TYPES = ("nf4", "fp4")
 USUAL = Packing()
+
+
+def import_bitsandbytes() -> None:
+    """Import it, on a machine without an accelerator with torch.compile off.
+
+    It compiles its kernels for devices that have none of their own. A CPU has, and torch._inductor, which compiling
+    brings in, takes 2 s and 40 MB in every kernel of a class.
+    """
+    switch = "TORCHDYNAMO_DISABLE"
+    if "bitsandbytes" in sys.modules or switch in os.environ or torch.accelerator.is_available():
+        return
+    os.environ[switch] = "1"
+    try:
+        with suppress(Exception):  # transformers says what is wrong with it
+            import bitsandbytes  # noqa: F401
+    finally:
+        os.environ.pop(switch, None)
 
 
 def quantisation_config(bits: int, dtype: torch.dtype, skeleton: PreTrainedModel, packing: Packing = USUAL) -> Any:

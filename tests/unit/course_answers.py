@@ -33,7 +33,7 @@ class Made:
     def misleading(self) -> tuple[Any, Any]:
         """One pair in which another head than 23.3 is the strongest, and one in which it is that."""
         found: dict[bool, Any] = {}
-        for pair in lk.task("indirect object").pairs(self.lm, n=40):
+        for pair in lk.task("indirect object").pairs(self.lm, n=24):
             grid = lk.patch(self.lm, *pair, site="z", layers=range(17, 25), progress=False).normalized
             found.setdefault(int(grid.argmax()) == (23 - 17) * self.lm.n_heads + 3, pair)
             if len(found) == 2:
@@ -92,7 +92,7 @@ RIGHT: dict[str, list[Answer]] = {
     "09.3": ["religion"],
     "09.4": [EVERY],
     "10.1": [lambda made: made.misleading[0]],
-    "10.2": [160, 160.0],
+    "10.2": [96, 96.0],
     "11.1": [steps(17, 8)[:4]],
     "11.2": [(2, 4), [2, 4]],
     "11.3": ["So 17 times 8 is 136."],
@@ -340,7 +340,7 @@ WRONG: dict[str, list[tuple[Answer, str]]] = {
         (3, "The answer is a pair"),
     ],
     "10.2": [
-        (80, "0.71 times as wide. Look for half"),
+        (48, "0.71 times as wide. Look for half"),
         (20, "Fewer pairs say less"),
         (1600, "That is more than is needed"),
         (1, "at least two pairs"),

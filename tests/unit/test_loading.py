@@ -335,10 +335,14 @@ def test_a_wheel_that_is_not_the_pinned_one_is_not_used(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_loading_makes_no_noise(tmp_path):
-    code = "import labkit as lk; lm = lk.load(progress=False); lm.run('hello'); print(lm.name)"
+def test_loading_makes_no_noise_and_brings_no_compiler():
+    code = (
+        "import os, sys, labkit as lk; lm = lk.load(progress=False); lm.run('hello'); "
+        "print(lm.name, [m for m in ('bitsandbytes', 'torch._inductor.lowering') if m in sys.modules], "
+        "'TORCHDYNAMO_DISABLE' in os.environ)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "SmolLM2-135M-Instruct"
+    assert done.stdout.strip() == "SmolLM2-135M-Instruct ['bitsandbytes'] False"
     assert done.stderr == ""
 
 

@@ -13,7 +13,9 @@ OPENERS = [(5,), (6, 7), (6, 8), (6, 9, 10), (11, 12, 13)]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "bloom", "deepseek_v3", "jamba", "qwen3_next", "mamba"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "gpt_oss", "bloom", "deepseek_v3", "jamba", "qwen3_next", "mamba", "minimax"]
+)
 def test_beginnings_after_a_prompt_read_once_are_those_after_the_prompt_read_again(name):
     lm = lk.wrap(tiny(name), tokenizer())
     draw = torch.Generator().manual_seed(0)
