@@ -9,17 +9,24 @@ sleeping. There are never more threads than were set with `torch.set_num_threads
 Threads that sleep while waiting (`OMP_WAIT_POLICY=passive`) would also help on a busy machine, but cost a fifth of the
 speed on a quiet one. With no more threads than free processors they gain nothing, so labkit leaves that setting alone.
 
+Each thread of Python in which PyTorch has computed keeps a team of its own. With more threads in all teams than
+processors, GNU's OpenMP lets those that wait sleep almost at once, and a pass in small steps takes twice as long: in a
+notebook with a widget, which computes in a thread of its own, from then on. So the team is given back when a block
+ends; to form the next one takes 0.2 ms.
+
 The number of threads changes the order in which sums are rounded, and nothing else.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -27,6 +34,7 @@ from labkit.models.container import processor_quota
 
 LOOK = 0.2  # seconds over which the use of processors is measured
 STALE = 2.0  # seconds after which what was measured says nothing about now
+PAUSE_HARD = 2  # of OpenMP 5.0; the threads of this thread's team end
 ENOUGH = 0.6  # of a processor: with less of one left, a thread more costs others in the team more than it gains
 
 
@@ -67,6 +75,8 @@ def shared() -> Iterator[None]:
                 torch.set_num_threads(_here.most)
             _here.set = None
             _lowered.pop(threading.get_ident(), None)
+            for runtime in _openmp():
+                runtime.omp_pause_resource_all(PAUSE_HARD)
 
 
 def look_again() -> None:
@@ -86,6 +96,18 @@ class _Here(threading.local):
 
 _here = _Here()
 _lowered: dict[int, int] = {}  # by thread in such a block: how many threads it has outside of it
+
+
+@cache
+def _openmp() -> list[ctypes.CDLL]:
+    """GNU's OpenMP, each copy that is loaded; none elsewhere than on Linux, or where LLVM's goes by its name."""
+    try:
+        with open("/proc/self/maps") as file:
+            paths = {line.split(maxsplit=5)[-1].strip() for line in file if "libgomp" in line}
+    except OSError:
+        return []
+    found = [ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_NOLOAD) for path in sorted(paths) if os.path.exists(path)]
+    return [one for one in found if hasattr(one, "omp_pause_resource_all") and not hasattr(one, "kmp_set_blocktime")]
 
 
 def _asked() -> int:

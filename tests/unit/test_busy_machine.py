@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,32 @@ def test_a_thread_that_starts_meanwhile_has_as_many_as_the_user_set(left):
         thread.start()
         thread.join()
     assert seen == [1, 2]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads of Linux")
+def test_a_thread_gives_its_team_back(left):
+    """Teams that wait would make those of other threads, as of a notebook beside a widget's, sleep at every step."""
+    left["now"], seen = 2.0, []
+
+    def tasks() -> set[str]:
+        return set(os.listdir("/proc/self/task"))
+
+    def work() -> None:
+        begin = tasks()
+        with shared():
+            torch.ones(1 << 20).cos()
+            team = tasks() - begin
+        for _ in range(500):  # a thread that has ended stays in the list for a moment
+            if not (kept := team & tasks()):
+                break
+            time.sleep(0.01)
+        seen.append((len(team), len(kept)))
+
+    for _ in range(2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert seen == [(1, 0)] * 2
 
 
 def test_the_number_of_threads_changes_rounding_and_nothing_else(lm32, left):

@@ -20,7 +20,7 @@ from labkit.course.assignment import exercises_of
 
 pytestmark = pytest.mark.long
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-FEWER = {"pairs=4": "pairs=2", "limit=150": "limit=60"}  # in what comes before
+FEWER = {"pairs=4": "pairs=2", "limit=100": "limit=60"}  # in what comes before
 
 
 def statements(notebook: dict[str, Any], upto: int) -> list[ast.stmt]:
