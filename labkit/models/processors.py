@@ -75,8 +75,13 @@ def shared() -> Iterator[None]:
                 torch.set_num_threads(_here.most)
             _here.set = None
             _lowered.pop(threading.get_ident(), None)
-            for runtime in _openmp():
-                runtime.omp_pause_resource_all(PAUSE_HARD)
+            give_back()
+
+
+def give_back() -> None:
+    """End the threads of this thread's team, as after a block."""
+    for runtime in _openmp():
+        runtime.omp_pause_resource_all(PAUSE_HARD)
 
 
 def look_again() -> None:

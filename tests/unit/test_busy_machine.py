@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pair import CLEAN, CORRUPT
 import labkit as lk
 from labkit.models import processors
 from labkit.models.processors import _guess, _left, _Look, free, look_again, shared, threads_for, usable
+from labkit.widgets.base.job_queue import JobQueue
 
 
 @pytest.fixture
@@ -160,29 +162,38 @@ def test_a_thread_that_starts_meanwhile_has_as_many_as_the_user_set(left):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads of Linux")
-def test_a_thread_gives_its_team_back(left):
+def test_a_thread_gives_its_team_back(lm32, left):
     """Teams that wait would make those of other threads, as of a notebook beside a widget's, sleep at every step."""
-    left["now"], seen = 2.0, []
+    left["now"], teams = 2.0, []
 
     def tasks() -> set[str]:
         return set(os.listdir("/proc/self/task"))
 
-    def work() -> None:
+    def work(*_) -> None:
         begin = tasks()
-        with shared():
-            torch.ones(1 << 20).cos()
-            team = tasks() - begin
-        for _ in range(500):  # a thread that has ended stays in the list for a moment
-            if not (kept := team & tasks()):
-                break
-            time.sleep(0.01)
-        seen.append((len(team), len(kept)))
+        torch.ones(1 << 20).cos()
+        teams.append(tasks() - begin)
 
-    for _ in range(2):
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-    assert seen == [(1, 0)] * 2
+    def in_a_block() -> None:
+        with shared():
+            work()
+        ended(teams[-1])
+
+    def ended(team: set[str]) -> None:
+        assert len(team) == 1
+        for _ in range(500):  # a thread that has ended stays in the list for a moment
+            if not team & tasks():
+                return
+            time.sleep(0.01)
+        raise AssertionError("the team is still there")
+
+    with ThreadPoolExecutor(1) as one:
+        one.submit(in_a_block).result()
+        one.submit(in_a_block).result()
+    jobs = JobQueue(lm32, background=True)  # of a widget
+    jobs.ask(work)
+    jobs.wait()
+    ended(teams[-1])
 
 
 def test_the_number_of_threads_changes_rounding_and_nothing_else(lm32, left):

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from labkit.models.processors import give_back
+
 Work = Callable[[threading.Event], None]
 
 
@@ -52,6 +54,7 @@ class _Worker:
         while (job := self.waiting.get()) is not None:
             self.now = job
             job.run()
+            give_back()  # what is computed around the model's passes forms a team as well
             self.now = job = None  # a job holds its widget and model; do not keep them while waiting
 
 
