@@ -157,6 +157,7 @@ interface PromptBoxTraits extends BlockTraits {
   placeholder: string;
   rows: number;
   delay: number;
+  edits: number;
 }
 interface StatusLineTraits extends BlockTraits {
   text: string;

@@ -22,6 +22,7 @@ from labkit.widgets.base.colour_scales import SCALES, colour, ink
 from labkit.widgets.base.job_queue import JobQueue, in_background
 from labkit.widgets.base.snapshot import VIEW
 from labkit.widgets.blocks.heatmap_picture import strongest
+from labkit.widgets.blocks.prompt_box import PromptBox
 from labkit.widgets.blocks.token_bars import TokenBars
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -298,3 +299,28 @@ def test_a_notebook_without_a_front_end_is_saved_with_the_pictures(lm4: lk.Langu
         assert live.data["text/plain"].startswith("P")
         assert words in opened(picture.data["text/html"])
         assert len(picture.data["text/html"]) < 60_000
+
+
+# -- what is typed, and clicks --------------------------------------------------------------------------------------
+
+
+def test_a_click_after_typing_comes_after_it_though_changes_wait_for_a_busy_kernel(monkeypatch):
+    box, sent, seen = PromptBox(value="a"), [], []
+    monkeypatch.setattr(box, "send_state", lambda key=None: sent.append(key))
+    box.on_submit(lambda: seen.append(box.value))
+
+    def leaves(kind: str, value: str, edits: int) -> None:
+        box._handle_custom_msg({"kind": kind, "value": value, "edits": edits}, [])
+
+    box.set_state({"value": "ab", "edits": 1})
+    leaves("submit", "abc", 2)
+    assert seen == ["abc"]  # whose change has not come yet
+    assert sent == []  # the browser has it, and may have more
+    box.value = "mended"  # by a button
+    assert sent == ["value"]
+    box.set_state({"value": "abc", "edits": 2})
+    assert box.value == "mended"
+    box.set_state({"value": "abc", "edits": 3})  # typed again
+    assert box.value == "abc"
+    leaves("left", "abc", 3)
+    assert (box.value, box.edits) == ("abc", 3)

@@ -23,6 +23,17 @@ function render({ model, el }) {
     grow();
   }
 
+  // Changes wait in the browser while the kernel works on the one before; a click on a button does not, nor does this.
+  let told = model.get("edits");
+  /** @param {"left" | "submit"} kind */
+  function tellAtOnce(kind) {
+    tellNow();
+    if (kind === "submit" || told !== model.get("edits")) {
+      model.send({ kind, value: box.value, edits: model.get("edits") });
+      told = model.get("edits");
+    }
+  }
+
   let waiting = /** @type {number | null} */ (null); // what was typed and is not told yet
   function tellNow() {
     if (waiting === null) return;
@@ -33,17 +44,17 @@ function render({ model, el }) {
   }
   box.addEventListener("input", () => {
     grow();
+    model.set("edits", model.get("edits") + 1);
     if (waiting !== null) clearTimeout(waiting);
     waiting = setTimeout(tellNow, model.get("delay"));
     if (!model.get("delay")) tellNow();
   });
-  box.addEventListener("blur", tellNow);
+  box.addEventListener("blur", () => tellAtOnce("left"));
   box.addEventListener("keydown", (event) => {
     event.stopPropagation(); // the notebook has its own meaning for Enter
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
-    tellNow();
-    model.send({ kind: "submit" });
+    tellAtOnce("submit");
   });
 
   draw();
