@@ -125,12 +125,13 @@ def _read_once(lm: LanguageModel, prompts: Sequence[torch.Tensor], tree: Tree) -
     """
     from transformers import DynamicCache
 
-    (ids, mask), n = batch_of(lm, list(prompts)), len(prompts)
+    ids, mask = batch_of(lm, list(prompts))
+    n = len(ids)
     found: dict[tuple[int, ...], torch.Tensor] = {}
     level: list[tuple[int, ...]] = [()]
     cache: Any = None
     with lm.busy():
-        while level:
+        while True:
             inputs = {"input_ids": ids, "past_key_values": cache, "use_cache": True, **lm.only_last}
             if not bool(mask.all()):
                 places = (mask.long().cumsum(1) - 1).clamp(min=0)
@@ -141,16 +142,16 @@ def _read_once(lm: LanguageModel, prompts: Sequence[torch.Tensor], tree: Tree) -
             deeper = [
                 (at, (*start, id)) for at, start in enumerate(level) for id in tree[start] if (*start, id) in tree
             ]
+            if not deeper:
+                return found
+            cache = getattr(out, "past_key_values", None)
+            if type(cache) is not DynamicCache:  # one of a model's own may not reorder all that it has
+                return {}
             level = [start for _, start in deeper]
-            if level:
-                cache = getattr(out, "past_key_values", None)
-                if type(cache) is not DynamicCache:  # one of a model's own may not reorder all that it has
-                    return {}
-                rows = torch.cat([torch.arange(n, device=ids.device) + at * n for at, _ in deeper])
-                cache.reorder_cache(rows)
-                ids = torch.cat([ids.new_full((n, 1), start[-1]) for start in level])
-                mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], 1)
-    return found
+            rows = torch.cat([torch.arange(n, device=ids.device) + at * n for at, _ in deeper])
+            cache.reorder_cache(rows)
+            ids = torch.cat([ids.new_full((n, 1), start[-1]) for start in level])
+            mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], 1)
 
 
 def _read_again(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labkit.activations.metrics import kl
 from labkit.activations.run import run
 from labkit.activations.sites import checked
 from labkit.audits.openers import ROWS, asking, check_disjoint, log_odds, opener_ids, uninterrupted
@@ -278,7 +279,7 @@ def _damaged(
     with nullcontext() if vector is None else steer(lm, vector, manner=manner):
         logits = plain if vector is None else _predicted(lm, prose)
     surprise = float(torch.nn.functional.cross_entropy(logits, prose[0, 1:].cpu()))
-    return float(np.exp(surprise)), 0.0 if vector is None else _divergence(plain, logits)
+    return float(np.exp(surprise)), _divergence(plain, logits)
 
 
 def _check(pairs: Sequence[Any], controls: int, new_tokens: int) -> None:
@@ -331,8 +332,7 @@ def _divergence(plain: torch.Tensor, other: torch.Tensor) -> float:
     """KL of the changed from the unchanged distributions (rows, vocab), nats, the mean over rows."""
     total = 0.0
     for clean, moved in zip(plain.split(32), other.split(32), strict=True):  # while they are in the caches
-        logprobs = clean.log_softmax(-1)
-        total += float((logprobs.exp() * (logprobs - moved.log_softmax(-1))).sum(dtype=torch.float64))
+        total += float(kl(moved, clean=clean).sum(dtype=torch.float64))
     return max(0.0, total / len(plain))
 
 
