@@ -22,7 +22,7 @@ from labkit.activations.sites import Site
 from labkit.collected.collection import Collection
 from labkit.collected.store import ShardFile
 from labkit.features.quantiles import add, nothing, quantiles, wanted
-from labkit.features.reading import Look, smallest, strongest, taken, tally, told_apart
+from labkit.features.reading import Look, smallest, strongest, taken, tally, told_apart, total
 from labkit.features.result import Example, Examples
 from labkit.features.units import Direction, unit_of
 from labkit.results.recipe import versions
@@ -154,17 +154,17 @@ class _Counted:
 
 def _counted(source: _Shards, look: Look) -> _Counted:
     all_of = _Counted(0, 0, 0, 0, 0.0, 0.0, nothing(), [])
-    sums, squares = [], []  # added up exactly, so that the order in which shards come makes no difference
+    sums, squares = [], []  # exact, so that which shards there are and how they come makes no difference
     for part in source.each(tally, look):
         all_of.rows += part.rows
         all_of.texts += part.texts
         all_of.zeros += part.zeros
         all_of.positive += part.positive
-        sums.append(part.sum)
-        squares.append(part.squares)
+        sums += part.sum
+        squares += part.squares
         add(all_of.counts, part.counts)
         all_of.top = strongest([*all_of.top, *part.top], look.top)
-    all_of.sum, all_of.squares = math.fsum(sums), math.fsum(squares)
+    all_of.sum, all_of.squares = total(sums), total(squares)
     return all_of
 
 

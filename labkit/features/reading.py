@@ -7,6 +7,7 @@ are a sample without replacement (bottom-k sampling), the same in whichever orde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection as Container
 from dataclasses import dataclass
 from typing import Any
@@ -51,15 +52,15 @@ class Look:
 
 @dataclass(frozen=True)
 class Tally:
-    """What the first look gives: counts, sums, and the strongest texts (number, text, position) in order."""
+    """What the first look gives: counts, sums (`exactly`), the strongest texts (number, text, position) in order."""
 
     rows: int
     nan: int
     texts: int
     zeros: int
     positive: int
-    sum: float
-    squares: float
+    sum: list[float]
+    squares: list[float]
     counts: Counts
     top: list[tuple[float, int, int]]
 
@@ -96,9 +97,26 @@ def tally(look: Look, shard: ShardFile) -> Tally:
     best = best[np.lexsort((one.text[best], -exact[best]))][: look.top]
     top = [(float(one.values[n]), int(one.text[n]), int(one.position[n])) for n in best]
     return Tally(
-        len(exact), one.nan, len(texts), int((exact == 0).sum()), int((exact > 0).sum()), float(exact.sum()),
-        float(np.square(exact).sum()), upper(one.values), top,
+        len(exact), one.nan, len(texts), int((exact == 0).sum()), int((exact > 0).sum()), exactly(exact),
+        exactly(np.square(exact)), upper(one.values), top,
     )  # fmt: skip
+
+
+def exactly(values: np.ndarray) -> list[float]:
+    """A few numbers whose sum is that of all, with nothing rounded (an expansion, Shewchuk 1997): added up, those of
+    several shards give the same to the last bit wherever one shard ends and the next begins."""
+    left, parts = values.tolist(), []
+    if not np.isfinite(values).all():
+        return [sum(left)]
+    while part := math.fsum(left):
+        parts.append(part)
+        left.append(-part)
+    return parts
+
+
+def total(parts: list[float]) -> float:
+    """Their sum, rounded once."""
+    return math.fsum(parts) if all(map(math.isfinite, parts)) else sum(parts)
 
 
 def told_apart(look: Look, shard: ShardFile) -> dict[int, Counts]:

@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import labkit as lk
 from labkit.features import quantiles as q
+from labkit.features.reading import exactly, total
 
 QUIET = {"progress": False}
 FIRES = 77
@@ -156,6 +158,21 @@ def test_shards_threads_and_processes_make_no_difference(tiny, texts, tmp_path: 
 def _cut_in_two_ways(tiny, texts) -> list[lk.Collection]:
     """One collection in one shard and in several; texts run one by one, so that the numbers are the same."""
     return [lk.collect(tiny, texts, read=["mlp_act.1"], shard=n, batch=1, **QUIET) for n in (60, 7)]
+
+
+numbers_of_all_sizes = arrays(np.float64, st.integers(0, 40), elements=st.floats(-(2.0**500), 2.0**500))
+
+
+@given(numbers_of_all_sizes, st.integers(0, 40))
+def test_sums_are_rounded_once_however_the_numbers_are_cut(values: np.ndarray, at: int) -> None:
+    parts = [*exactly(values[:at]), *exactly(values[at:])]
+    assert total(parts) == total(exactly(values)) == float(sum(map(Fraction, values.tolist())))
+
+
+@pytest.mark.parametrize(("values", "sum"), [([math.inf, 1], math.inf), ([math.inf, -math.inf], math.nan)])
+def test_a_sum_of_what_is_not_finite_is_none(values: list[float], sum: float) -> None:
+    found = [total(exactly(np.array(values))), total([part for one in values for part in exactly(np.array([one]))])]
+    np.testing.assert_equal(found, [sum, sum])
 
 
 @pytest.mark.long
