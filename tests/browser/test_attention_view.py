@@ -74,6 +74,24 @@ def test_a_token_shows_where_it_looks_and_what_looks_at_it(view: Locator) -> Non
     token.click()
 
 
+TOPS = """tool => [...tool.querySelectorAll(".labkit-stage")].map(
+    stage => Math.round(stage.getBoundingClientRect().top - tool.getBoundingClientRect().top))"""
+
+
+def test_what_is_below_does_not_move_with_what_is_pointed_at(page: Page, view: Locator) -> None:
+    table = view.locator(".labkit-looks table")
+    tops = lambda: view.evaluate(TOPS)  # noqa: E731
+    before = tops()
+    assert len(before) > 1
+    for pointed in (view.locator(".labkit-token").nth(13), large(view).locator(".labkit-stage")):
+        pointed.hover()
+        expect(table).to_have_count(1)
+        assert tops() == before
+        page.mouse.move(5, 5)
+        expect(table).to_have_count(0)
+        assert tops() == before
+
+
 def test_heads_are_put_in_order_and_filtered_by_a_score(page: Page, view: Locator) -> None:
     view.get_by_label("order by").select_option("previous token")
     heads = view.locator(".labkit-heads")
