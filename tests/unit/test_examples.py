@@ -169,10 +169,10 @@ def test_sums_are_rounded_once_however_the_numbers_are_cut(values: np.ndarray, a
     assert total(parts) == total(exactly(values)) == float(sum(map(Fraction, values.tolist())))
 
 
-@pytest.mark.parametrize(("values", "sum"), [([math.inf, 1], math.inf), ([math.inf, -math.inf], math.nan)])
-def test_a_sum_of_what_is_not_finite_is_none(values: list[float], sum: float) -> None:
+@pytest.mark.parametrize(("values", "expected"), [([math.inf, 1], math.inf), ([math.inf, -math.inf], math.nan)])
+def test_sums_of_what_is_not_finite_are_not_finite_either(values: list[float], expected: float) -> None:
     found = [total(exactly(np.array(values))), total([part for one in values for part in exactly(np.array([one]))])]
-    np.testing.assert_equal(found, [sum, sum])
+    np.testing.assert_equal(found, [expected, expected])
 
 
 @pytest.mark.long
