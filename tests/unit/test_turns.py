@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
+from dataclasses import dataclass, field
+
+import numpy as np
 import pytest
 
 from labkit.server.jobs import Limits, Refused, Work
@@ -53,6 +57,62 @@ def test_short_calls_get_more_turns_than_long_ones(clock: Clock) -> None:
         turns.finish(work, result=b"")
         order.append(work.charged)
     assert order.count("short") == 6
+
+
+def test_whoever_comes_late_has_no_time_saved_up(clock: Clock) -> None:
+    turns = Turns(clock=clock)
+    for n in range(8):
+        turns.submit("early", b"e%d" % n, id=f"e{n}")
+    for _ in range(4):
+        a_turn(turns, clock)
+    for n in range(4):
+        turns.submit("late", b"l%d" % n, id=f"l{n}")
+    assert [a_turn(turns, clock).charged for _ in range(6)].count("early") == 3
+
+
+@dataclass
+class Wait:
+    """A student's call that waits, what their call before it took, and what the flood has got meanwhile."""
+
+    before: float
+    flood: list[float] = field(default_factory=list)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_while_a_call_waits_a_flood_gets_no_more_than_its_student_had_before_and_one_call(
+    clock: Clock, seed: int
+) -> None:
+    """In model seconds, however long calls take and whenever they come; in turns there is no such bound."""
+    rng = np.random.default_rng(seed)
+    turns, many, calls = Turns(clock=clock), 20, 3
+    comes = [(float(rng.exponential(5)), n, 0, 0.0) for n in range(many)]  # when, who, which call, seconds before it
+    heapq.heapify(comes)
+    waits: dict[str, Wait] = {}
+    ended, flooded, served = [], 0, 0
+    while served < many * calls:
+        while len(turns.students["flood"].waiting if flooded else ()) < 8:
+            turns.submit("flood", b"f%d" % flooded, id=f"f{flooded}")
+            flooded += 1
+        while comes and comes[0][0] <= clock.now:
+            _, n, call, before = heapq.heappop(comes)
+            turns.submit(f"s{n}", b"%d %d" % (n, call), id=f"{n} {call}")
+            waits[f"s{n}"] = Wait(before)
+        work = turns.next(0)
+        assert work is not None
+        seconds = float(10 ** rng.uniform(-2, 1))  # a thousandfold: small reads, grids, and a busy machine
+        if work.charged == "flood":
+            for wait in waits.values():
+                wait.flood.append(seconds)
+        else:
+            ended.append(waits.pop(work.charged))
+            n, call = (int(word) for word in work.body.split())
+            served += 1
+            if call + 1 < calls:
+                heapq.heappush(comes, (clock.now + seconds + float(rng.exponential(0.5)), n, call + 1, seconds))
+        clock.now += seconds
+        turns.finish(work, result=b"r")
+    assert all(sum(wait.flood[:-1]) <= wait.before + 1e-9 for wait in ended)
+    assert any(len(wait.flood) > 1 for wait in ended)  # or the line above says nothing
 
 
 def test_the_same_call_of_thirty_students_is_done_once(clock: Clock) -> None:
