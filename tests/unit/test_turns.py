@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
 
@@ -70,12 +67,19 @@ def test_whoever_comes_late_has_no_time_saved_up(clock: Clock) -> None:
     assert [a_turn(turns, clock).charged for _ in range(6)].count("early") == 3
 
 
-@dataclass
-class Wait:
-    """A student's call that waits, what their call before it took, and what the flood has got meanwhile."""
-
-    before: float
-    flood: list[float] = field(default_factory=list)
+def test_with_calls_of_equal_length_a_flood_gets_one_turn_more_than_a_class_and_nobody_waits_longer(
+    clock: Clock,
+) -> None:
+    turns, names = Turns(Limits(jobs=300), clock=clock), [f"s{n}" for n in range(20)]
+    for n in range(300):
+        turns.submit("flood", b"f%d" % n, id=f"f{n}")
+    for call in range(3):
+        for name in names:
+            turns.submit(name, f"{name} {call}".encode(), id=f"{name} {call}")
+        while any(turns.students[name].waiting for name in names):
+            a_turn(turns, clock)
+    assert turns.students["flood"].turns <= 3 + 1
+    assert max(turns.students[name].longest for name in names) <= 20
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -84,35 +88,32 @@ def test_while_a_call_waits_a_flood_gets_no_more_than_its_student_had_before_and
 ) -> None:
     """In model seconds, however long calls take and whenever they come; in turns there is no such bound."""
     rng = np.random.default_rng(seed)
-    turns, many, calls = Turns(clock=clock), 20, 3
-    comes = [(float(rng.exponential(5)), n, 0, 0.0) for n in range(many)]  # when, who, which call, seconds before it
-    heapq.heapify(comes)
-    waits: dict[str, Wait] = {}
-    ended, flooded, served = [], 0, 0
-    while served < many * calls:
-        while len(turns.students["flood"].waiting if flooded else ()) < 8:
-            turns.submit("flood", b"f%d" % flooded, id=f"f{flooded}")
-            flooded += 1
-        while comes and comes[0][0] <= clock.now:
-            _, n, call, before = heapq.heappop(comes)
-            turns.submit(f"s{n}", b"%d %d" % (n, call), id=f"{n} {call}")
-            waits[f"s{n}"] = Wait(before)
-        work = turns.next(0)
-        assert work is not None
+    turns, calls = Turns(Limits(jobs=300), clock=clock), 3
+    for n in range(300):
+        turns.submit("flood", b"f%d" % n, id=f"f{n}")
+    comes = {f"s{n}": float(rng.exponential(5)) for n in range(20)}  # when a student asks next
+    before = dict.fromkeys(comes, 0.0)  # what their call before took
+    asked = dict.fromkeys(comes, 0)
+    waits: dict[str, list[float]] = {}  # what the flood has got while a student's call waits
+    most = 0
+    while comes or waits:
+        for name in [name for name, when in comes.items() if when <= clock.now]:
+            del comes[name]
+            turns.submit(name, f"{name} {asked[name]}".encode(), id=f"{name} {asked[name]}")
+            asked[name] += 1
+            waits[name] = []
         seconds = float(10 ** rng.uniform(-2, 1))  # a thousandfold: small reads, grids, and a busy machine
-        if work.charged == "flood":
-            for wait in waits.values():
-                wait.flood.append(seconds)
-        else:
-            ended.append(waits.pop(work.charged))
-            n, call = (int(word) for word in work.body.split())
-            served += 1
-            if call + 1 < calls:
-                heapq.heappush(comes, (clock.now + seconds + float(rng.exponential(0.5)), n, call + 1, seconds))
-        clock.now += seconds
-        turns.finish(work, result=b"r")
-    assert all(sum(wait.flood[:-1]) <= wait.before + 1e-9 for wait in ended)
-    assert any(len(wait.flood) > 1 for wait in ended)  # or the line above says nothing
+        who = a_turn(turns, clock, seconds).charged
+        if who == "flood":
+            for flood in waits.values():
+                flood.append(seconds)
+            continue
+        flood = waits.pop(who)
+        assert sum(flood[:-1]) <= before[who] + 1e-9
+        most, before[who] = max(most, len(flood)), seconds
+        if asked[who] < calls:
+            comes[who] = clock.now + float(rng.exponential(0.5))
+    assert most > 1  # or the bound says nothing
 
 
 def test_the_same_call_of_thirty_students_is_done_once(clock: Clock) -> None:
